@@ -1,0 +1,1 @@
+"""A controlled study of how networks select their normalizers."""

@@ -1,0 +1,313 @@
+"""The rules that turn replicates into intervals. Each is a pure function that says what varies in its interval.
+
+The unit is always the replicate: one draw of every seed (initialization, data order, split), shared by all cells.
+Cells of one replicate are therefore not independent, and no interval here treats them as if they were.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.spatial.distance import jensenshannon
+
+from study.norms.names import NORMALIZERS
+
+Floats = NDArray[np.float64]
+
+STATISTICS = ("mean", "var")
+DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number, the interval it may lie in, and the replicates `n` that say so. None where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int
+
+
+def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> Estimate:
+    """Mean and Student t interval of one finite value a replicate.
+
+    What varies: the replicate. One replicate gives no interval, and neither do identical ones: a spread of zero
+    (every network at 100 % accuracy, say) is no proof that the next seed would agree.
+    """
+    array = np.asarray(values, dtype=float)
+    if not np.isfinite(array).all():
+        raise ValueError(f"values: {array.tolist()}: allowed are finite numbers")
+    if array.size == 0:
+        return Estimate(value=None, n=0)
+    mean = float(array.mean())
+    if array.size == 1 or _identical(array):
+        return Estimate(value=mean, n=array.size)
+    low, high = stats.ttest_1samp(array, 0.0).confidence_interval(confidence)
+    return Estimate(value=mean, low=float(low), high=float(high), n=array.size)
+
+
+def replicates_needed(half_width: float, target: float, n: int, confidence: float) -> int | None:
+    """Replicates that would narrow a t interval from `half_width` at `n` to `target`, were their spread the same.
+
+    None where 1000 would not do.
+    """
+    quantile = (1 + confidence) / 2
+    spread = half_width * np.sqrt(n) / stats.t.ppf(quantile, n - 1)
+    candidates = np.arange(2, 1001)
+    enough = stats.t.ppf(quantile, candidates - 1) * spread / np.sqrt(candidates) <= target
+    return int(candidates[enough][0]) if enough.any() else None
+
+
+# ------------------------------------------------------------------------------------- paired differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Reference minus other, paired at equal cell (every other factor) and equal replicate.
+
+    `missing` counts the planned pairs without a number by the side and state that caused it ("bn diverged").
+    """
+
+    reference: object
+    other: object
+    estimate: Estimate
+    per_replicate: tuple[float, ...]
+    n_pairs: int
+    n_pairs_planned: int
+    n_cells: int
+    n_cells_diverged: int
+    n_cells_planned: int
+    missing: dict[str, int]
+
+
+def paired_differences(
+    trials: pd.DataFrame,
+    *,
+    factors: Sequence[str],
+    factor: str,
+    reference: object,
+    other: object,
+    metric: str,
+    confidence: float,
+) -> PairedDifference:
+    """The difference of `metric` between two levels of `factor`, averaged over cells inside each replicate.
+
+    What varies in the interval: the replicate. The cells are those of the plan, not a sample of cells. Only cells
+    that every counted replicate holds enter (`complete_block`), so that replicates differ by their seeds alone.
+    `trials` has one row a planned trial: a column a factor, `replicate`, `state`, and `metric`.
+    """
+    sides = trials[[level in (reference, other) for level in trials[factor]]]
+    cells = cell_numbers(sides, [name for name in factors if name != factor])
+    done = sides["state"] == "done"
+    sides = sides.assign(cell=cells, value=sides[metric].astype(float).where(done))
+    sides["state"] = sides["state"].mask(done & sides["value"].isna(), f"without {metric}")
+    first, second = (
+        sides[sides[factor] == level].set_index(["cell", "replicate"]) for level in (reference, other)
+    )
+    planned = first.index.intersection(second.index)
+    difference = first["value"].loc[planned] - second["value"].loc[planned]
+    causes = _missing_causes(
+        difference,
+        {_name_level(factor, level): side for level, side in ((reference, first), (other, second))},
+    )
+    table = difference.unstack("replicate")
+    rows, columns = complete_block(table.notna().to_numpy())
+    per_replicate = table.to_numpy()[np.ix_(rows, columns)].mean(axis=0) if rows.size else np.empty(0)
+    diverged = causes[causes.str.contains("diverged")].index.unique("cell").difference(table.index[rows])
+    return PairedDifference(
+        reference=reference, other=other, estimate=replicate_interval(per_replicate, confidence),
+        per_replicate=tuple(per_replicate.tolist()),
+        n_pairs=rows.size * columns.size, n_pairs_planned=len(planned),
+        n_cells=rows.size, n_cells_diverged=len(diverged), n_cells_planned=len(table),
+        missing=dict(sorted(Counter(causes).items())),
+    )  # fmt: skip
+
+
+def _missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) -> pd.Series:
+    """Why a pair has no difference: "sn planned and bn diverged"."""
+    pairs = difference.index[difference.isna()]
+    causes = [
+        " and ".join(
+            f"{level} {side.at[pair, 'state']}"
+            for level, side in sides.items()
+            if pd.isna(side.at[pair, "value"])
+        )
+        for pair in pairs
+    ]
+    return pd.Series(causes, index=pairs, dtype=object)
+
+
+def _name_level(factor: str, level: object) -> str:
+    return level if isinstance(level, str) else f"{factor} {level}"
+
+
+def cell_numbers(trials: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
+    """A number for each combination of the factors' levels, one a row; all 0 without factors."""
+    if not factors:
+        return pd.Series(0, index=trials.index)
+    return trials.groupby(list(factors), sort=False, dropna=False).ngroup()
+
+
+def complete_block(present: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Cells and replicates of a (cells, replicates) table that are all present, chosen by presence alone.
+
+    Replicates join in order of completeness while (replicates - 1) * cells grows, the number of comparisons between
+    replicates, and at least half of the best replicate's cells remain. Returns row and column numbers.
+    """
+    order = np.argsort(-present.sum(axis=0), kind="stable")
+    best: tuple[NDArray[np.intp], NDArray[np.intp]] = (np.empty(0, np.intp), np.empty(0, np.intp))
+    most, best_score = 0, (0, 0)
+    for count in range(1, order.size + 1):
+        rows = np.flatnonzero(present[:, order[:count]].all(axis=1))
+        most = max(most, rows.size)
+        score = ((count - 1) * rows.size, rows.size)
+        if 2 * rows.size >= most and score > best_score:
+            best, best_score = (rows, np.sort(order[:count])), score
+    return best
+
+
+# ---------------------------------------------------------------------------- profiles of switch weights
+
+
+def depth_profile(layers: pd.DataFrame) -> Floats:
+    """What one network chose, by relative depth: an array (statistic, depth of `DEPTH_GRID`, normalizer).
+
+    `layers` has the rows of one trial and epoch: depth_fraction, statistic, normalizer, weight. Layers at equal
+    depth are averaged; a normalizer outside the trial's pool has weight 0; weights sum to 1 over the normalizers.
+    """
+    table = layers.pivot_table(
+        index="depth_fraction",
+        columns=["statistic", "normalizer"],
+        values="weight",
+        aggfunc="mean",
+        observed=True,
+    )
+    wanted = pd.MultiIndex.from_product([STATISTICS, NORMALIZERS])
+    table = table.reindex(columns=wanted).fillna(0.0).sort_index()
+    depths = table.index.to_numpy(dtype=float)
+    columns = [np.interp(DEPTH_GRID, depths, table[column].to_numpy()) for column in wanted]
+    profile = np.stack(columns).reshape(len(STATISTICS), len(NORMALIZERS), DEPTH_GRID.size).swapaxes(1, 2)
+    return np.asarray(profile / profile.sum(axis=-1, keepdims=True), dtype=float)
+
+
+def profile_distance(first: Floats, second: Floats) -> Floats:
+    """Jensen-Shannon distance (base 2, from 0 to 1) of profiles (..., statistic, depth, normalizer).
+
+    Averaged over depth; returns (..., statistic). Leading axes are broadcast.
+    """
+    with np.errstate(invalid="ignore"):  # equal profiles may round to the root of a tiny negative number
+        distance = jensenshannon(*np.broadcast_arrays(first, second), base=2, axis=-1)
+    return np.asarray(np.nan_to_num(distance).mean(axis=-1), dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorDistances:
+    """Distances between replicates r and s, arrays (replicate, replicate, statistic), averaged over cells.
+
+    `between`: two cells that differ in the factor alone; `within`: one cell with itself, over the same cells.
+    """
+
+    between: Floats
+    within: Floats
+    n_cell_pairs: int
+
+
+def factor_distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> FactorDistances:
+    """Distances that a factor's levels make and distances that seeds make, over the same cells.
+
+    `profiles` is (cell, replicate, statistic, depth, normalizer); `cells` has a row a cell and a column a factor.
+    Cells are grouped by all other factors; a group counts where it holds two levels or more, each group equally.
+    Raises `ValueError` where no two cells differ in the factor alone.
+    """
+    between, within = [], []
+    for members in _comparable_cells(cells, factor):
+        pairs = combinations(members, 2)
+        between.append(np.mean([_replicate_distances(profiles[a], profiles[b]) for a, b in pairs], axis=0))
+        within.append(np.mean([_replicate_distances(profiles[a], profiles[a]) for a in members], axis=0))
+    if not between:
+        raise ValueError(f"{factor}: no two cells differ in it alone")
+    return FactorDistances(
+        between=np.mean(between, axis=0),
+        within=np.mean(within, axis=0),
+        n_cell_pairs=count_cell_pairs(cells, factor),
+    )
+
+
+def count_cell_pairs(cells: pd.DataFrame, factor: str) -> int:
+    """Pairs of cells that differ in the factor alone."""
+    return sum(comb(len(members), 2) for members in _comparable_cells(cells, factor))
+
+
+def factor_effect(distances: FactorDistances, confidence: float, statistic: str | None = None) -> Estimate:
+    """How far a factor moves the choice over how far seeds alone move it: D_factor / D_seed, 1 for no effect.
+
+    Both are taken between different replicates: at equal replicate, cells share their seeds and lie closer than
+    seeds would put them. `statistic` takes the mean or the variance weights alone.
+    What varies in the interval: the replicate (jackknife of the log ratio, Student t; at least 3 replicates).
+    """
+    return _jackknife(lambda keep: _log_ratio(distances, keep, statistic), len(distances.between), confidence)
+
+
+def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: float) -> Estimate:
+    """The ratio of two factors' effects: above 1 where the first moves the choice further than the second.
+
+    Both need the same replicates in the same order. What varies in the interval: as in `factor_effect`.
+    """
+    return _jackknife(
+        lambda keep: _log_ratio(strong, keep) - _log_ratio(weak, keep), len(strong.between), confidence
+    )
+
+
+def _comparable_cells(cells: pd.DataFrame, factor: str) -> list[list[int]]:
+    """Groups of two or more row numbers of `cells` that agree in every other factor."""
+    numbers = cell_numbers(cells, [name for name in cells if name != factor]).to_numpy()
+    groups = [np.flatnonzero(numbers == number).tolist() for number in np.unique(numbers)]
+    return [members for members in groups if len(members) > 1]
+
+
+def _replicate_distances(first: Floats, second: Floats) -> Floats:
+    """(replicate, ...) profiles of two cells -> distances (replicate, replicate, statistic)."""
+    return profile_distance(first[:, None], second[None])
+
+
+def _log_ratio(distances: FactorDistances, keep: NDArray[np.intp], statistic: str | None = None) -> float:
+    """Log of D_factor / D_seed over the replicates `keep`; NaN where it is not defined."""
+    chosen = [STATISTICS.index(statistic)] if statistic else list(range(len(STATISTICS)))
+    between, within = (
+        table[np.ix_(keep, keep, chosen)].mean(axis=-1)[~np.eye(keep.size, dtype=bool)].mean()
+        if keep.size > 1
+        else 0.0
+        for table in (distances.between, distances.within)
+    )
+    # Seeds that move nothing (fixed or untrained weights) leave nothing to compare with.
+    return float(np.log(between / within)) if between > 0 and within > 1e-9 else float("nan")
+
+
+def _jackknife(log_statistic: Callable[[NDArray[np.intp]], float], n: int, confidence: float) -> Estimate:
+    """Exponential of a statistic over replicates, with its delete-one jackknife interval.
+
+    The interval is centred on the estimate itself; Student t with n - 1 degrees of freedom.
+    """
+    everyone = np.arange(n)
+    centre = log_statistic(everyone)
+    if not np.isfinite(centre):
+        return Estimate(value=None, n=n)
+    value = float(np.exp(centre))
+    left_out = np.array([log_statistic(np.delete(everyone, gone)) for gone in everyone])
+    if n < 3 or not np.isfinite(left_out).all() or _identical(left_out):
+        return Estimate(value=value, n=n)
+    error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
+    return Estimate(value=value, low=float(np.exp(centre - reach)), high=float(np.exp(centre + reach)), n=n)
+
+
+def _identical(values: Floats) -> bool:
+    return bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))

@@ -1,0 +1,434 @@
+"""Closed, typed configuration: what a trial is, what a study is, and how files become them.
+
+A study is `configs/scales/<scale>.yaml` (how big), overlaid by `configs/studies/<study>.yaml` (which question),
+overlaid by `--set key=value`. Every mistake a user can make becomes one line: file, key, value, what is allowed.
+This module imports no torch: `plan` and `status` must answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from study.data.catalog import DATASETS
+from study.norms.names import parse_norm
+
+SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+LARGE_DEPTHS = (18, 34, 50, 101, 152)
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. The command line prints it as one line and exits with 2."""
+
+
+# ---------------------------------------------------------------------------------------------- a trial
+
+
+def _check_norm(name: str) -> str:
+    parse_norm(name)
+    return name
+
+
+def _check_depth(depth: int) -> int:
+    if depth not in SMALL_DEPTHS + LARGE_DEPTHS:
+        allowed = sorted(SMALL_DEPTHS + LARGE_DEPTHS)
+        nearest = min(allowed, key=lambda known: abs(known - depth))
+        raise ValueError(f"allowed: {', '.join(map(str, allowed))}; nearest: {nearest}")
+    return depth
+
+
+def _check_dataset(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(allowed_names(name, DATASETS))
+    return name
+
+
+class _Closed(BaseModel):
+    """Frozen, without unknown keys, and without silent conversion (`true` is not 1 epoch)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TrialConfig(_Closed):
+    """The science of one training run. Every field is part of the trial's identity; nothing else is."""
+
+    # data
+    dataset: Annotated[str, AfterValidator(_check_dataset)] = "digits"
+    train_samples: Annotated[int, Field(ge=1)] | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    augmentation: Literal["none", "shift", "shift_flip"] = "shift"
+
+    # network
+    depth: Annotated[int, AfterValidator(_check_depth)] = 20
+    width: Annotated[float, Field(gt=0)] = 1.0
+    zero_last_gamma: bool = True
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    initialization: Literal["he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "orthogonal"] = "he_normal"
+
+    # normalization; (G, B) of the paper is (chunks, batch_size)
+    norm: Annotated[str, AfterValidator(_check_norm)] = "sn"
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    chunks: Annotated[int, Field(ge=1)] = 8
+    logit_init: Literal["ones", "random"] = "ones"
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    bn_statistics: Literal["moving", "batch"] = "moving"
+    correction: Literal[0, 1] = 0
+    gn_groups: Annotated[int, Field(ge=1)] = 32
+
+    # optimization
+    epochs: Annotated[int, Field(ge=1)] = 100
+    solver: Literal["sgd", "nesterov", "adam", "adamw", "rmsprop"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    scale_learning_rate: bool = True
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay: Literal["step", "cosine", "poly", "linear", "constant"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    logit_learning_rate: Annotated[float, Field(ge=0)] = 1.0
+    logit_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    logit_gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @property
+    def gradient_batch(self) -> int:
+        """Samples a gradient is averaged over, G * B."""
+        return self.chunks * self.batch_size
+
+    @property
+    def base_learning_rate(self) -> float:
+        """The learning rate that is used: scaled linearly with the gradient batch from a reference of 256."""
+        return self.learning_rate * (self.gradient_batch / 256 if self.scale_learning_rate else 1.0)
+
+    def science(self) -> dict[str, Any]:
+        """The fields that differ from their defaults: what the hash in the trial's id is made of."""
+        return self.model_dump(exclude_defaults=True)
+
+
+def trial_id(config: TrialConfig, factors: Sequence[str]) -> str:
+    """Names a cell by its science: a slug of its factor levels and a hash of all that differs from the defaults."""
+    parts = []
+    for factor in factors:
+        level = getattr(config, factor)
+        parts.append(level if isinstance(level, str) else f"{factor}{level}")
+    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(parts)).strip("-")[:80]
+    canonical = json.dumps(config.science(), sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    return f"{slug}-{digest}" if slug else digest
+
+
+ROLES = ("init", "data", "split")
+
+
+def derive_seeds(replicate: int) -> dict[str, int]:
+    """A seed for each role of randomness. They depend on the replicate alone, so cells at equal replicate are paired."""
+    return {role: derive_seed(role, replicate) for role in ROLES}
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Hashes a counter (seed, role, epoch, ...) to 63 bits. The same on every machine and version."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+# ---------------------------------------------------------------------------------------------- a study
+
+
+class Range(_Closed):
+    """A numeric interval that a search draws from. Whole bounds give whole numbers."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+        return self
+
+
+class SearchConfig(_Closed):
+    """An Optuna search over the factors instead of the full grid.
+
+    Suggestions are made in rounds of `round_size` trials, told in order: the search gives the same trials for any
+    number of workers, and after any interruption.
+    """
+
+    sampler: Literal["tpe", "random"]
+    n_trials: Annotated[int, Field(ge=1)]
+    objective: str = "val_accuracy"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    round_size: Annotated[int, Field(ge=1)] = 4
+    pruner: Literal["none", "median"] = "none"
+
+
+class AnalysisConfig(_Closed):
+    """Which questions the report answers, on what."""
+
+    questions: list[Literal["useful", "impacts"]] = ["useful", "impacts"]
+    metric: Literal["val_accuracy", "test_accuracy"] = "val_accuracy"
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class RunConfig(_Closed):
+    """How trials are run on this machine. No part of a trial's identity."""
+
+    threads: Annotated[int, Field(ge=1)] = 1
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
+    data_root: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class TrackingConfig(_Closed):
+    """Weights & Biases. `auto` is online for a user who is logged in and reaches the server, else offline."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "normalizer-study"
+    entity: str | None = None
+
+
+class StudyConfig(_Closed):
+    """One study: a question, a base, factors, replicates, and how it is run and analysed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    scale: str
+    title: str
+    question: str
+    base: TrialConfig
+    factors: dict[str, list[Any] | Range]
+    replicates: Annotated[int, Field(ge=1)]
+    search: SearchConfig | None = None
+    analysis: AnalysisConfig = AnalysisConfig()
+    run: RunConfig = RunConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def cell(self, levels: Mapping[str, Any]) -> TrialConfig:
+        """The trial of one level of every factor."""
+        return TrialConfig(**{**self.base.model_dump(), **levels})
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
+DEFAULT_SCALE = "laptop"
+
+
+def config_folder() -> Path:
+    """Where the studies and scales lie: beside the package in a checkout, inside it when installed."""
+    for folder in CONFIG_FOLDERS:
+        if folder.is_dir():
+            return folder
+    raise UserError(f"no configs folder: looked for {' and '.join(map(str, CONFIG_FOLDERS))}")
+
+
+def available(kind: Literal["studies", "scales"]) -> dict[str, Path]:
+    """Name to file of every study or scale."""
+    return {path.stem: path for path in sorted((config_folder() / kind).glob("*.yaml"))}
+
+
+def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Reads a study (a name, or the path of a YAML file) at a scale, with `key=value` overrides applied.
+
+    Raises `UserError`, one line, for anything that a user can get wrong.
+    """
+    study_file, scale_file = _find("studies", study), _find("scales", scale)
+    scale_layer, study_layer = read_yaml(scale_file), read_yaml(study_file)
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
+    # A scale offers levels for any factor; a study takes those of the factors it names (with an empty value).
+    offered = _mapping(scale_layer.pop("factors", {}), "factors", scale_file)
+    wanted = _mapping(study_layer.pop("factors", {}), "factors", study_file)
+    _overlay(merged, scale_layer, str(scale_file), origin)
+    merged.pop("title", None)  # a scale's own line in the listing
+    _overlay(merged, study_layer, str(study_file), origin)
+    merged["factors"] = {}
+    for factor, levels in wanted.items():
+        source = study_file
+        if levels is None:
+            if factor in TrialConfig.model_fields and factor not in offered:
+                raise UserError(f"{scale_file}: factors.{factor}: no levels here, and {study_file} leaves them open")
+            levels, source = offered.get(factor), scale_file
+        _overlay(merged, {"factors": {factor: levels}}, str(source), origin)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}: expected key=value")
+        path = _resolve_key(key, merged)
+        _overlay(merged, _nest(path, parse_yaml(text, f"--set {override}")), f"--set {override}", origin)
+    return _validate(merged, origin)
+
+
+def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
+    """A study from its resolved form, as `study.yaml` of a run holds it."""
+    return _validate(data, {"": source})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    return _mapping(parse_yaml(path.read_text(encoding="utf-8"), str(path)), "the file", path)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the two repairs that experiment files need: `1e-4` is a number, a key may appear only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' appears twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parses YAML; a mistake names the source, the line and the column."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{source}:{where} is not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def allowed_names(name: object, names: Iterable[object]) -> str:
+    """'allowed: a, b, c; nearest: b', for the end of an error line."""
+    known = [str(candidate) for candidate in names]
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    return f"allowed: {', '.join(known)}" + (f"; nearest: {close[0]}" if close else "")
+
+
+def _find(kind: Literal["studies", "scales"], name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise UserError(f"{name}: no such file")
+        return Path(name)
+    files = available(kind)
+    if name not in files:
+        flag = {"studies": "study", "scales": "scale"}[kind]
+        raise UserError(f"--{flag} {name}: unknown {flag}; {allowed_names(name, files)}")
+    return files[name]
+
+
+def _mapping(value: Any, what: str, source: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: {what}: expected keys and values, got {value!r}")
+    return {str(key): item for key, item in value.items()}
+
+
+def _overlay(target: dict[str, Any], layer: dict[str, Any], source: str, origin: dict[str, str], at: str = "") -> None:
+    """Merges `layer` into `target` key by key and remembers which source set what."""
+    for key, value in layer.items():
+        path = f"{at}{key}"
+        if isinstance(value, dict) and isinstance(target.get(key, {}), dict):
+            _overlay(target.setdefault(key, {}), value, source, origin, f"{path}.")
+        else:
+            target[key] = value
+        origin[path] = source
+
+
+def _nest(path: str, value: Any) -> dict[str, Any]:
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+_SECTIONS = {"base": TrialConfig, "run": RunConfig, "tracking": TrackingConfig, "search": SearchConfig,
+             "analysis": AnalysisConfig}  # fmt: skip
+
+
+def _resolve_key(key: str, merged: dict[str, Any]) -> str:
+    """A bare name may stand for a factor, a field of the base or of a section: `epochs` is `base.epochs`."""
+    head = key.split(".")[0]
+    if head in StudyConfig.model_fields:
+        return key
+    if head in merged["factors"]:
+        return f"factors.{key}"
+    for section, model in _SECTIONS.items():
+        if head in model.model_fields:
+            return f"{section}.{key}"
+    names = [*StudyConfig.model_fields, *TrialConfig.model_fields, *RunConfig.model_fields]
+    raise UserError(f"--set {key}: unknown key; {allowed_names(head, names)}")
+
+
+def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
+    try:
+        config = StudyConfig(**merged)
+    except ValidationError as error:
+        raise UserError(_one_line(error, StudyConfig, origin)) from None
+    for factor, levels in config.factors.items():
+        where = f"{_source(f'factors.{factor}', origin)}: factors.{factor}"
+        if factor not in TrialConfig.model_fields:
+            raise UserError(f"{where}: unknown factor; {allowed_names(factor, TrialConfig.model_fields)}")
+        if isinstance(levels, Range):
+            if config.search is None:
+                raise UserError(f"{where}: a range needs a search section; a grid needs a list of levels")
+            levels = [levels.low, levels.high]
+        if not levels:
+            raise UserError(f"{where}: no levels")
+        for position, level in enumerate(levels):
+            if level in levels[:position]:
+                raise UserError(f"{where}: level {level!r} appears twice")
+            try:
+                config.cell({factor: level})
+            except ValidationError as error:
+                raise UserError(f"{where}: {level!r}: {_explain(error.errors()[0])}") from None
+    if config.search and config.search.pruner != "none" and config.replicates > 1:
+        where = _source("search.pruner", origin)
+        raise UserError(f"{where}: search.pruner: a pruner compares single trials; it needs replicates: 1")
+    return config
+
+
+def _one_line(error: ValidationError, model: type[BaseModel], origin: dict[str, str]) -> str:
+    """The first of pydantic's errors as file, key, value, what is allowed."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"] if str(part) in _all_keys() or not isinstance(part, str))
+    if first["type"] == "extra_forbidden":
+        *parents, key = map(str, first["loc"])
+        holder = _SECTIONS[parents[0]] if parents else model
+        dotted = ".".join([*parents, key])
+        return f"{_source(dotted, origin)}: {dotted}: unknown key; {allowed_names(key, holder.model_fields)}"
+    value = "" if first["type"] == "missing" else f" {first['input']!r}:"
+    return f"{_source(path, origin)}: {path}:{value} {_explain(first)}"
+
+
+def _all_keys() -> set[str]:
+    """Every real key; pydantic also puts names of union members into an error's location."""
+    keys = set(StudyConfig.model_fields) | set(Range.model_fields)
+    for section in _SECTIONS.values():
+        keys |= set(section.model_fields)
+    return keys
+
+
+def _explain(error: Any) -> str:
+    if error["type"] == "literal_error":
+        return allowed_names(error["input"], re.findall(r"'([^']*)'|(\d+)", error["ctx"]["expected"]) and
+                             [a or b for a, b in re.findall(r"'([^']*)'|(\d+)", error["ctx"]["expected"])])  # fmt: skip
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return str(error["msg"]).removeprefix("Input ")
+
+
+def _source(path: str, origin: dict[str, str]) -> str:
+    """The file or flag that set the key, or the nearest key above it."""
+    while path and path not in origin:
+        path = path.rpartition(".")[0]
+    return origin.get(path, "configs")
+
+
+def literal_values(field: str) -> tuple[Any, ...]:
+    """The allowed values of a `Literal` field of a trial."""
+    return get_args(TrialConfig.model_fields[field].annotation)

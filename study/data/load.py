@@ -1,0 +1,54 @@
+"""A data set by name -> its three splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from study.config import TrialConfig, UserError
+from study.data import cifar, digits, fashion_mnist
+from study.data.catalog import DATASETS, split_sizes
+from study.data.memory import Images, Splits
+
+DOWNLOADS = Path("data")
+
+
+def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:
+    """The splits of `config.dataset`, normalized; which image falls into which is drawn from `seed`.
+
+    A published test split is kept as it is. Raises `UserError` where the files are missing.
+    """
+    pool, test = load_images(config.dataset, data_root)
+    n_train, n_validation, n_test = split_sizes(config.dataset, config.validation_fraction, config.train_samples)
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+    if test is None:
+        test, order = pool.take(order[:n_test]), order[n_test:]
+    validation, train = pool.take(order[:n_validation]), pool.take(order[n_validation:][:n_train])
+    mean = train.images.mean((0, 2, 3), keepdim=True)
+    std = train.images.std((0, 2, 3), keepdim=True)
+    train, validation, test = (
+        Images(images=(part.images - mean) / std, labels=part.labels) for part in (train, validation, test)
+    )
+    return Splits(train=train, validation=validation, test=test)
+
+
+def load_images(dataset: str, data_root: str | None = None) -> tuple[Images, Images | None]:
+    """All published images: those to draw training and validation from, and the test split where there is one."""
+    if dataset == "digits":
+        return digits.load(), None
+    root, download = Path(data_root or DOWNLOADS), data_root is None
+    if data_root is not None and not root.is_dir():
+        raise UserError(f"run.data_root={root}: no such folder")
+    if dataset == "fashion_mnist":
+        return (
+            fashion_mnist.load(root, "train", download=download),
+            fashion_mnist.load(root, "test", download=download),
+        )
+    if dataset in ("cifar10", "cifar100"):
+        classes = DATASETS[dataset].classes
+        return (
+            cifar.load(root, "train", classes=classes, download=download),
+            cifar.load(root, "test", classes=classes, download=download),
+        )
+    raise UserError(f"dataset={dataset}: can be planned, but not trained on yet: it has no loader")

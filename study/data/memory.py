@@ -1,0 +1,103 @@
+"""Small data sets live whole in the device's memory; batches are cut and augmented there, many images at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from study.config import UserError, derive_seed
+
+EVALUATION_BATCH = 512
+SHIFT = 1 / 8  # of the image's width: 4 pixels at 32x32, 1 at 8x8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images (N, C, H, W) and labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Images:
+        return Images(images=self.images[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device) -> Images:
+        return Images(images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Training, validation and test images, normalized by the training split's mean and standard deviation."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+class TrainingLoader:
+    """Batches of one epoch, in an order and with an augmentation that depend on (seed, epoch, index) alone.
+
+    The draws of an image do not depend on the batch it falls into, so cells of different batch size see the same
+    images, and a resumed run the same as an uninterrupted one. The incomplete last batch is dropped.
+    """
+
+    def __init__(self, data: Images, batch_size: int, *, augmentation: str, seed: int) -> None:
+        self.data, self.batch_size, self.seed, self.epoch = data, batch_size, seed, 0
+        self.flips = augmentation == "shift_flip"
+        size = data.images.shape[-1]
+        self.reach = 0 if augmentation == "none" else max(1, round(SHIFT * size))
+        # A view of every shifted window of every padded image: (N, C, 2 reach + 1, 2 reach + 1, H, W).
+        padded = pad(data.images, [self.reach] * 4)
+        self.windows = padded.unfold(2, size, 1).unfold(3, size, 1)
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Must be called before the epoch's first batch is drawn."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A generator: nothing is drawn before the first batch, so that set_epoch comes in time after a resume too.
+        device, n = self.data.labels.device, len(self.data)
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
+        order = torch.randperm(n, generator=generator).to(device)
+        generator = torch.Generator().manual_seed(derive_seed("augmentation", self.seed, self.epoch))
+        down, right = torch.randint(2 * self.reach + 1, (2, n), generator=generator).to(device)
+        flip = (torch.rand(n, generator=generator) < 0.5).to(device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            images = self.windows[batch, :, down[batch], right[batch]]
+            if self.flips:
+                images = torch.where(flip[batch, None, None, None], images.flip(-1), images)
+            yield images, self.data.labels[batch]
+
+
+class EvaluationLoader:
+    """Every image once, in order, as it is."""
+
+    def __init__(self, data: Images, batch_size: int = EVALUATION_BATCH) -> None:
+        self.data, self.batch_size = data, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in zip(
+            self.data.images.split(self.batch_size), self.data.labels.split(self.batch_size), strict=True
+        ):
+            yield images, labels
+
+
+def missing_files(dataset: str, root: Path, files: str, folders: Sequence[str]) -> UserError:
+    """The one line that says which files were looked for, where, and what to do."""
+    places = " or ".join(str(root / folder) for folder in folders)
+    return UserError(f"run.data_root={root}: {dataset}: no {files} in {places}; leave data_root out to download")

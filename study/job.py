@@ -1,0 +1,30 @@
+"""What a process is handed to train one trial. Between the driver and training; imports neither, and no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from study.config import RunConfig, TrackingConfig
+from study.plan import PlannedTrial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a process needs to train one trial: plain values, so that it can be sent to any machine."""
+
+    trial: PlannedTrial
+    folder: Path
+    study: str
+    run: RunConfig
+    tracking: TrackingConfig
+    wandb_mode: str
+    environment: dict[str, Any]
+    command: str
+    device: str = "cpu"
+    threads: int = 1
+
+    def on(self, device: str, threads: int) -> Job:
+        """The same job, placed."""
+        return replace(self, device=device, threads=threads)

@@ -1,0 +1,66 @@
+"""Mixing rules: from logits to switch weights on the simplex."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension, in float32 or better (SN: Luo et al., 1806.10779)."""
+    return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
+    """Weights on the simplex at least `radius` away from its centre (SSN: Shao et al., 1903.03793).
+
+    logits: (..., K); radius: a float or a tensor of shape (...), at least 0. Returns weights like `logits`.
+
+    Radius 0 is sparsemax; from the circumradius sqrt(1 - 1/K) on, weights are one-hot. In between the paper
+    pushes the sparsemax away from the centre and, where that leaves the simplex, goes on inside a face. All
+    these pushes lie on one path: they are sparsemax(t * logits), with the smallest stretch t >= 1 that reaches
+    the radius. With V_n the sum of squared deviations of the n largest logits from their mean, and n the size
+    of the support, the squared distance of sparsemax(t * logits) to the centre is
+
+        min over n of  1/n - 1/K + t^2 V_n,   hence   t = max over n of sqrt((radius^2 + 1/K - 1/n) / V_n)
+
+    and no recursion, no branching on data is needed. Where the largest logits tie, no direction leads away
+    from their face: the first in pool order is taken as larger by a rounding error, and the gradient is that
+    of sparsemax at the weights returned (the true one is unbounded there).
+    """
+    size = logits.shape[-1]
+    if size == 1:
+        return torch.ones_like(logits)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    epsilon = torch.finfo(dtype).eps
+    counts = torch.arange(1, size + 1, dtype=dtype, device=logits.device)
+
+    # Sparsemax depends on differences of logits only, and a logit 1 below the largest has weight 0 already.
+    ordered, order = logits.to(dtype).sort(dim=-1, descending=True, stable=True)
+    gaps = (ordered - ordered[..., :1].detach()).clamp(min=-1.0)
+    broken = torch.where(counts > 1, gaps.clamp(max=-epsilon), gaps)
+
+    if isinstance(radius, Tensor):
+        radius = radius.to(dtype).unsqueeze(-1)
+    spread = (broken.square().cumsum(-1) - broken.cumsum(-1).square() / counts)[..., 1:]
+    excess = (radius * radius + (counts - size) / (size * counts))[..., 1:].clamp(0.0, 1.0)
+    # sqrt and rsqrt apart: the gradient of sqrt(0 / V) would be 0 * inf. The margin outweighs rounding.
+    stretch = (excess.sqrt() * spread.rsqrt()).amax(-1, keepdim=True) * (1.0 + 8.0 * epsilon)
+
+    push = stretch * broken - gaps
+    push = torch.where(gaps[..., 1:2] > -epsilon, push.detach(), push)
+    scaled = torch.where(stretch > 1.0, gaps + push, gaps)
+    return torch.zeros_like(logits).scatter(-1, order, _sorted_sparsemax(scaled, counts).to(logits.dtype))
+
+
+def random_weights(size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Weights (size,) drawn uniformly from the simplex, that is from Dirichlet(1, ..., 1)."""
+    draws = torch.empty(size).exponential_(generator=generator).clamp(min=torch.finfo(torch.float32).tiny)
+    return draws / draws.sum()
+
+
+def _sorted_sparsemax(ordered: Tensor, counts: Tensor) -> Tensor:
+    """Euclidean projection on the simplex of (..., K) numbers in descending order (Martins and Astudillo, 1602.02068)."""
+    # Over the support size, (sum of the largest - 1) / size peaks at the true support.
+    threshold = ((ordered.cumsum(-1) - 1.0) / counts).amax(-1, keepdim=True)
+    return (ordered - threshold).clamp(min=0.0)

@@ -1,0 +1,98 @@
+"""The plan: factors x replicates -> the table of trials, with the numbers that follow from each cell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from study.config import StudyConfig, TrialConfig, UserError, derive_seeds, trial_id
+from study.data.catalog import split_sizes
+from study.norms.names import effective_pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """One training run of the plan: a cell (`levels` of every factor) at one replicate."""
+
+    trial_id: str
+    replicate: int
+    levels: dict[str, Any]
+    config: TrialConfig
+
+    @property
+    def key(self) -> str:
+        """Names the trial within a study, and its W&B run: the cell and the replicate."""
+        return f"{self.trial_id}-r{self.replicate}"
+
+    @property
+    def statistics_batch(self) -> int:
+        """B: samples that batch statistics are taken over."""
+        return self.config.batch_size
+
+    @property
+    def gradient_batch(self) -> int:
+        """G * B: samples that a gradient is averaged over."""
+        return self.config.gradient_batch
+
+    @property
+    def device_batch(self) -> int:
+        """Samples in one device's memory. On one device, (G, B) is emulated: all of the gradient batch."""
+        return self.config.gradient_batch
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """The normalizers that a layer of this trial chooses from; without bn at B = 1."""
+        return effective_pool(self.config.norm, self.statistics_batch)
+
+    @property
+    def split(self) -> tuple[int, int, int]:
+        """Samples in the training, validation and test split."""
+        return split_sizes(self.config.dataset, self.config.validation_fraction, self.config.train_samples)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch; the incomplete last batch is dropped, so that every batch has G chunks of B."""
+        return self.split[0] // self.gradient_batch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole trial."""
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """A seed a role: init, data, split."""
+        return derive_seeds(self.replicate)
+
+
+def plan_trials(study: StudyConfig) -> list[PlannedTrial]:
+    """Every trial of a grid study. Replicate by replicate, so that an unfinished study covers all its cells.
+
+    Raises `UserError` for a cell that cannot run.
+    """
+    if study.search is not None:
+        raise UserError(f"{study.name}: a search has no fixed plan; its trials are suggested as it goes")
+    levels = {factor: values for factor, values in study.factors.items() if isinstance(values, list)}
+    cells = [dict(zip(levels, combination, strict=True)) for combination in itertools.product(*levels.values())]
+    return [plan_trial(study, cell, replicate) for replicate in range(study.replicates) for cell in cells]
+
+
+def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) -> PlannedTrial:
+    """The trial of one cell. Raises `UserError` where the cell cannot run."""
+    config = study.cell(levels)
+    trial = PlannedTrial(
+        trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config
+    )
+    cell = ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
+    try:
+        _ = trial.pool
+    except ValueError as error:
+        raise UserError(f"{study.name}: cell {cell}: {error}") from None
+    if trial.steps_per_epoch < 1:
+        raise UserError(
+            f"{study.name}: cell {cell}: gradient batch {trial.gradient_batch} (chunks {config.chunks} x batch_size "
+            f"{config.batch_size}) exceeds the {trial.split[0]} training samples of {config.dataset}"
+        )
+    return trial

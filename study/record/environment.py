@@ -1,0 +1,66 @@
+"""What a run was made with: versions, commit, command, machine. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "optuna", "wandb", "numpy", "scipy", "pandas",
+            "scikit-learn")  # fmt: skip
+
+
+def describe_environment(command: str) -> dict[str, Any]:
+    """Versions, commit, command, host. The same for every trial of a run."""
+    return {
+        "command": command,
+        "commit": git_commit(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command as a user would type it again, without a password it may hold."""
+    return hide_passwords(shlex.join(["python", "run_study.py", *arguments]))
+
+
+def hide_passwords(text: str) -> str:
+    """`postgresql://me:secret@host` -> `postgresql://me:***@host`."""
+    return re.sub(r"(\w+://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def git_commit() -> str:
+    """The checkout's commit, with `+changes` where files differ from it; empty outside a checkout."""
+    folder = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        try:
+            return subprocess.run(  # noqa: S603
+                ["git", "-C", str(folder), *arguments],  # noqa: S607
+                capture_output=True, text=True, timeout=10, check=True,
+            ).stdout.strip()  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    if not (folder / ".git").exists():
+        return ""
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+

@@ -1,0 +1,223 @@
+"""Every file of a study, named in one place, and the ways to read and write them safely."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+SCHEMA = 1
+FINISHED = ("done", "diverged", "pruned")  # a result; `failed` is none
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """`trials/<trial id>/r<replicate>/`, the record of one trial."""
+
+    path: Path
+
+    @property
+    def trial(self) -> Path:
+        return self.path / "trial.yaml"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def switch_weights(self) -> Path:
+        return self.path / "switch_weights.parquet"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        return self.path / "previous.ckpt"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def prune(self) -> Path:
+        """Written by the driver of a search: the trial is to end."""
+        return self.path / "prune.json"
+
+    @property
+    def log(self) -> Path:
+        """What the trial's process printed."""
+        return self.path / "output.log"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb"
+
+    @property
+    def replicate(self) -> int:
+        return int(self.path.name.removeprefix("r"))
+
+    @property
+    def trial_id(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def key(self) -> str:
+        return f"{self.trial_id}-r{self.replicate}"
+
+    def lock(self) -> FileLock:
+        """Held while the trial trains. The kernel frees it when the process dies, however it dies."""
+        return FileLock(self.path / ".lock")
+
+    def is_locked(self) -> bool:
+        try:
+            with self.lock().acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result of a finished trial; None where there is none, or where a file it vouches for is not as it was.
+
+        Sizes are compared here, cheap enough for thousands of trials; `damaged_files` compares contents.
+        """
+        result = read_json(self.result)
+        if result is None or result.get("schema") != SCHEMA or result.get("status") not in FINISHED:
+            return None
+        for name, facts in result["files"].items():
+            file = self.path / name
+            if not file.is_file() or file.stat().st_size != facts["bytes"]:
+                return None
+        return result
+
+    def damaged_files(self) -> list[str]:
+        """Names of the files of a result that are not what it vouches for; the result's own name if it is unreadable."""
+        if not self.result.exists():
+            return []
+        result = read_json(self.result)
+        if result is None or result.get("schema") != SCHEMA or "files" not in result:
+            return [self.result.name]
+        return [name for name, facts in result["files"].items() if file_facts(self.path / name) != facts]
+
+    def status(self) -> tuple[str, str]:
+        """State and reason: planned, running, stale (started, and its process is gone), failed, or a result's status."""
+        result = self.read_result()
+        if result is not None:
+            return result["status"], result.get("reason") or ""
+        state = read_json(self.state)
+        if state is None:
+            return "planned", ""
+        if state["state"] == "running":
+            return ("running", "") if self.is_locked() else ("stale", f"attempt {state['attempt']} was interrupted")
+        return state["state"], state.get("reason", "")
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """`runs/<study>/`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "study.yaml"
+
+    @property
+    def storage(self) -> Path:
+        return self.path / "study.db"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def lock(self) -> FileLock:
+        """One driver a study."""
+        return FileLock(self.path / ".lock")
+
+    def trial(self, trial_id: str, replicate: int) -> TrialFolder:
+        return TrialFolder(self.path / "trials" / trial_id / f"r{replicate}")
+
+    def trials(self) -> Iterator[TrialFolder]:
+        """Every trial that has left anything, planned or not."""
+        for path in sorted(self.path.glob("trials/*/r*")):
+            if path.is_dir():
+                yield TrialFolder(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically. NaN and Inf are refused: a reader in another language could not read them."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Writes YAML atomically."""
+    write_bytes(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file by rename: a reader, or a kill at any moment, sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def file_facts(path: Path) -> dict[str, Any] | None:
+    """Size and SHA-256 of a file; None where it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file, so that nothing reads it and nobody loses it."""
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    os.replace(path, aside)
+    return aside
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl, the last row of each (epoch, name). A torn last line is left out."""
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows[row["epoch"], row["name"]] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return list(rows.values())

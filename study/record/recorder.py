@@ -1,0 +1,145 @@
+"""Writes the record as training goes, and the checkpoint that a killed trial goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from study.models.geometry import LayerGeometry
+from study.plan import PlannedTrial
+from study.record.checkpoint import rotate
+from study.record.files import SCHEMA, TrialFolder, write_bytes
+from study.record.switches import STATISTICS, parquet_bytes, snapshot
+from study.record.tracking import Tracker
+
+
+class Recorder(Checkpoint):
+    """After every epoch: metrics and switch weights to the record and the tracker; now and then a checkpoint.
+
+    The whole history travels in the checkpoint. On a resume the files of the record are written anew from it, so they
+    never hold an epoch twice or miss one, whatever state a kill has left them in. A `Checkpoint`, because Lightning
+    calls those last: the epoch's metrics are complete by then.
+    """
+
+    def __init__(
+        self,
+        folder: TrialFolder,
+        trial: PlannedTrial,
+        layers: list[LayerGeometry],
+        tracker: Tracker,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.folder, self.trial, self.layers, self.tracker = folder, trial, layers, tracker
+        self.checkpoint_seconds = checkpoint_seconds
+        self.rows: list[dict[str, Any]] = []
+        self.steps: list[int] = []
+        self.history: list[Tensor] = []
+        self.saved_at = time.monotonic()
+        self.pruned = False
+
+    # Plain values and tensors only: a checkpoint must load with weights_only=True.
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "steps": self.steps, "history": torch.stack(self.history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.steps = state_dict["rows"], state_dict["steps"]
+        self.history = list(state_dict["history"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Opens the record: a new one with the state before training, or the checkpoint's."""
+        if not self.history:
+            self._observe(trainer, pl_module, {})
+        write_bytes(self.folder.metrics, "".join(_line(row) for row in self.rows).encode())
+        for epoch in range(len(self.history)):
+            self._track(epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        new = self._observe(trainer, pl_module, metrics)
+        with self.folder.metrics.open("a", encoding="utf-8") as file:
+            file.write("".join(_line(row) for row in new))
+        self._track(len(self.history) - 1)
+        if self.folder.prune.exists():
+            self.pruned = trainer.should_stop = True
+        last = self.pruned or trainer.current_epoch + 1 == self.trial.config.epochs
+        if last or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
+            self._save(trainer)
+
+    def last_metrics(self) -> dict[str, float | None]:
+        """The metrics of the last epoch."""
+        epoch = len(self.history) - 1
+        return {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}
+
+    def network_means(self, epoch: int) -> dict[str, float]:
+        """Switch weights averaged over layers, each layer counting the same: `switch/<statistic>/<normalizer>`."""
+        return _means(self.history[epoch], self.trial.pool, "switch")
+
+    def stage_means(self, epoch: int) -> dict[str, float]:
+        """The same stage by stage: `switch/stage<k>/<statistic>/<normalizer>`."""
+        means: dict[str, float] = {}
+        for stage in sorted({layer.stage for layer in self.layers}):
+            chosen = [index for index, layer in enumerate(self.layers) if layer.stage == stage]
+            if len(self.history[epoch]):
+                means |= _means(self.history[epoch][chosen], self.trial.pool, f"switch/stage{stage}")
+        return means
+
+    def write_switch_weights(self) -> None:
+        """The table of the whole history so far."""
+        table = parquet_bytes(
+            torch.stack(self.history), self.steps, self.layers, self.trial.pool,
+            self.trial.trial_id, self.trial.replicate,
+        )  # fmt: skip
+        write_bytes(self.folder.switch_weights, table)
+
+    def _observe(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, metrics: dict[str, float]
+    ) -> list[dict[str, Any]]:
+        """Takes the state after an epoch into the history and returns its metric rows."""
+        epoch, step = len(self.history), trainer.global_step
+        self.history.append(snapshot(pl_module))
+        self.steps.append(step)
+        values = {**metrics, **self.network_means(epoch)}
+        new = [
+            {"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": finite(value)}
+            for name, value in values.items()
+        ]
+        self.rows += new
+        return new
+
+    def _track(self, epoch: int) -> None:
+        metrics = {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}
+        self.tracker.log_epoch(epoch, self.steps[epoch], {**metrics, **self.stage_means(epoch)})
+
+    def _save(self, trainer: L.Trainer) -> None:
+        self.write_switch_weights()
+        rotate(self.folder)
+        trainer.save_checkpoint(self.folder.last_checkpoint)
+        self.saved_at = time.monotonic()
+
+
+def finite(value: float) -> float | None:
+    """NaN and Inf have no JSON; a reader sees null."""
+    return value if math.isfinite(value) else None
+
+
+def _means(weights: Tensor, pool: tuple[str, ...], prefix: str) -> dict[str, float]:
+    """Means over layers of (layers, statistics, pool); nothing without a layer that chooses."""
+    if not len(weights):
+        return {}
+    mean = weights.double().mean(0)
+    return {
+        f"{prefix}/{statistic}/{normalizer}": float(mean[s, k])
+        for s, statistic in enumerate(STATISTICS)
+        for k, normalizer in enumerate(pool)
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,0 +1,64 @@
+"""The history of the switch weights as a table: one row per (epoch, layer, statistic, normalizer)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from study.models.geometry import LayerGeometry
+from study.norms import switch_weights
+
+STATISTICS = ("mean", "var")
+
+SCHEMA = pa.schema([
+    ("trial_id", pa.string()), ("replicate", pa.int32()), ("epoch", pa.int32()), ("step", pa.int64()),
+    ("layer", pa.string()), ("layer_index", pa.int32()), ("depth_fraction", pa.float64()), ("stage", pa.int32()),
+    ("role", pa.string()), ("receptive_field", pa.int32()), ("statistic", pa.string()),
+    ("normalizer", pa.string()), ("weight", pa.float32()),
+])  # fmt: skip
+
+
+def snapshot(network: nn.Module) -> Tensor:
+    """The switch weights of every layer now: (layers, statistics, pool); (0, 2, 0) without a layer that chooses."""
+    layers = switch_weights(network).values()
+    if not layers:
+        return torch.empty(0, len(STATISTICS), 0)
+    return torch.stack([torch.stack([layer.mean, layer.var]) for layer in layers]).float().cpu()
+
+
+def parquet_bytes(
+    history: Tensor,
+    steps: Sequence[int],
+    layers: Sequence[LayerGeometry],
+    pool: Sequence[str],
+    trial_id: str,
+    replicate: int,
+) -> bytes:
+    """The table of a history (epochs, layers, statistics, pool), epoch 0 before training, as a parquet file."""
+    shape = tuple(history.shape)
+    epoch, layer, statistic, normalizer = (axis.ravel() for axis in np.indices(shape))
+    rows = len(epoch)
+
+    def of_layer(field: str) -> object:
+        values = np.array([getattr(place, field) for place in layers])
+        return values[layer] if rows else []
+
+    columns = {
+        "trial_id": [trial_id] * rows, "replicate": np.full(rows, replicate), "epoch": epoch,
+        "step": np.array(steps)[epoch] if rows else [],
+        **{field: of_layer(field)
+           for field in ("layer", "layer_index", "depth_fraction", "stage", "role", "receptive_field")},
+        "statistic": np.array(STATISTICS)[statistic] if rows else [],
+        "normalizer": np.array(pool)[normalizer] if rows else [],
+        "weight": history.numpy().ravel(),
+    }  # fmt: skip
+    table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()

@@ -1,0 +1,152 @@
+"""The W&B mirror of a record: one run a trial. What it shows can be made again from the record at any time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import wandb
+from torch import Tensor
+
+from study.config import TrackingConfig
+from study.models.geometry import LayerGeometry
+from study.plan import PlannedTrial
+from study.record.files import TrialFolder
+from study.record.switches import STATISTICS
+
+ANSWER_SECONDS = 5.0
+FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
+
+
+def resolve_mode(tracking: TrackingConfig) -> str:
+    """`online`, `offline` or `disabled`. `auto` is online for a user who is logged in and whose server answers in 5 s.
+
+    Asked once a study, not once a trial. $WANDB_MODE decides where it is set.
+    """
+    if tracking.mode != "auto":
+        return tracking.mode
+    if os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline"}.get(os.environ["WANDB_MODE"], os.environ["WANDB_MODE"])
+    if not wandb.login(prompt=False, verify=False):
+        return "offline"
+    return "online" if _answers(str(wandb.Settings().base_url)) else "offline"
+
+
+def _answers(url: str) -> bool:
+    """Whether the server says anything at all in time. In a thread: a name lookup has no time-out of its own."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            pass
+        except OSError:
+            return
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(ANSWER_SECONDS)
+
+
+class Tracker:
+    """One W&B run. With mode `disabled`, or when W&B fails, every call does nothing: the record is the truth."""
+
+    def __init__(
+        self,
+        folder: TrialFolder,
+        trial: PlannedTrial,
+        *,
+        study: str,
+        mode: str,
+        tracking: TrackingConfig,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.run: wandb.Run | None = None
+        self.logged = -1
+        if mode == "disabled":
+            return
+        # Offline, W&B cannot go on with a run that was killed: it would be two runs of one id. The recorder replays
+        # the history from the checkpoint, so the older directory holds nothing that the new one will not.
+        if mode == "offline":
+            shutil.rmtree(folder.wandb, ignore_errors=True)
+        start = partial(
+            wandb.init,
+            project=tracking.project,
+            entity=tracking.entity,
+            id=trial.key,
+            name=trial.key,
+            group=study,
+            job_type="train",
+            tags=[f"{factor}={level}"[:64] for factor, level in trial.levels.items()],
+            config=dict(config),
+            dir=folder.path,
+            resume="allow",
+            settings=wandb.Settings(
+                silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
+                x_disable_stats=True, x_disable_meta=True, x_transaction_log_flush_interval=FLUSH_SECONDS,
+                init_timeout=30,
+            ),
+        )  # fmt: skip
+        try:
+            self.run = start(mode=mode)
+        except wandb.Error:  # the server went away since it was asked
+            self.run = start(mode="offline")
+        if self.run.resumed:
+            self.logged = int(self.run.summary.get("epoch", -1))
+        # Charts against epochs, never W&B's own step: a resumed run would go back in it, and lose those rows.
+        self.run.define_metric("epoch", hidden=True)
+        self.run.define_metric("*", step_metric="epoch")
+        self.run.define_metric("learning_rate", step_metric="epoch", hidden=True)
+        self.run.define_metric("switch/*", step_metric="epoch", summary="last")
+
+    def log_epoch(self, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
+        """Scalars of one epoch."""
+        if self.run is not None and epoch > self.logged:
+            known = {name: value for name, value in values.items() if value is not None}
+            self.run.log({"epoch": epoch, "trainer/step": step, **known})
+
+    def log_switch_weights(self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> None:
+        """The final weights (layers, statistics, pool) as one table and one heat map, layers x normalizers."""
+        if self.run is None or not len(weights):
+            return
+        columns = ["layer", "layer_index", "stage", "depth_fraction", "receptive_field", "statistic", *pool]
+        rows = [
+            [place.layer, place.layer_index, place.stage, place.depth_fraction, place.receptive_field, statistic]
+            + weights[index, s].tolist()
+            for index, place in enumerate(layers)
+            for s, statistic in enumerate(STATISTICS)
+        ]
+        self.run.log({
+            "switch_weights/table": wandb.Table(columns=columns, data=rows),
+            "switch_weights/heat_map": wandb.Plotly(_heat_map(weights, layers, pool)),
+        })  # fmt: skip
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Closes the run; `status` is the record's."""
+        if self.run is not None:
+            self.run.summary.update({"status": status, **summary})
+            self.run.finish(exit_code=0 if status in ("done", "diverged", "pruned") else 1)
+            self.run = None
+
+
+def _heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
+    # Imported late: plotly costs a quarter of a second, and only finished trials draw.
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=[f"{name} weights" for name in STATISTICS])
+    for s in range(len(STATISTICS)):
+        figure.add_heatmap(
+            z=weights[:, s].tolist(), x=list(pool), y=[place.layer for place in layers],
+            zmin=0, zmax=1, colorscale="Cividis", showscale=s == 1, row=1, col=s + 1,
+        )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+

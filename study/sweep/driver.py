@@ -1,0 +1,215 @@
+"""The driver: takes the trials that have no finished record, has them trained, and tells what became of them.
+
+There is one driver a study, by a lock on the study's folder, and it is the only writer of Optuna's storage. Killed at
+any moment, it is started again by the same command: what is done is read from the records.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from filelock import Timeout
+from rich.console import Console
+
+from study.config import StudyConfig, UserError, study_from_dict
+from study.config import read_yaml as read_config_yaml
+from study.job import Job
+from study.plan import PlannedTrial
+from study.record.files import StudyFolder, TrialFolder, read_json, write_json, write_yaml
+from study.sweep.executor import Executor
+from study.sweep.progress import SweepProgress
+from study.sweep.storage import Book, objective_curve, open_book
+
+SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
+POLL_SECONDS = 0.5
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a run of the driver leaves: trials without a result, and why."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: str = ""
+
+
+@dataclass(kw_only=True)
+class Driver:
+    """Runs one study to its end."""
+
+    study: StudyConfig
+    folder: StudyFolder
+    executor: Executor
+    environment: dict[str, Any]
+    wandb_mode: str
+    console: Console
+    command_for: Callable[[PlannedTrial], str]
+    storage: str | None = None
+    retry_failed: bool = False
+
+    def run(self) -> Outcome:
+        """Plans, runs what is not done, tells. Raises `UserError` where another driver runs the study."""
+        check_folder(self.study, self.folder)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.folder.lock().acquire(blocking=False):
+                write_study(self.study, self.folder, self.environment)
+                return self._run()
+        except Timeout:
+            raise UserError(f"{self.folder.path}: another driver is running this study") from None
+
+    def _run(self) -> Outcome:
+        book = open_book(self.study, self.folder, self.storage)
+        self.outcome = Outcome()
+        self.failures: dict[str, int] = {}
+        self.tracebacks: list[str] = []
+        self.successes = 0
+        with SweepProgress(self.console, book.total) as self.progress:
+            try:
+                for trials in book.rounds():
+                    self._run_round(book, trials)
+                    if self.outcome.stopped:
+                        break
+            finally:
+                self.executor.close()
+        return self.outcome
+
+    def _run_round(self, book: Book, trials: Sequence[PlannedTrial]) -> None:
+        """Runs the trials of a round that have no result, several at a time, each until it has one or is given up."""
+        waiting = deque(self._missing(book, trials))
+        running: dict[str, PlannedTrial] = {}
+        while (waiting or running) and not self.outcome.stopped:
+            while waiting and len(running) < self.executor.capacity:
+                trial = waiting.popleft()
+                running[trial.key] = trial
+                self.executor.submit(self._job(trial))
+            for key, how in self.executor.wait(POLL_SECONDS).items():
+                trial = running.pop(key)
+                if not self._take_in(book, trial, how):
+                    waiting.append(trial)
+            self._prune(book, running)
+
+    def _missing(self, book: Book, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+        """Trials without a finished record; finished ones are told, failed ones stay failed unless to be retried."""
+        missing = []
+        for trial in trials:
+            record = self._record(trial)
+            damaged = record.damaged_files()
+            result = None if damaged else record.read_result()
+            if damaged:
+                self.progress.say(f"{record.path}: damaged: {', '.join(damaged)}; the trial goes on", "yellow")
+            if result is not None:
+                book.tell(trial, result)
+                self.progress.skip()
+            elif record.status()[0] == "failed" and not self.retry_failed:
+                self.outcome.failed[trial.key] = record.status()[1]
+            else:
+                self.progress.expect(_cost(trial))
+                missing.append(trial)
+        return missing
+
+    def _take_in(self, book: Book, trial: PlannedTrial, how: str) -> bool:
+        """Reads what became of a trial whose process has ended; False if it is to run again."""
+        record = self._record(trial)
+        result = record.read_result()
+        if result is not None:
+            self.successes += 1
+            book.tell(trial, result)
+            self.progress.finished(trial.key, _cost(trial), result)
+            return True
+        if record.is_locked():  # trained by a process that another driver left; its record will come
+            time.sleep(POLL_SECONDS)
+            return False
+        state = read_json(record.state) or {}
+        crashed = state.get("state") == "failed"
+        reason = state["reason"] if crashed else f"its process {how}"
+        self.failures[trial.key] = self.failures.get(trial.key, 0) + 1
+        if crashed and self.failures[trial.key] == 1:
+            self.tracebacks.append(state["traceback"])
+            if self._all_fail_alike():
+                self.outcome.failed[trial.key] = reason
+                self.outcome.stopped = f"the first {SAME_FAILURE_LIMIT} trials failed in the same way: {reason}"
+                return True
+        if self.failures[trial.key] < self.study.run.max_attempts:
+            self.progress.say(f"{trial.key}: {reason}; trying again", "yellow")
+            return False
+        self.outcome.failed[trial.key] = reason
+        self.progress.say(f"{trial.key}: failed: {reason} (see {record.log})", "red")
+        return True
+
+    def _all_fail_alike(self) -> bool:
+        seen = self.tracebacks
+        return self.successes == 0 and len(seen) >= SAME_FAILURE_LIMIT and len(set(seen)) == 1
+
+    def _prune(self, book: Book, running: dict[str, PlannedTrial]) -> None:
+        if self.study.search is None or self.study.search.pruner == "none":
+            return
+        for trial in running.values():
+            record = self._record(trial)
+            epoch = book.prune_at(trial, objective_curve(record, self.study.search.objective))
+            if epoch is not None:
+                write_json(record.prune, {"epoch": epoch})
+
+    def _record(self, trial: PlannedTrial) -> TrialFolder:
+        return self.folder.trial(trial.trial_id, trial.replicate)
+
+    def _job(self, trial: PlannedTrial) -> Job:
+        return Job(
+            trial=trial,
+            folder=self._record(trial).path,
+            study=self.study.name,
+            run=self.study.run,
+            tracking=self.study.tracking,
+            wandb_mode=self.wandb_mode,
+            environment=self.environment,
+            command=self.command_for(trial),
+        )
+
+
+def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
+    """Raises `UserError` if the folder was planned with another base or other factors.
+
+    Levels and replicates may change: a wider plan runs only what is new.
+    """
+    planned = planned_study(folder)
+    if planned is None:
+        return
+    hint = f"choose another folder with --out, or remove {folder.path}"
+    if list(planned.factors) != list(study.factors):
+        raise UserError(
+            f"{folder.config}: planned with the factors {', '.join(planned.factors)}, now "
+            f"{', '.join(study.factors)}; {hint}"
+        )
+    for name, before in planned.base.model_dump().items():
+        now = getattr(study.base, name)
+        if now != before and name not in study.factors:
+            raise UserError(f"{folder.config}: planned with {name}={before}, now {name}={now}; {hint}")
+    if planned.search != study.search:
+        raise UserError(f"{folder.config}: planned with search={planned.search}, now {study.search}; {hint}")
+
+
+def planned_study(folder: StudyFolder) -> StudyConfig | None:
+    """The study that a folder was planned with; None for a new folder. Raises `UserError` where it is damaged."""
+    if not folder.config.exists():
+        return None
+    content = read_config_yaml(folder.config)
+    if "study" not in content:
+        raise UserError(f"{folder.config}: no key 'study'; the file is damaged")
+    return study_from_dict(content["study"], str(folder.config))
+
+
+def write_study(study: StudyConfig, folder: StudyFolder, environment: dict[str, Any]) -> None:
+    """study.yaml: the resolved study, and with what it was run last."""
+    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if folder.config.exists():
+        created = read_config_yaml(folder.config).get("provenance", {}).get("created", created)
+    provenance = {**environment, "created": created}
+    write_yaml(folder.config, {"study": study.model_dump(mode="json"), "provenance": provenance})
+
+
+def _cost(trial: PlannedTrial) -> float:
+    """Relative duration of a trial, good enough to forecast from: small networks cost by their calls, not their size."""
+    return trial.steps * trial.config.depth * max(1.0, trial.gradient_batch / 64)

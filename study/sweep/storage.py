@@ -1,0 +1,222 @@
+"""Optuna's side of a study: the mirror of a grid, and the search that suggests cells.
+
+The driver is the only writer. Records are the truth: an Optuna study that is lost or does not fit is made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
+
+from study.config import Range, StudyConfig, derive_seed
+from study.plan import PlannedTrial, plan_trial, plan_trials
+from study.record.files import StudyFolder, TrialFolder, read_metrics
+
+WORST = {"maximize": -1e9, "minimize": 1e9}  # stands for a diverged trial: Optuna takes NaN for a crash
+
+
+class Book(Protocol):
+    """Where the driver takes trials from and tells their results to."""
+
+    total: int
+
+    def rounds(self) -> Iterator[list[PlannedTrial]]:
+        """Trials that may run side by side; the next round is asked for when all of this one have ended."""
+
+    def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
+        """Takes in the result of a finished trial."""
+
+    def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
+        """The epoch at which a trial with these objective values should have ended, or None."""
+
+
+def open_book(study: StudyConfig, folder: StudyFolder, url: str | None) -> Book:
+    """The grid's mirror, or the search, in the study's own SQLite file or in the storage at `url`."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    storage = optuna.storages.RDBStorage(url or f"sqlite:///{folder.storage}")
+    return Grid(study, folder, storage) if study.search is None else Search(study, folder, storage)
+
+
+class Grid:
+    """All cells of the plan. Optuna only shows them; a trial is added when its record is finished."""
+
+    def __init__(self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.BaseStorage) -> None:
+        self.folder, self.trials = folder, plan_trials(study)
+        self.total = len(self.trials)
+        self.distributions = _distributions(study)
+        self.metric = study.analysis.metric
+        shape = json.dumps({factor: str(levels) for factor, levels in study.factors.items()}, sort_keys=True)
+        self.optuna = _open(study.name, storage, "maximize")
+        if self.optuna.user_attrs.get("factors", shape) != shape:
+            # Optuna cannot widen a categorical parameter: a study that has gained levels is mirrored anew.
+            optuna.delete_study(study_name=study.name, storage=storage)
+            self.optuna = _open(study.name, storage, "maximize")
+        self.optuna.set_user_attr("factors", shape)
+        self.told = {trial.user_attrs["key"] for trial in self.optuna.get_trials(deepcopy=False)}
+
+    def rounds(self) -> Iterator[list[PlannedTrial]]:
+        yield self.trials
+
+    def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
+        if trial.key in self.told:
+            return
+        record = self.folder.trial(trial.trial_id, trial.replicate)
+        self.optuna.add_trial(
+            create_trial(
+                params=trial.levels,
+                distributions=self.distributions,
+                value=_objective(result, self.metric, "maximize"),
+                user_attrs={"key": trial.key, **_attributes(trial, record, result)},
+            )
+        )
+        self.told.add(trial.key)
+
+    def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
+        return None  # every cell of a grid is wanted
+
+
+class Search:
+    """Cells suggested by an Optuna sampler, an Optuna trial each; its value is the mean over the cell's replicates.
+
+    Suggestion n is drawn with a seed of its own, when all earlier rounds are told and none of its own is: what is
+    suggested depends neither on how many workers there are nor on what was interrupted.
+    """
+
+    def __init__(self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.BaseStorage) -> None:
+        assert study.search is not None
+        self.study, self.folder, self.settings = study, folder, study.search
+        self.total = study.search.n_trials * study.replicates
+        self.distributions = _distributions(study)
+        self.optuna = _open(study.name, storage, study.search.direction)
+        self.pruner = optuna.pruners.MedianPruner() if study.search.pruner == "median" else optuna.pruners.NopPruner()
+        self.optuna.pruner = self.pruner
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def rounds(self) -> Iterator[list[PlannedTrial]]:
+        for start in range(0, self.settings.n_trials, self.settings.round_size):
+            numbers = range(start, min(start + self.settings.round_size, self.settings.n_trials))
+            cells = {number: self._suggest(number) for number in numbers}
+            replicates = range(self.study.replicates)
+            trials = {n: [plan_trial(self.study, cells[n], r) for r in replicates] for n in numbers}
+            yield list({trial.key: trial for group in trials.values() for trial in group}.values())
+            for number in numbers:
+                self._tell(number, trials[number])
+
+    def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
+        self.results[trial.key] = result  # told when the round is complete
+
+    def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
+        """Compares with the trials of earlier rounds only, so that the answer does not depend on who is faster."""
+        for epoch in sorted(values):
+            frozen = create_trial(
+                state=TrialState.RUNNING,
+                params=trial.levels,
+                distributions=self.distributions,
+                intermediate_values={e: value for e, value in values.items() if e <= epoch},
+            )
+            if self.pruner.prune(self.optuna, frozen):
+                return epoch
+        return None
+
+    def _suggest(self, number: int) -> dict[str, Any]:
+        known = self.optuna.get_trials(deepcopy=False)
+        self.optuna.sampler = self._sampler(number)
+        # A kill may have left a trial without all of its parameters: it is taken up again, under its number.
+        trial = optuna.trial.Trial(self.optuna, known[number]._trial_id) if number < len(known) else self.optuna.ask()
+        assert trial.number == number, "one driver writes to a study"
+        for factor, distribution in self.distributions.items():
+            self.optuna.sampler = self._sampler(number, factor)
+            trial._suggest(factor, distribution)  # what `ask` does with its distributions
+        return dict(trial.params)
+
+    def _sampler(self, *counter: int | str) -> optuna.samplers.BaseSampler:
+        seed = derive_seed("search", *counter) % 2**32
+        if self.settings.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(seed=seed)
+
+    def _tell(self, number: int, trials: list[PlannedTrial]) -> None:
+        results = [self.results[trial.key] for trial in trials if trial.key in self.results]
+        if self.optuna.get_trials(deepcopy=False)[number].state.is_finished():
+            return
+        if len(results) < len(trials):  # a replicate failed for good
+            self.optuna.tell(number, state=TrialState.FAIL)
+            return
+        pruned_at = self._attach(number, trials, results)
+        if pruned_at is not None:
+            self.optuna.tell(number, state=TrialState.PRUNED)
+            return
+        values = [_objective(result, self.settings.objective, self.settings.direction) for result in results]
+        self.optuna.tell(number, sum(values) / len(values))
+
+    def _attach(self, number: int, trials: list[PlannedTrial], results: list[dict[str, Any]]) -> int | None:
+        """Attributes and learning curve of a cell, for the dashboard and for the pruner; the epoch it is pruned at.
+
+        A trial that was faster than the pruner counts as pruned all the same: who was faster must not matter.
+        """
+        trial = optuna.trial.Trial(self.optuna, self.optuna.get_trials(deepcopy=False)[number]._trial_id)
+        folders = [self.folder.trial(planned.trial_id, planned.replicate) for planned in trials]
+        for name, value in _attributes(trials[0], folders[0], results[0]).items():
+            trial.set_user_attr(name, value)
+        if len(trials) > 1:
+            return None
+        curve = objective_curve(folders[0], self.settings.objective)
+        pruned_at = self.prune_at(trials[0], curve)
+        for epoch, value in curve.items():
+            if pruned_at is None or epoch <= pruned_at:
+                trial.report(value, epoch)
+        return pruned_at
+
+
+def objective_curve(folder: TrialFolder, name: str) -> dict[int, float]:
+    """Epoch to objective, from a trial's metrics."""
+    return {
+        row["epoch"]: row["value"]
+        for row in read_metrics(folder.metrics)
+        if row["name"] == name and row["value"] is not None
+    }
+
+
+def _open(name: str, storage: optuna.storages.BaseStorage, direction: Any) -> optuna.Study:
+    return optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+
+
+def _distributions(study: StudyConfig) -> dict[str, BaseDistribution]:
+    return {factor: _distribution(levels) for factor, levels in study.factors.items()}
+
+
+def _distribution(levels: list[Any] | Range) -> BaseDistribution:
+    if isinstance(levels, list):
+        return CategoricalDistribution(levels)
+    if isinstance(levels.low, int) and isinstance(levels.high, int):
+        return IntDistribution(levels.low, levels.high, log=levels.log)
+    return FloatDistribution(levels.low, levels.high, log=levels.log)
+
+
+def _objective(result: dict[str, Any], name: str, direction: str) -> float:
+    value = result["metrics"].get(name)
+    return WORST[direction] if value is None else float(value)
+
+
+def _attributes(trial: PlannedTrial, folder: TrialFolder, result: dict[str, Any]) -> dict[str, Any]:
+    """What the Optuna dashboard shows of a trial beside its parameters."""
+    switches = {name: value for name, value in result["metrics"].items() if name.startswith("switch/")}
+    return {
+        "trial_id": trial.trial_id,
+        "replicate": trial.replicate,
+        "status": result["status"],
+        "record": str(folder.path),
+        "switch_weights": switches,
+    }

@@ -1,0 +1,139 @@
+"""What `plan`, `status` and `diff` print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from study.config import StudyConfig, read_yaml
+from study.plan import PlannedTrial, plan_trials
+from study.record.files import StudyFolder, TrialFolder, read_json
+from study.sweep.progress import format_duration
+
+STATES = ("done", "diverged", "pruned", "running", "stale", "failed", "planned")
+
+
+def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], workers: int) -> None:
+    """The plan, a row a cell. What needs no network is there at once; sizes and times follow as they are measured."""
+    cells = _by_cell(trials)
+    console.print(f"{study.title}\n{study.question}")
+    console.print(
+        f"{len(trials)} trials: {len(cells)} cells x {study.replicates} replicates, {study.scale} scale, "
+        f"data {study.base.dataset}, {study.base.epochs} epochs. G: chunks, B: statistics batch (batch_size).\n"
+    )
+    sizes: dict[str, Any] = {}
+    with Live(_plan_table(study, cells, sizes), console=console, auto_refresh=False) as live:
+        from study.forecast import measure_cell  # imports torch: after the first look at the table
+
+        for cell, planned in cells.items():
+            sizes[cell] = measure_cell(planned[0])
+            if console.is_terminal:
+                live.update(_plan_table(study, cells, sizes), refresh=True)
+        live.update(_plan_table(study, cells, sizes), refresh=True)
+    total = sum(sizes[trial.trial_id].seconds for trial in trials)
+    console.print(
+        f"forecast, from a few steps of every cell on this machine: {format_duration(total)} of computing, "
+        f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of a trial"
+    )
+
+
+def _plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], sizes: dict[str, Any]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for factor in study.factors:
+        table.add_column(factor)
+    for name in ("G", "B", "G*B", "device", "lr", "steps", "pool", "parameters", "norms", "ms/step", "time"):
+        table.add_column(name, justify="left" if name == "pool" else "right")
+    for cell, (trial, *_) in cells.items():
+        size = sizes.get(cell)
+        measured = (
+            [f"{size.parameters:,}", str(size.norm_layers), f"{1000 * size.step_seconds:.1f}",
+             format_duration(size.seconds)]
+            if size else ["..."] * 4
+        )  # fmt: skip
+        table.add_row(
+            *(str(level) for level in trial.levels.values()),
+            str(trial.config.chunks), str(trial.statistics_batch), str(trial.gradient_batch), str(trial.device_batch),
+            f"{trial.config.base_learning_rate:.4g}", str(trial.steps), " ".join(trial.pool), *measured,
+        )  # fmt: skip
+    return table
+
+
+def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> None:
+    """How far the study is: states counted in every cell, then every trial that failed or was interrupted, and why."""
+    states = trial_states(study, folder)
+    counts = Counter(state for state, _, _ in states.values())
+    total = len(states) if study.search is None else study.search.n_trials * study.replicates
+    finished = sum(counts[state] for state in ("done", "diverged", "pruned"))
+    console.print(f"{folder.path}: {finished} of {total} trials have a result")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in [*study.factors, *(state for state in STATES if counts[state])]:
+        table.add_column(name, justify="left" if name in study.factors else "right")
+    cells: dict[tuple[str, ...], Counter[str]] = {}
+    for state, _, levels in states.values():
+        cells.setdefault(tuple(str(level) for level in levels.values()), Counter())[state] += 1
+    for levels, count in cells.items():
+        table.add_row(*levels, *(str(count[state] or "") for state in STATES if counts[state]))
+    console.print(table)
+    for key, (state, reason, _) in states.items():
+        if reason and state != "pruned":
+            console.print(f"{state}: {key}: {reason}", soft_wrap=True, markup=False)
+
+
+def trial_states(study: StudyConfig, folder: StudyFolder) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """State, reason and levels of every trial: the planned ones of a grid, the suggested ones of a search."""
+    if study.search is None:
+        return {
+            trial.key: (*folder.trial(trial.trial_id, trial.replicate).status(), trial.levels)
+            for trial in plan_trials(study)
+        }
+    return {
+        record.key: (*record.status(), read_yaml(record.trial)["levels"])
+        for record in folder.trials()
+        if record.trial.exists()
+    }
+
+
+def print_difference(console: Console, first: TrialFolder, second: TrialFolder) -> None:
+    """What differs between two trials, in config, environment and result."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("", first.key, second.key):
+        table.add_column(name, overflow="fold")
+    here, there = _everything(first), _everything(second)
+    for key in sorted(here.keys() | there.keys()):
+        if here.get(key) != there.get(key):
+            table.add_row(key, str(here.get(key, "-")), str(there.get(key, "-")))
+    console.print(table if table.row_count else "no difference")
+
+
+def _everything(record: TrialFolder) -> dict[str, Any]:
+    """All facts of a trial by dotted key, without those that differ between any two."""
+    described = read_yaml(record.trial) if record.trial.exists() else {}
+    facts: dict[str, Any] = {"status": record.status()[0], "replicate": record.replicate}
+    for prefix, values in (
+        ("config", described.get("config", {})),
+        ("seeds", described.get("seeds", {})),
+        ("environment", read_json(record.environment) or {}),
+        ("result", read_json(record.result) or {}),
+    ):
+        facts |= {f"{prefix}.{key}": value for key, value in _flatten(values)}
+    repeated = ("result.files", "result.schema", "result.trial_id", "result.replicate", "result.status")
+    return {key: value for key, value in facts.items() if not key.startswith(repeated)}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _by_cell(trials: Sequence[PlannedTrial]) -> dict[str, list[PlannedTrial]]:
+    cells: dict[str, list[PlannedTrial]] = {}
+    for trial in trials:
+        cells.setdefault(trial.trial_id, []).append(trial)
+    return cells

@@ -1,0 +1,140 @@
+"""Image classification with cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from study.config import TrialConfig, derive_seed
+from study.data.catalog import DATASETS
+from study.norms import average_statistics, set_radius, switch_parameters
+from study.tasks.optimization import build_optimizer, build_schedule
+
+RECALIBRATION_BATCHES = 200  # statistics batches; the SN authors' number
+DIVERGENCE_CHECK = 50  # steps between looks at the loss: each look waits for the device
+
+
+class DivergedError(Exception):
+    """The training loss became NaN or Inf. This ends the trial, and is its result."""
+
+
+class Classification(L.LightningModule):
+    """Trains `network` on batches (images (N, C, H, W), labels (N,)).
+
+    Validation gives `val_*`; testing takes the training split (`fit_*`, in evaluation mode and without augmentation)
+    and the test split (`test_*`), in this order.
+    """
+
+    def __init__(self, network: nn.Module, config: TrialConfig, *, steps_per_epoch: int, seed: int) -> None:
+        super().__init__()
+        self.network, self.config, self.seed = network, config, seed
+        self.steps_per_epoch = steps_per_epoch
+        classes = DATASETS[config.dataset].classes
+        self.train_metrics = _metrics("train_", classes)
+        self.evaluation_metrics = nn.ModuleDict({name: _metrics(f"{name}_", classes) for name in ("val", "fit", "test")})
+        self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
+        self.recalibration_batches: Iterable[tuple[Tensor, Tensor]] = ()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build_optimizer(self.network, self.config)
+        schedule = build_schedule(optimizer, self.config, self.steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def on_train_epoch_start(self) -> None:
+        loader: Any = self.trainer.train_dataloader
+        loader.set_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        if self.config.dropout:  # dropout draws from the global generator: counter-based, so that a resume repeats it
+            torch.manual_seed(derive_seed("dropout", self.seed, self.global_step))
+        set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = cross_entropy(logits, labels)
+        self._watch(loss.detach(), batch_idx)
+        self._update(self.train_metrics, logits.detach(), labels, loss.detach())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.config.logit_gradient_clip is not None:
+            nn.utils.clip_grad_norm_(switch_parameters(self.network), self.config.logit_gradient_clip)
+
+    def on_train_epoch_end(self) -> None:
+        self._raise_if_diverged()
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({**self.train_metrics.compute(), "learning_rate": rate})
+        self.train_metrics.reset()
+
+    def _watch(self, loss: Tensor, batch_idx: int) -> None:
+        """Remembers the first step with a loss that is not finite, without waiting for the device at every step."""
+        bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(bad, self.global_step, self.first_bad_step)
+        if batch_idx % DIVERGENCE_CHECK == 0:
+            self._raise_if_diverged()
+
+    def _raise_if_diverged(self) -> None:
+        step = int(self.first_bad_step)
+        if step >= 0:
+            raise DivergedError(f"the training loss was not finite at step {step}")
+
+    # ---------------------------------------------------------------------------------------- evaluation
+
+    def on_validation_start(self) -> None:
+        if self.config.bn_statistics == "batch":
+            count = -(-RECALIBRATION_BATCHES // self.config.chunks)
+            images = (images for images, _ in islice(self.recalibration_batches, count))
+            average_statistics(self.network, images)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(("fit", "test")[dataloader_idx], batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("fit")
+        self._log_evaluation("test")
+
+    def _evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images)
+        self._update(self.evaluation_metrics[name], logits, labels, cross_entropy(logits.float(), labels))
+
+    def _log_evaluation(self, name: str) -> None:
+        metrics: Any = self.evaluation_metrics[name]
+        self.log_dict(metrics.compute())
+        metrics.reset()
+
+    @staticmethod
+    def _update(metrics: Any, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        metrics["accuracy"].update(logits, labels)
+        metrics["loss"].update(loss, weight=len(labels))
+
+
+def _metrics(prefix: str, classes: int) -> MetricCollection:
+    return MetricCollection(
+        {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False), "loss": MeanMetric()},
+        prefix=prefix,
+        compute_groups=False,
+    )

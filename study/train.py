@@ -1,0 +1,198 @@
+"""One trial: network + data + callbacks + Trainer -> record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+import warnings
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from filelock import Timeout
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from study.data.load import load_splits
+from study.data.memory import EvaluationLoader, TrainingLoader
+from study.models import build_network, trace_geometry
+from study.plan import PlannedTrial
+from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint
+from study.record.files import SCHEMA, TrialFolder, file_facts, read_json, set_aside, write_json, write_yaml
+from study.record.recorder import Recorder, finite
+from study.record.tracking import Tracker
+from study.job import Job
+from study.tasks.classification import Classification, DivergedError
+
+_PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+def run_job(job: Job) -> None:
+    """Trains a trial unless its record is there, and leaves a result or the reason why there is none.
+
+    What happened is read from the record, never from an exit code or a return value.
+    """
+    folder = TrialFolder(job.folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with folder.lock().acquire(blocking=False):
+            if folder.read_result() is None:
+                _attempt(job, folder)
+    except Timeout:
+        pass  # another process trains this trial: its record will come
+
+
+def _attempt(job: Job, folder: TrialFolder) -> None:
+    attempt = (read_json(folder.state) or {}).get("attempt", 0) + 1
+    state = {"attempt": attempt, "pid": os.getpid(), "host": job.environment["host"], "started": time.time()}
+    write_json(folder.state, {"state": "running", **state})
+    try:
+        train(job, folder, attempt)
+    except Exception as error:  # whatever a trial dies of is its reason, and must not take the sweep along
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_json(
+            folder.state, {"state": "failed", **state, "reason": reason, "traceback": traceback.format_exc()}
+        )
+
+
+def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
+    """Trains one trial from its newest checkpoint, or from the start, to its result."""
+    _be_quiet()
+    torch.set_num_threads(job.threads)
+    started = time.perf_counter()
+    trial, config = job.trial, job.trial.config
+    _set_aside_damage(folder)
+    checkpoint = newest_checkpoint(folder, _warn)
+
+    seeds = trial.seeds
+    device = torch.device(job.device)
+    splits = load_splits(config, seeds["split"], job.run.data_root)
+    training = splits.train.to(device)
+    batches = TrainingLoader(training, config.gradient_batch, augmentation=config.augmentation, seed=seeds["data"])
+    plain = TrainingLoader(training, config.gradient_batch, augmentation="none", seed=seeds["data"])
+    validation, fit, test = (
+        EvaluationLoader(part.to(device)) for part in (splits.validation, splits.train, splits.test)
+    )
+
+    network = build_network(config, seeds["init"])
+    layers = trace_geometry(network)
+    description = _describe(trial, job, network, len(layers))
+    write_yaml(folder.trial, description)
+    write_json(folder.environment, {**job.environment, "device": _device_name(device), "threads": job.threads})
+
+    module = Classification(network, config, steps_per_epoch=len(batches), seed=seeds["data"])
+    module.recalibration_batches = plain
+    tracker = Tracker(
+        folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
+        config={**description, "environment": job.environment},
+    )  # fmt: skip
+    recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds)
+    trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], recorder)
+    status, reason, metrics = "done", None, {}
+    try:
+        trainer.fit(module, batches, validation, ckpt_path=checkpoint)
+        trainer.test(module, [fit, test], verbose=False)
+        metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
+        if recorder.pruned:
+            status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
+    metrics = _final_metrics(recorder.last_metrics(), metrics, diverged=status == "diverged")
+    recorder.write_switch_weights()
+    tracker.log_switch_weights(recorder.history[-1], layers, trial.pool)
+    tracker.finish(status, metrics)
+    _write_result(folder, trial, description, {
+        "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
+        "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
+    })  # fmt: skip
+
+
+def _build_trainer(epochs: int, device: torch.device, precision: str, recorder: Recorder) -> L.Trainer:
+    return L.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=epochs,
+        callbacks=[recorder],
+        # The plain environment: under Slurm, Lightning would load another trial's checkpoint.
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
+        default_root_dir=recorder.folder.path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        inference_mode=False,  # batch statistics are re-estimated in evaluation, in buffers that training goes on with
+        deterministic="warn",
+    )
+
+
+def _describe(trial: PlannedTrial, job: Job, network: torch.nn.Module, norm_layers: int) -> dict[str, Any]:
+    """trial.yaml: what was trained, and the command that does it again."""
+    return {
+        "trial_id": trial.trial_id,
+        "replicate": trial.replicate,
+        "study": job.study,
+        "levels": trial.levels,
+        "config": trial.config.model_dump(mode="json"),
+        "statistics_batch": trial.statistics_batch,
+        "gradient_batch": trial.gradient_batch,
+        "device_batch": trial.device_batch,
+        "pool": list(trial.pool),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "norm_layers": norm_layers,
+        "seeds": trial.seeds,
+        "command": job.command,
+    }
+
+
+def _final_metrics(
+    last: dict[str, float | None], tested: dict[str, float | None], *, diverged: bool
+) -> dict[str, float | None]:
+    """Metrics of the last epoch and of the splits evaluated after it; all null for a diverged trial."""
+    names = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "fit_accuracy", "fit_loss", "test_accuracy",
+             "test_loss")  # fmt: skip
+    found = {} if diverged else {**last, **tested}
+    metrics = {name: found.get(name) for name in names}
+    fit, validation = metrics["fit_accuracy"], metrics["val_accuracy"]
+    gap = fit - validation if fit is not None and validation is not None else None
+    switches = {name: value for name, value in found.items() if name.startswith("switch/")}
+    return {**metrics, "generalization_gap": gap, **switches}
+
+
+def _write_result(folder: TrialFolder, trial: PlannedTrial, description: dict[str, Any], facts: dict[str, Any]) -> None:
+    """The last file of a record: it vouches for the others."""
+    repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "device_batch", "pool", "parameters",
+                "norm_layers")  # fmt: skip
+    files = (folder.trial, folder.environment, folder.metrics, folder.switch_weights)
+    write_json(folder.result, {
+        "schema": SCHEMA,
+        **{key: description[key] for key in repeated},
+        **facts,
+        "files": {file.name: file_facts(file) for file in files},
+    })  # fmt: skip
+
+
+def _set_aside_damage(folder: TrialFolder) -> None:
+    """A result that no longer vouches for its files is no result: named, set aside, made anew from the checkpoint."""
+    for name in folder.damaged_files():
+        file = folder.path / name
+        if file.exists():
+            _warn(f"{file}: damaged, set aside as {set_aside(file).name}")
+    if folder.result.exists():
+        set_aside(folder.result)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _warn(message: str) -> None:
+    logging.getLogger("study").warning(message)
+
+
+def _be_quiet() -> None:
+    """Lightning's tips and warnings are for people who wrote the loop themselves."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
