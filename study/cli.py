@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -80,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"{unknown[0]}: unknown flag; {allowed_names(unknown[0], flags)}")
@@ -238,7 +239,7 @@ def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTr
     """The command that trains one trial again, with the replicates before it."""
     from study.record.environment import command_line
 
-    levels = [f"factors.{factor}=[{level}]" for factor, level in trial.levels.items()]
+    levels = [f"factors.{factor}={json.dumps([level])}" for factor, level in trial.levels.items()]
     settings = [*options.set, *levels, f"replicates={trial.replicate + 1}"]
     if study.search is not None:
         settings.append("search=null")

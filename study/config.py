@@ -19,7 +19,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from study.data.catalog import DATASETS
-from study.norms.names import parse_norm
+from study.norms.names import DEFAULT_POOL, parse_norm
 
 SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 LARGE_DEPTHS = (18, 34, 50, 101, 152)
@@ -33,8 +33,9 @@ class UserError(ValueError):
 
 
 def _check_norm(name: str) -> str:
-    parse_norm(name)
-    return name
+    """One norm has one name, so that one cell has one id: `sn[in,ln,bn]` is `sn`."""
+    spec = parse_norm(name)
+    return name.partition("[")[0] if spec.pool == DEFAULT_POOL else name
 
 
 def _check_depth(depth: int) -> int:
@@ -64,7 +65,7 @@ class TrialConfig(_Closed):
     dataset: Annotated[str, AfterValidator(_check_dataset)] = "digits"
     train_samples: Annotated[int, Field(ge=1)] | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    augmentation: Literal["none", "shift", "shift_flip"] = "shift"
+    augmentation: Literal["none", "shift", "shift_flip", "random_resized_crop"] = "shift"
 
     # network
     depth: Annotated[int, AfterValidator(_check_depth)] = 20
@@ -262,8 +263,10 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--set {override}: expected key=value")
-        path = _resolve_key(key, merged)
-        _overlay(merged, _nest(path, parse_yaml(text, f"--set {override}")), f"--set {override}", origin)
+        path, value = _resolve_key(key, merged), parse_yaml(text, f"--set {override}")
+        if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
+            value = [value]  # one level
+        _overlay(merged, _nest(path, value), f"--set {override}", origin)
     return _validate(merged, origin)
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.config import StudyConfig, TrialConfig, UserError, derive_seeds, trial_id
-from study.data.catalog import split_sizes
+from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
+
+LARGEST_SHIFTED = 64  # pixels; larger images are cropped and scaled instead of shifted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,14 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         _ = trial.pool
     except ValueError as error:
         raise UserError(f"{study.name}: cell {cell}: {error}") from None
+    facts = DATASETS[config.dataset]
+    if (config.augmentation == "random_resized_crop") != (facts.image_size > LARGEST_SHIFTED):
+        raise UserError(
+            f"{study.name}: cell {cell}: augmentation={config.augmentation} does not fit the {facts.image_size}-pixel "
+            f"images of {config.dataset}; allowed: random_resized_crop for large images, the others for small ones"
+        )
+    if config.depth in (18, 34) and config.width != 1:
+        raise UserError(f"{study.name}: cell {cell}: width={config.width}: allowed for depth {config.depth}: 1.0")
     if trial.steps_per_epoch < 1:
         raise UserError(
             f"{study.name}: cell {cell}: gradient batch {trial.gradient_batch} (chunks {config.chunks} x batch_size "

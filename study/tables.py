@@ -27,14 +27,15 @@ def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTri
         f"data {study.base.dataset}, {study.base.epochs} epochs. G: chunks, B: statistics batch (batch_size).\n"
     )
     sizes: dict[str, Any] = {}
-    with Live(_plan_table(study, cells, sizes), console=console, auto_refresh=False) as live:
+    # On a terminal the table fills before the user's eyes; in a pipe only the finished one is printed.
+    with Live(_plan_table(study, cells, sizes), console=console, auto_refresh=False, transient=True) as live:
         from study.forecast import measure_cell  # imports torch: after the first look at the table
 
         for cell, planned in cells.items():
             sizes[cell] = measure_cell(planned[0])
             if console.is_terminal:
                 live.update(_plan_table(study, cells, sizes), refresh=True)
-        live.update(_plan_table(study, cells, sizes), refresh=True)
+    console.print(_plan_table(study, cells, sizes))
     total = sum(sizes[trial.trial_id].seconds for trial in trials)
     console.print(
         f"forecast, from a few steps of every cell on this machine: {format_duration(total)} of computing, "

@@ -1,11 +1,10 @@
-"""What an answer is made of: a verdict, the rule behind it, effects with intervals, and sentences with numbers."""
+"""What an answer is made of: a verdict and its rule, effects with intervals, and sentences with numbers."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from study.analysis.statistics import Estimate, PairedDifference, replicates_needed
@@ -19,25 +18,36 @@ MIN_CELLS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One row of an answer's table. `n` counts replicates; without an interval, `low` and `high` are None."""
+    """One row of an answer's table. Pairs are those in the estimate; `missing` says why others are not."""
 
     measure: str
     comparison: str
-    estimate: float | None
-    low: float | None
-    high: float | None
-    n: int
+    estimate: Estimate
     n_pairs: int
     n_pairs_planned: int
-    missing: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    missing: Mapping[str, int] = field(default_factory=dict)
     per_replicate: Sequence[float] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
+        low, high = _round(self.estimate.low), _round(self.estimate.high)
+        return {
+            "measure": self.measure,
+            "comparison": self.comparison,
+            "estimate": _round(self.estimate.value),
+            "interval": None if low is None else [low, high],
+            "n": self.estimate.n,
+            "n_pairs": self.n_pairs,
+            "n_pairs_planned": self.n_pairs_planned,
+            "missing": dict(self.missing),
+            "per_replicate": [_round(value) for value in self.per_replicate],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """The answer to one question, as the report and `answers.json` show it."""
 
-    name: str
     title: str
     verdict: Verdict
     answer: str
@@ -48,75 +58,64 @@ class Answer:
     needs: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; numbers rounded to 6 digits, so that the last bit of a sum changes no byte."""
-        return {key: _plain(value) for key, value in dataclasses.asdict(self).items() if key != "name"}
+        """Plain values only."""
+        effects = [effect.to_json() for effect in self.effects]
+        return {**vars(self), "effects": effects, "needs": list(self.needs)}
 
 
 def difference_effect(measure: str, comparison: str, item: PairedDifference) -> Effect:
     """The row of a paired difference."""
     return Effect(
-        measure=measure, comparison=comparison,
-        estimate=item.estimate.value, low=item.estimate.low, high=item.estimate.high, n=item.estimate.n,
-        n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned,
-        missing=item.missing, per_replicate=item.per_replicate,
-    )  # fmt: skip
+        measure=measure,
+        comparison=comparison,
+        estimate=item.estimate,
+        n_pairs=item.n_pairs,
+        n_pairs_planned=item.n_pairs_planned,
+        missing=item.missing,
+        per_replicate=item.per_replicate,
+    )
 
 
 def covers(n_cells: int, n_cells_diverged: int, n_cells_planned: int) -> bool:
-    """Whether enough of the planned cells have a result for a verdict; a cell that diverged has one."""
+    """Whether enough of the planned cells have a result for a verdict."""
     return n_cells > 0 and n_cells + n_cells_diverged >= MIN_CELLS * n_cells_planned
 
 
 def show_number(value: float, digits: int = 3, sign: bool = False) -> str:
     """`-0.0123` as `−0.012`; a number that rounds to zero has no sign."""
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 def show_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:
-    """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`, or why there is no interval."""
+    """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`, or that there is no interval."""
     if estimate.value is None:
         return "not measured"
-    value, replicates = show_number(estimate.value, digits, sign), count(estimate.n, "replicate")
+    value = show_number(estimate.value, digits, sign)
+    replicates = f"n = {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
     if estimate.low is None or estimate.high is None:
-        return f"{value} (no interval from n = {replicates})"
+        return f"{value} (no interval from {replicates})"
     low, high = show_number(estimate.low, digits), show_number(estimate.high, digits)
-    return f"{value} ({confidence * 100:g} % interval {low} to {high}, n = {replicates})"
+    return f"{value} ({confidence * 100:g} % interval {low} to {high}, {replicates})"
 
 
-def show_states(states: Mapping[str, int]) -> str:
-    """`2 failed, 3 planned`; `none` where there is nothing."""
-    return ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
+def show_states(states: Iterable[str]) -> str:
+    """`3 planned, 2 failed`, the most frequent first; `none` where there is nothing."""
+    ranked = sorted(Counter(states).items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number} {state}" for state, number in ranked) or "none"
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def join_words(words: Sequence[object]) -> str:
+def join_words(words: Iterable[object]) -> str:
     """`a, b and c`."""
     *first, last = map(str, words)
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def need_replicates(half_width: float, target: float, n: int, confidence: float) -> str:
-    """How many replicates would settle it, if their spread stays as it is."""
+def say_replicates_needed(half_width: float, target: float, n: int, confidence: float) -> str:
+    """What would settle an interval, if the replicates' spread stays as it is."""
     needed = replicates_needed(half_width, target, n, confidence)
-    return (
-        f"about {needed} replicates"
-        if needed
-        else "more than 1000 replicates: the effect is too close to the line"
-    )
+    return f"about {needed} replicates, at the spread seen so far" if needed else "more than 1000 replicates"
 
 
-def tally(states: Sequence[str]) -> dict[str, int]:
-    """States with their number, the most frequent first."""
-    return dict(sorted(Counter(states).items(), key=lambda item: (-item[1], item[0])))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def _round(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")

@@ -62,8 +62,7 @@ def build_network(config: TrialConfig, seed: int) -> nn.Module:
 
 def _large_resnet(depth: int, norm_layer: NormLayer, channels: int, classes: int, width: float) -> nn.Module:
     block, layers = _LARGE[depth]
-    if block is torchvision_resnet.BasicBlock and width != 1:
-        raise ValueError(f"width={width}: torchvision's ResNet-{depth} has width 1 only")
+    assert block is torchvision_resnet.Bottleneck or width == 1, "refused by the plan: torchvision has no such ResNet"
     network = torchvision_resnet.ResNet(
         block, list(layers), num_classes=classes, norm_layer=norm_layer, width_per_group=round(64 * width)
     )

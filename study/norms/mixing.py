@@ -14,19 +14,18 @@ def softmax(logits: Tensor) -> Tensor:
 def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
     """Weights on the simplex at least `radius` away from its centre (SSN: Shao et al., 1903.03793).
 
-    logits: (..., K); radius: a float or a tensor of shape (...), at least 0. Returns weights like `logits`.
+    logits: (..., K); radius: at least 0, a float or a tensor (...). Returns weights like `logits`.
 
     Radius 0 is sparsemax; from the circumradius sqrt(1 - 1/K) on, weights are one-hot. In between the paper
-    pushes the sparsemax away from the centre and, where that leaves the simplex, goes on inside a face. All
-    these pushes lie on one path: they are sparsemax(t * logits), with the smallest stretch t >= 1 that reaches
-    the radius. With V_n the sum of squared deviations of the n largest logits from their mean, and n the size
-    of the support, the squared distance of sparsemax(t * logits) to the centre is
+    pushes the sparsemax away from the centre and, where that leaves the simplex, projects and goes on in the
+    face that is left. All its steps lie on one path, sparsemax(t * logits), which has to be followed to the
+    smallest t >= 1 that is far enough. With V_n the sum of squared deviations of the n largest logits from
+    their mean, the squared distance along the path is the minimum over n of 1/n - 1/K + t^2 V_n, so that
 
-        min over n of  1/n - 1/K + t^2 V_n,   hence   t = max over n of sqrt((radius^2 + 1/K - 1/n) / V_n)
+        t = max over n of sqrt((radius^2 + 1/K - 1/n) / V_n)
 
-    and no recursion, no branching on data is needed. Where the largest logits tie, no direction leads away
-    from their face: the first in pool order is taken as larger by a rounding error, and the gradient is that
-    of sparsemax at the weights returned (the true one is unbounded there).
+    without recursion or branching on data. Where the largest logits tie, no direction leads on: the first in
+    pool order is then taken as larger by a rounding error, and the gradient, unbounded there, is sparsemax's.
     """
     size = logits.shape[-1]
     if size == 1:
@@ -42,15 +41,15 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
 
     if isinstance(radius, Tensor):
         radius = radius.to(dtype).unsqueeze(-1)
-    spread = (broken.square().cumsum(-1) - broken.cumsum(-1).square() / counts)[..., 1:]
     excess = (radius * radius + (counts - size) / (size * counts))[..., 1:].clamp(0.0, 1.0)
+    spread = (broken.square().cumsum(-1) - broken.cumsum(-1).square() / counts)[..., 1:]
     # sqrt and rsqrt apart: the gradient of sqrt(0 / V) would be 0 * inf. The margin outweighs rounding.
     stretch = (excess.sqrt() * spread.rsqrt()).amax(-1, keepdim=True) * (1.0 + 8.0 * epsilon)
 
     push = stretch * broken - gaps
     push = torch.where(gaps[..., 1:2] > -epsilon, push.detach(), push)
-    scaled = torch.where(stretch > 1.0, gaps + push, gaps)
-    return torch.zeros_like(logits).scatter(-1, order, _sorted_sparsemax(scaled, counts).to(logits.dtype))
+    weights = _sorted_sparsemax(torch.where(stretch > 1.0, gaps + push, gaps), counts)
+    return torch.zeros_like(logits).scatter(-1, order, weights.to(logits.dtype))
 
 
 def random_weights(size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -60,7 +59,7 @@ def random_weights(size: int, generator: torch.Generator | None = None) -> Tenso
 
 
 def _sorted_sparsemax(ordered: Tensor, counts: Tensor) -> Tensor:
-    """Euclidean projection on the simplex of (..., K) numbers in descending order (Martins and Astudillo, 1602.02068)."""
-    # Over the support size, (sum of the largest - 1) / size peaks at the true support.
-    threshold = ((ordered.cumsum(-1) - 1.0) / counts).amax(-1, keepdim=True)
-    return (ordered - threshold).clamp(min=0.0)
+    """Sparsemax of (..., K) logits in descending order (Martins and Astudillo, 1602.02068, algorithm 1)."""
+    support = 1.0 + counts * ordered > ordered.cumsum(-1)
+    total = torch.where(support, ordered, 0.0).sum(-1, keepdim=True)
+    return (ordered - (total - 1.0) / support.sum(-1, keepdim=True)).clamp(min=0.0)

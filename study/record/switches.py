@@ -25,8 +25,11 @@ SCHEMA = pa.schema([
 
 
 def snapshot(network: nn.Module) -> Tensor:
-    """The switch weights of every layer now: (layers, statistics, pool); (0, 2, 0) without a layer that chooses."""
-    layers = switch_weights(network).values()
+    """The switch weights of every layer now: (layers, statistics, pool); (0, 2, 0) without a layer that chooses.
+
+    A pool of one leaves no choice: the core runs it where torch has no such layer, and there is nothing to record.
+    """
+    layers = [layer for layer in switch_weights(network).values() if len(layer.pool) > 1]
     if not layers:
         return torch.empty(0, len(STATISTICS), 0)
     return torch.stack([torch.stack([layer.mean, layer.var]) for layer in layers]).float().cpu()

@@ -50,7 +50,7 @@ def test_radius_zero_is_sparsemax(logits):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
-def test_equals_the_recursion_of_the_paper(size, scale):
+def test_equals_the_recursion(size, scale):
     generator = torch.Generator().manual_seed(size)
     logits = scale * torch.randn(100, size, generator=generator, dtype=torch.float64)
     radius = torch.rand(100, generator=generator, dtype=torch.float64)
@@ -67,6 +67,7 @@ def test_equals_the_recursion_of_the_paper(size, scale):
         ([0.3, 0.1, 0.0], 0.6),  # pushed to an edge, where the radius leaves one point
         ([0.5, 0.4, 0.2, 0.1], 0.65),  # pushed to a face
         ([0.5, 0.1, 0.2, 0.3], 0.9),  # one-hot
+        ([0.9, 0.6, -1.0], 0.6),  # an edge from the start
         ([0.4], 0.5),
     ],
 )
@@ -84,20 +85,24 @@ def test_gradient_is_bounded_at_ties(logits, radius):
     assert logits.grad.norm() < 10
 
 
+@pytest.mark.parametrize("logits", [[1.0, 0.0, 0.0], [0.0, 1.0], [1.0, 1.0, 1.0]])
+def test_one_hot_weights_have_no_gradient(logits):
+    logits = torch.tensor(logits, requires_grad=True)
+    (sparsestmax(logits, 1.0) * torch.arange(len(logits))).sum().backward()
+    assert logits.grad.eq(0).all()
+
+
 def test_gradient_lets_uniform_logits_move():
     logits = torch.ones(3, requires_grad=True)
     (sparsestmax(logits, 0.1) * torch.tensor([0.0, 1.0, 2.0])).sum().backward()
     assert logits.grad.tolist() == pytest.approx([-1.0, 0.0, 1.0])
 
 
-def test_schedule_of_a_pool_of_three():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2000, 3, generator=generator)
-    assert (sparsestmax(logits, 0.8165).amax(-1) == 1).all()
-    assert not (sparsestmax(0.1 * logits, 0.81).amax(-1) == 1).all()
-    two_left = logits[(sparsestmax(logits, 0.0) > 0).sum(-1) == 2]
-    assert len(two_left) > 100
-    assert (sparsestmax(two_left, math.sqrt(1 / 6 + 1 / 2)).amax(-1) == 1).all()
+@pytest.mark.parametrize(("size", "radius"), [(2, 0.70711), (3, 0.81650), (4, 0.86603)])
+def test_all_logits_are_one_hot_at_the_circumradius_and_not_before(size, radius):
+    logits = torch.randn(2000, size, generator=torch.Generator().manual_seed(0))
+    assert (sparsestmax(logits, radius).amax(-1) == 1).all()
+    assert (sparsestmax(0.01 * logits, radius - 0.001).amax(-1) < 1).any()
 
 
 def test_half_precision_logits_keep_their_dtype():

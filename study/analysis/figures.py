@@ -1,0 +1,266 @@
+"""Figures of the report: frames in, plotly figures out.
+
+A title states what is shown, its subtitle what is averaged and what an interval holds. Text and grid lines have no
+colour here: the page sets them for a light screen, a dark one, or paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from study.analysis.answers import Effect
+from study.analysis.statistics import DEPTH_GRID, STATISTICS, Estimate, depth_profile, replicate_interval
+from study.norms.names import NORMALIZERS
+
+# Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
+COLOURS = {
+    "in": "#E69F00",
+    "ln": "#009E73",
+    "bn": "#0072B2",
+    "gn": "#CC79A7",
+    "sn": "#D55E00",
+    "ssn": "#56B4E9",
+}
+CONTROL_COLOUR = "#8C8C8C"  # controls differ by symbol
+SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "cross",
+    "star",
+    "hexagon",
+    "bowtie",
+    "x",
+    "pentagon",
+)
+WORDS = {"mean": "mean weights", "var": "variance weights"}
+LINE_COLOUR = "#8C8C8C"
+
+
+def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, statistic: str) -> go.Figure:
+    """Switch weights of one statistic by relative depth: a map for each B (rows) and network depth (columns).
+
+    `switch` holds one epoch of each trial, `trials` the levels of those trials.
+    """
+    profiles = {key: depth_profile(layers) for key, layers in switch.groupby("key", sort=False)}
+    trials = trials[trials["key"].isin(list(profiles))]
+    depths, batches = sorted(trials["depth"].unique()), sorted(trials["batch_size"].unique())
+    names = [name for name in reversed(NORMALIZERS) if name in set(switch["normalizer"])]
+    figure = make_subplots(
+        len(batches), len(depths), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04,
+        vertical_spacing=0.15 / len(batches), x_title="relative depth of the layer (0 first, 1 last)",
+        column_titles=[f"ResNet-{depth}" for depth in depths], row_titles=[f"B = {batch}" for batch in batches],
+    )  # fmt: skip
+    for (depth, batch), group in trials.groupby(["depth", "batch_size"]):
+        mean = np.mean([profiles[key][STATISTICS.index(statistic)] for key in group["key"]], axis=0)
+        figure.add_heatmap(
+            z=mean.T[[NORMALIZERS.index(name) for name in names]], x=DEPTH_GRID, y=names, coloraxis="coloraxis",
+            xgap=1, ygap=1, hovertemplate="depth %{x:.1f}, %{y}: %{z:.2f}<extra></extra>",
+            row=batches.index(batch) + 1, col=depths.index(depth) + 1,
+        )  # fmt: skip
+    figure.update_layout(coloraxis={
+        "colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": {"title": "weight", "thickness": 10, "x": 1.06},
+    })  # fmt: skip
+    figure.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False)
+    return _finish(
+        figure, f"What the layers chose: {WORDS[statistic]}, from the first layer to the last",
+        "Last epoch; averaged over replicates and all other factors. At an even choice of three, every weight is 0.33.",
+        height=130 + 85 * len(batches), right=70,
+    )  # fmt: skip
+
+
+def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float) -> go.Figure:
+    """Network means of the switch weights against B: a row a network depth, a column a statistic."""
+    means = switch.groupby(["key", "statistic", "normalizer"], observed=True)["weight"].mean().reset_index()
+    table = means.merge(trials[["key", "replicate", "depth", "batch_size"]], on="key")
+    depths = sorted(table["depth"].unique())
+    figure = make_subplots(
+        len(depths), 2, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.1,
+        column_titles=[WORDS[statistic] for statistic in STATISTICS],
+        row_titles=[f"ResNet-{depth}" for depth in depths], x_title="statistics batch B (samples)",
+    )  # fmt: skip
+    figure.update_xaxes(
+        type="category", categoryarray=[str(level) for level in sorted(table["batch_size"].unique())]
+    )
+    by = ["depth", "statistic", "normalizer", "batch_size", "replicate"]
+    shares = table.groupby(by, observed=True)["weight"].mean()
+    for (depth, statistic, name), group in shares.groupby(level=[0, 1, 2], observed=True):
+        levels = {
+            str(batch): replicate_interval(part.to_numpy(), confidence)
+            for batch, part in group.groupby(level=3)
+        }
+        figure.add_scatter(
+            x=list(levels), y=[item.value for item in levels.values()], error_y=_bars(levels.values()),
+            mode="lines+markers", row=depths.index(depth) + 1, col=STATISTICS.index(statistic) + 1, **_style(name),
+        )  # fmt: skip
+    figure.update_yaxes(range=[0, 1]).update_yaxes(title_text="weight", col=1)
+    return _finish(
+        figure, "How much of each normalizer the networks use, against the statistics batch",
+        f"Last epoch; mean over layers, and over all other factors inside a replicate. Bars: {confidence * 100:g} % "
+        "intervals over replicates.",
+        height=120 + 190 * len(depths), right=40,
+    )  # fmt: skip
+
+
+def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> go.Figure:
+    """A metric by norm and B: a point a replicate, a bar the mean over replicates."""
+    batches = sorted(trials["batch_size"].unique())
+    figure = go.Figure()
+    for position, norm in enumerate(norms):
+        shift = 0.7 * ((position + 0.5) / len(norms) - 0.5)
+        points = trials[trials["norm"].eq(norm)].groupby(["batch_size", "replicate"])[metric].mean().dropna()
+        means = points.groupby(level=0).mean()
+        style = _style(norm, norms)
+        figure.add_scatter(
+            x=[batches.index(batch) + shift for batch, _ in points.index], y=points.to_numpy(), mode="markers",
+            opacity=0.75, **style,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[batches.index(batch) + shift for batch in means.index], y=means.to_numpy(), mode="markers",
+            hoverinfo="skip", showlegend=False, legendgroup=norm,
+            marker={"symbol": "line-ew", "size": 16, "line": {"width": 2.5, "color": style["marker"]["color"]}},
+        )  # fmt: skip
+    figure.update_xaxes(
+        tickvals=list(range(len(batches))), ticktext=[str(batch) for batch in batches], showgrid=False, zeroline=False,
+        title_text="statistics batch B (samples)",
+    )  # fmt: skip
+    figure.update_yaxes(title_text=metric.replace("_", " "))
+    return _finish(
+        figure, f"{_words(metric)} by norm and statistics batch",
+        "Last epoch. A point is a replicate, averaged over all other factors among its finished runs; a bar is the mean.",
+        height=380,
+    )  # fmt: skip
+
+
+def forest(effects: Sequence[Effect], line: float, title: str, subtitle: str, log: bool = False) -> go.Figure:
+    """Effects with their intervals, a panel a measure; small points are replicates. `line` is where nothing differs."""
+    measures = list(dict.fromkeys(effect.measure for effect in effects))
+    rows = [[effect for effect in effects if effect.measure == measure] for measure in measures]
+    figure = make_subplots(
+        len(measures), 1, row_heights=[len(group) + 0.5 for group in rows], vertical_spacing=0.22 / len(measures),
+        subplot_titles=[_words(measure) for measure in measures],
+    )  # fmt: skip
+    for number, group in enumerate(rows, start=1):
+        names = [effect.comparison for effect in group]
+        for effect in group:
+            figure.add_scatter(
+                x=list(effect.per_replicate), y=[effect.comparison] * len(effect.per_replicate), mode="markers",
+                marker={"color": LINE_COLOUR, "size": 5}, row=number, col=1,
+                hovertemplate="a replicate: %{x:.4f}<extra></extra>",
+            )  # fmt: skip
+        figure.add_scatter(
+            x=[effect.estimate.value for effect in group], y=names, mode="markers", row=number, col=1,
+            error_x=_bars([effect.estimate for effect in group]), hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            marker={"color": COLOURS["sn"], "size": 10, "symbol": "diamond"},
+        )  # fmt: skip
+        figure.add_vline(x=line, line={"color": LINE_COLOUR, "width": 1.5, "dash": "dot"}, row=number, col=1)
+        figure.update_yaxes(
+            categoryorder="array", categoryarray=names[::-1], automargin=True, row=number, col=1
+        )
+    figure.update_xaxes(type="log" if log else "linear", zeroline=False)
+    figure.update_layout(showlegend=False)
+    return _finish(figure, title, subtitle, height=80 + 60 * len(measures) + 34 * len(effects))
+
+
+def learning_curves(curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[str], name: str) -> go.Figure:
+    """A metric by epoch, a line a norm, at the smallest and at the largest B."""
+    figure, table, batches = _epoch_panels(curves[curves["name"].eq(name)], trials)
+    for (batch, norm), group in table.groupby(["batch_size", "norm"], sort=False):
+        _add_band(figure, group, "value", _style(norm, norms), row=1, col=batches.index(batch) + 1)
+    figure.update_yaxes(title_text=name.replace("_", " "), col=1)
+    return _finish(
+        figure, f"How the networks learn: {_words(name).lower()} by epoch",
+        "Finished runs: median (line) and range (band) over replicates and all other factors.", height=340,
+    )  # fmt: skip
+
+
+def share_by_epoch(switch_epochs: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
+    """Network means of the switch weights by epoch, a row a statistic, at the smallest and at the largest B."""
+    figure, table, batches = _epoch_panels(
+        switch_epochs[switch_epochs["scope"].eq("network")], trials, STATISTICS
+    )
+    for (batch, statistic, name), group in table.groupby(
+        ["batch_size", "statistic", "normalizer"], observed=True
+    ):
+        place = {"row": STATISTICS.index(statistic) + 1, "col": batches.index(batch) + 1}
+        _add_band(figure, group, "weight", _style(name), **place)
+    figure.update_yaxes(range=[0, 1]).update_yaxes(title_text="weight", col=1)
+    return _finish(
+        figure, "How the choice is made: network means of the switch weights by epoch",
+        "Median (line) and range (band) over replicates and all other factors. Epoch 0 is before training.",
+        height=520, right=40,
+    )  # fmt: skip
+
+
+def _epoch_panels(
+    rows: pd.DataFrame, trials: pd.DataFrame, panels: Sequence[str] = ("",)
+) -> tuple[go.Figure, pd.DataFrame, list[int]]:
+    """An empty grid (a column for the smallest and the largest B), its rows with their levels, and those two B."""
+    batches = sorted({trials["batch_size"].min(), trials["batch_size"].max()})
+    table = rows.merge(trials[trials["batch_size"].isin(batches)][["key", "norm", "batch_size"]], on="key")
+    figure = make_subplots(
+        len(panels), len(batches), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.08,
+        column_titles=[f"B = {batch}" for batch in batches], x_title="epoch",
+        row_titles=[WORDS[panel] for panel in panels] if panels != ("",) else None,
+    )  # fmt: skip
+    return figure, table, batches
+
+
+def _add_band(
+    figure: go.Figure, rows: pd.DataFrame, value: str, style: dict[str, Any], row: int, col: int
+) -> None:
+    """Median and range of a value by epoch."""
+    by_epoch = rows.groupby("epoch")[value].agg(["min", "median", "max"]).dropna()
+    epochs, colour = by_epoch.index.to_list(), style["marker"]["color"]
+    edge = [*by_epoch["max"], *by_epoch["min"][::-1]]
+    figure.add_scatter(
+        x=epochs + epochs[::-1], y=edge, fill="toself", fillcolor=colour, opacity=0.2, mode="none", hoverinfo="skip",
+        showlegend=False, legendgroup=style["name"], row=row, col=col,
+    )  # fmt: skip
+    figure.add_scatter(x=epochs, y=by_epoch["median"].to_numpy(), mode="lines", row=row, col=col, **style)
+
+
+def _style(name: str, norms: Sequence[str] = NORMALIZERS) -> dict[str, Any]:
+    """Name, colour and symbol: the same for a normalizer or norm in every figure."""
+    symbol = SYMBOLS[list(norms).index(name) % len(SYMBOLS)]
+    colour = COLOURS.get(name, CONTROL_COLOUR)
+    return {
+        "name": name, "legendgroup": name, "marker": {"color": colour, "symbol": symbol, "size": 8},
+        "line": {"color": colour, "width": 2},
+    }  # fmt: skip
+
+
+def _bars(estimates: Iterable[Estimate]) -> dict[str, Any]:
+    """Error bars from the value to the interval's ends; none where there is no interval."""
+    items = [(item.value or 0.0, item.low, item.high) for item in estimates]
+    return {
+        "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+        "array": [0 if high is None else high - value for value, _, high in items],
+        "arrayminus": [0 if low is None else value - low for value, low, _ in items],
+    }  # fmt: skip
+
+
+def _words(name: str) -> str:
+    return name.replace("val_", "validation ").replace("_", " ").capitalize()
+
+
+def _finish(figure: go.Figure, title: str, subtitle: str, height: int, right: int = 10) -> go.Figure:
+    """What all figures share. A legend entry shows once, however many panels have it."""
+    seen: set[str] = set()
+    for trace in figure.data:
+        if trace.showlegend is None:
+            trace.showlegend = trace.name is not None and trace.name not in seen
+        if trace.showlegend:
+            seen.add(trace.name)
+    return figure.update_layout(
+        template="none", title={"text": title, "subtitle": {"text": subtitle}}, height=height,
+        margin={"l": 60, "r": right, "t": 40, "b": 60}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, font={"family": "system-ui", "size": 13},
+    )  # fmt: skip

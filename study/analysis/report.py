@@ -1,0 +1,157 @@
+"""The report: one self-contained page, the answers as JSON, and all data in two tables."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+import pyarrow as pa
+import pyarrow.parquet as pq
+from plotly.offline import get_plotlyjs
+
+from study.analysis import figures
+from study.analysis.answers import Answer, show_number, show_states
+from study.analysis.impacts import answer_impacts
+from study.analysis.records import SWITCH_COLUMNS, StudyRecords, load_study_records
+from study.analysis.statistics import STATISTICS
+from study.analysis.useful import answer_useful
+from study.record.files import StudyFolder, write_bytes, write_json
+
+SCHEMA = 1
+QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
+    "useful": answer_useful,
+    "impacts": answer_impacts,
+}
+HEADLINES = ("val_accuracy", "test_accuracy", "effect", "bn_share")  # measures of the table on top
+
+
+def write_report(folder: StudyFolder) -> Path:
+    """Writes report.html, answers.json, switch_weights.parquet and trials.parquet; returns the page's path.
+
+    Works on any part of a study. `answers.json` depends on the records alone: same records, same bytes.
+    Raises `UserError` where there is no study.
+    """
+    records = load_study_records(folder)
+    answers = {name: QUESTIONS[name](records) for name in records.study.analysis.questions}
+    found = {name: answer.to_json() for name, answer in answers.items()}
+    page = folder.report / "report.html"
+    write_json(
+        folder.report / "answers.json", {"schema": SCHEMA, "study": records.study.name, "questions": found}
+    )
+    write_bytes(folder.report / "trials.parquet", _parquet(_plain_table(records.trials)))
+    write_bytes(folder.report / "switch_weights.parquet", _parquet(_all_switch_weights(records)))
+    write_bytes(page, render_page(records, answers).encode())
+    return page
+
+
+def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
+    """The whole page; everything it shows is inside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _show, "states": show_states}
+    return environment.get_template("report.html.j2").render(
+        records=records,
+        study=records.study,
+        answers=answers,
+        headlines=HEADLINES,
+        evidence={name: [_embed(figure) for figure in _evidence(name, records, answers)] for name in answers},
+        cells=_coverage(records),
+        counts=Counter(records.trials["state"]),
+        trials=records.trials.to_dict("records"),
+        troubles=records.trials[~records.trials["state"].isin(["done", "planned", "running"])].to_dict(
+            "records"
+        ),
+        made_on=Counter(zip(records.done["device"], records.done["commit"], strict=True)),
+        plotly_js=get_plotlyjs(),
+    )
+
+
+def _evidence(name: str, records: StudyRecords, answers: Mapping[str, Answer]) -> Iterator[go.Figure]:
+    """The figures of one question, the most direct first; none that would be empty."""
+    study, effects = (
+        records.study,
+        [item for item in answers[name].effects if item.estimate.value is not None],
+    )
+    done, norms, interval = (
+        records.done,
+        records.levels("norm"),
+        f"{study.analysis.confidence * 100:g} % intervals",
+    )
+    if name == "useful" and len(done):
+        if effects:
+            yield figures.forest(
+                effects, 0.0, "Differences between the switch norm and each other norm",
+                f"Paired at equal cell and replicate. Bars: {interval} over replicates; grey points: replicates.",
+            )  # fmt: skip
+        yield figures.metric_by_norm(done, norms, study.analysis.metric)
+        if len(records.curves):
+            yield figures.learning_curves(records.curves, done, norms, "val_accuracy")
+    chosen = done[done["norm"].eq(records.reference_norm or "")]
+    switch = records.switch[records.switch["key"].isin(chosen["key"])]
+    if name == "impacts" and len(switch):
+        ratios = [item for item in effects if item.measure.startswith("effect")]
+        if ratios:
+            yield figures.forest(
+                ratios, 1.0, "How far each factor moves the choice, over how far seeds do",
+                f"1 (dotted): no further than seeds. Bars: {interval} over replicates (jackknife).", log=True,
+            )  # fmt: skip
+        yield figures.share_by_batch(switch, chosen, study.analysis.confidence)
+        yield from (figures.weight_maps(switch, chosen, statistic) for statistic in STATISTICS)
+        yield figures.share_by_epoch(records.switch_epochs, chosen)
+
+
+def _embed(figure: go.Figure) -> dict[str, str]:
+    """A figure as HTML, with its title apart: text of the page wraps on a phone."""
+    title, subtitle = figure.layout.title.text, figure.layout.title.subtitle.text
+    figure.layout.title = None
+    div_id = "figure-" + "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+    config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+    html = plotly.io.to_html(figure, config, include_plotlyjs=False, full_html=False, div_id=div_id)
+    return {"title": title, "subtitle": subtitle, "html": html}
+
+
+def _coverage(records: StudyRecords) -> list[tuple[list[str], Counter[str]]]:
+    """Every cell with its replicates counted by state."""
+    cells: dict[tuple[str, ...], Counter[str]] = {}
+    for row in records.trials.to_dict("records"):
+        levels = tuple(str(row[factor]) for factor in records.study.factors)
+        cells.setdefault(levels, Counter())[row["state"]] += 1
+    return [(list(levels), states) for levels, states in cells.items()]
+
+
+def _all_switch_weights(records: StudyRecords) -> pa.Table:
+    """Every epoch of every trial whose table could be read."""
+    found = records.trials[records.trials["key"].isin(records.switch["key"])]
+    files = [
+        records.folder.trial(trial_id, replicate).switch_weights
+        for trial_id, replicate in zip(found["trial_id"], found["replicate"], strict=True)
+    ]
+    tables = [pq.read_table(file, columns=list(SWITCH_COLUMNS)) for file in files]
+    return pa.concat_tables(tables, promote_options="permissive") if tables else _plain_table(records.switch)
+
+
+def _plain_table(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame.infer_objects(), preserve_index=False)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _show(value: Any, digits: int = 3, sign: bool = False) -> str:
+    """A number for a table; a dash where there is none."""
+    return "–" if value is None or pd.isna(value) else show_number(float(value), digits, sign)

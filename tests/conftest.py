@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests. No test reaches for a network or a W&B account."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("WANDB_MODE", "offline")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_study(tmp_path: Path) -> Run:
+    """Runs the command line as a user does, with results under `tmp_path/runs`."""
+
+    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "run_study.py"), *arguments, "--out", str(tmp_path / "runs")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
+
+    return run

@@ -1,0 +1,95 @@
+"""The schedule of sparse layers: radius, freezing, and what optimizers cannot undo."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from study.norms import SparseSwitchNorm2d, set_radius
+
+
+def build(mean, var):
+    layer = SparseSwitchNorm2d(4)
+    layer.mean_weight.data.copy_(torch.tensor(mean))
+    layer.var_weight.data.copy_(torch.tensor(var))
+    return layer
+
+
+def fixed(layer):
+    return layer.mean_fixed.item(), layer.var_fixed.item()
+
+
+def test_radius_reaches_every_sparse_layer():
+    model = nn.Sequential(SparseSwitchNorm2d(4), nn.Sequential(SparseSwitchNorm2d(4)), nn.BatchNorm2d(4))
+    set_radius(model, 0.25)
+    assert model[0].radius == model[1][0].radius == 0.25
+
+
+@pytest.mark.parametrize("radius", [-0.1, math.nan])
+def test_radius_is_not_negative(radius):
+    with pytest.raises(ValueError, match="radius"):
+        set_radius(SparseSwitchNorm2d(4), radius)
+
+
+def test_means_and_variances_freeze_independently():
+    layer = build([2.0, 0.5, 0.0], [1.0, 0.9, 0.8])
+    set_radius(layer, 0.1)
+    assert fixed(layer) == (True, False)
+    assert layer.mean_weight.tolist() == [1.0, 0.0, 0.0]
+    assert layer.var_weight.tolist() == pytest.approx([1.0, 0.9, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("pool", "open_at", "fixed_at"),
+    [(("in", "ln", "bn"), 0.8164, 0.8165), (("in", "ln"), 0.7071, 0.7072)],
+)
+def test_frozen_at_the_circumradius(pool, open_at, fixed_at):
+    layer = SparseSwitchNorm2d(4, pool=pool, logit_init="random", generator=torch.Generator().manual_seed(0))
+    set_radius(layer, open_at)
+    assert fixed(layer) == (False, False)
+    set_radius(layer, fixed_at)
+    assert fixed(layer) == (True, True)
+
+
+def test_frozen_weights_have_no_gradient():
+    layer = build([2.0, 0.5, 0.0], [1.0, 0.9, 0.8])
+    set_radius(layer, 0.1)
+    (layer(torch.randn(2, 4, 3, 3)) * torch.randn(2, 4, 3, 3)).sum().backward()
+    assert layer.mean_weight.grad.tolist() == [0.0, 0.0, 0.0]
+    assert layer.var_weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("solver", [torch.optim.SGD, torch.optim.AdamW])
+def test_optimizer_cannot_move_a_frozen_choice(solver):
+    layer = build([1.0, 0.5, 0.4], [1.0, 0.9, 0.8])
+    options = {"momentum": 0.9} if solver is torch.optim.SGD else {}
+    optimizer = solver(layer.parameters(), lr=0.05, weight_decay=0.1, **options)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        set_radius(layer, 0.0 if step < 5 else 0.9)
+        choice = layer.mean_weight.argmax()
+        x = torch.randn(4, 4, 3, 3, generator=generator)
+        optimizer.zero_grad()
+        (layer(x) * torch.randn(4, 4, 3, 3, generator=generator)).sum().backward()
+        optimizer.step()
+        if step >= 5:
+            # Momentum has moved the logits, yet the weights stay, and the next call puts the logits back.
+            assert layer.switch_weights().mean.tolist() == [float(i == choice) for i in range(3)]
+    assert layer.mean_weight.amax() != 1
+    set_radius(layer, 0.9)
+    assert sorted(layer.mean_weight.tolist()) == [0.0, 0.0, 1.0]
+
+
+def test_freezing_survives_a_smaller_radius():
+    layer = build([1.0, 0.9, 0.8], [1.0, 0.9, 0.8])
+    set_radius(layer, 0.9)
+    set_radius(layer, 0.0)
+    assert layer.switch_weights().var.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_pool_of_one_is_fixed_at_once():
+    layer = SparseSwitchNorm2d(4, pool=("ln",))
+    set_radius(layer, 0.0)
+    assert fixed(layer) == (True, True)
+    assert layer.switch_weights().mean.tolist() == [1.0]

@@ -1,0 +1,173 @@
+"""Configuration: layers, one-line errors, identity, seeds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from study.config import (
+    TrialConfig,
+    UserError,
+    available,
+    derive_seeds,
+    load_study,
+    parse_yaml,
+    read_yaml,
+    study_from_dict,
+    trial_id,
+)
+
+
+def write_study(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+MINIMAL = "title: t\nquestion: q\nfactors: {norm: [sn]}\n"
+
+
+@pytest.mark.parametrize("study", available("studies"))
+@pytest.mark.parametrize("scale", available("scales"))
+def test_every_study_loads_at_every_scale(study: str, scale: str) -> None:
+    config = load_study(study, scale)
+    assert config.name == study
+    assert config.scale == scale
+    assert all(config.factors.values())
+
+
+def test_set_overrides_study_overrides_scale(tmp_path: Path) -> None:
+    path = write_study(tmp_path / "mine.yaml", MINIMAL + "base: {epochs: 7, solver: adam}\n")
+    config = load_study(path, "smoke", ["epochs=9", "depth=14"])
+    assert (config.base.epochs, config.base.solver, config.base.depth) == (9, "adam", 14)
+    assert config.base.dataset == "digits"  # from the scale
+
+
+def test_an_empty_factor_takes_the_levels_of_the_scale() -> None:
+    assert load_study("depth_vs_batch", "laptop").factors["depth"] == [8, 14]
+    assert load_study("depth_vs_batch", "paper").factors["depth"] == [50, 101]
+
+
+def test_one_level_may_be_given_bare() -> None:
+    assert load_study("depth_vs_batch", "smoke", ["depth=14"]).factors["depth"] == [14]
+
+
+def test_scientific_notation_is_a_number() -> None:
+    assert parse_yaml("1e-4", "x") == 1e-4
+    assert load_study("distinct", "smoke", ["weight_decay=5e-4"]).base.weight_decay == 5e-4
+
+
+def test_a_resolved_study_reads_back_equal() -> None:
+    study = load_study("depth_vs_batch", "laptop")
+    assert study_from_dict(study.model_dump(mode="json"), "here") == study
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["epocs=3"], ["epocs", "nearest: epochs"]),
+        (["base.epocs=3"], ["--set base.epocs=3", "base.epocs", "nearest: epochs"]),
+        (["epochs=0"], ["--set epochs=0", "base.epochs", "0", "greater than or equal to 1"]),
+        (["epochs=true"], ["base.epochs", "integer"]),
+        (["solver=sgdd"], ["base.solver", "'sgdd'", "allowed: sgd, nesterov, adam", "nearest: sgd"]),
+        (["depth=[8, 21]"], ["factors.depth", "21", "nearest: 20"]),
+        (["norm=[sm]"], ["factors.norm", "'sm'", "sn"]),
+        (["dataset=mnits"], ["base.dataset", "'mnits'", "digits"]),
+        (["factors.nope=[1]"], ["factors.nope", "unknown factor"]),
+        (["depth=[]"], ["factors.depth", "no levels"]),
+        (["depth=[8,8]"], ["factors.depth", "twice"]),
+        (["depth={low: 8, high: 20}"], ["factors.depth", "search"]),
+        (["search.sampler=tpee"], ["search.sampler", "tpe, random"]),
+        (["replicates=0"], ["replicates", "0"]),
+        (["epochs"], ["expected key=value"]),
+        (["base=["], ["not valid YAML"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(
+    overrides: list[str], parts: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_study("depth_vs_batch", "smoke", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("title: [", ["mine.yaml", "line 1"]),
+        (MINIMAL + "bse: {epochs: 3}", ["mine.yaml", "bse", "nearest: base"]),
+        (MINIMAL + "base: {epochs: many}", ["mine.yaml", "base.epochs", "'many'"]),
+        (MINIMAL + "title: again", ["mine.yaml", "'title' appears twice"]),
+        ("title: t\nquestion: q\nfactors: {solver: }\n", ["smoke.yaml", "factors.solver"]),
+        ("just text", ["mine.yaml", "expected keys and values"]),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = write_study(tmp_path / "mine.yaml", text)
+    with pytest.raises(UserError) as caught:
+        load_study(path, "smoke")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("study", "scale"), [("depth_vs_bach", "smoke"), ("distinct", "smokey"), ("no.yaml", "smoke")])
+def test_unknown_names_are_refused(study: str, scale: str) -> None:
+    with pytest.raises(UserError):
+        load_study(study, scale)
+
+
+# Identity: these ids name folders and W&B runs of finished studies. They change only on purpose.
+@pytest.mark.parametrize(
+    ("fields", "factors", "expected"),
+    [
+        ({}, [], "44136fa3"),
+        ({"norm": "bn"}, ["norm"], "bn-6b737c3b"),
+        ({"norm": "sn[in,ln]", "batch_size": 2}, ["norm", "batch_size"], "sn-in-ln-batch_size2-29f1da5e"),
+        ({"depth": 8, "initialization": "orthogonal"}, ["depth", "initialization"], "depth8-orthogonal-bbab58b9"),
+    ],
+)
+def test_trial_ids_are_pinned(fields: dict[str, object], factors: list[str], expected: str) -> None:
+    assert trial_id(TrialConfig(**fields), factors) == expected  # type: ignore[arg-type]
+
+
+def test_a_default_spelled_out_does_not_change_the_id() -> None:
+    assert trial_id(TrialConfig(epochs=100), []) == trial_id(TrialConfig(), [])
+
+
+def test_every_field_of_a_trial_is_part_of_its_id() -> None:
+    other = {"dataset": "cifar10", "train_samples": 5, "validation_fraction": 0.3, "augmentation": "none", "depth": 8,
+             "width": 0.5, "zero_last_gamma": False, "dropout": 0.1, "initialization": "orthogonal", "norm": "bn",
+             "batch_size": 2, "chunks": 1, "logit_init": "random", "norm_momentum": 0.2, "bn_statistics": "batch",
+             "correction": 1, "gn_groups": 4, "epochs": 3, "solver": "adam", "learning_rate": 0.2,
+             "scale_learning_rate": False, "momentum": 0.8, "weight_decay": 0.0, "decay": "step", "warmup_epochs": 1.0,
+             "logit_learning_rate": 2.0, "logit_weight_decay": 0.1, "logit_gradient_clip": 1.0,
+             "precision": "bfloat16"}  # fmt: skip
+    assert other.keys() == TrialConfig.model_fields.keys()
+    ids = {trial_id(TrialConfig(**{field: value}), []) for field, value in other.items()}  # type: ignore[arg-type]
+    assert len(ids) == len(other)
+
+
+def test_seeds_differ_by_role_and_replicate_and_zero_is_a_seed() -> None:
+    seeds = [tuple(derive_seeds(replicate).values()) for replicate in range(20)]
+    assert len({seed for row in seeds for seed in row}) == 60
+    assert derive_seeds(0) == {
+        "init": 6227323262129794652,
+        "data": 2473657950632210693,
+        "split": 4719946621281231735,
+    }
+
+
+def test_planning_imports_no_torch() -> None:
+    code = "import sys, study.plan, study.record.files, study.sweep.executor, study.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["studies", "scales"])
+def test_every_file_has_a_title_for_the_listing(kind: str) -> None:
+    for path in available(kind).values():  # type: ignore[arg-type]
+        assert read_yaml(path)["title"]

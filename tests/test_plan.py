@@ -1,0 +1,69 @@
+"""The plan: cells, derived numbers, cells that cannot run."""
+
+from __future__ import annotations
+
+import pytest
+
+from study.config import UserError, load_study
+from study.plan import plan_trials
+
+
+def test_a_plan_holds_every_cell_once_at_every_replicate_in_replicate_order() -> None:
+    study = load_study("depth_vs_batch", "laptop", ["replicates=3"])
+    trials = plan_trials(study)
+    cells = 1
+    for levels in study.factors.values():
+        assert isinstance(levels, list)
+        cells *= len(levels)
+    assert len(trials) == 3 * cells == len({trial.key for trial in trials})
+    assert [trial.replicate for trial in trials] == sorted(trial.replicate for trial in trials)
+
+
+def test_the_three_batch_numbers_and_the_learning_rate() -> None:
+    study = load_study("depth_vs_batch", "smoke", ["norm=sn", "batch_size=16", "chunks=4", "learning_rate=0.1"])
+    (trial,) = plan_trials(study)
+    assert (trial.statistics_batch, trial.gradient_batch, trial.device_batch) == (16, 64, 64)
+    assert trial.config.base_learning_rate == pytest.approx(0.1 * 64 / 256)
+
+
+def test_steps_count_full_batches_only() -> None:
+    study = load_study("depth_vs_batch", "smoke", ["norm=sn", "batch_size=16", "train_samples=255", "epochs=3"])
+    (trial,) = plan_trials(study)
+    assert (trial.steps_per_epoch, trial.steps) == (1, 3)  # 255 // 128
+
+
+def test_paired_cells_share_their_seeds() -> None:
+    trials = plan_trials(load_study("depth_vs_batch", "smoke", ["replicates=2"]))
+    seeds = {replicate: [t.seeds for t in trials if t.replicate == replicate] for replicate in (0, 1)}
+    assert all(seed == seeds[0][0] for seed in seeds[0])
+    assert seeds[0][0] != seeds[1][0]
+
+
+def test_at_statistics_batch_one_bn_leaves_the_pool() -> None:
+    study = load_study("depth_vs_batch", "smoke", ["batch_size=[1, 2]", "norm=[sn, bn]"])
+    pools = {(t.levels["norm"], t.levels["batch_size"]): t.pool for t in plan_trials(study)}
+    assert pools["sn", 1] == ("in", "ln")
+    assert pools["sn", 2] == ("in", "ln", "bn")
+    assert pools["bn", 1] == ("bn",)
+
+
+def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
+    few = plan_trials(load_study("depth_vs_batch", "smoke"))
+    many = plan_trials(load_study("depth_vs_batch", "smoke", ["replicates=2", "depth=[8, 14]"]))
+    assert {trial.key for trial in few} < {trial.key for trial in many}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["batch_size=[4096]"], "gradient batch 32768"),
+        (['norm=["sn[bn]"]', "batch_size=1"], "norm=sn[bn]"),
+        (["depth=[18]", "width=0.5"], "width=0.5"),
+        (["augmentation=random_resized_crop"], "random_resized_crop"),
+    ],
+)
+def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> None:
+    with pytest.raises(UserError, match="cell") as caught:
+        plan_trials(load_study("depth_vs_batch", "smoke", overrides))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
