@@ -11,9 +11,21 @@ from study.analysis.statistics import Estimate, PairedDifference, replicates_nee
 
 Verdict = Literal["supported", "not supported", "not enough evidence"]
 
-MIN_CELLS = (
-    0.8  # a verdict needs this share of the planned cells; a cell that diverged is a result and counts
-)
+MEASURES = {
+    "val_accuracy": "validation accuracy",
+    "test_accuracy": "test accuracy",
+    "train_loss": "training loss",
+    "generalization_gap": "generalization gap",
+    "effect": "effect on all weights",
+    "effect_mean": "effect on mean weights",
+    "effect_var": "effect on variance weights",
+    "effect_ratio": "effect over effect",
+    "bn_share": "BN share of all weights",
+    "bn_share_mean": "BN share of mean weights",
+    "bn_share_var": "BN share of variance weights",
+}
+# A verdict needs this share of the planned cells. A cell that diverged has a result, and counts.
+MIN_CELLS = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +44,11 @@ class Effect:
         """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
         low, high = _round(self.estimate.low), _round(self.estimate.high)
         return {
-            "measure": self.measure,
-            "comparison": self.comparison,
-            "estimate": _round(self.estimate.value),
-            "interval": None if low is None else [low, high],
-            "n": self.estimate.n,
-            "n_pairs": self.n_pairs,
-            "n_pairs_planned": self.n_pairs_planned,
-            "missing": dict(self.missing),
+            "measure": self.measure, "comparison": self.comparison, "estimate": _round(self.estimate.value),
+            "interval": None if low is None else [low, high], "n": self.estimate.n,
+            "n_pairs": self.n_pairs, "n_pairs_planned": self.n_pairs_planned, "missing": dict(self.missing),
             "per_replicate": [_round(value) for value in self.per_replicate],
-        }
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +73,9 @@ class Answer:
 def difference_effect(measure: str, comparison: str, item: PairedDifference) -> Effect:
     """The row of a paired difference."""
     return Effect(
-        measure=measure,
-        comparison=comparison,
-        estimate=item.estimate,
-        n_pairs=item.n_pairs,
-        n_pairs_planned=item.n_pairs_planned,
-        missing=item.missing,
-        per_replicate=item.per_replicate,
-    )
+        measure=measure, comparison=comparison, estimate=item.estimate, per_replicate=item.per_replicate,
+        n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing,
+    )  # fmt: skip
 
 
 def covers(n_cells: int, n_cells_diverged: int, n_cells_planned: int) -> bool:

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from study.analysis.answers import Effect
+from study.analysis.answers import MEASURES, Effect
 from study.analysis.statistics import DEPTH_GRID, STATISTICS, Estimate, depth_profile, replicate_interval
 from study.norms.names import NORMALIZERS
 
@@ -56,7 +56,7 @@ def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, statistic: str) -> g
     figure = make_subplots(
         len(batches), len(depths), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04,
         vertical_spacing=0.15 / len(batches), x_title="relative depth of the layer (0 first, 1 last)",
-        column_titles=[f"ResNet-{depth}" for depth in depths], row_titles=[f"B = {batch}" for batch in batches],
+        column_titles=[f"ResNet-{depth}" for depth in depths],
     )  # fmt: skip
     for (depth, batch), group in trials.groupby(["depth", "batch_size"]):
         mean = np.mean([profiles[key][STATISTICS.index(statistic)] for key in group["key"]], axis=0)
@@ -65,14 +65,15 @@ def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, statistic: str) -> g
             xgap=1, ygap=1, hovertemplate="depth %{x:.1f}, %{y}: %{z:.2f}<extra></extra>",
             row=batches.index(batch) + 1, col=depths.index(depth) + 1,
         )  # fmt: skip
-    figure.update_layout(coloraxis={
-        "colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": {"title": "weight", "thickness": 10, "x": 1.06},
-    })  # fmt: skip
+    for row, batch in enumerate(batches, start=1):
+        figure.update_yaxes(title_text=f"B = {batch}", row=row, col=1)
+    bar = {"title": "weight", "thickness": 10, "x": 1.01}
+    figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar})
     figure.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False)
     return _finish(
         figure, f"What the layers chose: {WORDS[statistic]}, from the first layer to the last",
         "Last epoch; averaged over replicates and all other factors. At an even choice of three, every weight is 0.33.",
-        height=130 + 85 * len(batches), right=70,
+        height=110 + 85 * len(batches),
     )  # fmt: skip
 
 
@@ -83,8 +84,7 @@ def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float
     depths = sorted(table["depth"].unique())
     figure = make_subplots(
         len(depths), 2, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.1,
-        column_titles=[WORDS[statistic] for statistic in STATISTICS],
-        row_titles=[f"ResNet-{depth}" for depth in depths], x_title="statistics batch B (samples)",
+        column_titles=[WORDS[statistic] for statistic in STATISTICS], x_title="statistics batch B (samples)",
     )  # fmt: skip
     figure.update_xaxes(
         type="category", categoryarray=[str(level) for level in sorted(table["batch_size"].unique())]
@@ -100,12 +100,14 @@ def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float
             x=list(levels), y=[item.value for item in levels.values()], error_y=_bars(levels.values()),
             mode="lines+markers", row=depths.index(depth) + 1, col=STATISTICS.index(statistic) + 1, **_style(name),
         )  # fmt: skip
-    figure.update_yaxes(range=[0, 1]).update_yaxes(title_text="weight", col=1)
+    for row, depth in enumerate(depths, start=1):
+        figure.update_yaxes(title_text=f"weight, ResNet-{depth}", row=row, col=1)
+    figure.update_yaxes(range=[0, 1])
     return _finish(
         figure, "How much of each normalizer the networks use, against the statistics batch",
         f"Last epoch; mean over layers, and over all other factors inside a replicate. Bars: {confidence * 100:g} % "
         "intervals over replicates.",
-        height=120 + 190 * len(depths), right=40,
+        height=120 + 190 * len(depths),
     )  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
     batches = sorted(trials["batch_size"].unique())
     figure = go.Figure()
     for position, norm in enumerate(norms):
-        shift = 0.7 * ((position + 0.5) / len(norms) - 0.5)
+        shift = min(0.18, 0.8 / len(norms)) * (position - (len(norms) - 1) / 2)
         points = trials[trials["norm"].eq(norm)].groupby(["batch_size", "replicate"])[metric].mean().dropna()
         means = points.groupby(level=0).mean()
         style = _style(norm, norms)
@@ -131,9 +133,9 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
         tickvals=list(range(len(batches))), ticktext=[str(batch) for batch in batches], showgrid=False, zeroline=False,
         title_text="statistics batch B (samples)",
     )  # fmt: skip
-    figure.update_yaxes(title_text=metric.replace("_", " "))
+    figure.update_yaxes(title_text=MEASURES[metric])
     return _finish(
-        figure, f"{_words(metric)} by norm and statistics batch",
+        figure, f"{MEASURES[metric].capitalize()} by norm and statistics batch",
         "Last epoch. A point is a replicate, averaged over all other factors among its finished runs; a bar is the mean.",
         height=380,
     )  # fmt: skip
@@ -143,10 +145,10 @@ def forest(effects: Sequence[Effect], line: float, title: str, subtitle: str, lo
     """Effects with their intervals, a panel a measure; small points are replicates. `line` is where nothing differs."""
     measures = list(dict.fromkeys(effect.measure for effect in effects))
     rows = [[effect for effect in effects if effect.measure == measure] for measure in measures]
+    height = 90 + 70 * (len(measures) - 1) + 34 * len(effects)
     figure = make_subplots(
-        len(measures), 1, row_heights=[len(group) + 0.5 for group in rows], vertical_spacing=0.22 / len(measures),
-        subplot_titles=[_words(measure) for measure in measures],
-    )  # fmt: skip
+        len(measures), 1, row_heights=[len(group) for group in rows], vertical_spacing=70 / height
+    )
     for number, group in enumerate(rows, start=1):
         names = [effect.comparison for effect in group]
         for effect in group:
@@ -161,12 +163,14 @@ def forest(effects: Sequence[Effect], line: float, title: str, subtitle: str, lo
             marker={"color": COLOURS["sn"], "size": 10, "symbol": "diamond"},
         )  # fmt: skip
         figure.add_vline(x=line, line={"color": LINE_COLOUR, "width": 1.5, "dash": "dot"}, row=number, col=1)
-        figure.update_yaxes(
-            categoryorder="array", categoryarray=names[::-1], automargin=True, row=number, col=1
-        )
-    figure.update_xaxes(type="log" if log else "linear", zeroline=False)
+        figure.update_yaxes(range=[len(group) - 0.4, -0.6], automargin=True, row=number, col=1)
+        figure.update_xaxes(title_text=MEASURES[measures[number - 1]], row=number, col=1)
+    figure.update_xaxes(zeroline=False, title_standoff=4)
+    if log:
+        ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
+        figure.update_xaxes(type="log", matches="x", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     figure.update_layout(showlegend=False)
-    return _finish(figure, title, subtitle, height=80 + 60 * len(measures) + 34 * len(effects))
+    return _finish(figure, title, subtitle, height=height)
 
 
 def learning_curves(curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[str], name: str) -> go.Figure:
@@ -174,9 +178,9 @@ def learning_curves(curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[
     figure, table, batches = _epoch_panels(curves[curves["name"].eq(name)], trials)
     for (batch, norm), group in table.groupby(["batch_size", "norm"], sort=False):
         _add_band(figure, group, "value", _style(norm, norms), row=1, col=batches.index(batch) + 1)
-    figure.update_yaxes(title_text=name.replace("_", " "), col=1)
+    figure.update_yaxes(title_text=MEASURES[name], col=1)
     return _finish(
-        figure, f"How the networks learn: {_words(name).lower()} by epoch",
+        figure, f"How the networks learn: {MEASURES[name]} by epoch",
         "Finished runs: median (line) and range (band) over replicates and all other factors.", height=340,
     )  # fmt: skip
 
@@ -191,11 +195,11 @@ def share_by_epoch(switch_epochs: pd.DataFrame, trials: pd.DataFrame) -> go.Figu
     ):
         place = {"row": STATISTICS.index(statistic) + 1, "col": batches.index(batch) + 1}
         _add_band(figure, group, "weight", _style(name), **place)
-    figure.update_yaxes(range=[0, 1]).update_yaxes(title_text="weight", col=1)
+        figure.update_yaxes(title_text=WORDS[statistic], range=[0, 1], row=place["row"], col=1)
     return _finish(
         figure, "How the choice is made: network means of the switch weights by epoch",
         "Median (line) and range (band) over replicates and all other factors. Epoch 0 is before training.",
-        height=520, right=40,
+        height=520,
     )  # fmt: skip
 
 
@@ -208,7 +212,6 @@ def _epoch_panels(
     figure = make_subplots(
         len(panels), len(batches), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.08,
         column_titles=[f"B = {batch}" for batch in batches], x_title="epoch",
-        row_titles=[WORDS[panel] for panel in panels] if panels != ("",) else None,
     )  # fmt: skip
     return figure, table, batches
 
@@ -232,7 +235,7 @@ def _style(name: str, norms: Sequence[str] = NORMALIZERS) -> dict[str, Any]:
     symbol = SYMBOLS[list(norms).index(name) % len(SYMBOLS)]
     colour = COLOURS.get(name, CONTROL_COLOUR)
     return {
-        "name": name, "legendgroup": name, "marker": {"color": colour, "symbol": symbol, "size": 8},
+        "name": name, "legendgroup": name, "legendrank": list(norms).index(name), "marker": {"color": colour, "symbol": symbol, "size": 8},
         "line": {"color": colour, "width": 2},
     }  # fmt: skip
 
@@ -247,11 +250,7 @@ def _bars(estimates: Iterable[Estimate]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _words(name: str) -> str:
-    return name.replace("val_", "validation ").replace("_", " ").capitalize()
-
-
-def _finish(figure: go.Figure, title: str, subtitle: str, height: int, right: int = 10) -> go.Figure:
+def _finish(figure: go.Figure, title: str, subtitle: str, height: int) -> go.Figure:
     """What all figures share. A legend entry shows once, however many panels have it."""
     seen: set[str] = set()
     for trace in figure.data:
@@ -259,8 +258,14 @@ def _finish(figure: go.Figure, title: str, subtitle: str, height: int, right: in
             trace.showlegend = trace.name is not None and trace.name not in seen
         if trace.showlegend:
             seen.add(trace.name)
+    # The legend, the titles of the columns and the data stand below each other.
+    top = (
+        12 + 20 * bool(figure.layout.annotations) + 28 * bool(seen and figure.layout.showlegend is not False)
+    )
+    figure.update_annotations(font_size=13).update_xaxes(title_font_size=13).update_yaxes(title_font_size=13)
     return figure.update_layout(
         template="none", title={"text": title, "subtitle": {"text": subtitle}}, height=height,
-        margin={"l": 60, "r": right, "t": 40, "b": 60}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, font={"family": "system-ui", "size": 13},
+        margin={"l": 60, "r": 10, "t": top, "b": 50}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0},
+        font={"family": "system-ui, sans-serif", "size": 12},
     )  # fmt: skip

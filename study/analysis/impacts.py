@@ -1,8 +1,8 @@
 """Question 2: what impacts the choice?
 
 The paper (arXiv 1811.07727) says that depth and batch size move it more than parameter initialization,
-learning-rate decay and solver do. Here each factor is measured by how far its levels move the profile of switch
-weights over how far seeds alone move it, and the BN share is compared between the smallest and the largest batch.
+learning-rate decay and solver do. Here each factor is measured by how far its levels move the profile of
+switch weights over how far seeds alone move it, and the BN share is compared between the extreme batch sizes.
 """
 
 from __future__ import annotations
@@ -78,15 +78,13 @@ def answer_impacts(records: StudyRecords) -> Answer:
     }
     verdict = decide(contrasts, covered=distances.covered)
     return Answer(
-        title=TITLE,
-        verdict=verdict,
+        title=TITLE, verdict=verdict,
         answer=_sentences(records, trials, verdict, distances, contrasts, shares),
         rule=_rule(confidence),
         effects=_effects(distances, contrasts, shares, confidence),
-        n_done=int(trials["state"].eq("done").sum()),
-        n_planned=len(trials),
+        n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
         needs=_needs(records, verdict, distances, contrasts),
-    )
+    )  # fmt: skip
 
 
 def decide(contrasts: Contrasts, *, covered: bool) -> Verdict:
@@ -104,9 +102,10 @@ def select_choices(records: StudyRecords) -> pd.DataFrame:
 
     At B = 1 the bn member leaves the pool (BN is IN there): a rule, not a choice, so those trials stay out.
     """
-    trials = records.trials[records.trials["norm"].eq(records.reference_norm)]
-    members = trials["pool"].str.count(",")  # the pools of one norm are nested
-    return trials[members.eq(members.max())]
+    trials: pd.DataFrame = records.trials[records.trials["norm"].eq(records.reference_norm or "")]
+    members = trials["pool"].str.len()  # the pools of one norm are nested
+    whole: pd.DataFrame = trials[members.eq(members.max())]
+    return whole
 
 
 def measure_distances(records: StudyRecords, trials: pd.DataFrame) -> ChoiceDistances:
@@ -134,16 +133,16 @@ def measure_distances(records: StudyRecords, trials: pd.DataFrame) -> ChoiceDist
 
 
 def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
-    """BN's part of each trial's switch weights, averaged over layers: key, bn_share, bn_share_mean, bn_share_var."""
+    """BN's part of each trial's switch weights, averaged over layers, by key: of both statistics and of each."""
     bn = switch[switch["normalizer"].eq("bn")]
     table = bn.groupby(["key", "statistic"], observed=True)["weight"].mean().unstack("statistic")
     table = table.reindex(columns=list(STATISTICS)).astype(float).add_prefix("bn_share_")
     table.insert(0, "bn_share", table.mean(axis=1))
-    return table.reset_index()
+    return pd.DataFrame(table.reset_index())
 
 
 def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, PairedDifference]:
-    """The BN share at the largest B minus that at the smallest: of all weights, of mean and of variance weights."""
+    """The BN share at the largest B minus that at the smallest: of both statistics and of each."""
     levels = sorted(trials["batch_size"].unique())
     if "batch_size" not in records.study.factors or len(levels) < 2 or "bn" not in trials["pool"].iloc[0]:
         return {}
@@ -165,12 +164,12 @@ def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, 
 def _rule(confidence: float) -> str:
     return (
         f"Strong above weak. The effect of a factor is the mean Jensen-Shannon distance between the switch-weight "
-        f"profiles of two cells that differ in it alone, over the mean distance between replicates of one cell, both "
-        f"between different replicates: at 1, it moves the choice no further than seeds do. Supported: depth and "
-        f"batch_size vary, with at least one of {', '.join(WEAK)}, and for every such pair the "
+        f"profiles of two cells that differ in it alone, over the mean distance between replicates of one cell, "
+        f"both between different replicates: at 1, it moves the choice no further than seeds do. Supported: depth "
+        f"and batch_size vary, with at least one of {', '.join(WEAK)}, and for every such pair the "
         f"{confidence * 100:g} % interval of effect over effect lies above 1. Not supported: for any pair it lies "
-        f"below {MARGIN:g}. Otherwise: not enough evidence. It needs {MIN_CELLS * 100:g} % of the planned cells and "
-        f"3 replicates. Effects belong to the levels compared: levels further apart move more."
+        f"below {MARGIN:g}. Otherwise: not enough evidence. It needs {MIN_CELLS * 100:g} % of the planned cells "
+        f"and 3 replicates. Effects belong to the levels compared: levels further apart move more."
     )
 
 
@@ -248,14 +247,12 @@ def _effects(
     named += [("effect_ratio", f"{a} / {b}", a, estimate) for (a, b), estimate in contrasts.items()]
     rows = [
         Effect(
-            measure=measure,
-            comparison=comparison,
-            estimate=estimate,
+            measure=measure, comparison=comparison, estimate=estimate,
             n_pairs=count_cell_pairs(distances.cells, factor),
             n_pairs_planned=count_cell_pairs(distances.planned_cells, factor),
         )
         for measure, comparison, factor, estimate in named
-    ]
+    ]  # fmt: skip
     return rows + [
         difference_effect(name, f"B {item.reference} − B {item.other}", item) for name, item in shares.items()
     ]
@@ -272,9 +269,9 @@ def _needs(
     varied = [
         name for name in distances.planned_cells if count_cell_pairs(distances.planned_cells, str(name))
     ]
-    needs = [f"{name} as a factor" for name in STRONG if name not in varied]
+    needs = [f"cells that differ in {name} alone" for name in STRONG if name not in varied]
     if not set(WEAK) & set(varied):
-        needs.append(f"one of {', '.join(WEAK)} as a factor")
+        needs.append(f"cells that differ in one of {', '.join(WEAK)} alone")
     if not distances.covered:
         needs.append(
             f"results in more cells ({len(distances.cells)} of {len(distances.planned_cells)} complete)"

@@ -1,4 +1,4 @@
-"""Reads what a study left on disk into data frames. What cannot be read is counted and named, never dropped."""
+"""Reads what a study left on disk. What cannot be read is counted and named, never dropped."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ FACTS = ("statistics_batch", "gradient_batch", "pool", "command", "device", "com
 class StudyRecords:
     """All that is known of a study.
 
-    trials: one row a planned trial (of a search: a trial found on disk). Columns: key, trial_id, replicate, one a
-        factor, norm, depth, batch_size, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
+    trials: a row a planned trial (of a search: a trial found on disk). Columns: key, trial_id, replicate, one
+        a factor, norm, depth, batch_size, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
     switch: switch weights of each trial's last epoch: key and the columns of `switch_weights.parquet`.
-    switch_epochs: means over layers: key, epoch, scope (network, stage 1, ...), statistic, normalizer, weight.
-    curves: key, epoch, name, value.
+    switch_epochs: means over layers: key, epoch, scope ("network", "stage 1"), statistic, normalizer, weight.
+    curves: metrics by epoch: key, epoch, name, value.
     unplanned: keys of trials on disk that the plan does not name.
     """
 
@@ -55,11 +55,13 @@ class StudyRecords:
     @property
     def done(self) -> pd.DataFrame:
         """The rows of `trials` with a result to compare."""
-        return self.trials[self.trials["state"].eq("done")]
+        done: pd.DataFrame = self.trials[self.trials["state"].eq("done")]
+        return done
 
     @property
     def n_planned(self) -> int:
-        return self.study.search.n_trials if self.study.search else len(self.trials)
+        search = self.study.search
+        return search.n_trials * self.study.replicates if search else len(self.trials)
 
     @property
     def n_finished(self) -> int:
@@ -68,7 +70,7 @@ class StudyRecords:
 
     @property
     def reference_norm(self) -> str | None:
-        """The norm whose choices are studied: `sn`, else the first switch norm without a control, else None."""
+        """The norm whose choices are studied: `sn`, else the first switch norm without a control, if any."""
         specs = {norm: parse_norm(norm) for norm in self.levels("norm")}
         free = [norm for norm, spec in specs.items() if spec.is_switch and spec.control is None]
         return "sn" if "sn" in free else next(iter(free), None)
@@ -94,19 +96,17 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     records = [_read_trial(trial, plan) for trial, plan in planned]
     known = {trial.path for trial, _ in planned}
     return StudyRecords(
-        folder=folder,
-        study=study,
-        provenance=provenance,
+        folder=folder, study=study, provenance=provenance,
         trials=_trial_table([record.row for record in records], list(study.factors)),
         switch=_concat((record.switch for record in records), _EMPTY_SWITCH),
         switch_epochs=_concat((record.switch_epochs for record in records), _EMPTY_EPOCHS),
         curves=_concat((record.curves for record in records), _EMPTY_CURVES),
         unplanned=tuple(_key(trial) for trial in on_disk if trial.path not in known),
-    )
+    )  # fmt: skip
 
 
 def read_switch_weights(file: Any) -> pd.DataFrame:
-    """The switch weights of one trial, every epoch. Raises `ValueError` for a file that is not what it should be."""
+    """The switch weights of one trial, every epoch. Raises `ValueError` for a damaged file."""
     try:
         rows: pd.DataFrame = pq.read_table(file).to_pandas()
     except (OSError, KeyError, pa.ArrowException) as error:
@@ -118,7 +118,7 @@ def read_switch_weights(file: Any) -> pd.DataFrame:
     sums = rows.groupby(["epoch", "layer_index", "statistic"], observed=True)["weight"].sum()
     if not np.allclose(sums.to_numpy(float), 1, atol=1e-3):
         raise ValueError("holds weights that do not sum to 1 over the normalizers")
-    return rows[list(SWITCH_COLUMNS)]
+    return rows.reindex(columns=list(SWITCH_COLUMNS))
 
 
 _EMPTY_SWITCH = pd.DataFrame(columns=["key", *SWITCH_COLUMNS])
@@ -231,15 +231,17 @@ def _means_by_epoch(weights: pd.DataFrame) -> pd.DataFrame:
     """Means over layers, each layer counted once, of the network and of every stage."""
     scopes = (weights.assign(scope="network"), weights.assign(scope="stage " + weights["stage"].astype(str)))
     by = ["key", "epoch", "scope", "statistic", "normalizer"]
-    return pd.concat([frame.groupby(by, observed=True)["weight"].mean().reset_index() for frame in scopes])
+    return pd.concat([scope.groupby(by, observed=True)["weight"].mean() for scope in scopes]).reset_index()
 
 
 def _trial_table(rows: Sequence[dict[str, Any]], factors: Sequence[str]) -> pd.DataFrame:
-    names = ["key", "trial_id", "replicate", *factors, *ALWAYS, "state", "reason", *METRICS, *NUMBERS, *FACTS]
-    table = pd.DataFrame(list(rows), columns=list(dict.fromkeys(names)))
-    levels = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in (*factors, *ALWAYS)}
-    numbers = {name: table[name].astype(float) for name in (*METRICS, *NUMBERS)}
-    return table.assign(**levels, **numbers)  # levels keep their own type: None, true and 1 differ
+    names = ("key", "trial_id", "replicate", *factors, *ALWAYS, "state", "reason", *METRICS, *NUMBERS, *FACTS)
+    numbers = {*METRICS, *NUMBERS}
+    # Levels keep their own type (None, true and 1 are different levels), and what is not known stays None.
+    return pd.DataFrame({
+        name: pd.Series([row.get(name) for row in rows], dtype=float if name in numbers else object)
+        for name in names
+    })  # fmt: skip
 
 
 def _number(value: object) -> float:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from plotly.offline import get_plotlyjs
 
 from study.analysis import figures
-from study.analysis.answers import Answer, show_number, show_states
+from study.analysis.answers import MEASURES, Answer, show_number, show_states
 from study.analysis.impacts import answer_impacts
 from study.analysis.records import SWITCH_COLUMNS, StudyRecords, load_study_records
 from study.analysis.statistics import STATISTICS
@@ -29,6 +29,7 @@ QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
     "useful": answer_useful,
     "impacts": answer_impacts,
 }
+STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
 HEADLINES = ("val_accuracy", "test_accuracy", "effect", "bn_share")  # measures of the table on top
 
 
@@ -66,9 +67,10 @@ def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
         study=records.study,
         answers=answers,
         headlines=HEADLINES,
+        measures=MEASURES,
         evidence={name: [_embed(figure) for figure in _evidence(name, records, answers)] for name in answers},
         cells=_coverage(records),
-        counts=Counter(records.trials["state"]),
+        states=[state for state in STATES if state in set(records.trials["state"])],
         trials=records.trials.to_dict("records"),
         troubles=records.trials[~records.trials["state"].isin(["done", "planned", "running"])].to_dict(
             "records"

@@ -1,7 +1,7 @@
-"""The rules that turn replicates into intervals. Each is a pure function that says what varies in its interval.
+"""Rules that turn replicates into intervals: pure functions, each saying what varies in its interval.
 
-The unit is always the replicate: one draw of every seed (initialization, data order, split), shared by all cells.
-Cells of one replicate are therefore not independent, and no interval here treats them as if they were.
+The unit is always the replicate: one draw of every seed (initialization, data order, split), shared by all
+cells. Cells of one replicate are therefore not independent, and no interval treats them as if they were.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Estimate:
 def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> Estimate:
     """Mean and Student t interval of one finite value a replicate.
 
-    What varies: the replicate. One replicate gives no interval, and neither do identical ones: a spread of zero
-    (every network at 100 % accuracy, say) is no proof that the next seed would agree.
+    What varies: the replicate. One replicate gives no interval, and neither do identical ones: a spread
+    of zero (every network at 100 % accuracy, say) is no proof that the next seed would agree.
     """
     array = np.asarray(values, dtype=float)
     if not np.isfinite(array).all():
@@ -64,7 +64,7 @@ def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> E
 
 
 def replicates_needed(half_width: float, target: float, n: int, confidence: float) -> int | None:
-    """Replicates that would narrow a t interval from `half_width` at `n` to `target`, were their spread the same.
+    """Replicates that would narrow a t interval from `half_width` at `n` to `target`, at the same spread.
 
     None where 1000 would not do.
     """
@@ -110,8 +110,8 @@ def paired_differences(
 ) -> PairedDifference:
     """The difference of `metric` between two levels of `factor`, averaged over cells inside each replicate.
 
-    What varies in the interval: the replicate. The cells are those of the plan, not a sample of cells. Only cells
-    that every counted replicate holds enter (`complete_block`), so that replicates differ by their seeds alone.
+    What varies in the interval: the replicate. The cells are those of the plan, not a sample of cells. Only
+    cells that every counted replicate holds enter (`complete_block`), so replicates differ by seeds alone.
     `trials` has one row a planned trial: a column a factor, `replicate`, `state`, and `metric`.
     """
     cells = cell_numbers(trials, [name for name in factors if name != factor])
@@ -129,17 +129,12 @@ def paired_differences(
     per_replicate = grid.to_numpy()[np.ix_(rows, columns)].mean(axis=0) if rows.size else np.empty(0)
     diverged = {cell for (cell, _), cause in causes.items() if "diverged" in cause} - set(grid.index[rows])
     return PairedDifference(
-        reference=reference,
-        other=other,
-        estimate=replicate_interval(per_replicate, confidence),
-        per_replicate=tuple(per_replicate.tolist()),
-        n_pairs=rows.size * columns.size,
-        n_pairs_planned=len(planned),
-        n_cells=rows.size,
-        n_cells_diverged=len(diverged),
-        n_cells_planned=len(grid),
+        reference=reference, other=other,
+        estimate=replicate_interval(per_replicate, confidence), per_replicate=tuple(per_replicate.tolist()),
+        n_pairs=rows.size * columns.size, n_pairs_planned=len(planned),
+        n_cells=rows.size, n_cells_diverged=len(diverged), n_cells_planned=len(grid),
         missing=dict(sorted(Counter(causes.values()).items())),
-    )
+    )  # fmt: skip
 
 
 def _missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) -> dict[tuple[int, int], str]:
@@ -160,7 +155,8 @@ def cell_numbers(trials: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
     """A number for each combination of the factors' levels, one a row; all 0 without factors."""
     if not factors:
         return pd.Series(0, index=trials.index)
-    return trials.groupby(list(factors), sort=False, dropna=False).ngroup()
+    numbers: pd.Series = trials.groupby(list(factors), sort=False, dropna=False).ngroup()
+    return numbers
 
 
 def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
@@ -187,8 +183,8 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
 def depth_profile(layers: pd.DataFrame) -> Floats:
     """What one network chose, by relative depth: an array (statistic, depth of `DEPTH_GRID`, normalizer).
 
-    `layers` has the rows of one trial and epoch: depth_fraction, statistic, normalizer, weight. Layers at equal
-    depth are averaged; a normalizer outside the trial's pool has weight 0; weights sum to 1 over the normalizers.
+    `layers` has the rows of one trial and epoch: depth_fraction, statistic, normalizer, weight. Layers at
+    equal depth are averaged; a normalizer outside the pool has weight 0; weights sum to 1 over normalizers.
     """
     by = ["depth_fraction", "statistic", "normalizer"]
     wanted = pd.MultiIndex.from_product([STATISTICS, NORMALIZERS])
@@ -225,8 +221,8 @@ class FactorDistances:
 def factor_distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> FactorDistances:
     """Distances that a factor's levels make and distances that seeds make, over the same cells.
 
-    `profiles` is (cell, replicate, statistic, depth, normalizer); `cells` has a row a cell and a column a factor.
-    Cells are grouped by all other factors; a group counts where it holds two levels or more, each group equally.
+    `profiles` is (cell, replicate, statistic, depth, normalizer); `cells` has a row a cell, a column a factor.
+    Cells are grouped by all other factors; groups of two levels or more count, each group equally.
     Raises `ValueError` where no two cells differ in the factor alone.
     """
     between, within = [], []
@@ -247,10 +243,10 @@ def count_cell_pairs(cells: pd.DataFrame, factor: str) -> int:
 def factor_effect(distances: FactorDistances, confidence: float, statistic: str | None = None) -> Estimate:
     """How far a factor moves the choice over how far seeds alone move it: D_factor / D_seed, 1 for no effect.
 
-    Both are taken between different replicates: at equal replicate cells share their seeds and lie closer than
-    seeds would put them. `statistic` takes the mean or the variance weights alone.
-    What varies in the interval: the replicate (jackknife of the log ratio, Student t; at least 3 replicates). It
-    is wide rather than narrow: without an effect, fewer than 5 % of 95 % intervals miss 1.
+    Both are taken between different replicates: at equal replicate, cells share their seeds and lie closer
+    than seeds would put them. `statistic` takes the mean or the variance weights alone.
+    What varies in the interval: the replicate (jackknife of the log ratio, Student t; at least 3 replicates).
+    It is wide rather than narrow: without an effect, fewer than 5 % of 95 % intervals miss 1.
     """
     return _jackknife(lambda keep: _log_ratio(distances, keep, statistic), len(distances.between), confidence)
 
@@ -292,7 +288,7 @@ def _log_ratio(distances: FactorDistances, keep: Numbers, statistic: str | None 
 
 
 def _jackknife(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """Exponential of a statistic over replicates, with its delete-one jackknife interval (Student t, n - 1)."""
+    """Exponential of a statistic over replicates, with its delete-one jackknife interval."""
     everyone = np.arange(n)
     centre = log_statistic(everyone)
     if not np.isfinite(centre):

@@ -1,8 +1,8 @@
 """Question 1: is it useful that each layer picks its own normalizer?
 
-The paper (arXiv 1811.07727) says that distinct normalizers improve learning and generalization. Here the switch
-norm is compared with every other level of the factor `norm`: single normalizers, and controls that take a part of
-the choice away (fixed, shared or hard weights), each at equal cell and equal replicate.
+The paper (arXiv 1811.07727) says that distinct normalizers improve learning and generalization. Here the
+switch norm is compared with every other level of the factor `norm`: single normalizers, and controls that take a
+part of the choice away (fixed, shared or hard weights), each at equal cell and equal replicate.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from study.analysis.answers import (
+    MEASURES,
     MIN_CELLS,
     Answer,
     Verdict,
@@ -27,12 +28,6 @@ from study.norms.names import parse_norm
 
 TITLE = "Is it useful that each layer picks its own normalizer?"
 MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
-WORDS = {
-    "val_accuracy": "validation accuracy",
-    "test_accuracy": "test accuracy",
-    "train_loss": "training loss",
-    "generalization_gap": "generalization gap",
-}
 
 
 def answer_useful(records: StudyRecords) -> Answer:
@@ -41,19 +36,16 @@ def answer_useful(records: StudyRecords) -> Answer:
     differences = {name: _compare(records, name) for name in (metric, "train_loss", "generalization_gap")}
     verdict = decide(differences[metric])
     return Answer(
-        title=TITLE,
-        verdict=verdict,
+        title=TITLE, verdict=verdict,
         answer=_sentences(records, verdict, differences),
         rule=_rule(metric, records.study.analysis.confidence),
         effects=[
             difference_effect(name, f"{item.reference} − {item.other}", item)
-            for name, items in differences.items()
-            for item in items
+            for name, items in differences.items() for item in items
         ],
-        n_done=len(records.done),
-        n_planned=records.n_planned,
+        n_done=len(records.done), n_planned=records.n_planned,
         needs=_needs(verdict, differences[metric], records.study.analysis.confidence),
-    )
+    )  # fmt: skip
 
 
 def decide(comparisons: Sequence[PairedDifference]) -> Verdict:
@@ -85,28 +77,22 @@ def _compare(records: StudyRecords, metric: str) -> list[PairedDifference]:
     reference = records.reference_norm
     return [
         paired_differences(
-            records.trials,
-            factors=list(records.study.factors),
-            factor="norm",
-            reference=reference,
-            other=norm,
-            metric=metric,
-            confidence=records.study.analysis.confidence,
+            records.trials, factors=list(records.study.factors), factor="norm", reference=reference, other=norm,
+            metric=metric, confidence=records.study.analysis.confidence,
         )
-        for norm in records.levels("norm")
-        if reference is not None and norm != reference
-    ]
+        for norm in records.levels("norm") if reference is not None and norm != reference
+    ]  # fmt: skip
 
 
 def _rule(metric: str, confidence: float) -> str:
     return (
         f"Above every other norm. Supported: against every single normalizer and every control of the study (at "
-        f"least one single normalizer), the {confidence * 100:g} % interval of the difference in {WORDS[metric]} "
-        f"(switch norm minus the other, last epoch, paired at equal cell and replicate, averaged over cells) lies "
-        f"above 0. Not supported: against any of them it lies below {MARGIN:g}, so no practical gain is left. "
-        f"Otherwise: not enough evidence. A comparison needs {MIN_CELLS * 100:g} % of its planned cells. A run that "
-        f"diverged alone has no accuracy: it bars the verdict that its absence would favour. Training loss and "
-        f"generalization gap are shown; they do not decide."
+        f"least one single normalizer), the {confidence * 100:g} % interval of the difference in "
+        f"{MEASURES[metric]} (switch norm minus the other, last epoch, paired at equal cell and replicate, averaged "
+        f"over cells) lies above 0. Not supported: against any of them it lies below {MARGIN:g}, so no practical "
+        f"gain is left. Otherwise: not enough evidence. A comparison needs {MIN_CELLS * 100:g} % of its planned "
+        f"cells. A run that diverged alone has no accuracy: it bars the verdict that its absence would favour. "
+        f"Training loss and generalization gap are shown; they do not decide."
     )
 
 
@@ -130,7 +116,7 @@ def _sentences(
         f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in measured
     )
     rest = [_compare_words(name, items) for name, items in differences.items() if name != metric]
-    difference = f"{WORDS[metric].capitalize()} of {main[0].reference} minus that of the other: {numbers}."
+    difference = f"{MEASURES[metric].capitalize()} of {main[0].reference} minus that of the other: {numbers}."
     return " ".join([opening, difference, *rest, _missing_sentence(records)])
 
 
@@ -144,7 +130,9 @@ def _compare_words(metric: str, items: Sequence[PairedDifference]) -> str:
         "higher than that of": higher,
         "not told apart from that of": open_,
     }
-    return f"Its {WORDS[metric]} is {join_words(f'{words} {_names(g)}' for words, g in groups.items() if g)}."
+    return (
+        f"Its {MEASURES[metric]} is {join_words(f'{words} {_names(g)}' for words, g in groups.items() if g)}."
+    )
 
 
 def _missing_sentence(records: StudyRecords) -> str:
@@ -173,7 +161,8 @@ def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence
 def _need(item: PairedDifference, confidence: float) -> str:
     estimate, missing = item.estimate, show_states(Counter(item.missing).elements())
     if estimate.value is None or not _covers(item):
-        return f"results in more cells ({item.n_cells} of {item.n_cells_planned} complete; missing pairs: {missing})"
+        complete = f"{item.n_cells} of {item.n_cells_planned} complete"
+        return f"results in more cells ({complete}; missing pairs: {missing})"
     if estimate.low is None or estimate.high is None:
         return "replicates that differ" if estimate.n > 1 else "at least 2 replicates, better 5"
     if estimate.above(0) or estimate.below(MARGIN):

@@ -1,6 +1,6 @@
 """Switchable Normalization, its sparse form, its controls, and the single norms they choose from.
 
-The names below load on first use, so that `study.norms.names` stays usable without torch.
+What needs torch loads on first use, so that `study.norms.names` can be had without.
 """
 
 from __future__ import annotations
@@ -22,19 +22,6 @@ if TYPE_CHECKING:
     from study.norms.layers import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, set_radius
     from study.norms.mixing import sparsestmax
 
-_MODULES = {
-    "factory": (
-        "average_statistics",
-        "build_norm",
-        "convert_norms",
-        "share_switches",
-        "switch_parameters",
-        "switch_weights",
-    ),
-    "layers": ("SparseSwitchNorm2d", "SwitchNorm1d", "SwitchNorm2d", "SwitchNorm3d", "set_radius"),
-    "mixing": ("sparsestmax",),
-}
-
 __all__ = [
     "NORM_NAMES",
     "SparseSwitchNorm2d",
@@ -55,7 +42,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
+    if name in __all__:
+        for module in ("factory", "layers", "mixing"):
+            loaded = import_module(f"study.norms.{module}")
+            if name in vars(loaded):
+                return vars(loaded)[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

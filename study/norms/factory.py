@@ -29,9 +29,9 @@ _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 @dataclass(frozen=True, kw_only=True)
 class NormFactory:
-    """Builds the layers of one norm: `factory(num_features)`, as torchvision's `norm_layer` is called.
+    """Builds the layers of one norm: `factory(num_features)`, as torchvision calls its `norm_layer`.
 
-    pool: what a layer chooses from, after the rule for a statistics batch of one; a single norm is a pool of one.
+    pool: what a layer chooses from, after the rule for a statistics batch of one; of a single norm, itself.
     """
 
     name: str
@@ -58,12 +58,13 @@ def build_norm(
 ) -> NormFactory:
     """A factory of the norm `name` (see `study.norms.names`) for one model with `dims` spatial dimensions.
 
-    Single norms are torch's own layers, which are identical to pools of one and faster; `bn` over chunks or over
+    Single norms are torch's layers, which are identical to pools of one and faster; `bn` over chunks or over
     a statistics batch of one, which torch lacks, is a pool of one. A gn has gcd(groups, num_features) groups.
-    The logits of `sn-random` and of `logit_init="random"` come from `generator`, one draw a layer.
+    Random logits, of `sn-random` or by `logit_init`, are drawn from `generator` layer by layer. `correction`
+    is for switch norms only; the other arguments are those of `SwitchNorm2d`.
 
-    The layers of an `sn-shared` factory share one pair of logits, hence one factory per model; those of
-    `sn-stage` share theirs once `share_switches` has told the stages. `correction` is for switch norms only.
+    The layers of an `sn-shared` factory share one pair of logits, so each model needs its own factory; those
+    of `sn-stage` share theirs once `share_switches` has told the stages.
 
     ValueError if the name is unknown, nothing is left of the pool, or the norm does not exist in `dims`.
     """
@@ -71,47 +72,50 @@ def build_norm(
     pool = effective_pool(spec, statistics_batch)
     if dims not in _SWITCH_NORMS or (spec.kind == "ssn" and dims != 2):
         raise ValueError(f"norm {name!r} in {dims} dimensions is not allowed: 1, 2 or 3, and 2 for ssn")
+    build: Callable[[int], nn.Module]
     if spec.kind == "bn" and chunks == 1 and statistics_batch != 1:
-        return NormFactory(
-            name=name, pool=pool, build=partial(_BATCH_NORMS[dims], eps=eps, momentum=momentum)
+        build = partial(_BATCH_NORMS[dims], eps=eps, momentum=momentum)
+    elif spec.kind in ("in", "ln", "gn"):
+        build = partial(_build_group_norm, spec.kind, groups, eps)
+    else:
+        fixed = spec.kind == "bn" or spec.control in ("uniform", "random")
+        if fixed:
+            logit_init = "random" if spec.control == "random" else "ones"
+        build = partial(
+            SparseSwitchNorm2d if spec.kind == "ssn" else _SWITCH_NORMS[dims],
+            eps=eps,
+            momentum=momentum,
+            pool=pool,
+            correction=correction if spec.is_switch else 0,
+            chunks=chunks,
+            groups=groups,
+            logit_init=logit_init,
+            trainable=not fixed,
+            tied=spec.control == "tied",
+            generator=generator,
         )
-    if spec.kind in ("in", "ln", "gn"):
-        return NormFactory(name=name, pool=pool, build=partial(_build_group_norm, spec.kind, groups, eps))
-    fixed = spec.kind == "bn" or spec.control in ("uniform", "random")
-    if fixed:
-        logit_init = "random" if spec.control == "random" else "ones"
-    build: Callable[[int], nn.Module] = partial(
-        SparseSwitchNorm2d if spec.kind == "ssn" else _SWITCH_NORMS[dims],
-        eps=eps,
-        momentum=momentum,
-        pool=pool,
-        correction=correction if spec.is_switch else 0,
-        chunks=chunks,
-        groups=groups,
-        logit_init=logit_init,
-        trainable=not fixed,
-        tied=spec.control == "tied",
-        generator=generator,
-    )
-    return NormFactory(name=name, pool=pool, build=_SharedBuild(build) if spec.control == "shared" else build)
+        if spec.control == "shared":
+            build = _sharing(build)
+    return NormFactory(name=name, pool=pool, build=build)
 
 
 def convert_norms(model: nn.Module, name: str, **options: Any) -> nn.Module:
     """Replaces every normalization layer inside `model` by the norm `name`, in place, and returns `model`.
 
     Replaced are batch norms of any kind (frozen ones too), group and instance norms and switch layers, not
-    LayerNorm. Affine values and running statistics are kept where old and new layer have them; a layer used at
-    several places stays one layer. The stages of `sn-stage` are the children of `model`. `options` as `build_norm`.
+    LayerNorm. Affine values and running statistics stay where the new layer has them, and a layer used at
+    several places stays one layer. The stages of `sn-stage` are the children of `model`.
+
+    `options` as `build_norm`, with its errors.
     """
     factory = build_norm(name, **options)
     converted: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for child_name, child in parent._modules.items():
-            if child is None or not _is_norm(child):
-                continue
-            if child not in converted:
-                converted[child] = _convert(child, factory)
-            parent._modules[child_name] = converted[child]
+            if child is not None and _is_norm(child):
+                if child not in converted:
+                    converted[child] = _convert(child, factory)
+                parent._modules[child_name] = converted[child]
     if parse_norm(name).control == "stage":
         share_switches(model, key=lambda path: path.split(".")[0])
     return model
@@ -122,13 +126,12 @@ def share_switches(model: nn.Module, key: Callable[[str], Hashable]) -> None:
 
     ValueError if layers that are to share differ in their pool.
     """
-    first: dict[Hashable, tuple[str, nn.Module]] = {}
+    origins: dict[Hashable, tuple[str, Any]] = {}
     for path, layer in _switch_layers(model):
-        origin_path, origin = first.setdefault(key(path), (path, layer))
-        if origin.pool != layer.pool:
-            raise ValueError(
-                f"layers {origin_path!r} and {path!r} cannot share logits: their pools are {origin.pool} and {layer.pool}"
-            )
+        origin_path, origin = origins.setdefault(key(path), (path, layer))
+        pools = origin.switch_weights().pool, layer.switch_weights().pool
+        if pools[0] != pools[1]:
+            raise ValueError(f"{origin_path!r} and {path!r} cannot share logits: their pools are {pools}")
         _share(origin, layer)
 
 
@@ -151,32 +154,32 @@ def average_statistics(
 ) -> None:
     """Re-estimates running statistics as the plain average of the statistics of `batches`, in place.
 
-    This is the SN authors' "batch average". Parameters stay, and so do modes and momenta; only layers with
-    running statistics train meanwhile, so dropout is off. `forward(model, batch)` runs one batch, by default
-    `model(batch)`. A layer that is called several times a batch averages over all its calls.
+    This is the SN authors' "batch average". `forward(model, batch)` runs a batch, by default `model(batch)`.
+    Only layers with running statistics are in training mode meanwhile, so dropout is off; parameters, modes
+    and momenta stay. A layer that runs several times a batch averages over all its runs.
 
-    ValueError if there are running statistics and no batch.
+    ValueError if there are running statistics but no batch.
     """
     layers: list[Any] = [module for module in model.modules() if _tracks_statistics(module)]
     if not layers:
         return
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
-    calls: Counter[nn.Module] = Counter()
+    runs: Counter[nn.Module] = Counter()
 
-    def weigh_call(layer: Any, _: Any) -> None:
-        calls[layer] += 1
-        layer.momentum = 1.0 / calls[layer]
-        if calls[layer] == 1:  # NaN would survive a momentum of 1
+    def weigh_run(layer: Any, _: Any) -> None:
+        if layer not in runs:  # NaN would survive a momentum of 1
             layer.running_mean.zero_()
             layer.running_var.fill_(1.0)
+        runs[layer] += 1
+        layer.momentum = 1.0 / runs[layer]
 
-    hooks = [layer.register_forward_pre_hook(weigh_call) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(weigh_run) for layer in layers]
     try:
         model.eval()
         for layer in layers:
             layer.train()
-        with torch.compiler.set_stance("force_eager"):  # compiled code would not see the hooks
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not run the hooks
             for batch in batches:
                 model(batch) if forward is None else forward(model, batch)
     finally:
@@ -186,35 +189,33 @@ def average_statistics(
             layer.momentum = momentum
         for module, mode in modes:
             module.training = mode
-    if not calls:
-        raise ValueError("batches is empty: at least one batch is needed to average statistics")
+    if not runs:
+        raise ValueError("batches is empty: averaging statistics takes at least one")
 
 
 class _GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` that takes a single value per group as well, where it refuses: y = bias there."""
+    """`nn.GroupNorm` that allows a single value per group, where y = bias."""
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _build_group_norm(kind: str, groups: int, eps: float, num_features: int) -> nn.Module:
-    # As GroupNorm, in is defined on 1x1 maps, where torch's InstanceNorm raises.
+    # Not InstanceNorm2d, which refuses maps of one pixel.
     groups = {"in": num_features, "ln": 1, "gn": math.gcd(groups, num_features)}[kind]
     return _GroupNorm(groups, num_features, eps=eps)
 
 
-class _SharedBuild:
-    """Builds layers that all share the logits of the first."""
+def _sharing(build: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+    """`build` whose layers all share the logits of the first."""
+    layers: list[nn.Module] = []
 
-    def __init__(self, build: Callable[[int], nn.Module]) -> None:
-        self.build = build
-        self.first: nn.Module | None = None
+    def build_sharing(num_features: int) -> nn.Module:
+        layers.append(build(num_features))
+        _share(layers[0], layers[-1])
+        return layers[-1]
 
-    def __call__(self, num_features: int) -> nn.Module:
-        layer = self.build(num_features)
-        self.first = self.first or layer
-        _share(self.first, layer)
-        return layer
+    return build_sharing
 
 
 def _share(origin: nn.Module, layer: nn.Module) -> None:
@@ -226,29 +227,23 @@ def _switch_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    kinds = (nn.GroupNorm, _InstanceNorm, SwitchLayer)
-    return isinstance(module, kinds) or hasattr(module, "running_mean")
+    return isinstance(module, (nn.GroupNorm, _InstanceNorm, SwitchLayer)) or hasattr(module, "running_mean")
 
 
 def _tracks_statistics(module: nn.Module) -> bool:
-    # Frozen batch norms have statistics and no momentum: nothing moves them.
+    # A frozen batch norm has statistics but no momentum: nothing moves them.
     return isinstance(getattr(module, "running_mean", None), Tensor) and hasattr(module, "momentum")
 
 
 @torch.no_grad()
-def _convert(old: nn.Module, factory: NormFactory) -> nn.Module:
-    """A new layer with the channels, affine values, running statistics, mode and place of `old`."""
-    values = {name: getattr(old, name, None) for name in ("weight", "bias", "running_mean", "running_var")}
-    held = next((value for value in values.values() if value is not None), None)
-    channels = getattr(old, "num_channels", None) or getattr(old, "num_features", None)
-    if channels is None:
-        assert held is not None
-        channels = len(held)
-    new = factory(channels).train(old.training)
-    if held is not None:
-        new.to(held.device, held.dtype)
-    for name, value in values.items():
-        target = getattr(new, name, None)
-        if target is not None and value is not None:
-            target.copy_(value)
+def _convert(old: Any, factory: NormFactory) -> nn.Module:
+    """A new layer with the channels, affine values, running statistics, mode, device and dtype of `old`."""
+    state = old.state_dict()
+    kept = {name: state[name] for name in ("weight", "bias", "running_mean", "running_var") if name in state}
+    sizes = (getattr(old, name, None) for name in ("num_features", "num_channels"))
+    new = factory(next(filter(None, sizes), None) or len(kept["weight"])).train(old.training)
+    for name, value in kept.items():
+        target = new.to(value).state_dict()
+        if name in target:
+            target[name].copy_(value)
     return new

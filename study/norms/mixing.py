@@ -59,7 +59,7 @@ def random_weights(size: int, generator: torch.Generator | None = None) -> Tenso
 
 
 def _sorted_sparsemax(ordered: Tensor, counts: Tensor) -> Tensor:
-    """Sparsemax of (..., K) logits in descending order (Martins and Astudillo, 1602.02068, algorithm 1)."""
+    """Sparsemax of (..., K) logits in descending order (Martins and Astudillo, 1602.02068)."""
     support = 1.0 + counts * ordered > ordered.cumsum(-1)
     total = torch.where(support, ordered, 0.0).sum(-1, keepdim=True)
     return (ordered - (total - 1.0) / support.sum(-1, keepdim=True)).clamp(min=0.0)

@@ -40,19 +40,21 @@ def resolve_mode(tracking: TrackingConfig) -> str:
 
 def _answers(url: str) -> bool:
     """Whether the server says anything at all in time. In a thread: a name lookup has no time-out of its own."""
-    answered = threading.Event()
+    answers: list[bool] = []
 
     def ask() -> None:
         try:
             urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()  # noqa: S310
         except urllib.error.HTTPError:
-            pass
+            pass  # a refusal is an answer
         except OSError:
             return
-        answered.set()
+        answers.append(True)
 
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(ANSWER_SECONDS)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return bool(answers)
 
 
 class Tracker:

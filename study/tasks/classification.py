@@ -134,7 +134,7 @@ class Classification(L.LightningModule):
 
 def _metrics(prefix: str, classes: int) -> MetricCollection:
     return MetricCollection(
-        {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False), "loss": MeanMetric()},
+        {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False), "loss": MeanMetric(nan_strategy="disable")},
         prefix=prefix,
         compute_groups=False,
     )

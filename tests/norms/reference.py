@@ -1,4 +1,4 @@
-"""Independent references: the papers' formulas, in float64, value by value and without any reuse of statistics."""
+"""Independent references: the papers' formulas, value by value and without any reuse of statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def biased_var(values: Tensor) -> Tensor:
 
 
 def official_variances(x: Tensor) -> dict[str, Tensor]:
-    """The official code's variances (N or 1, C or 1): unbiased over pixels, the others from its second moment."""
+    """The official code's variances (N or 1, C or 1): unbiased over pixels, the others from that."""
     mean = x.mean((2, 3))
     var = ((x - mean[:, :, None, None]) ** 2).sum((2, 3)) / (x.shape[2] * x.shape[3] - 1)
     second = var + mean**2

@@ -1,6 +1,5 @@
 import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -97,11 +96,6 @@ def test_correction_is_for_switch_norms():
     assert build_norm("sn", correction=1)(4).correction == 1
 
 
-def test_factories_can_be_sent_to_another_process():
-    for name in NORM_NAMES:
-        assert pickle.loads(pickle.dumps(build_norm(name)))(4) is not None
-
-
 class TestControls:
     def build(self, name, seed=0, count=2):
         factory = build_norm(name, generator=torch.Generator().manual_seed(seed))
@@ -154,7 +148,7 @@ class TestControls:
 
     def test_only_equal_pools_share(self):
         model = nn.Sequential(SwitchNorm2d(4), SwitchNorm2d(4, pool=("in", "ln")))
-        with pytest.raises(ValueError, match="layers '0' and '1' cannot share"):
+        with pytest.raises(ValueError, match="'0' and '1' cannot share"):
             share_switches(model, key=lambda _: None)
 
 
@@ -276,7 +270,9 @@ class TestAverageStatistics:
 
     def test_forward_unpacks_a_batch(self):
         layer = nn.BatchNorm2d(3)
-        average_statistics(layer, [(x, "label") for x in self.batches()], lambda model, batch: model(batch[0]))
+        average_statistics(
+            layer, [(x, "label") for x in self.batches()], lambda model, batch: model(batch[0])
+        )
         assert layer.running_mean.abs().sum() > 0
 
     def test_reaches_compiled_layers(self):

@@ -268,7 +268,7 @@ def test_layers_follow_the_protocol():
     ("options", "message"),
     [
         ({"pool": ()}, "pool"),
-        ({"pool": ("ln", "in")}, "in this order"),
+        ({"pool": ("ln", "in")}, "in order"),
         ({"pool": ("in", "xn")}, "xn"),
         ({"correction": 2}, "correction 2"),
         ({"chunks": 0}, "chunks 0"),
