@@ -38,9 +38,9 @@ def main(arguments: Sequence[str]) -> int:
             if options.verb is None:
                 return _list()
             raise UserError(f"{options.verb}: --study is needed; {allowed_names('', available('studies'))}")
-        return {"run": _run, "plan": _plan, "status": _status, "report": _report, "diff": _diff}[
-            options.verb or "run"
-        ](options)
+        return {"run": _run, "plan": _plan, "status": _status, "report": _report, "diff": _diff}[options.verb or "run"](
+            options
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -90,7 +90,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.trials and options.verb != "diff":
         raise UserError(f"{options.trials[0]}: {options.verb} takes no trials")
     if options.launcher != "local":
-        raise UserError(f"--launcher {options.launcher}: unknown launcher; {allowed_names(options.launcher, ['local'])}")
+        raise UserError(
+            f"--launcher {options.launcher}: unknown launcher; {allowed_names(options.launcher, ['local'])}"
+        )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be at least 1")
     return options
@@ -133,8 +135,6 @@ def _run(options: argparse.Namespace) -> int:
     console = _console()
     console.print(f"{study.title}\n{folder.path}: {study.scale} scale. Ctrl-C stops; the same command goes on.")
 
-    from study.record.tracking import resolve_mode
-
     devices = _devices(study.run.device)
     threads = study.run.threads
     workers = options.workers or (len(devices) if devices[0] != "cpu" else max(1, _cores() // threads))
@@ -144,7 +144,6 @@ def _run(options: argparse.Namespace) -> int:
         folder=folder,
         executor=executor,
         environment=describe_environment(command_line(list(sys.argv[1:]))),
-        wandb_mode=resolve_mode(study.tracking),
         console=console,
         command_for=lambda trial: _reproduce(options, study, trial),
         storage=options.storage,
@@ -223,11 +222,13 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _check_runnable(study: StudyConfig) -> None:
     """Bad cells and missing data are the user's to know before anything is written."""
+    from study.data.files import data_folder
     from study.plan import plan_trials
 
     datasets = {study.base.dataset}
     if study.search is None:
         datasets = {trial.config.dataset for trial in plan_trials(study)}
+    data_folder(study.run.data_root)
     if datasets - {"digits"}:  # those ship with a library; opening others downloads them once, before the workers
         from study.data.load import load_images
 
@@ -276,4 +277,5 @@ def _cores() -> int:
 
 def _nearest(key: str, known: list[str]) -> str:
     """Like `allowed_names`, for lists too long to print."""
-    return allowed_names(key, known) if len(known) <= 12 else allowed_names(key, known).partition("; ")[2] or "none near"
+    every = allowed_names(key, known)
+    return every if len(known) <= 12 else every.partition("; ")[2] or "run status to see them"

@@ -129,7 +129,7 @@ ROLES = ("init", "data", "split")
 
 
 def derive_seeds(replicate: int) -> dict[str, int]:
-    """A seed for each role of randomness. They depend on the replicate alone, so cells at equal replicate are paired."""
+    """A seed for each role of randomness. They depend on the replicate alone: equal replicates are paired."""
     return {role: derive_seed(role, replicate) for role in ROLES}
 
 
@@ -349,8 +349,13 @@ def _nest(path: str, value: Any) -> dict[str, Any]:
     return value
 
 
-_SECTIONS = {"base": TrialConfig, "run": RunConfig, "tracking": TrackingConfig, "search": SearchConfig,
-             "analysis": AnalysisConfig}  # fmt: skip
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "base": TrialConfig,
+    "run": RunConfig,
+    "tracking": TrackingConfig,
+    "search": SearchConfig,
+    "analysis": AnalysisConfig,
+}
 
 
 def _resolve_key(key: str, merged: dict[str, Any]) -> str:
@@ -401,9 +406,9 @@ def _one_line(error: ValidationError, model: type[BaseModel], origin: dict[str, 
     path = ".".join(str(part) for part in first["loc"] if str(part) in _all_keys() or not isinstance(part, str))
     if first["type"] == "extra_forbidden":
         *parents, key = map(str, first["loc"])
-        holder = _SECTIONS[parents[0]] if parents else model
+        holder = (_SECTIONS[parents[0]] if parents else model).model_fields
         dotted = ".".join([*parents, key])
-        return f"{_source(dotted, origin)}: {dotted}: unknown key; {allowed_names(key, holder.model_fields)}"
+        return f"{_source(dotted, origin)}: {dotted}: unknown key; {allowed_names(key, holder)}"
     value = "" if first["type"] == "missing" else f" {first['input']!r}:"
     return f"{_source(path, origin)}: {path}:{value} {_explain(first)}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -43,7 +43,7 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
     return CellSize(parameters, norm_layers, step, step * trial.steps)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _measure(config: TrialConfig) -> tuple[int, int, float]:
     network = build_network(config, seed=0)
     norm_layers = len(trace_geometry(network))
@@ -60,7 +60,7 @@ def _measure(config: TrialConfig) -> tuple[int, int, float]:
     def step() -> float:
         started = time.perf_counter()
         optimizer.zero_grad()
-        cross_entropy(network(images), labels).backward()
+        torch.autograd.backward(cross_entropy(network(images), labels))
         optimizer.step()
         return time.perf_counter() - started
 

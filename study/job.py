@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from study.config import RunConfig, TrackingConfig
 from study.plan import PlannedTrial
@@ -19,7 +19,7 @@ class Job:
     study: str
     run: RunConfig
     tracking: TrackingConfig
-    wandb_mode: str
+    wandb_mode: Literal["online", "offline", "disabled"]
     environment: dict[str, Any]
     command: str
     device: str = "cpu"

@@ -77,8 +77,8 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     cells: dict[tuple[str, ...], Counter[str]] = {}
     for state, _, levels in states.values():
         cells.setdefault(tuple(str(level) for level in levels.values()), Counter())[state] += 1
-    for levels, count in cells.items():
-        table.add_row(*levels, *(str(count[state] or "") for state in STATES if counts[state]))
+    for cell, count in cells.items():
+        table.add_row(*cell, *(str(count[state] or "") for state in STATES if counts[state]))
     console.print(table)
     for key, (state, reason, _) in states.items():
         if reason and state != "pruned":

@@ -12,17 +12,17 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from filelock import Timeout
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from study.data.load import load_splits
 from study.data.memory import EvaluationLoader, TrainingLoader
+from study.job import Job
 from study.models import build_network, trace_geometry
 from study.plan import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint
 from study.record.files import SCHEMA, TrialFolder, file_facts, read_json, set_aside, write_json, write_yaml
 from study.record.recorder import Recorder, finite
 from study.record.tracking import Tracker
-from study.job import Job
 from study.tasks.classification import Classification, DivergedError
 
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -51,9 +51,7 @@ def _attempt(job: Job, folder: TrialFolder) -> None:
         train(job, folder, attempt)
     except Exception as error:  # whatever a trial dies of is its reason, and must not take the sweep along
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_json(
-            folder.state, {"state": "failed", **state, "reason": reason, "traceback": traceback.format_exc()}
-        )
+        write_json(folder.state, {"state": "failed", **state, "reason": reason, "traceback": traceback.format_exc()})
 
 
 def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:

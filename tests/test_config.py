@@ -85,9 +85,7 @@ def test_a_resolved_study_reads_back_equal() -> None:
         (["base=["], ["not valid YAML"]),
     ],
 )
-def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(
-    overrides: list[str], parts: list[str]
-) -> None:
+def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         load_study("depth_vs_batch", "smoke", overrides)
     message = str(caught.value)
@@ -163,7 +161,8 @@ def test_seeds_differ_by_role_and_replicate_and_zero_is_a_seed() -> None:
 
 
 def test_planning_imports_no_torch() -> None:
-    code = "import sys, study.plan, study.record.files, study.sweep.executor, study.cli; assert 'torch' not in sys.modules"
+    modules = "study.plan, study.record.files, study.sweep.executor, study.job, study.cli"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

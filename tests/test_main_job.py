@@ -40,7 +40,8 @@ def cli(folder: StudyFolder, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def trial_of(folder: StudyFolder, norm: str, batch_size: int) -> TrialFolder:
-    (found,) = [trial for trial in folder.trials() if trial.trial_id.startswith(f"{norm}-depth8-batch_size{batch_size}-")]
+    cell = f"{norm}-depth8-batch_size{batch_size}-"
+    (found,) = [trial for trial in folder.trials() if trial.trial_id.startswith(cell)]
     return found
 
 

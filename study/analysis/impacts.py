@@ -133,12 +133,13 @@ def measure_distances(records: StudyRecords, trials: pd.DataFrame) -> ChoiceDist
 
 
 def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
-    """BN's part of each trial's switch weights, averaged over layers, by key: of both statistics and of each."""
+    """BN's part of each trial's switch weights, a mean over layers: of both statistics, of each."""
     bn = switch[switch["normalizer"].eq("bn")]
     table = bn.groupby(["key", "statistic"], observed=True)["weight"].mean().unstack("statistic")
     table = table.reindex(columns=list(STATISTICS)).astype(float).add_prefix("bn_share_")
     table.insert(0, "bn_share", table.mean(axis=1))
-    return pd.DataFrame(table.reset_index())
+    shares: pd.DataFrame = table.reset_index()
+    return shares
 
 
 def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, PairedDifference]:
@@ -163,13 +164,14 @@ def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, 
 
 def _rule(confidence: float) -> str:
     return (
-        f"Strong above weak. The effect of a factor is the mean Jensen-Shannon distance between the switch-weight "
-        f"profiles of two cells that differ in it alone, over the mean distance between replicates of one cell, "
-        f"both between different replicates: at 1, it moves the choice no further than seeds do. Supported: depth "
-        f"and batch_size vary, with at least one of {', '.join(WEAK)}, and for every such pair the "
-        f"{confidence * 100:g} % interval of effect over effect lies above 1. Not supported: for any pair it lies "
-        f"below {MARGIN:g}. Otherwise: not enough evidence. It needs {MIN_CELLS * 100:g} % of the planned cells "
-        f"and 3 replicates. Effects belong to the levels compared: levels further apart move more."
+        f"Strong above weak. The effect of a factor is the mean Jensen-Shannon distance between the "
+        f"switch-weight profiles of two cells that differ in it alone, over the mean distance between "
+        f"replicates of a cell, both between different replicates: at 1, it moves the choice no further than "
+        f"seeds do. Supported: depth and batch_size vary, with at least one of {', '.join(WEAK)}, and for "
+        f"every such pair the {confidence * 100:g} % interval of effect over effect lies above 1. Not "
+        f"supported: for any pair it lies below {MARGIN:g}. Otherwise: not enough evidence. It needs "
+        f"{MIN_CELLS * 100:g} % of the planned cells and 3 replicates. Effects belong to the levels that are "
+        f"compared: levels further apart move more."
     )
 
 

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from plotly.offline import get_plotlyjs
 
 from study.analysis import figures
-from study.analysis.answers import MEASURES, Answer, show_number, show_states
+from study.analysis.answers import MEASURES, Answer, Effect, show_number, show_states
 from study.analysis.impacts import answer_impacts
-from study.analysis.records import SWITCH_COLUMNS, StudyRecords, load_study_records
+from study.analysis.records import StudyRecords, load_study_records, read_switch_weights
 from study.analysis.statistics import STATISTICS
 from study.analysis.useful import answer_useful
 from study.record.files import StudyFolder, write_bytes, write_json
@@ -40,12 +40,11 @@ def write_report(folder: StudyFolder) -> Path:
     Raises `UserError` where there is no study.
     """
     records = load_study_records(folder)
-    answers = {name: QUESTIONS[name](records) for name in records.study.analysis.questions}
+    answers: dict[str, Answer] = {name: QUESTIONS[name](records) for name in records.study.analysis.questions}
     found = {name: answer.to_json() for name, answer in answers.items()}
     page = folder.report / "report.html"
-    write_json(
-        folder.report / "answers.json", {"schema": SCHEMA, "study": records.study.name, "questions": found}
-    )
+    facts = {"schema": SCHEMA, "study": records.study.name, "questions": found}
+    write_json(folder.report / "answers.json", facts)
     write_bytes(folder.report / "trials.parquet", _parquet(_plain_table(records.trials)))
     write_bytes(folder.report / "switch_weights.parquet", _parquet(_all_switch_weights(records)))
     write_bytes(page, render_page(records, answers).encode())
@@ -55,61 +54,53 @@ def write_report(folder: StudyFolder) -> Path:
 def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
     """The whole page; everything it shows is inside it."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    trials = records.trials.to_dict("records")
     environment.filters |= {"number": _show, "states": show_states}
     return environment.get_template("report.html.j2").render(
-        records=records,
-        study=records.study,
-        answers=answers,
-        headlines=HEADLINES,
-        measures=MEASURES,
-        evidence={name: [_embed(figure) for figure in _evidence(name, records, answers)] for name in answers},
+        records=records, study=records.study, answers=answers, trials=trials,
+        headlines=HEADLINES, measures=MEASURES, plotly_js=get_plotlyjs(),
+        evidence={name: _evidence(name, records, answer) for name, answer in answers.items()},
         cells=_coverage(records),
         states=[state for state in STATES if state in set(records.trials["state"])],
-        trials=records.trials.to_dict("records"),
-        troubles=records.trials[~records.trials["state"].isin(["done", "planned", "running"])].to_dict(
-            "records"
-        ),
+        troubles=[row for row in trials if row["state"] not in ("done", "planned", "running")],
         made_on=Counter(zip(records.done["device"], records.done["commit"], strict=True)),
-        plotly_js=get_plotlyjs(),
-    )
+    )  # fmt: skip
 
 
-def _evidence(name: str, records: StudyRecords, answers: Mapping[str, Answer]) -> Iterator[go.Figure]:
+def _evidence(name: str, records: StudyRecords, answer: Answer) -> list[dict[str, str]]:
     """The figures of one question, the most direct first; none that would be empty."""
-    study, effects = (
-        records.study,
-        [item for item in answers[name].effects if item.estimate.value is not None],
-    )
-    done, norms, interval = (
-        records.done,
-        records.levels("norm"),
-        f"{study.analysis.confidence * 100:g} % intervals",
-    )
-    if name == "useful" and len(done):
-        if effects:
-            yield figures.forest(
-                effects, 0.0, "Differences between the switch norm and each other norm",
-                f"Paired at equal cell and replicate. Bars: {interval} over replicates; grey points: replicates.",
-            )  # fmt: skip
-        yield figures.metric_by_norm(done, norms, study.analysis.metric)
-        if len(records.curves):
-            yield figures.learning_curves(records.curves, done, norms, "val_accuracy")
-    chosen = done[done["norm"].eq(records.reference_norm or "")]
+    draw = {"useful": _draw_useful, "impacts": _draw_impacts}[name]
+    effects = [item for item in answer.effects if item.estimate.value is not None]
+    return [_embed(figure) for figure in draw(records, effects)]
+
+
+def _draw_useful(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Figure]:
+    done, norms, analysis = records.done, records.levels("norm"), records.study.analysis
+    if effects:
+        yield figures.forest(
+            effects, 0.0, "Differences between the switch norm and each other norm",
+            f"Paired. Bars: {analysis.confidence * 100:g} % intervals over replicates (grey points).",
+        )  # fmt: skip
+    if len(done):
+        yield figures.metric_by_norm(done, norms, analysis.metric)
+    if records.curves["key"].isin(done["key"]).any():
+        yield figures.learning_curves(records.curves, done, norms, "val_accuracy")
+
+
+def _draw_impacts(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Figure]:
+    confidence = records.study.analysis.confidence
+    chosen = records.done[records.done["norm"].eq(records.reference_norm or "")]
     switch = records.switch[records.switch["key"].isin(chosen["key"])]
-    if name == "impacts" and len(switch):
-        ratios = [item for item in effects if item.measure.startswith("effect")]
-        if ratios:
-            yield figures.forest(
-                ratios, 1.0, "How far each factor moves the choice, over how far seeds do",
-                f"1 (dotted): no further than seeds. Bars: {interval} over replicates (jackknife).", log=True,
-            )  # fmt: skip
-        yield figures.share_by_batch(switch, chosen, study.analysis.confidence)
+    if ratios := [item for item in effects if item.measure.startswith("effect")]:
+        yield figures.forest(
+            ratios, 1.0, "How far each factor moves the choice, over how far seeds do",
+            f"At 1, no further than seeds. Bars: {confidence * 100:g} % intervals over replicates.", log=True,
+        )  # fmt: skip
+    if len(switch):
+        yield figures.share_by_batch(switch, chosen, confidence)
         yield from (figures.weight_maps(switch, chosen, statistic) for statistic in STATISTICS)
         yield figures.share_by_epoch(records.switch_epochs, chosen)
 
@@ -136,11 +127,10 @@ def _coverage(records: StudyRecords) -> list[tuple[list[str], Counter[str]]]:
 def _all_switch_weights(records: StudyRecords) -> pa.Table:
     """Every epoch of every trial whose table could be read."""
     found = records.trials[records.trials["key"].isin(records.switch["key"])]
-    files = [
-        records.folder.trial(trial_id, replicate).switch_weights
+    tables = [
+        read_switch_weights(records.folder.trial(trial_id, replicate).switch_weights)
         for trial_id, replicate in zip(found["trial_id"], found["replicate"], strict=True)
     ]
-    tables = [pq.read_table(file, columns=list(SWITCH_COLUMNS)) for file in files]
     return pa.concat_tables(tables, promote_options="permissive") if tables else _plain_table(records.switch)
 
 

@@ -153,9 +153,9 @@ def _say(factor: str, level: object) -> str:
 
 def cell_numbers(trials: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
     """A number for each combination of the factors' levels, one a row; all 0 without factors."""
-    if not factors:
-        return pd.Series(0, index=trials.index)
-    numbers: pd.Series = trials.groupby(list(factors), sort=False, dropna=False).ngroup()
+    numbers: pd.Series = pd.Series(0, index=trials.index)
+    if factors:
+        numbers = trials.groupby(list(factors), sort=False, dropna=False).ngroup()
     return numbers
 
 
@@ -221,7 +221,7 @@ class FactorDistances:
 def factor_distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> FactorDistances:
     """Distances that a factor's levels make and distances that seeds make, over the same cells.
 
-    `profiles` is (cell, replicate, statistic, depth, normalizer); `cells` has a row a cell, a column a factor.
+    `profiles` is (cell, replicate, statistic, depth, normalizer); `cells` a row a cell, a column a factor.
     Cells are grouped by all other factors; groups of two levels or more count, each group equally.
     Raises `ValueError` where no two cells differ in the factor alone.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """Size and shape of a data set. `test` is None where no test split is published: it is cut off by the split seed."""
+    """Size and shape of a data set. `test` is None where none is published: the split seed cuts one off."""
 
     title: str
     channels: int

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from study.data.memory import Images, missing_files
+from study.data.files import missing_files
+from study.data.memory import Images
 
 
 def load(root: Path, split: str, *, classes: int, download: bool) -> Images:

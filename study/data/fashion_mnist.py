@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torchvision.datasets import FashionMNIST
 
-from study.data.memory import Images, missing_files
+from study.data.files import missing_files
+from study.data.memory import Images
 
 FOLDERS = ("", "FashionMNIST/raw", "fashion-mnist")  # plain, torchvision's layout, Debian's dataset-fashion-mnist
 DEBIAN = Path("/usr/share/datasets")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from study.config import TrialConfig, UserError
 from study.data import cifar, digits, fashion_mnist
 from study.data.catalog import DATASETS, split_sizes
+from study.data.files import data_folder
 from study.data.memory import Images, Splits
-
-DOWNLOADS = Path("data")
 
 
 def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:
@@ -37,9 +34,7 @@ def load_images(dataset: str, data_root: str | None = None) -> tuple[Images, Ima
     """All published images: those to draw training and validation from, and the test split where there is one."""
     if dataset == "digits":
         return digits.load(), None
-    root, download = Path(data_root or DOWNLOADS), data_root is None
-    if data_root is not None and not root.is_dir():
-        raise UserError(f"run.data_root={root}: no such folder")
+    root, download = data_folder(data_root), data_root is None
     if dataset == "fashion_mnist":
         return (
             fashion_mnist.load(root, "train", download=download),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from study.config import UserError, derive_seed
+from study.config import derive_seed
 
 EVALUATION_BATCH = 512
 SHIFT = 1 / 8  # of the image's width: 4 pixels at 32x32, 1 at 8x8
@@ -91,13 +90,6 @@ class EvaluationLoader:
         return -(-len(self.data) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(
-            self.data.images.split(self.batch_size), self.data.labels.split(self.batch_size), strict=True
-        ):
-            yield images, labels
-
-
-def missing_files(dataset: str, root: Path, files: str, folders: Sequence[str]) -> UserError:
-    """The one line that says which files were looked for, where, and what to do."""
-    places = " or ".join(str(root / folder) for folder in folders)
-    return UserError(f"run.data_root={root}: {dataset}: no {files} in {places}; leave data_root out to download")
+        for start in range(0, len(self.data), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield self.data.images[part], self.data.labels[part]

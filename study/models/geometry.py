@@ -41,7 +41,8 @@ def trace_geometry(network: nn.Module) -> list[LayerGeometry]:
         field, jump = max(incoming, default=(1, 1))
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, _WINDOWS):
-            kernel, stride, dilation = (_first(getattr(module, name, 1)) for name in ("kernel_size", "stride", "dilation"))
+            sizes = (getattr(module, name, 1) for name in ("kernel_size", "stride", "dilation"))
+            kernel, stride, dilation = map(_first, sizes)
             field, jump = field + (kernel - 1) * dilation * jump, jump * stride
         fields[node] = field, jump
         if str(node.target) in switches or (module is not None and is_norm(module)):

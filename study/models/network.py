@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torchvision.models import resnet as torchvision_resnet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from study.config import SMALL_DEPTHS, TrialConfig
 from study.data.catalog import DATASETS
@@ -18,11 +18,11 @@ from study.norms import build_norm, share_switches
 NormLayer = Callable[[int], nn.Module]
 
 _LARGE = {
-    18: (torchvision_resnet.BasicBlock, (2, 2, 2, 2)),
-    34: (torchvision_resnet.BasicBlock, (3, 4, 6, 3)),
-    50: (torchvision_resnet.Bottleneck, (3, 4, 6, 3)),
-    101: (torchvision_resnet.Bottleneck, (3, 4, 23, 3)),
-    152: (torchvision_resnet.Bottleneck, (3, 8, 36, 3)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 
 
@@ -47,7 +47,7 @@ def build_network(config: TrialConfig, seed: int) -> nn.Module:
     # torchvision initializes on construction; the global generator is none of our state.
     with torch.random.fork_rng(devices=[]):
         if config.depth in SMALL_DEPTHS:
-            network: nn.Module = SmallResNet(
+            network: SmallResNet | ResNet = SmallResNet(
                 config.depth, norm_layer, channels=facts.channels, classes=facts.classes, width=config.width
             )
         else:
@@ -60,10 +60,10 @@ def build_network(config: TrialConfig, seed: int) -> nn.Module:
     return network
 
 
-def _large_resnet(depth: int, norm_layer: NormLayer, channels: int, classes: int, width: float) -> nn.Module:
+def _large_resnet(depth: int, norm_layer: NormLayer, channels: int, classes: int, width: float) -> ResNet:
     block, layers = _LARGE[depth]
-    assert block is torchvision_resnet.Bottleneck or width == 1, "refused by the plan: torchvision has no such ResNet"
-    network = torchvision_resnet.ResNet(
+    assert block is Bottleneck or width == 1, "refused by the plan: torchvision has no such ResNet"
+    network: ResNet = ResNet(
         block, list(layers), num_classes=classes, norm_layer=norm_layer, width_per_group=round(64 * width)
     )
     if channels != 3:

@@ -26,6 +26,9 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
 
     without recursion or branching on data. Where the largest logits tie, no direction leads on: the first in
     pool order is then taken as larger by a rounding error, and the gradient, unbounded there, is sparsemax's.
+
+    The authors' last revision differs where sparsemax itself drops members: it takes the same radius from
+    the centre of the face that is left: where two of three are left, weights are one-hot from sqrt(1/2) on.
     """
     size = logits.shape[-1]
     if size == 1:
@@ -37,16 +40,18 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
     # Sparsemax depends on differences of logits only, and a logit 1 below the largest has weight 0 already.
     ordered, order = logits.to(dtype).sort(dim=-1, descending=True, stable=True)
     gaps = (ordered - ordered[..., :1].detach()).clamp(min=-1.0)
-    broken = torch.where(counts > 1, gaps.clamp(max=-epsilon), gaps)
+    untied = torch.where(counts > 1, gaps.clamp(max=-epsilon), gaps)
 
+    # The stretch, over n = 2 to K: at n = 1 weights are one-hot, which is far enough.
     if isinstance(radius, Tensor):
         radius = radius.to(dtype).unsqueeze(-1)
     excess = (radius * radius + (counts - size) / (size * counts))[..., 1:].clamp(0.0, 1.0)
-    spread = (broken.square().cumsum(-1) - broken.cumsum(-1).square() / counts)[..., 1:]
+    spread = (untied.square().cumsum(-1) - untied.cumsum(-1).square() / counts)[..., 1:]
     # sqrt and rsqrt apart: the gradient of sqrt(0 / V) would be 0 * inf. The margin outweighs rounding.
     stretch = (excess.sqrt() * spread.rsqrt()).amax(-1, keepdim=True) * (1.0 + 8.0 * epsilon)
 
-    push = stretch * broken - gaps
+    # Where the top is tied, stretch is huge and its gradient noise: there only gaps carry one.
+    push = stretch * untied - gaps
     push = torch.where(gaps[..., 1:2] > -epsilon, push.detach(), push)
     weights = _sorted_sparsemax(torch.where(stretch > 1.0, gaps + push, gaps), counts)
     return torch.zeros_like(logits).scatter(-1, order, weights.to(logits.dtype))

@@ -108,7 +108,7 @@ class TrialFolder:
         return result
 
     def damaged_files(self) -> list[str]:
-        """Names of the files of a result that are not what it vouches for; the result's own name if it is unreadable."""
+        """Files of a result that are not what it vouches for; the result itself if it is unreadable."""
         if not self.result.exists():
             return []
         result = read_json(self.result)
@@ -117,7 +117,7 @@ class TrialFolder:
         return [name for name, facts in result["files"].items() if file_facts(self.path / name) != facts]
 
     def status(self) -> tuple[str, str]:
-        """State and reason: planned, running, stale (started, and its process is gone), failed, or a result's status."""
+        """State and reason: planned, running, stale (its process is gone), failed, or the status of the result."""
         result = self.read_result()
         if result is not None:
             return result["status"], result.get("reason") or ""
@@ -181,7 +181,7 @@ def write_yaml(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file by rename: a reader, or a kill at any moment, sees the old file or the new one, never half of it."""
+    """Writes a file by rename: a reader, or a kill at any moment, finds the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     with open(temporary, "wb") as file:

@@ -7,9 +7,9 @@ import shutil
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 from torch import Tensor
@@ -20,11 +20,13 @@ from study.plan import PlannedTrial
 from study.record.files import TrialFolder
 from study.record.switches import STATISTICS
 
+Mode = Literal["online", "offline", "disabled"]
+_ENVIRONMENT: dict[str, Mode] = {"online": "online", "disabled": "disabled"}
 ANSWER_SECONDS = 5.0
 FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
 
 
-def resolve_mode(tracking: TrackingConfig) -> str:
+def resolve_mode(tracking: TrackingConfig) -> Mode:
     """`online`, `offline` or `disabled`. `auto` is online for a user who is logged in and whose server answers in 5 s.
 
     Asked once a study, not once a trial. $WANDB_MODE decides where it is set.
@@ -32,7 +34,7 @@ def resolve_mode(tracking: TrackingConfig) -> str:
     if tracking.mode != "auto":
         return tracking.mode
     if os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline"}.get(os.environ["WANDB_MODE"], os.environ["WANDB_MODE"])
+        return _ENVIRONMENT.get(os.environ["WANDB_MODE"], "offline")
     if not wandb.login(prompt=False, verify=False):
         return "offline"
     return "online" if _answers(str(wandb.Settings().base_url)) else "offline"
@@ -66,7 +68,7 @@ class Tracker:
         trial: PlannedTrial,
         *,
         study: str,
-        mode: str,
+        mode: Mode,
         tracking: TrackingConfig,
         config: Mapping[str, Any],
     ) -> None:
@@ -101,7 +103,7 @@ class Tracker:
         except wandb.Error:  # the server went away since it was asked
             self.run = start(mode="offline")
         if self.run.resumed:
-            self.logged = int(self.run.summary.get("epoch", -1))
+            self.logged = int(dict(self.run.summary).get("epoch", -1))
         # Charts against epochs, never W&B's own step: a resumed run would go back in it, and lose those rows.
         self.run.define_metric("epoch", hidden=True)
         self.run.define_metric("*", step_metric="epoch")
@@ -118,13 +120,21 @@ class Tracker:
         """The final weights (layers, statistics, pool) as one table and one heat map, layers x normalizers."""
         if self.run is None or not len(weights):
             return
-        columns = ["layer", "layer_index", "stage", "depth_fraction", "receptive_field", "statistic", *pool]
-        rows = [
-            [place.layer, place.layer_index, place.stage, place.depth_fraction, place.receptive_field, statistic]
-            + weights[index, s].tolist()
+        columns: list[str | int] = [
+            "layer",
+            "layer_index",
+            "stage",
+            "depth_fraction",
+            "receptive_field",
+            "statistic",
+            *pool,
+        ]
+        rows: list[Iterable[Any]] = [
+            (place.layer, place.layer_index, place.stage, place.depth_fraction, place.receptive_field, statistic,
+             *weights[index, s].tolist())
             for index, place in enumerate(layers)
             for s, statistic in enumerate(STATISTICS)
-        ]
+        ]  # fmt: skip
         self.run.log({
             "switch_weights/table": wandb.Table(columns=columns, data=rows),
             "switch_weights/heat_map": wandb.Plotly(_heat_map(weights, layers, pool)),
@@ -150,5 +160,3 @@ def _heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[s
         )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     return figure
-
-

@@ -10,7 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from filelock import Timeout
 from rich.console import Console
@@ -44,7 +45,6 @@ class Driver:
     folder: StudyFolder
     executor: Executor
     environment: dict[str, Any]
-    wandb_mode: str
     console: Console
     command_for: Callable[[PlannedTrial], str]
     storage: str | None = None
@@ -153,6 +153,13 @@ class Driver:
             if epoch is not None:
                 write_json(record.prune, {"epoch": epoch})
 
+    @cached_property
+    def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
+        """Asked when the first trial is to run: a finished study needs neither W&B nor its server."""
+        from study.record.tracking import resolve_mode
+
+        return resolve_mode(self.study.tracking)
+
     def _record(self, trial: PlannedTrial) -> TrialFolder:
         return self.folder.trial(trial.trial_id, trial.replicate)
 
@@ -163,7 +170,7 @@ class Driver:
             study=self.study.name,
             run=self.study.run,
             tracking=self.study.tracking,
-            wandb_mode=self.wandb_mode,
+            wandb_mode=self._wandb_mode,
             environment=self.environment,
             command=self.command_for(trial),
         )
@@ -211,5 +218,5 @@ def write_study(study: StudyConfig, folder: StudyFolder, environment: dict[str, 
 
 
 def _cost(trial: PlannedTrial) -> float:
-    """Relative duration of a trial, good enough to forecast from: small networks cost by their calls, not their size."""
+    """Relative duration of a trial, to forecast from: small networks cost by their calls, not by their size."""
     return trial.steps * trial.config.depth * max(1.0, trial.gradient_batch / 64)

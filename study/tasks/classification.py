@@ -34,13 +34,16 @@ class Classification(L.LightningModule):
     and the test split (`test_*`), in this order.
     """
 
+    first_bad_step: Tensor
+
     def __init__(self, network: nn.Module, config: TrialConfig, *, steps_per_epoch: int, seed: int) -> None:
         super().__init__()
         self.network, self.config, self.seed = network, config, seed
         self.steps_per_epoch = steps_per_epoch
         classes = DATASETS[config.dataset].classes
         self.train_metrics = _metrics("train_", classes)
-        self.evaluation_metrics = nn.ModuleDict({name: _metrics(f"{name}_", classes) for name in ("val", "fit", "test")})
+        evaluations = ("val", "fit", "test")
+        self.evaluation_metrics = nn.ModuleDict({name: _metrics(f"{name}_", classes) for name in evaluations})
         self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
         self.recalibration_batches: Iterable[tuple[Tensor, Tensor]] = ()
 
@@ -134,7 +137,10 @@ class Classification(L.LightningModule):
 
 def _metrics(prefix: str, classes: int) -> MetricCollection:
     return MetricCollection(
-        {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False), "loss": MeanMetric(nan_strategy="disable")},
+        {
+            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
+            "loss": MeanMetric(nan_strategy="disable"),  # a loss that is not a number must stay so
+        },
         prefix=prefix,
         compute_groups=False,
     )

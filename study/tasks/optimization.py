@@ -43,7 +43,9 @@ _SOLVERS: dict[str, Callable[[list[dict[str, object]], float], optim.Optimizer]]
 }
 
 
-def build_schedule(optimizer: optim.Optimizer, config: TrialConfig, steps_per_epoch: int) -> optim.lr_scheduler.LambdaLR:
+def build_schedule(
+    optimizer: optim.Optimizer, config: TrialConfig, steps_per_epoch: int
+) -> optim.lr_scheduler.LambdaLR:
     """Decay by optimizer steps, the same factor for every parameter group."""
     factor = partial(
         learning_rate_factor,

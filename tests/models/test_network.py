@@ -40,7 +40,9 @@ def test_a_large_resnet_is_torchvisions(depth: int) -> None:
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in reference.state_dict().items()}
 
 
-@pytest.mark.parametrize(("dataset", "channels", "size"), [("digits", 1, 8), ("fashion_mnist", 1, 28), ("cifar100", 3, 32)])
+@pytest.mark.parametrize(
+    ("dataset", "channels", "size"), [("digits", 1, 8), ("fashion_mnist", 1, 28), ("cifar100", 3, 32)]
+)
 @pytest.mark.parametrize("depth", [8, 18])
 def test_any_channels_and_size(dataset: str, channels: int, size: int, depth: int) -> None:
     network = build_network(small(dataset=dataset, depth=depth), seed=0)

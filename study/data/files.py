@@ -1,0 +1,23 @@
+"""Where data files are looked for, and what to say when they are not there. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from study.config import UserError
+
+DOWNLOADS = Path("data")
+
+
+def data_folder(data_root: str | None) -> Path:
+    """The user's folder of data sets, or the one that they are downloaded to. Raises `UserError` if it is missing."""
+    if data_root is not None and not Path(data_root).is_dir():
+        raise UserError(f"run.data_root={data_root}: no such folder")
+    return Path(data_root) if data_root is not None else DOWNLOADS
+
+
+def missing_files(dataset: str, root: Path, files: str, folders: Sequence[str]) -> UserError:
+    """The one line that says which files were looked for, where, and what to do."""
+    places = " or ".join(str(root / folder) for folder in folders)
+    return UserError(f"run.data_root={root}: {dataset}: no {files} in {places}; leave data_root out to download")
