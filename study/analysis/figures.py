@@ -55,8 +55,10 @@ def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, statistic: str) -> g
     )  # fmt: skip
     for (depth, batch), group in _groups(trials, "depth", "batch_size"):
         mean = np.mean([profiles[key][STATISTICS.index(statistic)] for key in group["key"]], axis=0)
+        pool = group["pool"].iloc[0].split(",")  # at B = 1 without bn: no weight, rather than a weight of 0
+        weights = [mean[:, NORMALIZERS.index(name)] if name in pool else [None] * len(mean) for name in names]
         figure.add_heatmap(
-            z=mean.T[[NORMALIZERS.index(name) for name in names]], x=DEPTH_GRID, y=names, xgap=1, ygap=1,
+            z=weights, x=DEPTH_GRID, y=names, xgap=1, ygap=1,
             coloraxis="coloraxis", hovertemplate="depth %{x:.1f}, %{y}: %{z:.2f}<extra></extra>",
             row=batches.index(batch) + 1, col=depths.index(depth) + 1,
         )  # fmt: skip
@@ -81,9 +83,7 @@ def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float
         len(depths), 2, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=0.1,
         column_titles=[WORDS[statistic] for statistic in STATISTICS], x_title="statistics batch B (samples)",
     )  # fmt: skip
-    figure.update_xaxes(
-        type="category", categoryarray=[str(level) for level in sorted(table["batch_size"].unique())]
-    )
+    figure.update_xaxes(type="category", categoryarray=[str(level) for level in sorted(table["batch_size"].unique())])
     by = ["depth", "statistic", "normalizer", "batch_size", "replicate"]
     shares = table.groupby(by, observed=True)["weight"].mean().reset_index()
     for (depth, statistic, name), group in _groups(shares, "depth", "statistic", "normalizer"):
@@ -123,7 +123,7 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
         figure.add_scatter(
             x=[batches.index(batch) + shift for batch in means.index], y=means.to_numpy(), mode="markers",
             hoverinfo="skip", showlegend=False, legendgroup=norm,
-            marker={"symbol": "line-ew", "size": 16, "line": {**style["line"], "width": 2.5}},
+            marker={"symbol": "line-ew", "size": 16, "line": {"width": 2.5, "color": style["line"]["color"]}},
         )  # fmt: skip
     figure.update_xaxes(
         tickvals=list(range(len(batches))), ticktext=[str(batch) for batch in batches], showgrid=False,
@@ -142,9 +142,7 @@ def forest(effects: Sequence[Effect], line: float, title: str, subtitle: str, lo
     measures = list(dict.fromkeys(effect.measure for effect in effects))
     rows = [[effect for effect in effects if effect.measure == measure] for measure in measures]
     height = 90 + 70 * (len(measures) - 1) + 34 * len(effects)
-    figure = make_subplots(
-        len(measures), 1, row_heights=[len(group) for group in rows], vertical_spacing=70 / height
-    )
+    figure = make_subplots(len(measures), 1, row_heights=[len(group) for group in rows], vertical_spacing=70 / height)
     for number, group in enumerate(rows, start=1):
         names = [effect.comparison for effect in group]
         for effect in group:
@@ -209,9 +207,7 @@ def _epoch_panels(
     return figure, table, batches
 
 
-def _add_band(
-    figure: go.Figure, rows: pd.DataFrame, value: str, style: dict[str, Any], *, row: int, col: int
-) -> None:
+def _add_band(figure: go.Figure, rows: pd.DataFrame, value: str, style: dict[str, Any], *, row: int, col: int) -> None:
     """Median and range of a value by epoch."""
     by_epoch = rows.groupby("epoch")[value].agg(["min", "median", "max"]).dropna()
     epochs, colour = by_epoch.index.to_list(), style["marker"]["color"]
@@ -236,7 +232,8 @@ def _style(name: str, norms: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
-    yield from table.groupby(list(columns), observed=True)
+    """Groups by one column (keys) or several (tuples)."""
+    yield from table.groupby(columns[0] if len(columns) == 1 else list(columns), observed=True)
 
 
 def _bars(estimates: Iterable[Estimate]) -> dict[str, Any]:

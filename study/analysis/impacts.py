@@ -122,9 +122,7 @@ def measure_distances(records: StudyRecords, trials: pd.DataFrame) -> ChoiceDist
     diverged = {cell for cell, _ in table.index[table["state"].eq("diverged")]} - set(keys.index[rows])
     cells = planned.iloc[rows]
     return ChoiceDistances(
-        factors={
-            name: factor_distances(array, cells, name) for name in factors if count_cell_pairs(cells, name)
-        },
+        factors={name: factor_distances(array, cells, name) for name in factors if count_cell_pairs(cells, name)},
         cells=cells,
         planned_cells=planned,
         n_replicates=columns.size,
@@ -189,18 +187,14 @@ def _sentences(
         return f"No run of {records.reference_norm} has finished with switch weights."
     opening = "It cannot be said yet."
     if verdict == "supported":
-        opening = (
-            f"Yes, in this study: {_side(contrasts, 0)} move the choice further than {_side(contrasts, 1)}."
-        )
+        opening = f"Yes, in this study: {_side(contrasts, 0)} move the choice further than {_side(contrasts, 1)}."
     if verdict == "not supported":
         lost = join_words(f"{a} over {b}" for (a, b), item in contrasts.items() if item.below(MARGIN))
         opening = f"No, in this study: the ratio of effects is below {MARGIN:g} for {lost}."
     parts = [opening, *_factor_sentences(distances, records.study.analysis.confidence)]
     parts += _share_sentences(shares, records.study.analysis.confidence)
     if left_out := int(records.trials["norm"].eq(records.reference_norm).sum()) - len(trials):
-        parts.append(
-            f"{left_out} runs at B = 1 are left out: there bn is not in the pool, by rule and not by choice."
-        )
+        parts.append(f"{left_out} runs at B = 1 are left out: there bn is not in the pool, by rule and not by choice.")
     missing = trials["state"][trials["state"].ne("done")]
     parts.append(f"Runs of {records.reference_norm} without a result to compare: {show_states(missing)}.")
     return " ".join(parts)
@@ -217,9 +211,7 @@ def _factor_sentences(distances: ChoiceDistances, confidence: float) -> list[str
     more = [name for name, item in effects.items() if item.above(1)]
     no_more = [name for name, item in effects.items() if item.below(MARGIN) and name not in more]
     unclear = [name for name in effects if name not in more + no_more]
-    numbers = "; ".join(
-        f"{name} {show_estimate(item, confidence, digits=2)}" for name, item in effects.items()
-    )
+    numbers = "; ".join(f"{name} {show_estimate(item, confidence, digits=2)}" for name, item in effects.items())
     groups = {"More than seeds": more, "No further than seeds": no_more, "Not told apart from seeds": unclear}
     return [
         f"How far each moves the choice over how far seeds do, strongest first: {numbers}.",
@@ -238,9 +230,7 @@ def _share_sentences(shares: Shares, confidence: float) -> list[str]:
     return [f"The BN share changes by {whole} {levels}: mean weights {mean}, variance weights {var}."]
 
 
-def _effects(
-    distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, confidence: float
-) -> list[Effect]:
+def _effects(distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, confidence: float) -> list[Effect]:
     named = [
         (measure, name, name, estimate)
         for measure, statistic in (("effect", None), ("effect_mean", "mean"), ("effect_var", "var"))
@@ -260,24 +250,18 @@ def _effects(
     ]
 
 
-def _needs(
-    records: StudyRecords, verdict: Verdict, distances: ChoiceDistances, contrasts: Contrasts
-) -> list[str]:
+def _needs(records: StudyRecords, verdict: Verdict, distances: ChoiceDistances, contrasts: Contrasts) -> list[str]:
     """What would settle it, where it is not settled."""
     if verdict != "not enough evidence":
         return []
     if records.reference_norm is None:
         return ["runs of a switch norm (sn)"]
-    varied = [
-        name for name in distances.planned_cells if count_cell_pairs(distances.planned_cells, str(name))
-    ]
+    varied = [name for name in distances.planned_cells if count_cell_pairs(distances.planned_cells, str(name))]
     needs = [f"cells that differ in {name} alone" for name in STRONG if name not in varied]
     if not set(WEAK) & set(varied):
         needs.append(f"cells that differ in one of {', '.join(WEAK)} alone")
     if not distances.covered:
-        needs.append(
-            f"results in more cells ({len(distances.cells)} of {len(distances.planned_cells)} complete)"
-        )
+        needs.append(f"results in more cells ({len(distances.cells)} of {len(distances.planned_cells)} complete)")
     if distances.n_replicates < 3:
         needs.append(f"at least 3 replicates of every cell, better 5 (now {distances.n_replicates})")
     for (strong, weak), item in contrasts.items():

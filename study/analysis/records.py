@@ -113,9 +113,7 @@ def read_switch_weights(file: Any) -> pa.Table:
         table = pq.read_table(file)
         if lacking := set(SWITCH_COLUMNS) - set(table.column_names):
             raise ValueError(f"lacks the columns {', '.join(sorted(lacking))}")
-        sums = table.group_by(["epoch", "layer_index", "statistic"]).aggregate([("weight", "sum")])[
-            "weight_sum"
-        ]
+        sums = table.group_by(["epoch", "layer_index", "statistic"]).aggregate([("weight", "sum")])["weight_sum"]
         names = {*table["statistic"].unique().to_pylist()}, {*table["normalizer"].unique().to_pylist()}
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"unreadable: {str(error).splitlines()[0]}") from None

@@ -142,8 +142,7 @@ def _missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) ->
     missing = difference.index[difference.isna()]
     states = {name: side[side["value"].isna()]["state"].to_dict() for name, side in sides.items()}
     return {
-        pair: " and ".join(f"{name} {lost[pair]}" for name, lost in states.items() if pair in lost)
-        for pair in missing
+        pair: " and ".join(f"{name} {lost[pair]}" for name, lost in states.items() if pair in lost) for pair in missing
     }
 
 
@@ -256,9 +255,7 @@ def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: 
 
     Both need the same replicates in the same order. What varies in the interval: as in `factor_effect`.
     """
-    return _jackknife(
-        lambda keep: _log_ratio(strong, keep) - _log_ratio(weak, keep), len(strong.between), confidence
-    )
+    return _jackknife(lambda keep: _log_ratio(strong, keep) - _log_ratio(weak, keep), len(strong.between), confidence)
 
 
 def _comparable_cells(cells: pd.DataFrame, factor: str) -> list[list[int]]:
@@ -280,8 +277,7 @@ def _log_ratio(distances: FactorDistances, keep: Numbers, statistic: str | None 
     chosen = slice(None) if statistic is None else STATISTICS.index(statistic)
     different = ~np.eye(keep.size, dtype=bool)
     between, within = (
-        table[np.ix_(keep, keep)][different][:, chosen].mean()
-        for table in (distances.between, distances.within)
+        table[np.ix_(keep, keep)][different][:, chosen].mean() for table in (distances.between, distances.within)
     )
     # Seeds that move nothing (fixed or untrained weights) leave nothing to compare with.
     return float(np.log(between / within)) if between > 0 and within > 1e-9 else float("nan")

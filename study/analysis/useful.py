@@ -109,30 +109,27 @@ def _rule(metric: str, confidence: float) -> str:
     )
 
 
-def _sentences(
-    records: StudyRecords, verdict: Verdict, differences: Mapping[str, Sequence[PairedDifference]]
-) -> str:
+def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str, Sequence[PairedDifference]]) -> str:
     metric, confidence = records.study.analysis.metric, records.study.analysis.confidence
     main = differences[metric]
     if not main:
         return "The study does not compare a switch norm with another norm."
-    measured = [item for item in main if item.estimate.value is not None]
+    measured = sorted((item for item in main if item.estimate.value is not None), key=_value)
     if not measured:
         return f"No run of {main[0].reference} has finished together with its partner of another norm."
     opponents = [item for item in main if _is_single(item) or _is_control(item)]
     refuting = [item for item in opponents if _refutes(item)]
     opening = {
         "supported": f"Yes, in this study: {main[0].reference} is better than {_names(opponents)}.",
-        "not supported": f"No, in this study: {main[0].reference} gains less than {MARGIN:g} over "
-        f"{_names(refuting)}.",
+        "not supported": f"No, in this study: {main[0].reference} gains less than {MARGIN:g} over {_names(refuting)}.",
         "not enough evidence": "It cannot be said yet.",
     }[verdict]
-    numbers = "; ".join(
-        f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in measured
-    )
+    numbers = [f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in measured]
+    if len(numbers) > 4:  # the table has them all
+        numbers = [f"from {numbers[0]} (the smallest) to {numbers[-1]} (the largest)"]
     rest = [_compare_words(name, items) for name, items in differences.items() if name != metric]
-    difference = f"{MEASURES[metric].capitalize()} of {main[0].reference} minus that of the other: {numbers}."
-    return " ".join([opening, difference, *rest, _missing_sentence(records)])
+    what = f"{MEASURES[metric].capitalize()} of {main[0].reference} minus that of the other"
+    return " ".join([opening, f"{what}: {'; '.join(numbers)}.", *rest, _missing_sentence(records)])
 
 
 def _compare_words(metric: str, items: Sequence[PairedDifference]) -> str:
@@ -145,9 +142,7 @@ def _compare_words(metric: str, items: Sequence[PairedDifference]) -> str:
         "higher than that of": higher,
         "not told apart from that of": open_,
     }
-    return (
-        f"Its {MEASURES[metric]} is {join_words(f'{words} {_names(g)}' for words, g in groups.items() if g)}."
-    )
+    return f"Its {MEASURES[metric]} is {join_words(f'{words} {_names(g)}' for words, g in groups.items() if g)}."
 
 
 def _missing_sentence(records: StudyRecords) -> str:
@@ -163,9 +158,7 @@ def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence
     if verdict != "not enough evidence":
         return []
     if not any(_is_single(item) for item in comparisons):
-        return [
-            "a factor norm that holds a switch norm (sn) and at least one single normalizer (bn, gn, in, ln)"
-        ]
+        return ["a factor norm that holds a switch norm (sn) and at least one single normalizer (bn, gn, in, ln)"]
     return [
         f"{item.reference} against {item.other}: {_need(item, confidence)}"
         for item in comparisons
@@ -182,10 +175,12 @@ def _need(item: PairedDifference, confidence: float) -> str:
         return "replicates that differ" if estimate.n > 1 else "at least 2 replicates, better 5"
     if estimate.above(0) or estimate.below(MARGIN):
         return f"runs that do not diverge (missing pairs: {missing})"
-    target = max(
-        estimate.value, MARGIN - estimate.value
-    )  # either end may settle it: above 0, or below the margin
+    target = max(estimate.value, MARGIN - estimate.value)  # either end may settle it: above 0, or below the margin
     return say_replicates_needed((estimate.high - estimate.low) / 2, target, estimate.n, confidence)
+
+
+def _value(item: PairedDifference) -> float:
+    return item.estimate.value or 0.0
 
 
 def _names(items: Sequence[PairedDifference]) -> str:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from study.config import StudyConfig, study_from_dict
 from study.plan import PlannedTrial, plan_trials
 from study.record.files import SCHEMA, StudyFolder, TrialFolder, file_facts, write_json, write_yaml
 
+SWITCH_SCHEMA = pa.schema([
+    ("trial_id", pa.string()), ("replicate", pa.int32()), ("epoch", pa.int32()), ("step", pa.int64()),
+    ("layer", pa.string()), ("layer_index", pa.int32()), ("depth_fraction", pa.float64()), ("stage", pa.int32()),
+    ("role", pa.string()), ("receptive_field", pa.int32()), ("statistic", pa.string()),
+    ("normalizer", pa.string()), ("weight", pa.float32()),
+])  # fmt: skip
 Effect = Callable[[PlannedTrial], float]
 
 
@@ -37,11 +44,17 @@ class Truth:
     bn_logit: Effect = lambda trial: 0.0
     logit_noise: float = 0.15
     seed: int = 0
-    layers: Callable[[int], int] = field(default=lambda depth: depth - 1)
 
 
-def write_study(path: Path, study: StudyConfig, truth: Truth | None = None, *, only: Any = None) -> StudyFolder:
-    """A study on disk; `only(trial)` says which trials have finished."""
+def write_study(
+    path: Path,
+    study: StudyConfig,
+    truth: Truth | None = None,
+    *,
+    only: Callable[[PlannedTrial], bool] = lambda trial: True,
+    diverged: Callable[[PlannedTrial], bool] = lambda trial: False,
+) -> StudyFolder:
+    """A study on disk; `only` says which trials have a result, `diverged` which of them diverged."""
     folder = StudyFolder(path)
     provenance = {
         "command": "python run_study.py --study planted", "commit": "abc123", "versions": {"torch": "2.11.0"},
@@ -49,8 +62,8 @@ def write_study(path: Path, study: StudyConfig, truth: Truth | None = None, *, o
     }  # fmt: skip
     write_yaml(folder.config, {"study": study.model_dump(mode="json"), "provenance": provenance})
     for trial in plan_trials(study):
-        if only is None or only(trial):
-            write_trial(folder, trial, truth or Truth())
+        if only(trial):
+            write_trial(folder, trial, truth or Truth(), "diverged" if diverged(trial) else "done")
     return folder
 
 
@@ -68,7 +81,10 @@ def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: 
     write_json(record.environment, {"device": "cpu", "commit": "abc123", "host": "somewhere", "threads": 1})
     record.metrics.write_text("".join(_metric_lines(trial, accuracy)), encoding="utf-8")
     rows = _switch_rows(trial, truth, random)
-    pd.DataFrame(rows, columns=_COLUMNS).to_parquet(record.switch_weights, index=False)
+    table = pa.table(
+        {name: [row[column] for row in rows] for column, name in enumerate(SWITCH_SCHEMA.names)}, schema=SWITCH_SCHEMA
+    )
+    pq.write_table(table, record.switch_weights)
     write_result(record, trial, status, accuracy)
     return record
 
@@ -91,10 +107,6 @@ def write_result(record: TrialFolder, trial: PlannedTrial, status: str, accuracy
     })  # fmt: skip
 
 
-_COLUMNS = ["trial_id", "replicate", "epoch", "step", "layer", "layer_index", "depth_fraction", "stage", "role",
-            "receptive_field", "statistic", "normalizer", "weight"]  # fmt: skip
-
-
 def _metric_lines(trial: PlannedTrial, accuracy: float) -> list[str]:
     lines = []
     for epoch in range(trial.config.epochs + 1):
@@ -108,7 +120,7 @@ def _metric_lines(trial: PlannedTrial, accuracy: float) -> list[str]:
 def _switch_rows(trial: PlannedTrial, truth: Truth, random: np.random.Generator) -> list[tuple[Any, ...]]:
     if trial.config.norm in ("bn", "gn", "in", "ln"):
         return []
-    count = truth.layers(trial.config.depth)
+    count = trial.config.depth - 1
     offset = random.normal(0, truth.logit_noise, (2, len(trial.pool)))
     rows = []
     for layer in range(count):
@@ -117,23 +129,26 @@ def _switch_rows(trial: PlannedTrial, truth: Truth, random: np.random.Generator)
         for epoch in range(trial.config.epochs + 1):
             grown = 1 - 0.5**epoch
             for index, statistic in enumerate(("mean", "var")):
-                logits = grown * (noise[index] + [
-                    (truth.bn_logit(trial) * (1 + index) / 1.5 if name == "bn" else fraction if name == "ln" else 0.0)
-                    for name in trial.pool
-                ])  # fmt: skip
-                weights = np.exp(logits) / np.exp(logits).sum()
+                planted = {"bn": truth.bn_logit(trial) * (1 + index) / 1.5, "ln": fraction}
+                weights = np.exp(grown * (noise[index] + [planted.get(name, 0.0) for name in trial.pool]))
                 rows += [
                     (trial.trial_id, trial.replicate, epoch, 3 * epoch, f"layer{layer}", layer, fraction,
-                     0 if layer == 0 else 1 + int(3 * (layer - 1) / max(1, count - 1)), "main", 3 + 2 * layer, statistic,
-                     name, float(weight))
-                    for name, weight in zip(trial.pool, weights, strict=True)
+                     min(layer, 1 + int(3 * fraction)), "main", 3 + 2 * layer, statistic, name, float(weight))
+                    for name, weight in zip(trial.pool, weights / weights.sum(), strict=True)
                 ]  # fmt: skip
     return rows
 
 
-@pytest.fixture
-def grid() -> StudyConfig:
-    """2 norms x 2 depths x 2 batch sizes x 2 initializations, 3 replicates."""
-    return build_study(
-        norm=["sn", "bn"], depth=[8, 14], batch_size=[2, 16], initialization=["he_normal", "xavier_uniform"]
+GRID: dict[str, Any] = {
+    "norm": ["sn", "bn"], "depth": [8, 14], "batch_size": [2, 16], "initialization": ["he_normal", "xavier_uniform"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A finished study, read only: sn gains 0.03 over bn; B moves the logit of bn by 1.5, depth by 1."""
+    truth = Truth(
+        accuracy=lambda trial: 0.93 if trial.config.norm == "sn" else 0.90,
+        bn_logit=lambda trial: 1.5 * (trial.config.batch_size == 16) + (trial.config.depth == 14),
     )
+    return write_study(tmp_path_factory.mktemp("planted"), build_study(replicates=4, **GRID), truth)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.analysis.answers import Answer, show_estimate, show_number
+from study.analysis.impacts import answer_impacts
+from study.analysis.records import StudyRecords, load_study_records
+from study.analysis.statistics import Estimate
+from study.analysis.useful import answer_useful
+from study.plan import PlannedTrial
+from study.record.files import StudyFolder
+from tests.analysis.conftest import GRID, Truth, build_study, write_study
+
+Build = Callable[..., StudyRecords]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    def write(
+        truth: Truth, replicates: int = 5, only: Any = None, diverged: Any = None, **factors: Any
+    ) -> StudyRecords:
+        study = build_study(replicates=replicates, **factors)
+        return load_study_records(
+            write_study(tmp_path, study, truth, only=only or (lambda _: True), diverged=diverged or (lambda _: False))
+        )
+
+    return write
+
+
+def _gain(**gains: float) -> Truth:
+    """Accuracy of each norm above 0.9; so little noise that any gain shows."""
+    return Truth(accuracy=lambda trial: 0.9 + gains.get(trial.config.norm.replace("-", "_"), 0.0), accuracy_noise=1e-3)
+
+
+NORMS = {"norm": ["sn", "bn"], "batch_size": [2, 16]}
+
+# ------------------------------------------------------------------------------------------------ useful
+
+
+def test_a_planted_gain_is_supported(planted: StudyFolder) -> None:
+    answer = answer_useful(load_study_records(planted))
+    assert answer.verdict == "supported"
+    effect = answer.effects[0]
+    assert (effect.measure, effect.comparison, effect.estimate.n) == ("val_accuracy", "sn − bn", 4)
+    assert effect.estimate.above(0.02)
+    assert effect.estimate.below(0.04)
+    assert (
+        "minus that of the other: +0.028 (95 % interval 0.026 to 0.031, n = 4 replicates) against bn." in answer.answer
+    )
+    assert answer.needs == []
+
+
+def test_no_gain_is_not_supported(build: Build) -> None:
+    answer = answer_useful(build(_gain(), **NORMS))
+    assert answer.verdict == "not supported"
+    assert "gains less than 0.005 over bn" in answer.answer
+
+
+def test_a_gain_within_the_noise_is_not_enough_evidence(build: Build) -> None:
+    noisy = Truth(accuracy=lambda trial: 0.91 if trial.config.norm == "sn" else 0.9, accuracy_noise=0.05)
+    answer = answer_useful(build(noisy, **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert "replicates" in answer.needs[0]
+
+
+def test_one_loss_against_a_control_refutes(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05, sn_uniform=0.05), norm=["sn", "bn", "sn-uniform"], batch_size=[2, 16]))
+    assert answer.verdict == "not supported"
+    assert "over sn-uniform." in answer.answer
+
+
+def test_a_norm_whose_layers_also_choose_does_not_decide(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05, ssn=0.05, sn_tied=0.05), norm=["sn", "bn", "ssn", "sn-tied"]))
+    assert answer.verdict == "supported"
+    assert "is better than bn." in answer.answer
+    assert {effect.comparison for effect in answer.effects} == {"sn − bn", "sn − ssn", "sn − sn-tied"}
+
+
+def test_controls_alone_cannot_support(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), norm=["sn", "sn-shared"], batch_size=[2, 16]))
+    assert answer.verdict == "not enough evidence"
+    assert "single normalizer" in answer.needs[0]
+
+
+def test_one_replicate_is_not_enough(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), replicates=1, **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert "no interval from n = 1 replicate)" in answer.answer
+    assert "at least 2 replicates" in answer.needs[0]
+
+
+def test_runs_of_the_reference_that_diverged_bar_support(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), diverged=_is("sn", 2, {0}), **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert "sn 1 diverged" in answer.answer
+    assert "do not diverge" in answer.needs[0]
+
+
+def test_runs_of_the_other_that_diverged_bar_refutation_only(build: Build) -> None:
+    diverged = _is("bn", 2, {0, 1, 2, 3, 4})
+    assert answer_useful(build(_gain(), diverged=diverged, **NORMS)).verdict == "not enough evidence"
+
+
+def test_a_cell_that_diverged_has_a_result(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), diverged=_is("bn", 2, {0, 1, 2, 3, 4}), **NORMS))
+    assert answer.verdict == "supported"
+    assert answer.effects[0].missing == {"bn diverged": 5}
+    assert "bn 5 diverged" in answer.answer
+
+
+def test_missing_cells_are_not_enough(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), only=lambda trial: trial.config.batch_size == 2, **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert "1 of 2 complete" in answer.needs[0]
+    assert (answer.n_done, answer.n_planned) == (10, 20)
+
+
+@pytest.mark.parametrize("norms", [["bn", "gn"], ["sn"]])
+def test_nothing_to_compare(build: Build, norms: list[str]) -> None:
+    answer = answer_useful(build(_gain(), replicates=2, norm=norms))
+    assert answer.verdict == "not enough evidence"
+    assert "does not compare" in answer.answer
+
+
+def _is(norm: str, batch_size: int, replicates: set[int]) -> Callable[[PlannedTrial], bool]:
+    return lambda trial: (
+        trial.config.norm == norm and trial.config.batch_size == batch_size and trial.replicate in replicates
+    )
+
+
+# ----------------------------------------------------------------------------------------------- impacts
+
+CHOICES = {name: levels for name, levels in GRID.items() if name != "norm"}
+
+
+def test_the_papers_claim_is_found_where_it_holds(planted: StudyFolder) -> None:
+    answer = answer_impacts(load_study_records(planted))
+    assert answer.verdict == "supported"
+    assert "Yes, in this study: depth and batch_size move the choice further than initialization." in answer.answer
+    assert "More than seeds: batch_size and depth." in answer.answer
+    (share,) = [item for item in answer.effects if item.measure == "bn_share"]
+    assert share.comparison == "B 16 − B 2"
+    assert share.estimate.above(0.2)
+    assert "The BN share changes by +0.3" in answer.answer
+    assert (answer.n_done, answer.n_planned) == (32, 32)
+
+
+def test_ranking_is_by_effect(planted: StudyFolder) -> None:
+    effects = [item for item in answer_impacts(load_study_records(planted)).effects if item.measure == "effect"]
+    assert [item.comparison for item in effects] == ["batch_size", "depth", "initialization"]
+    assert [item.n_pairs for item in effects] == [4, 4, 4]
+
+
+def test_without_any_effect_the_claim_is_not_supported(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=5, **CHOICES))
+    assert answer.verdict != "supported"
+    assert "More than seeds" not in answer.answer
+
+
+def test_a_strong_initialization_refutes(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: 2.0 * (trial.config.initialization == "he_normal"))
+    answer = answer_impacts(build(truth, replicates=4, **CHOICES))
+    assert answer.verdict == "not supported"
+    assert "batch_size over initialization" in answer.answer
+
+
+def test_two_replicates_give_no_interval(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: trial.config.batch_size / 4)
+    answer = answer_impacts(build(truth, replicates=2, **CHOICES))
+    assert answer.verdict == "not enough evidence"
+    assert any("at least 3 replicates" in need for need in answer.needs)
+
+
+def test_a_study_without_weak_factors_cannot_compare(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=3, depth=[8, 14], batch_size=[2, 16]))
+    assert answer.verdict == "not enough evidence"
+    assert any("initialization, decay, solver" in need for need in answer.needs)
+
+
+def test_a_batch_of_one_is_no_choice(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: 0.5)
+    answer = answer_impacts(build(truth, replicates=3, batch_size=[1, 2, 16]))
+    shares = [item for item in answer.effects if item.measure == "bn_share"]
+    assert [item.comparison for item in shares] == ["B 16 − B 2"]
+    assert "3 runs at B = 1 are left out" in answer.answer
+    assert answer.n_planned == 6
+
+
+def test_runs_that_diverged_are_counted(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=3, diverged=lambda trial: trial.replicate == 0, **CHOICES))
+    assert "8 diverged" in answer.answer
+    assert answer.n_done == 16
+
+
+def test_no_switch_norm(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=1, norm=["bn"], batch_size=[2, 16]))
+    assert answer.verdict == "not enough evidence"
+    assert "no switch norm" in answer.answer
+
+
+@pytest.mark.parametrize("ask", [answer_useful, answer_impacts])
+def test_an_empty_study_answers(build: Build, ask: Callable[[StudyRecords], Answer]) -> None:
+    answer = ask(build(Truth(), only=lambda _: False, **GRID))
+    assert answer.verdict == "not enough evidence"
+    assert answer.n_done == 0
+    assert answer.needs
+
+
+# ------------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(value=0.0123, low=0.004, high=0.02, n=5), "+0.012 (90 % interval 0.004 to 0.020, n = 5 replicates)"),
+        (Estimate(value=-0.5, low=-1, high=-0.0001, n=2), "−0.500 (90 % interval −1.000 to 0.000, n = 2 replicates)"),
+        (Estimate(value=0.2, n=1), "+0.200 (no interval from n = 1 replicate)"),
+        (Estimate(), "not measured"),
+    ],
+)
+def test_estimates_in_words(estimate: Estimate, text: str) -> None:
+    assert show_estimate(estimate, 0.9, sign=True) == text
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
+    assert show_number(-0.0001) == "0.000"
