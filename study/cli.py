@@ -126,7 +126,8 @@ def _list() -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from study.record.environment import command_line, describe_environment
-    from study.sweep.driver import Driver, check_folder
+    from study.sweep.driver import Driver
+    from study.sweep.folder import check_folder
     from study.sweep.local import LocalExecutor
 
     study, folder = _study(options)
@@ -161,7 +162,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     from study.plan import plan_trials
-    from study.sweep.driver import check_folder
+    from study.sweep.folder import check_folder
 
     study, folder = _study(options)
     console = _console()
@@ -186,7 +187,7 @@ def _search_plan(study: StudyConfig) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from study.sweep.driver import check_folder
+    from study.sweep.folder import check_folder
     from study.tables import print_status
 
     study, folder = _study(options)

@@ -123,11 +123,9 @@ def measure_distances(records: StudyRecords, trials: pd.DataFrame) -> ChoiceDist
     cells = planned.iloc[rows]
     return ChoiceDistances(
         factors={name: factor_distances(array, cells, name) for name in factors if count_cell_pairs(cells, name)},
-        cells=cells,
-        planned_cells=planned,
-        n_replicates=columns.size,
+        cells=cells, planned_cells=planned, n_replicates=columns.size,
         covered=covers(rows.size, len(diverged), len(planned)),
-    )
+    )  # fmt: skip
 
 
 def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
@@ -148,16 +146,11 @@ def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, 
     table = trials.merge(bn_shares(records.switch), on="key", how="left")
     return {
         name: paired_differences(
-            table,
-            factors=list(records.study.factors),
-            factor="batch_size",
-            reference=levels[-1],
-            other=levels[0],
-            metric=name,
-            confidence=records.study.analysis.confidence,
+            table, factors=list(records.study.factors), factor="batch_size", reference=levels[-1],
+            other=levels[0], metric=name, confidence=records.study.analysis.confidence,
         )
         for name in ("bn_share", "bn_share_mean", "bn_share_var")
-    }
+    }  # fmt: skip
 
 
 def _rule(confidence: float) -> str:
@@ -174,16 +167,12 @@ def _rule(confidence: float) -> str:
 
 
 def _sentences(
-    records: StudyRecords,
-    trials: pd.DataFrame,
-    verdict: Verdict,
-    distances: ChoiceDistances,
-    contrasts: Contrasts,
-    shares: Shares,
-) -> str:
+    records: StudyRecords, trials: pd.DataFrame, verdict: Verdict,
+    distances: ChoiceDistances, contrasts: Contrasts, shares: Shares,
+) -> str:  # fmt: skip
     if records.reference_norm is None:
         return "The study holds no switch norm, so there is no choice to look at."
-    if distances.cells.empty:
+    if not len(distances.cells):
         return f"No run of {records.reference_norm} has finished with switch weights."
     opening = "It cannot be said yet."
     if verdict == "supported":
@@ -205,9 +194,11 @@ def _side(contrasts: Contrasts, side: int) -> str:
 
 
 def _factor_sentences(distances: ChoiceDistances, confidence: float) -> list[str]:
-    effects = distances.rank(confidence)
+    effects = {name: item for name, item in distances.rank(confidence).items() if item.value is not None}
     if not effects:
-        return []
+        return (
+            ["Without a second replicate there is no movement by seeds to compare with."] if distances.factors else []
+        )
     more = [name for name, item in effects.items() if item.above(1)]
     no_more = [name for name, item in effects.items() if item.below(MARGIN) and name not in more]
     unclear = [name for name in effects if name not in more + no_more]
@@ -266,11 +257,7 @@ def _needs(records: StudyRecords, verdict: Verdict, distances: ChoiceDistances, 
         needs.append(f"at least 3 replicates of every cell, better 5 (now {distances.n_replicates})")
     for (strong, weak), item in contrasts.items():
         if item.value is not None and item.low is not None and item.high is not None and not item.above(1):
-            target = float(max(np.log(item.value), np.log(MARGIN / item.value)))
-            half_width, confidence = (
-                float(np.log(item.high / item.low)) / 2,
-                records.study.analysis.confidence,
-            )
-            more = say_replicates_needed(half_width, target, item.n, confidence)
+            half_width, target = np.log(item.high / item.low) / 2, max(np.log(item.value), np.log(MARGIN / item.value))
+            more = say_replicates_needed(half_width, target, item.n, records.study.analysis.confidence)
             needs.append(f"{strong} against {weak}: {more}")
     return needs

@@ -25,10 +25,7 @@ from study.analysis.useful import answer_useful
 from study.record.files import StudyFolder, write_bytes, write_json
 
 SCHEMA = 1
-QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
-    "useful": answer_useful,
-    "impacts": answer_impacts,
-}
+QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {"useful": answer_useful, "impacts": answer_impacts}
 STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
 HEADLINES = ("val_accuracy", "test_accuracy", "effect", "bn_share")  # measures of the table on top
 

@@ -294,8 +294,9 @@ def _jackknife(log_statistic: Callable[[Numbers], float], n: int, confidence: fl
         return Estimate(value=float(np.exp(centre)), n=n)
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
     reach = stats.t.ppf((1 + confidence) / 2, n - 1) * error
-    value, low, high = np.exp([centre, centre - reach, centre + reach]).tolist()
-    return Estimate(value=value, low=low, high=high, n=n)
+    with np.errstate(over="ignore"):
+        value, low, high = np.exp([centre, centre - reach, centre + reach]).tolist()
+    return Estimate(value=value, low=low, high=high, n=n) if np.isfinite(high) else Estimate(value=value, n=n)
 
 
 def _identical(values: Floats) -> bool:

@@ -2,7 +2,7 @@
 
 The paper (arXiv 1811.07727) says that distinct normalizers improve learning and generalization. Here the
 switch norm is compared with every other level of the factor `norm`: single normalizers, and controls that
-take a part of the choice away (fixed, shared or hard weights), each at equal cell and equal replicate.
+take the layers' own choice away (fixed or shared weights), each at equal cell and equal replicate.
 """
 
 from __future__ import annotations
@@ -27,12 +27,8 @@ from study.analysis.statistics import PairedDifference, paired_differences
 from study.norms.names import parse_norm
 
 TITLE = "Is it useful that each layer picks its own normalizer?"
-CONTROLS = (
-    "uniform",
-    "random",
-    "shared",
-    "stage",
-)  # a layer does not pick its own; with ssn or tied weights it does
+# Controls in which a layer does not pick its own normalizer. With ssn or tied weights, it does.
+CONTROLS = ("uniform", "random", "shared", "stage")
 MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
 
 
@@ -56,7 +52,7 @@ def answer_useful(records: StudyRecords) -> Answer:
 
 def decide(comparisons: Sequence[PairedDifference]) -> Verdict:
     """The rule that `_rule` puts into words, on differences of accuracy (reference minus other)."""
-    opponents = [item for item in comparisons if _is_single(item) or _is_control(item)]
+    opponents = _opponents(comparisons)
     if any(_refutes(item) for item in opponents):
         return "not supported"
     if any(_is_single(item) for item in opponents) and all(_confirms(item) for item in opponents):
@@ -69,8 +65,9 @@ def _is_single(item: PairedDifference) -> bool:
     return not spec.is_switch or len(spec.pool) == 1
 
 
-def _is_control(item: PairedDifference) -> bool:
-    return parse_norm(str(item.other)).control in CONTROLS
+def _opponents(comparisons: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """Those with a norm whose layers do not pick their own normalizer."""
+    return [item for item in comparisons if _is_single(item) or parse_norm(str(item.other)).control in CONTROLS]
 
 
 def _confirms(item: PairedDifference) -> bool:
@@ -114,16 +111,16 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
     main = differences[metric]
     if not main:
         return "The study does not compare a switch norm with another norm."
-    measured = sorted((item for item in main if item.estimate.value is not None), key=_value)
+    measured = [item for item in main if item.estimate.value is not None]
     if not measured:
         return f"No run of {main[0].reference} has finished together with its partner of another norm."
-    opponents = [item for item in main if _is_single(item) or _is_control(item)]
-    refuting = [item for item in opponents if _refutes(item)]
+    refuting = [item for item in _opponents(main) if _refutes(item)]
     opening = {
-        "supported": f"Yes, in this study: {main[0].reference} is better than {_names(opponents)}.",
+        "supported": f"Yes, in this study: {main[0].reference} is better than {_names(_opponents(main))}.",
         "not supported": f"No, in this study: {main[0].reference} gains less than {MARGIN:g} over {_names(refuting)}.",
         "not enough evidence": "It cannot be said yet.",
     }[verdict]
+    measured.sort(key=lambda item: item.estimate.value or 0.0)
     numbers = [f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in measured]
     if len(numbers) > 4:  # the table has them all
         numbers = [f"from {numbers[0]} (the smallest) to {numbers[-1]} (the largest)"]
@@ -137,11 +134,7 @@ def _compare_words(metric: str, items: Sequence[PairedDifference]) -> str:
     lower = [item for item in items if item.estimate.below(0)]
     higher = [item for item in items if item.estimate.above(0)]
     open_ = [item for item in items if item not in lower + higher]
-    groups = {
-        "lower than that of": lower,
-        "higher than that of": higher,
-        "not told apart from that of": open_,
-    }
+    groups = {"lower than that of": lower, "higher than that of": higher, "not told apart from that of": open_}
     return f"Its {MEASURES[metric]} is {join_words(f'{words} {_names(g)}' for words, g in groups.items() if g)}."
 
 
@@ -161,8 +154,8 @@ def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence
         return ["a factor norm that holds a switch norm (sn) and at least one single normalizer (bn, gn, in, ln)"]
     return [
         f"{item.reference} against {item.other}: {_need(item, confidence)}"
-        for item in comparisons
-        if (_is_single(item) or _is_control(item)) and not _confirms(item)
+        for item in _opponents(comparisons)
+        if not _confirms(item)
     ]
 
 
@@ -177,10 +170,6 @@ def _need(item: PairedDifference, confidence: float) -> str:
         return f"runs that do not diverge (missing pairs: {missing})"
     target = max(estimate.value, MARGIN - estimate.value)  # either end may settle it: above 0, or below the margin
     return say_replicates_needed((estimate.high - estimate.low) / 2, target, estimate.n, confidence)
-
-
-def _value(item: PairedDifference) -> float:
-    return item.estimate.value or 0.0
 
 
 def _names(items: Sequence[PairedDifference]) -> str:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import wandb
 from torch import Tensor
@@ -19,44 +15,9 @@ from study.models.geometry import LayerGeometry
 from study.plan import PlannedTrial
 from study.record.files import TrialFolder
 from study.record.switches import STATISTICS
+from study.record.wandb_mode import Mode
 
-Mode = Literal["online", "offline", "disabled"]
-_ENVIRONMENT: dict[str, Mode] = {"online": "online", "disabled": "disabled"}
-ANSWER_SECONDS = 5.0
 FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
-
-
-def resolve_mode(tracking: TrackingConfig) -> Mode:
-    """`online`, `offline` or `disabled`. `auto` is online for a user who is logged in and whose server answers in 5 s.
-
-    Asked once a study, not once a trial. $WANDB_MODE decides where it is set.
-    """
-    if tracking.mode != "auto":
-        return tracking.mode
-    if os.environ.get("WANDB_MODE"):
-        return _ENVIRONMENT.get(os.environ["WANDB_MODE"], "offline")
-    if not wandb.login(prompt=False, verify=False):
-        return "offline"
-    return "online" if _answers(str(wandb.Settings().base_url)) else "offline"
-
-
-def _answers(url: str) -> bool:
-    """Whether the server says anything at all in time. In a thread: a name lookup has no time-out of its own."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()  # noqa: S310
-        except urllib.error.HTTPError:
-            pass  # a refusal is an answer
-        except OSError:
-            return
-        answers.append(True)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    return bool(answers)
 
 
 class Tracker:

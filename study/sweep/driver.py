@@ -16,12 +16,12 @@ from typing import Any, Literal
 from filelock import Timeout
 from rich.console import Console
 
-from study.config import StudyConfig, UserError, study_from_dict
-from study.config import read_yaml as read_config_yaml
+from study.config import StudyConfig, UserError
 from study.job import Job
 from study.plan import PlannedTrial
-from study.record.files import StudyFolder, TrialFolder, read_json, write_json, write_yaml
+from study.record.files import StudyFolder, TrialFolder, read_json, write_json
 from study.sweep.executor import Executor
+from study.sweep.folder import check_folder, write_study
 from study.sweep.progress import SweepProgress
 from study.sweep.storage import Book, objective_curve, open_book
 
@@ -67,7 +67,7 @@ class Driver:
         self.failures: dict[str, int] = {}
         self.tracebacks: list[str] = []
         self.successes = 0
-        with SweepProgress(self.console, book.total) as self.progress:
+        with SweepProgress(self.console, book.total, self.executor.capacity) as self.progress:
             try:
                 for trials in book.rounds():
                     self._run_round(book, trials)
@@ -156,7 +156,7 @@ class Driver:
     @cached_property
     def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
         """Asked when the first trial is to run: a finished study needs neither W&B nor its server."""
-        from study.record.tracking import resolve_mode
+        from study.record.wandb_mode import resolve_mode
 
         return resolve_mode(self.study.tracking)
 
@@ -174,47 +174,6 @@ class Driver:
             environment=self.environment,
             command=self.command_for(trial),
         )
-
-
-def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
-    """Raises `UserError` if the folder was planned with another base or other factors.
-
-    Levels and replicates may change: a wider plan runs only what is new.
-    """
-    planned = planned_study(folder)
-    if planned is None:
-        return
-    hint = f"choose another folder with --out, or remove {folder.path}"
-    if list(planned.factors) != list(study.factors):
-        raise UserError(
-            f"{folder.config}: planned with the factors {', '.join(planned.factors)}, now "
-            f"{', '.join(study.factors)}; {hint}"
-        )
-    for name, before in planned.base.model_dump().items():
-        now = getattr(study.base, name)
-        if now != before and name not in study.factors:
-            raise UserError(f"{folder.config}: planned with {name}={before}, now {name}={now}; {hint}")
-    if planned.search != study.search:
-        raise UserError(f"{folder.config}: planned with search={planned.search}, now {study.search}; {hint}")
-
-
-def planned_study(folder: StudyFolder) -> StudyConfig | None:
-    """The study that a folder was planned with; None for a new folder. Raises `UserError` where it is damaged."""
-    if not folder.config.exists():
-        return None
-    content = read_config_yaml(folder.config)
-    if "study" not in content:
-        raise UserError(f"{folder.config}: no key 'study'; the file is damaged")
-    return study_from_dict(content["study"], str(folder.config))
-
-
-def write_study(study: StudyConfig, folder: StudyFolder, environment: dict[str, Any]) -> None:
-    """study.yaml: the resolved study, and with what it was run last."""
-    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    if folder.config.exists():
-        created = read_config_yaml(folder.config).get("provenance", {}).get("created", created)
-    provenance = {**environment, "created": created}
-    write_yaml(folder.config, {"study": study.model_dump(mode="json"), "provenance": provenance})
 
 
 def _cost(trial: PlannedTrial) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
 from typing import Any
 
@@ -14,11 +13,10 @@ from rich.text import Text
 class SweepProgress:
     """Counts trials, and forecasts the time left from the cost of what is done and what is to do."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total, self.done = console, total, 0
-        self.started = time.monotonic()
-        self.cost_done = 0.0
-        self.cost_left = 0.0
+    def __init__(self, console: Console, total: int, workers: int) -> None:
+        self.console, self.total, self.workers = console, total, workers
+        self.done = 0
+        self.seconds = self.cost_done = self.cost_left = 0.0
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"),
             TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console, transient=True,
@@ -47,6 +45,7 @@ class SweepProgress:
     def finished(self, key: str, cost: float, result: dict[str, Any]) -> None:
         """A trial has a result."""
         self.done += 1
+        self.seconds += result["seconds"]
         self.cost_done += cost
         self.cost_left -= cost
         accuracy = result["metrics"].get("val_accuracy")
@@ -64,8 +63,8 @@ class SweepProgress:
     def _time_left(self) -> str:
         if self.cost_left <= 0 or self.cost_done <= 0:
             return ""
-        seconds = (time.monotonic() - self.started) * self.cost_left / self.cost_done
-        return f"{format_duration(seconds)} left"
+        seconds = self.seconds / self.cost_done * self.cost_left / self.workers
+        return f"about {format_duration(seconds)} left"
 
 
 def format_duration(seconds: float) -> str:

@@ -16,9 +16,10 @@ import pytest
 
 from study.config import TrackingConfig, load_study
 from study.plan import plan_trials
-from study.record import tracking
+from study.record import wandb_mode
 from study.record.files import TrialFolder
-from study.record.tracking import Tracker, resolve_mode
+from study.record.tracking import Tracker
+from study.record.wandb_mode import resolve_mode
 
 AUTO = TrackingConfig()
 
@@ -28,7 +29,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(tracking.wandb, "login", lambda **_: False)
+    monkeypatch.setattr(wandb_mode.wandb, "login", lambda **_: False)
 
 
 def test_without_an_account_it_is_offline(no_account: None) -> None:
@@ -47,12 +48,12 @@ def test_the_environment_variable_is_heeded(no_account: None, monkeypatch: pytes
 
 @pytest.fixture
 def logged_in(no_account: None, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(tracking.wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb_mode.wandb, "login", lambda **_: True)
     return monkeypatch
 
 
 def at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking.wandb, "Settings", lambda: type("S", (), {"base_url": url})())
+    monkeypatch.setattr(wandb_mode.wandb, "Settings", lambda: type("S", (), {"base_url": url})())
 
 
 def test_logged_in_with_a_server_that_answers_it_is_online(logged_in: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,7 @@ def test_a_server_that_says_nothing_costs_five_seconds(logged_in: pytest.MonkeyP
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at(f"http://127.0.0.1:{silent.getsockname()[1]}", logged_in)
-        logged_in.setattr(tracking, "ANSWER_SECONDS", 0.3)
+        logged_in.setattr(wandb_mode, "ANSWER_SECONDS", 0.3)
         started = time.monotonic()
         assert resolve_mode(AUTO) == "offline"
         assert time.monotonic() - started < 2

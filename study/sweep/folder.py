@@ -1,0 +1,50 @@
+"""A study's folder and the study it was planned with. Imports no Optuna: `plan` and `status` ask here."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from study.config import StudyConfig, UserError, read_yaml, study_from_dict
+from study.record.files import StudyFolder, write_yaml
+
+
+def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
+    """Raises `UserError` if the folder was planned with another base or other factors.
+
+    Levels and replicates may change: a wider plan runs only what is new.
+    """
+    planned = planned_study(folder)
+    if planned is None:
+        return
+    hint = f"choose another folder with --out, or remove {folder.path}"
+    if list(planned.factors) != list(study.factors):
+        raise UserError(
+            f"{folder.config}: planned with the factors {', '.join(planned.factors)}, now "
+            f"{', '.join(study.factors)}; {hint}"
+        )
+    for name, before in planned.base.model_dump().items():
+        now = getattr(study.base, name)
+        if now != before and name not in study.factors:
+            raise UserError(f"{folder.config}: planned with {name}={before}, now {name}={now}; {hint}")
+    if planned.search != study.search:
+        raise UserError(f"{folder.config}: planned with search={planned.search}, now {study.search}; {hint}")
+
+
+def planned_study(folder: StudyFolder) -> StudyConfig | None:
+    """The study that a folder was planned with; None for a new folder. Raises `UserError` where it is damaged."""
+    if not folder.config.exists():
+        return None
+    content = read_yaml(folder.config)
+    if "study" not in content:
+        raise UserError(f"{folder.config}: no key 'study'; the file is damaged")
+    return study_from_dict(content["study"], str(folder.config))
+
+
+def write_study(study: StudyConfig, folder: StudyFolder, environment: dict[str, Any]) -> None:
+    """study.yaml: the resolved study, and with what it was run last."""
+    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if folder.config.exists():
+        created = read_yaml(folder.config).get("provenance", {}).get("created", created)
+    provenance = {**environment, "created": created}
+    write_yaml(folder.config, {"study": study.model_dump(mode="json"), "provenance": provenance})
