@@ -153,6 +153,8 @@ def _run(options: argparse.Namespace) -> int:
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
     _print_report(console, folder)
+    if outcome.best:
+        console.print(outcome.best, soft_wrap=True, markup=False)
     for key, reason in outcome.failed.items():
         console.print(f"failed: {key}: {reason}", style="red", soft_wrap=True, markup=False)
     if outcome.failed:

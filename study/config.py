@@ -118,7 +118,8 @@ def trial_id(config: TrialConfig, factors: Sequence[str]) -> str:
     parts = []
     for factor in factors:
         level = getattr(config, factor)
-        parts.append(level if isinstance(level, str) else f"{factor}{level}")
+        text = f"{level:.4g}" if isinstance(level, float) else str(level)
+        parts.append(text if isinstance(level, str) else f"{factor}{text}")
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(parts)).strip("-")[:80]
     canonical = json.dumps(config.science(), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]

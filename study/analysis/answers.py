@@ -84,9 +84,9 @@ def covers(n_cells: int, n_cells_diverged: int, n_cells_planned: int) -> bool:
 
 
 def show_number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """`-0.0123` as `−0.012`; a number that rounds to zero has no sign."""
+    """`-0.0123` as `-0.012`; a number that rounds to zero has no sign. ASCII, for any terminal."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
 def show_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:

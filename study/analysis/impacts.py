@@ -196,9 +196,7 @@ def _side(contrasts: Contrasts, side: int) -> str:
 def _factor_sentences(distances: ChoiceDistances, confidence: float) -> list[str]:
     effects = {name: item for name, item in distances.rank(confidence).items() if item.value is not None}
     if not effects:
-        return (
-            ["Without a second replicate there is no movement by seeds to compare with."] if distances.factors else []
-        )
+        return ["There is no movement by seeds to compare with; it takes a second replicate."] * bool(distances.factors)
     more = [name for name, item in effects.items() if item.above(1)]
     no_more = [name for name, item in effects.items() if item.below(MARGIN) and name not in more]
     unclear = [name for name in effects if name not in more + no_more]
@@ -237,7 +235,7 @@ def _effects(distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, c
         for measure, comparison, factor, estimate in named
     ]  # fmt: skip
     return rows + [
-        difference_effect(name, f"B {item.reference} − B {item.other}", item) for name, item in shares.items()
+        difference_effect(name, f"B {item.reference} - B {item.other}", item) for name, item in shares.items()
     ]
 
 

@@ -141,6 +141,6 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _show(value: Any, digits: int = 3, sign: bool = False) -> str:
+def _show(value: Any, digits: int = 3) -> str:
     """A number for a table; a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else show_number(float(value), digits, sign)
+    return "–" if value is None or pd.isna(value) else show_number(float(value), digits).replace("-", "−")

@@ -42,7 +42,7 @@ def answer_useful(records: StudyRecords) -> Answer:
         answer=_sentences(records, verdict, differences),
         rule=_rule(metric, records.study.analysis.confidence),
         effects=[
-            difference_effect(name, f"{item.reference} − {item.other}", item)
+            difference_effect(name, f"{item.reference} - {item.other}", item)
             for name, items in differences.items() for item in items
         ],
         n_done=len(records.done), n_planned=records.n_planned,

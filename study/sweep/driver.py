@@ -31,10 +31,11 @@ POLL_SECONDS = 0.5
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a run of the driver leaves: trials without a result, and why."""
+    """What a run of the driver leaves: trials without a result and why, and what a search has found."""
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: str = ""
+    best: str = ""
 
 
 @dataclass(kw_only=True)
@@ -75,6 +76,7 @@ class Driver:
                         break
             finally:
                 self.executor.close()
+        self.outcome.best = book.best()
         return self.outcome
 
     def _run_round(self, book: Book, trials: Sequence[PlannedTrial]) -> None:

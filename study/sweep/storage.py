@@ -37,6 +37,9 @@ class Book(Protocol):
     def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         """Takes in the result of a finished trial."""
 
+    def best(self) -> str:
+        """What a search has found, in a line; empty for a grid, which the report is for."""
+
     def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
         """The epoch at which a trial with these objective values should have ended, or None."""
 
@@ -83,6 +86,9 @@ class Grid:
         )
         self.told.add(trial.key)
 
+    def best(self) -> str:
+        return ""
+
     def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
         return None  # every cell of a grid is wanted
 
@@ -116,6 +122,13 @@ class Search:
 
     def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         self.results[trial.key] = result  # told when the round is complete
+
+    def best(self) -> str:
+        if not any(trial.state == TrialState.COMPLETE for trial in self.optuna.get_trials(deepcopy=False)):
+            return ""
+        best = self.optuna.best_trial
+        levels = ", ".join(f"{factor}={level}" for factor, level in best.params.items())
+        return f"best {self.settings.objective}: {best.value:.4g} at {levels} ({best.user_attrs['trial_id']})"
 
     def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
         """Compares with the trials of earlier rounds only, so that the answer does not depend on who is faster."""

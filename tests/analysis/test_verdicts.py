@@ -45,7 +45,7 @@ def test_a_planted_gain_is_supported(planted: StudyFolder) -> None:
     answer = answer_useful(load_study_records(planted))
     assert answer.verdict == "supported"
     effect = answer.effects[0]
-    assert (effect.measure, effect.comparison, effect.estimate.n) == ("val_accuracy", "sn − bn", 4)
+    assert (effect.measure, effect.comparison, effect.estimate.n) == ("val_accuracy", "sn - bn", 4)
     assert effect.estimate.above(0.02)
     assert effect.estimate.below(0.04)
     assert (
@@ -77,7 +77,7 @@ def test_a_norm_whose_layers_also_choose_does_not_decide(build: Build) -> None:
     answer = answer_useful(build(_gain(sn=0.05, ssn=0.05, sn_tied=0.05), norm=["sn", "bn", "ssn", "sn-tied"]))
     assert answer.verdict == "supported"
     assert "is better than bn." in answer.answer
-    assert {effect.comparison for effect in answer.effects} == {"sn − bn", "sn − ssn", "sn − sn-tied"}
+    assert {effect.comparison for effect in answer.effects} == {"sn - bn", "sn - ssn", "sn - sn-tied"}
 
 
 def test_controls_alone_cannot_support(build: Build) -> None:
@@ -143,7 +143,7 @@ def test_the_papers_claim_is_found_where_it_holds(planted: StudyFolder) -> None:
     assert "Yes, in this study: depth and batch_size move the choice further than initialization." in answer.answer
     assert "More than seeds: batch_size and depth." in answer.answer
     (share,) = [item for item in answer.effects if item.measure == "bn_share"]
-    assert share.comparison == "B 16 − B 2"
+    assert share.comparison == "B 16 - B 2"
     assert share.estimate.above(0.2)
     assert "The BN share changes by +0.3" in answer.answer
     assert (answer.n_done, answer.n_planned) == (32, 32)
@@ -156,14 +156,14 @@ def test_ranking_is_by_effect(planted: StudyFolder) -> None:
 
 
 def test_without_any_effect_the_claim_is_not_supported(build: Build) -> None:
-    answer = answer_impacts(build(Truth(), replicates=5, **CHOICES))
+    answer = answer_impacts(build(Truth(), replicates=3, **CHOICES))
     assert answer.verdict != "supported"
     assert "More than seeds" not in answer.answer
 
 
 def test_a_strong_initialization_refutes(build: Build) -> None:
     truth = Truth(bn_logit=lambda trial: 2.0 * (trial.config.initialization == "he_normal"))
-    answer = answer_impacts(build(truth, replicates=4, **CHOICES))
+    answer = answer_impacts(build(truth, replicates=3, **CHOICES))
     assert answer.verdict == "not supported"
     assert "batch_size over initialization" in answer.answer
 
@@ -173,6 +173,18 @@ def test_two_replicates_give_no_interval(build: Build) -> None:
     answer = answer_impacts(build(truth, replicates=2, **CHOICES))
     assert answer.verdict == "not enough evidence"
     assert any("at least 3 replicates" in need for need in answer.needs)
+
+
+def test_one_replicate_has_no_seeds_to_compare_with(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=1, **CHOICES))
+    assert "it takes a second replicate" in answer.answer
+    assert all(item.estimate.low is None for item in answer.effects)
+
+
+def test_a_single_cell_has_nothing_to_rank(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=2, norm=["sn", "bn"]))
+    assert (answer.n_done, answer.n_planned, answer.effects) == (2, 2, [])
+    assert answer.answer == "It cannot be said yet. Runs of sn without a result to compare: none."
 
 
 def test_a_study_without_weak_factors_cannot_compare(build: Build) -> None:
@@ -185,7 +197,7 @@ def test_a_batch_of_one_is_no_choice(build: Build) -> None:
     truth = Truth(bn_logit=lambda trial: 0.5)
     answer = answer_impacts(build(truth, replicates=3, batch_size=[1, 2, 16]))
     shares = [item for item in answer.effects if item.measure == "bn_share"]
-    assert [item.comparison for item in shares] == ["B 16 − B 2"]
+    assert [item.comparison for item in shares] == ["B 16 - B 2"]
     assert "3 runs at B = 1 are left out" in answer.answer
     assert answer.n_planned == 6
 
@@ -217,7 +229,7 @@ def test_an_empty_study_answers(build: Build, ask: Callable[[StudyRecords], Answ
     ("estimate", "text"),
     [
         (Estimate(value=0.0123, low=0.004, high=0.02, n=5), "+0.012 (90 % interval 0.004 to 0.020, n = 5 replicates)"),
-        (Estimate(value=-0.5, low=-1, high=-0.0001, n=2), "−0.500 (90 % interval −1.000 to 0.000, n = 2 replicates)"),
+        (Estimate(value=-0.5, low=-1, high=-0.0001, n=2), "-0.500 (90 % interval -1.000 to 0.000, n = 2 replicates)"),
         (Estimate(value=0.2, n=1), "+0.200 (no interval from n = 1 replicate)"),
         (Estimate(), "not measured"),
     ],
