@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -424,8 +424,7 @@ def _all_keys() -> set[str]:
 
 def _explain(error: Any) -> str:
     if error["type"] == "literal_error":
-        return allowed_names(error["input"], re.findall(r"'([^']*)'|(\d+)", error["ctx"]["expected"]) and
-                             [a or b for a, b in re.findall(r"'([^']*)'|(\d+)", error["ctx"]["expected"])])  # fmt: skip
+        return allowed_names(error["input"], re.findall(r"[\w.-]+", error["ctx"]["expected"].replace(" or ", " ")))
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return str(error["msg"]).removeprefix("Input ")
@@ -436,8 +435,3 @@ def _source(path: str, origin: dict[str, str]) -> str:
     while path and path not in origin:
         path = path.rpartition(".")[0]
     return origin.get(path, "configs")
-
-
-def literal_values(field: str) -> tuple[Any, ...]:
-    """The allowed values of a `Literal` field of a trial."""
-    return get_args(TrialConfig.model_fields[field].annotation)

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from study.config import StudyConfig, read_yaml
+from study.config import StudyConfig, UserError, read_yaml
 from study.plan import PlannedTrial, plan_trials
 from study.record.files import StudyFolder, TrialFolder, read_json
 from study.sweep.progress import format_duration
 
-STATES = ("done", "diverged", "pruned", "running", "stale", "failed", "planned")
+STATES = ("done", "diverged", "pruned", "running", "stale", "failed", "damaged", "planned")
 
 
 def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], workers: int) -> None:
@@ -76,7 +76,7 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
         table.add_column(name, justify="left" if name in study.factors else "right")
     cells: dict[tuple[str, ...], Counter[str]] = {}
     for state, _, levels in states.values():
-        cells.setdefault(tuple(str(level) for level in levels.values()), Counter())[state] += 1
+        cells.setdefault(tuple(_say(levels.get(factor)) for factor in study.factors), Counter())[state] += 1
     for cell, count in cells.items():
         table.add_row(*cell, *(str(count[state] or "") for state in STATES if counts[state]))
     console.print(table)
@@ -92,11 +92,19 @@ def trial_states(study: StudyConfig, folder: StudyFolder) -> dict[str, tuple[str
             trial.key: (*folder.trial(trial.trial_id, trial.replicate).status(), trial.levels)
             for trial in plan_trials(study)
         }
-    return {
-        record.key: (*record.status(), read_yaml(record.trial)["levels"])
-        for record in folder.trials()
-        if record.trial.exists()
-    }
+    return {record.key: (*record.status(), _levels(record)) for record in folder.trials()}
+
+
+def _levels(record: TrialFolder) -> dict[str, Any]:
+    """The levels that a search gave a trial; empty before it has said so, and where what it said is damaged."""
+    try:
+        return dict(read_yaml(record.trial)["levels"])
+    except (OSError, UserError, KeyError, TypeError):
+        return {}
+
+
+def _say(level: object) -> str:
+    return "" if level is None else f"{level:.4g}" if isinstance(level, float) else str(level)
 
 
 def print_difference(console: Console, first: TrialFolder, second: TrialFolder) -> None:

@@ -37,7 +37,7 @@ def run_job(job: Job) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         with folder.lock().acquire(blocking=False):
-            if folder.read_result() is None:
+            if folder.read_result() is None or folder.damaged_files():
                 _attempt(job, folder)
     except Timeout:
         pass  # another process trains this trial: its record will come
@@ -63,24 +63,22 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
     _set_aside_damage(folder)
     checkpoint = newest_checkpoint(folder, _warn)
 
-    seeds = trial.seeds
     device = torch.device(job.device)
-    splits = load_splits(config, seeds["split"], job.run.data_root)
-    training = splits.train.to(device)
-    batches = TrainingLoader(training, config.gradient_batch, augmentation=config.augmentation, seed=seeds["data"])
-    plain = TrainingLoader(training, config.gradient_batch, augmentation="none", seed=seeds["data"])
-    validation, fit, test = (
-        EvaluationLoader(part.to(device)) for part in (splits.validation, splits.train, splits.test)
+    splits = load_splits(config, trial.seeds["split"], job.run.data_root).to(device)
+    batches = TrainingLoader(
+        splits.train, config.gradient_batch, augmentation=config.augmentation, seed=trial.seeds["data"]
     )
-
-    network = build_network(config, seeds["init"])
+    network = build_network(config, trial.seeds["init"])
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
     write_yaml(folder.trial, description)
     write_json(folder.environment, {**job.environment, "device": _device_name(device), "threads": job.threads})
 
-    module = Classification(network, config, steps_per_epoch=len(batches), seed=seeds["data"])
-    module.recalibration_batches = plain
+    module = Classification(network, config, steps_per_epoch=len(batches), seed=trial.seeds["data"])
+    if config.bn_statistics == "batch":
+        module.recalibration_batches = TrainingLoader(
+            splits.train, config.gradient_batch, augmentation="none", seed=trial.seeds["data"]
+        )
     tracker = Tracker(
         folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
         config={**description, "environment": job.environment},
@@ -89,8 +87,8 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
     trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], recorder)
     status, reason, metrics = "done", None, {}
     try:
-        trainer.fit(module, batches, validation, ckpt_path=checkpoint)
-        trainer.test(module, [fit, test], verbose=False)
+        trainer.fit(module, batches, EvaluationLoader(splits.validation), ckpt_path=checkpoint)
+        trainer.test(module, [EvaluationLoader(splits.train), EvaluationLoader(splits.test)], verbose=False)
         metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
         if recorder.pruned:
             status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"

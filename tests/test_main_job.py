@@ -167,12 +167,19 @@ def test_a_damaged_record_is_named_set_aside_and_made_anew_with_the_same_numbers
     folder, _ = finished
     trial = trial_of(folder, "sn", 16)
     table, rows = trial.switch_weights.read_bytes(), trial.metrics.read_bytes()
+    other = trial_of(folder, "sn", 2)
+    flipped = bytearray(other.metrics.read_bytes())
+    flipped[100] ^= 1
+    intact = other.metrics.read_bytes()
     trial.switch_weights.write_bytes(table[:-10])
+    other.metrics.write_bytes(flipped)
     done = cli(folder, *STUDY)
     assert done.returncode == 0
-    assert "switch_weights.parquet" in done.stdout
+    assert "damaged: switch_weights.parquet" in done.stdout
+    assert "damaged: metrics.jsonl" in done.stdout
     assert list(trial.path.glob("switch_weights.parquet.damaged-*"))
     assert (trial.switch_weights.read_bytes(), trial.metrics.read_bytes()) == (table, rows)
+    assert other.metrics.read_bytes() == intact
 
 
 def test_a_second_driver_is_refused(finished: tuple[StudyFolder, str]) -> None:

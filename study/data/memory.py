@@ -40,6 +40,9 @@ class Splits:
     validation: Images
     test: Images
 
+    def to(self, device: torch.device) -> Splits:
+        return Splits(train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
+
 
 class TrainingLoader:
     """Batches of one epoch, in an order and with an augmentation that depend on (seed, epoch, index) alone.

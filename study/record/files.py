@@ -92,14 +92,16 @@ class TrialFolder:
                 return False
         except Timeout:
             return True
+        except OSError:  # a record read where nothing can be written: nobody trains there
+            return False
 
     def read_result(self) -> dict[str, Any] | None:
         """The result of a finished trial; None where there is none, or where a file it vouches for is not as it was.
 
         Sizes are compared here, cheap enough for thousands of trials; `damaged_files` compares contents.
         """
-        result = read_json(self.result)
-        if result is None or result.get("schema") != SCHEMA or result.get("status") not in FINISHED:
+        result = _whole_result(self.result)
+        if result is None:
             return None
         for name, facts in result["files"].items():
             file = self.path / name
@@ -111,22 +113,24 @@ class TrialFolder:
         """Files of a result that are not what it vouches for; the result itself if it is unreadable."""
         if not self.result.exists():
             return []
-        result = read_json(self.result)
-        if result is None or result.get("schema") != SCHEMA or "files" not in result:
+        result = _whole_result(self.result)
+        if result is None:
             return [self.result.name]
         return [name for name, facts in result["files"].items() if file_facts(self.path / name) != facts]
 
     def status(self) -> tuple[str, str]:
-        """State and reason: planned, running, stale (its process is gone), failed, or the status of the result."""
+        """State and reason: planned, running, stale (its process is gone), failed, damaged, or the result's status."""
         result = self.read_result()
         if result is not None:
             return result["status"], result.get("reason") or ""
-        state = read_json(self.state)
-        if state is None:
-            return "planned", ""
-        if state["state"] == "running":
-            return ("running", "") if self.is_locked() else ("stale", f"attempt {state['attempt']} was interrupted")
-        return state["state"], state.get("reason", "")
+        state = read_json(self.state) or {}
+        if state.get("state") == "failed":
+            return "failed", str(state.get("reason", ""))
+        if state.get("state") == "running" and self.is_locked():
+            return "running", ""
+        if damaged := self.result.exists() and not self.is_locked() and self.damaged_files():
+            return "damaged", ", ".join(damaged)
+        return ("stale", f"attempt {state.get('attempt')} was interrupted") if state else ("planned", "")
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,41 @@ class StudyFolder:
     def trial(self, trial_id: str, replicate: int) -> TrialFolder:
         return TrialFolder(self.path / "trials" / trial_id / f"r{replicate}")
 
+    @property
+    def wandb(self) -> Path:
+        """Links to the W&B runs of all trials: one folder to browse and to sync."""
+        return self.path / "wandb"
+
+    def link_wandb_runs(self) -> None:
+        """Brings the links up to date; a resumed trial has a new run in place of its old one."""
+        self.wandb.mkdir(exist_ok=True)
+        for link in self.wandb.iterdir():
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+        for run in self.path.glob("trials/*/r*/wandb/*run-*"):
+            link = self.wandb / run.name
+            if not run.is_symlink() and not link.is_symlink():
+                link.symlink_to(os.path.relpath(run, self.wandb), target_is_directory=True)
+
     def trials(self) -> Iterator[TrialFolder]:
         """Every trial that has left anything, planned or not."""
         for path in sorted(self.path.glob("trials/*/r*")):
             if path.is_dir():
                 yield TrialFolder(path)
+
+
+def _whole_result(path: Path) -> dict[str, Any] | None:
+    """A result of this schema with all that readers rely on, or None."""
+    result = read_json(path) or {}
+    files = result.get("files")
+    whole = (
+        result.get("schema") == SCHEMA
+        and result.get("status") in FINISHED
+        and isinstance(result.get("metrics"), dict)
+        and isinstance(files, dict)
+        and all(isinstance(facts, dict) and "bytes" in facts for facts in files.values())
+    )
+    return result if whole else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -52,8 +52,11 @@ class Recorder(Checkpoint):
         self.rows, self.steps = state_dict["rows"], state_dict["steps"]
         self.history = list(state_dict["history"])
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Opens the record: a new one with the state before training, or the checkpoint's."""
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Opens the record: a new one with the state before training, or the checkpoint's.
+
+        Not `on_train_start`, which Lightning skips where the checkpoint leaves nothing to train.
+        """
         if not self.history:
             self._observe(trainer, pl_module, {})
         write_bytes(self.folder.metrics, "".join(_line(row) for row in self.rows).encode())
@@ -115,7 +118,7 @@ class Recorder(Checkpoint):
 
     def _track(self, epoch: int) -> None:
         metrics = {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}
-        self.tracker.log_epoch(epoch, self.steps[epoch], {**metrics, **self.stage_means(epoch)})
+        self.tracker.log_epoch(epoch, {**metrics, **self.stage_means(epoch)})
 
     def _save(self, trainer: L.Trainer) -> None:
         self.write_switch_weights()

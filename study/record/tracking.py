@@ -71,11 +71,11 @@ class Tracker:
         self.run.define_metric("learning_rate", step_metric="epoch", hidden=True)
         self.run.define_metric("switch/*", step_metric="epoch", summary="last")
 
-    def log_epoch(self, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
-        """Scalars of one epoch."""
+    def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
+        """Scalars of one epoch. Per layer there is one table at the end: hundreds of charts freeze a project's page."""
         if self.run is not None and epoch > self.logged:
             known = {name: value for name, value in values.items() if value is not None}
-            self.run.log({"epoch": epoch, "trainer/step": step, **known})
+            self.run.log({"epoch": epoch, **known})
 
     def log_switch_weights(self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> None:
         """The final weights (layers, statistics, pool) as one table and one heat map, layers x normalizers."""

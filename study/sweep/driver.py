@@ -76,6 +76,7 @@ class Driver:
                         break
             finally:
                 self.executor.close()
+                self.folder.link_wandb_runs()
         self.outcome.best = book.best()
         return self.outcome
 

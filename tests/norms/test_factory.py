@@ -122,9 +122,7 @@ class TestControls:
             train_once(network, draw(3, 4, 2, 2))
         assert model[1].mean_weight is model[0].mean_weight
         assert len(switch_parameters(model)) == 2
-        torch.testing.assert_close(
-            model[0].mean_weight.grad, loose[0].mean_weight.grad + loose[1].mean_weight.grad
-        )
+        torch.testing.assert_close(model[0].mean_weight.grad, loose[0].mean_weight.grad + loose[1].mean_weight.grad)
 
     def test_each_factory_shares_its_own(self):
         assert self.build("sn-shared")[0].mean_weight is not self.build("sn-shared")[0].mean_weight
@@ -270,9 +268,7 @@ class TestAverageStatistics:
 
     def test_forward_unpacks_a_batch(self):
         layer = nn.BatchNorm2d(3)
-        average_statistics(
-            layer, [(x, "label") for x in self.batches()], lambda model, batch: model(batch[0])
-        )
+        average_statistics(layer, [(x, "label") for x in self.batches()], lambda model, batch: model(batch[0]))
         assert layer.running_mean.abs().sum() > 0
 
     def test_reaches_compiled_layers(self):

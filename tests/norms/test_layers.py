@@ -98,9 +98,7 @@ def test_evaluation_uses_running_statistics():
     for n in range(3):
         for c in range(CHANNELS):
             means = torch.stack([x[n, c].mean(), x[n].mean(), layer.running_mean[c]])
-            variances = torch.stack(
-                [reference.biased_var(x[n, c]), reference.biased_var(x[n]), layer.running_var[c]]
-            )
+            variances = torch.stack([reference.biased_var(x[n, c]), reference.biased_var(x[n]), layer.running_var[c]])
             y = (x[n, c] - mean_weights @ means) / (var_weights @ variances + 1e-5).sqrt()
             torch.testing.assert_close(layer(x)[n, c], layer.weight[c] * y + layer.bias[c])
 

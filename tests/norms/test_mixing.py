@@ -54,12 +54,8 @@ def test_equals_the_recursion(size, scale):
     generator = torch.Generator().manual_seed(size)
     logits = scale * torch.randn(100, size, generator=generator, dtype=torch.float64)
     radius = torch.rand(100, generator=generator, dtype=torch.float64)
-    expected = [
-        reference.sparsestmax(row, r) for row, r in zip(logits.tolist(), radius.tolist(), strict=True)
-    ]
-    torch.testing.assert_close(
-        sparsestmax(logits, radius), torch.tensor(expected).double(), rtol=0, atol=1e-7
-    )
+    expected = [reference.sparsestmax(row, r) for row, r in zip(logits.tolist(), radius.tolist(), strict=True)]
+    torch.testing.assert_close(sparsestmax(logits, radius), torch.tensor(expected).double(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

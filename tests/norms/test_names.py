@@ -8,9 +8,7 @@ from study.norms.names import NORM_NAMES, POOLS, NormSpec, effective_pool, parse
 
 
 def test_names_do_not_need_torch():
-    code = (
-        "import sys; from study.norms import parse_norm; parse_norm('sn'); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from study.norms import parse_norm; parse_norm('sn'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

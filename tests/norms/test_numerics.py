@@ -18,9 +18,7 @@ def draw(*shape, seed=0):
 
 
 def build(layer_type=SwitchNorm2d, **options):
-    return layer_type(
-        SHAPE[1], groups=2, logit_init="random", generator=torch.Generator().manual_seed(1), **options
-    )
+    return layer_type(SHAPE[1], groups=2, logit_init="random", generator=torch.Generator().manual_seed(1), **options)
 
 
 def in_float64(layer, x):

@@ -9,6 +9,7 @@ import pytest
 
 from study.record.files import (
     SCHEMA,
+    StudyFolder,
     TrialFolder,
     file_facts,
     read_json,
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> TrialFolder:
     folder.metrics.write_text("rows")
     write_json(
         folder.result,
-        {"schema": SCHEMA, "status": "done", "files": {"metrics.jsonl": file_facts(folder.metrics)}},
+        {"schema": SCHEMA, "status": "done", "metrics": {}, "files": {"metrics.jsonl": file_facts(folder.metrics)}},
     )
     return folder
 
@@ -57,11 +58,12 @@ def test_a_missing_file_is_found(folder: TrialFolder) -> None:
     assert folder.read_result() is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"schema": 99}', "\x00\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"schema": 99}', "\x00\x00", '{"schema": 1, "status": "done"}'])
 def test_a_damaged_result_is_none(folder: TrialFolder, text: str) -> None:
     folder.result.write_text(text)
     assert folder.read_result() is None
     assert folder.damaged_files() == ["result.json"]
+    assert folder.status() == ("damaged", "result.json")
 
 
 def test_no_record_is_planned(tmp_path: Path) -> None:
@@ -86,6 +88,20 @@ def test_writing_replaces_whole_files_and_leaves_nothing_else(tmp_path: Path) ->
     write_bytes(path, b"two")
     assert path.read_bytes() == b"two"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_wandb_runs_of_all_trials_are_linked_in_one_folder_and_follow_them(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    first = folder.trial("sn-1", 0).wandb / "offline-run-1-sn-1-r0"
+    first.mkdir(parents=True)
+    folder.link_wandb_runs()
+    first.rename(first.with_name("offline-run-2-sn-1-r0"))
+    folder.link_wandb_runs()
+    folder.link_wandb_runs()
+    (link,) = folder.wandb.iterdir()
+    assert link.name == "offline-run-2-sn-1-r0"
+    (tmp_path / "study").rename(tmp_path / "moved")
+    assert (tmp_path / "moved" / "wandb" / link.name).is_dir()
 
 
 def test_json_refuses_nan(tmp_path: Path) -> None:

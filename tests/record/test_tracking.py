@@ -82,7 +82,7 @@ def test_a_server_that_says_nothing_costs_five_seconds(logged_in: pytest.MonkeyP
 def test_disabled_does_nothing(tmp_path: Path) -> None:
     trial = plan_trials(load_study("distinct", "smoke"))[0]
     tracker = Tracker(TrialFolder(tmp_path), trial, study="s", mode="disabled", tracking=AUTO, config={})
-    tracker.log_epoch(1, 1, {"a": 1.0})
+    tracker.log_epoch(1, {"a": 1.0})
     tracker.finish("done", {})
     assert list(tmp_path.iterdir()) == []
 
@@ -98,7 +98,7 @@ SCRIPT = textwrap.dedent("""
     tracker = Tracker(TrialFolder(Path(sys.argv[1])), trial, study="s", mode="offline",
                       tracking=TrackingConfig(), config={"depth": 8})
     for epoch in range(int(sys.argv[2])):
-        tracker.log_epoch(epoch, epoch, {"val_accuracy": epoch / 10})
+        tracker.log_epoch(epoch, {"val_accuracy": epoch / 10})
     print("logged", flush=True)
     time.sleep(float(sys.argv[3]))
     tracker.finish("done", {"val_accuracy": 0.5})
