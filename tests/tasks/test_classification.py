@@ -1,0 +1,97 @@
+"""Training as the study needs it: what a setting may change, and what it must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from study.config import RunConfig, TrackingConfig, load_study
+from study.job import Job
+from study.plan import plan_trials
+from study.record.files import TrialFolder, read_metrics
+from study.train import run_job
+
+
+def train(folder: Path, *overrides: str) -> TrialFolder:
+    study = load_study("depth_vs_batch", "smoke", ["norm=sn", "batch_size=2", "epochs=2", *overrides])
+    trial = plan_trials(study)[0]
+    run_job(
+        Job(
+            trial=trial, folder=folder, study="s", run=RunConfig(), tracking=TrackingConfig(mode="disabled"),
+            wandb_mode="disabled", environment={"host": "h"}, command="c",
+        )
+    )  # fmt: skip
+    record = TrialFolder(folder)
+    assert record.read_result() is not None, record.state.read_text()
+    return record
+
+
+def curve(record: TrialFolder, name: str) -> list[Any]:
+    return [row["value"] for row in read_metrics(record.metrics) if row["name"] == name]
+
+
+def final_weights(record: TrialFolder) -> pd.DataFrame:
+    table = pd.read_parquet(record.switch_weights)
+    return table[table.epoch == table.epoch.max()]
+
+
+def test_sparse_switches_end_one_hot(tmp_path: Path) -> None:
+    weights = final_weights(train(tmp_path / "r0", "norm=ssn"))
+    assert set(weights.weight) == {0.0, 1.0}
+    assert weights.groupby(["layer", "statistic"]).weight.sum().eq(1).all()
+
+
+def test_re_estimated_statistics_change_evaluation_and_not_training(tmp_path: Path) -> None:
+    moving, batch = (train(tmp_path / kind / "r0", f"bn_statistics={kind}") for kind in ("moving", "batch"))
+    assert curve(moving, "train_loss") == curve(batch, "train_loss")
+    assert curve(moving, "switch/var/bn") == curve(batch, "switch/var/bn")
+    assert curve(moving, "val_loss") != curve(batch, "val_loss")
+
+
+@pytest.mark.parametrize(
+    ("norm", "moves"),
+    [("sn", True), ("sn-tied", True), ("sn-uniform", False), ("sn-random", False)],
+)
+def test_fixed_switches_stay_and_learned_ones_move(tmp_path: Path, norm: str, moves: bool) -> None:
+    table = pd.read_parquet(train(tmp_path / "r0", f"norm={norm}").switch_weights)
+    by_epoch = table.pivot_table("weight", ["layer", "statistic", "normalizer"], "epoch")
+    assert ((by_epoch[2] - by_epoch[0]).abs().max() > 1e-4) == moves
+
+
+def test_a_shared_switch_is_one_choice_and_a_stage_has_its_own(tmp_path: Path) -> None:
+    shared = final_weights(train(tmp_path / "shared" / "r0", "norm=sn-shared"))
+    assert shared.groupby(["statistic", "normalizer"]).weight.nunique().eq(1).all()
+    staged = final_weights(train(tmp_path / "stage" / "r0", "norm=sn-stage"))
+    assert staged.groupby(["stage", "statistic", "normalizer"]).weight.nunique().eq(1).all()
+    assert staged.groupby(["statistic", "normalizer"]).weight.nunique().eq(4).all()
+
+
+def test_at_one_sample_bn_leaves_the_pool_and_the_record_says_so(tmp_path: Path) -> None:
+    record = train(tmp_path / "r0", "batch_size=1")
+    assert set(final_weights(record).normalizer) == {"in", "ln"}
+    result = record.read_result()
+    assert result is not None
+    assert result["pool"] == ["in", "ln"]
+
+
+def test_logits_at_rate_zero_stay_and_everything_else_learns(tmp_path: Path) -> None:
+    record = train(tmp_path / "r0", "logit_learning_rate=0.0")
+    assert final_weights(record).weight.sub(1 / 3).abs().max() < 1e-7
+    losses = curve(record, "train_loss")
+    assert losses[-1] < losses[0]
+
+
+def test_half_precision_trains_to_nearly_the_same_losses(tmp_path: Path) -> None:
+    full = curve(train(tmp_path / "full" / "r0"), "train_loss")
+    half = curve(train(tmp_path / "half" / "r0", "precision=bfloat16"), "train_loss")
+    assert half == pytest.approx(full, rel=0.02)
+    assert half != full
+
+
+@pytest.mark.parametrize("norm", ["gn", "in", "ln", "bn", "sn[ln,gn]", "sn-uniform[in,ln,bn,gn]", "ssn[in,ln]"])
+def test_every_kind_of_norm_trains(tmp_path: Path, norm: str) -> None:
+    record = train(tmp_path / "r0", f'norm=["{norm}"]', "epochs=1")
+    assert len(curve(record, "val_accuracy")) == 1
