@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from study.norms.layers import (
@@ -58,9 +60,9 @@ def build_norm(
 ) -> NormFactory:
     """A factory of the norm `name` (see `study.norms.names`) for one model with `dims` spatial dimensions.
 
-    Single norms are torch's layers, which are identical to pools of one and faster; `bn` over chunks or over
-    a statistics batch of one, which torch lacks, is a pool of one. A gn has gcd(groups, num_features) groups.
-    Random logits, of `sn-random` or by `logit_init`, are drawn from `generator` layer by layer. `correction`
+    Single norms are torch's layers, which are identical to pools of one and faster, `bn` over chunks included;
+    only `bn` over a statistics batch of one, which torch refuses, is a pool of one. A gn has
+    gcd(groups, num_features) groups. Random logits, of `sn-random` or by `logit_init`, are drawn from `generator` layer by layer. `correction`
     is for switch norms only; the other arguments are those of `SwitchNorm2d`.
 
     The layers of an `sn-shared` factory share one pair of logits, so each model needs its own factory; those
@@ -75,6 +77,8 @@ def build_norm(
     build: Callable[[int], nn.Module]
     if spec.kind == "bn" and chunks == 1 and statistics_batch != 1:
         build = partial(_BATCH_NORMS[dims], eps=eps, momentum=momentum)
+    elif spec.kind == "bn" and statistics_batch != 1:
+        build = partial(GhostBatchNorm, eps=eps, momentum=momentum, chunks=chunks)
     elif spec.kind in ("in", "ln", "gn"):
         build = partial(_build_group_norm, spec.kind, groups, eps)
     else:
@@ -191,6 +195,42 @@ def average_statistics(
             module.training = mode
     if not runs:
         raise ValueError("batches is empty: averaging statistics takes at least one")
+
+
+class GhostBatchNorm(_BatchNorm):
+    """`nn.BatchNorm` whose training statistics are taken over `chunks` consecutive chunks of the batch.
+
+    The numbers of a pool of bn over chunks, by torch's own kernel: (G * B, C, *) is seen as (B, G * C, *), so that
+    the channels of a chunk are channels of their own. Running statistics move once a batch, by the mean over chunks.
+    ValueError if the batch is not divisible by `chunks`.
+    """
+
+    def __init__(self, num_features: int, *, eps: float, momentum: float, chunks: int) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.chunks = chunks
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(G * B, C, *) of any number of dimensions."""
+        if not self.training:
+            return super().forward(input)
+        if input.shape[0] % self.chunks:
+            raise ValueError(f"a batch of {input.shape[0]} samples is not divisible into {self.chunks} chunks")
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        channels, *size = input.shape[1:]
+        grouped = input.view(self.chunks, -1, channels, *size).transpose(0, 1).flatten(1, 2)
+        running = self.running_mean, self.running_var
+        mean, var, weight, bias = (each.repeat(self.chunks) for each in (*running, self.weight, self.bias))
+        # At a momentum of 1 the buffers that it is given end up as the statistics of the chunks.
+        y = batch_norm(grouped, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        with torch.no_grad():
+            for buffer, statistic in zip(running, (mean, var), strict=True):
+                buffer.lerp_(statistic.view(self.chunks, -1).mean(0), self.momentum)
+        return y.view(-1, self.chunks, channels, *size).transpose(0, 1).flatten(0, 1)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any will do."""
 
 
 class _GroupNorm(nn.GroupNorm):

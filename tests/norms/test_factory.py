@@ -19,6 +19,7 @@ from study.norms import (
     switch_parameters,
     switch_weights,
 )
+from study.norms.factory import GhostBatchNorm
 from study.norms.layers import SwitchWeights
 from study.norms.names import NORM_NAMES
 
@@ -52,6 +53,38 @@ def test_bn_leaves_the_pool_at_a_statistics_batch_of_one(name, batch, pool):
     factory = build_norm(name, statistics_batch=batch)
     assert factory.pool == pool
     assert factory(4).pool == pool
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3, 2), (6, 5, 1, 1), (6, 5, 4), (6, 5), (6, 5, 2, 2, 3)])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_bn_over_chunks_is_a_pool_of_bn_over_chunks(shape, chunks):
+    core_type = {2: SwitchNorm1d, 3: SwitchNorm1d, 4: SwitchNorm2d, 5: SwitchNorm3d}[len(shape)]
+    native = GhostBatchNorm(5, eps=1e-5, momentum=0.3, chunks=chunks).double()
+    core = core_type(5, momentum=0.3, pool=("bn",), chunks=chunks).double()
+    results = []
+    for layer in (native, core):
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(0.5, 2, 5))
+            layer.bias.copy_(torch.linspace(-1, 1, 5))
+        x = draw(*shape).double().requires_grad_()
+        y = (layer(x) * draw(*shape, seed=9).double()).sum()
+        y.backward()
+        running = layer.running_mean, layer.running_var
+        results.append((y, x.grad, layer.weight.grad, layer.bias.grad, *running, layer.eval()(x)))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_bn_over_chunks_needs_whole_chunks():
+    with pytest.raises(ValueError, match="7 samples is not divisible into 2 chunks"):
+        build_norm("bn", chunks=2)(3)(draw(7, 3, 2, 2))
+
+
+def test_bn_over_chunks_reloads():
+    layer, other = (build_norm("bn", chunks=2)(3) for _ in range(2))
+    layer(draw(4, 3, 2, 2))
+    other.load_state_dict(copy.deepcopy(layer).state_dict())
+    torch.testing.assert_close(other.running_var, layer.running_var)
 
 
 @pytest.mark.parametrize("name", ["bn", "in", "ln", "gn"])
@@ -92,7 +125,7 @@ def test_sparse_norm_is_2d_only():
 
 
 def test_correction_is_for_switch_norms():
-    assert build_norm("bn", correction=1, chunks=2)(4).correction == 0
+    assert build_norm("bn", correction=1, statistics_batch=1)(4).correction == 0
     assert build_norm("sn", correction=1)(4).correction == 1
 
 
