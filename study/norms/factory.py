@@ -62,8 +62,8 @@ def build_norm(
 
     Single norms are torch's layers, which are identical to pools of one and faster, `bn` over chunks included;
     only `bn` over a statistics batch of one, which torch refuses, is a pool of one. A gn has
-    gcd(groups, num_features) groups. Random logits, of `sn-random` or by `logit_init`, are drawn from `generator` layer by layer. `correction`
-    is for switch norms only; the other arguments are those of `SwitchNorm2d`.
+    gcd(groups, num_features) groups. Random logits, of `sn-random` or by `logit_init`, are drawn from `generator`
+    layer by layer. `correction` is for switch norms only; the other arguments are those of `SwitchNorm2d`.
 
     The layers of an `sn-shared` factory share one pair of logits, so each model needs its own factory; those
     of `sn-stage` share theirs once `share_switches` has told the stages.
