@@ -137,6 +137,7 @@ def _run(options: argparse.Namespace) -> int:
     console.print(f"{study.title}\n{folder.path}: {study.scale} scale. Ctrl-C stops; the same command goes on.")
 
     devices = _devices(study.run.device)
+    _check_precision(study, devices)
     threads = study.run.threads
     workers = options.workers or (len(devices) if devices[0] != "cpu" else max(1, _cores() // threads))
     executor = LocalExecutor(workers, devices, min(threads, max(1, _cores() // workers)))
@@ -226,17 +227,23 @@ def _diff(options: argparse.Namespace) -> int:
 def _check_runnable(study: StudyConfig) -> None:
     """Bad cells and missing data are the user's to know before anything is written."""
     from study.data.files import data_folder
-    from study.plan import plan_trials
+    from study.plan import plan_corners, plan_trials
 
-    datasets = {study.base.dataset}
-    if study.search is None:
-        datasets = {trial.config.dataset for trial in plan_trials(study)}
+    trials = plan_trials(study) if study.search is None else plan_corners(study)
+    datasets = {trial.config.dataset for trial in trials}
     data_folder(study.run.data_root)
     if datasets - {"digits"}:  # those ship with a library; opening others downloads them once, before the workers
         from study.data.load import load_images
 
         for dataset in sorted(datasets - {"digits"}):
             load_images(dataset, study.run.data_root)
+
+
+def _check_precision(study: StudyConfig, devices: list[str]) -> None:
+    """On a CPU, float16 would silently be bfloat16."""
+    precisions = [study.base.precision, *(study.factors.get("precision") or [])]
+    if devices == ["cpu"] and "float16" in precisions:
+        raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
 
 
 def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTrial) -> str:

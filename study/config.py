@@ -55,7 +55,7 @@ def _check_dataset(name: str) -> str:
 class _Closed(BaseModel):
     """Frozen, without unknown keys, and without silent conversion (`true` is not 1 epoch)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class TrialConfig(_Closed):
@@ -78,6 +78,7 @@ class TrialConfig(_Closed):
     norm: Annotated[str, AfterValidator(_check_norm)] = "sn"
     batch_size: Annotated[int, Field(ge=1)] = 32
     chunks: Annotated[int, Field(ge=1)] = 8
+    fixed_gradient_batch: Annotated[int, Field(ge=1)] | None = None  # G * B for every B; chunks then follow from it
     logit_init: Literal["ones", "random"] = "ones"
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     bn_statistics: Literal["moving", "batch"] = "moving"
@@ -154,6 +155,8 @@ class Range(_Closed):
     def _ordered(self) -> Range:
         if not self.low < self.high:
             raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range must start above 0, got low {self.low}")
         return self
 
 
@@ -166,7 +169,7 @@ class SearchConfig(_Closed):
 
     sampler: Literal["tpe", "random"]
     n_trials: Annotated[int, Field(ge=1)]
-    objective: str = "val_accuracy"
+    objective: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
     round_size: Annotated[int, Field(ge=1)] = 4
     pruner: Literal["none", "median"] = "none"
@@ -201,7 +204,7 @@ class TrackingConfig(_Closed):
 class StudyConfig(_Closed):
     """One study: a question, a base, factors, replicates, and how it is run and analysed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
     scale: str
     title: str
     question: str
@@ -215,7 +218,10 @@ class StudyConfig(_Closed):
 
     def cell(self, levels: Mapping[str, Any]) -> TrialConfig:
         """The trial of one level of every factor."""
-        return TrialConfig(**{**self.base.model_dump(), **levels})
+        config = TrialConfig(**{**self.base.model_dump(), **levels})
+        if config.fixed_gradient_batch is None:
+            return config
+        return config.model_copy(update={"chunks": max(1, config.fixed_gradient_batch // config.batch_size)})
 
 
 # ---------------------------------------------------------------------------------------------- loading
@@ -244,13 +250,14 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
     """
     study_file, scale_file = _find("studies", study), _find("scales", scale)
     scale_layer, study_layer = read_yaml(scale_file), read_yaml(study_file)
-    origin: dict[str, str] = {}
+    origin: dict[str, str] = {"": str(study_file)}
     merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
     # A scale offers levels for any factor; a study takes those of the factors it names (with an empty value).
     offered = _mapping(scale_layer.pop("factors", {}), "factors", scale_file)
     wanted = _mapping(study_layer.pop("factors", {}), "factors", study_file)
     _overlay(merged, scale_layer, str(scale_file), origin)
-    merged.pop("title", None)  # a scale's own line in the listing
+    for described in (merged, origin):
+        described.pop("title", None)  # a scale's own line in the listing
     _overlay(merged, study_layer, str(study_file), origin)
     merged["factors"] = {}
     for factor, levels in wanted.items():
@@ -278,7 +285,11 @@ def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping."""
-    return _mapping(parse_yaml(path.read_text(encoding="utf-8"), str(path)), "the file", path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return _mapping(parse_yaml(text, str(path)), "the file", path)
 
 
 class _Loader(yaml.SafeLoader):
@@ -301,10 +312,11 @@ def parse_yaml(text: str, source: str) -> Any:
     """Parses YAML; a mistake names the source, the line and the column."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{source}:{where} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{source}:{where} is not valid YAML: {problem}") from None
 
 
 def allowed_names(name: object, names: Iterable[object]) -> str:
@@ -374,31 +386,60 @@ def _resolve_key(key: str, merged: dict[str, Any]) -> str:
 
 
 def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
+    if not isinstance(merged.get("factors", {}), dict):
+        where = _source("factors", origin)
+        raise UserError(f"{where}: factors: {merged['factors']!r}: expected factors and their levels")
+    factors = {name: _read_range(name, levels, origin) for name, levels in merged.get("factors", {}).items()}
     try:
-        config = StudyConfig(**merged)
+        config = StudyConfig(**{**merged, "factors": factors})
     except ValidationError as error:
         raise UserError(_one_line(error, StudyConfig, origin)) from None
-    for factor, levels in config.factors.items():
-        where = f"{_source(f'factors.{factor}', origin)}: factors.{factor}"
-        if factor not in TrialConfig.model_fields:
-            raise UserError(f"{where}: unknown factor; {allowed_names(factor, TrialConfig.model_fields)}")
-        if isinstance(levels, Range):
-            if config.search is None:
-                raise UserError(f"{where}: a range needs a search section; a grid needs a list of levels")
-            levels = [levels.low, levels.high]
-        if not levels:
-            raise UserError(f"{where}: no levels")
-        for position, level in enumerate(levels):
-            if level in levels[:position]:
-                raise UserError(f"{where}: level {level!r} appears twice")
-            try:
-                config.cell({factor: level})
-            except ValidationError as error:
-                raise UserError(f"{where}: {level!r}: {_explain(error.errors()[0])}") from None
     if config.search and config.search.pruner != "none" and config.replicates > 1:
         where = _source("search.pruner", origin)
         raise UserError(f"{where}: search.pruner: a pruner compares single trials; it needs replicates: 1")
-    return config
+    checked = {factor: _check_levels(config, factor, origin) for factor in config.factors}
+    return config.model_copy(update={"factors": checked})
+
+
+def _read_range(factor: str, levels: Any, origin: dict[str, str]) -> Any:
+    """A range by itself, so that an error speaks of the range and not of the list that it might have been."""
+    if not isinstance(levels, dict):
+        return levels
+    try:
+        return Range(**levels)
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"type": "", "msg": str(error), "loc": ()}
+        path = ".".join(["factors", factor, *map(str, first["loc"])])
+        raise UserError(f"{_source(path, origin)}: {path}: {_explain(first)}; a range has low, high and log") from None
+
+
+def _check_levels(config: StudyConfig, factor: str, origin: dict[str, str]) -> list[Any] | Range:
+    """The levels of a factor in their one spelling: two names of one level would train one cell twice."""
+    where = f"{_source(f'factors.{factor}', origin)}: factors.{factor}"
+    if factor not in TrialConfig.model_fields:
+        raise UserError(f"{where}: unknown factor; {allowed_names(factor, TrialConfig.model_fields)}")
+    given = config.factors[factor]
+    if isinstance(given, Range) and config.search is None:
+        raise UserError(f"{where}: a range needs a search section; a grid needs a list of levels")
+    if isinstance(given, Range) and factor not in _CONTINUOUS:
+        raise UserError(f"{where}: not every number between is allowed; give a list. Ranges: {', '.join(_CONTINUOUS)}")
+    levels = [given.low, given.high] if isinstance(given, Range) else given
+    if not levels:
+        raise UserError(f"{where}: no levels")
+    spelled: list[Any] = []
+    for level in levels:
+        try:
+            value = getattr(config.cell({factor: level}), factor)
+        except ValidationError as error:
+            raise UserError(f"{where}: {level!r}: {_explain(error.errors()[0])}") from None
+        if value in spelled:
+            raise UserError(f"{where}: level {level!r} appears twice")
+        spelled.append(value)
+    return given if isinstance(given, Range) else spelled
+
+
+_CONTINUOUS = [name for name, field in TrialConfig.model_fields.items()
+               if field.annotation in (int, float) and name != "depth"]  # fmt: skip
 
 
 def _one_line(error: ValidationError, model: type[BaseModel], origin: dict[str, str]) -> str:
@@ -434,4 +475,4 @@ def _source(path: str, origin: dict[str, str]) -> str:
     """The file or flag that set the key, or the nearest key above it."""
     while path and path not in origin:
         path = path.rpartition(".")[0]
-    return origin.get(path, "configs")
+    return origin.get(path, origin[""])

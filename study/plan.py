@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from study.config import StudyConfig, TrialConfig, UserError, derive_seeds, trial_id
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
@@ -81,13 +83,28 @@ def plan_trials(study: StudyConfig) -> list[PlannedTrial]:
     return [plan_trial(study, cell, replicate) for replicate in range(study.replicates) for cell in cells]
 
 
+def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
+    """The trials at the ends of a search's space: what can run there is taken to run between.
+
+    Raises `UserError` for a cell that cannot run.
+    """
+    ends = {
+        factor: levels if isinstance(levels, list) else [levels.low, levels.high]
+        for factor, levels in study.factors.items()
+    }
+    return [plan_trial(study, dict(zip(ends, cell, strict=True)), 0) for cell in itertools.product(*ends.values())]
+
+
 def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) -> PlannedTrial:
     """The trial of one cell. Raises `UserError` where the cell cannot run."""
-    config = study.cell(levels)
+    cell = ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
+    try:
+        config = study.cell(levels)
+    except ValidationError as error:
+        raise UserError(f"{study.name}: cell {cell}: {error.errors()[0]['msg']}") from None
     trial = PlannedTrial(
         trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config
     )
-    cell = ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
     try:
         _ = trial.pool
     except ValueError as error:
@@ -100,6 +117,17 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         )
     if config.depth in (18, 34) and config.width != 1:
         raise UserError(f"{study.name}: cell {cell}: width={config.width}: allowed for depth {config.depth}: 1.0")
+    if config.fixed_gradient_batch not in (None, config.gradient_batch):
+        raise UserError(
+            f"{study.name}: cell {cell}: fixed_gradient_batch={config.fixed_gradient_batch} is no multiple of "
+            f"batch_size {config.batch_size}"
+        )
+    if config.solver == "nesterov" and config.momentum == 0:
+        raise UserError(f"{study.name}: cell {cell}: momentum=0.0: solver nesterov needs a momentum above 0")
+    if trial.split[1] < 1:
+        raise UserError(
+            f"{study.name}: cell {cell}: validation_fraction={config.validation_fraction}: no image is left for it"
+        )
     if trial.steps_per_epoch < 1:
         raise UserError(
             f"{study.name}: cell {cell}: gradient batch {trial.gradient_batch} (chunks {config.chunks} x batch_size "

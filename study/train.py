@@ -20,11 +20,12 @@ from study.job import Job
 from study.models import build_network, trace_geometry
 from study.plan import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint
-from study.record.files import SCHEMA, TrialFolder, file_facts, read_json, set_aside, write_json, write_yaml
+from study.record.files import SCHEMA, TrialFolder, file_facts, set_aside, write_json, write_yaml
 from study.record.recorder import Recorder, finite
 from study.record.tracking import Tracker
 from study.tasks.classification import Classification, DivergedError
 
+LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -36,7 +37,7 @@ def run_job(job: Job) -> None:
     folder = TrialFolder(job.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with folder.lock().acquire(blocking=False):
+        with folder.lock().acquire(timeout=LOCK_SECONDS):
             if folder.read_result() is None or folder.damaged_files():
                 _attempt(job, folder)
     except Timeout:
@@ -44,14 +45,18 @@ def run_job(job: Job) -> None:
 
 
 def _attempt(job: Job, folder: TrialFolder) -> None:
-    attempt = (read_json(folder.state) or {}).get("attempt", 0) + 1
+    attempt, failures = folder.attempts()
+    attempt += 1
+    for leftover in folder.path.glob("*.tmp*"):  # half-written files of a process that was killed
+        leftover.unlink()
     state = {"attempt": attempt, "pid": os.getpid(), "host": job.environment["host"], "started": time.time()}
-    write_json(folder.state, {"state": "running", **state})
+    write_json(folder.state, {"state": "running", "failures": failures, **state})
     try:
         train(job, folder, attempt)
     except Exception as error:  # whatever a trial dies of is its reason, and must not take the sweep along
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_json(folder.state, {"state": "failed", **state, "reason": reason, "traceback": traceback.format_exc()})
+        failed = {"state": "failed", "failures": failures + 1, "reason": reason, "traceback": traceback.format_exc()}
+        write_json(folder.state, {**failed, **state})
 
 
 def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:

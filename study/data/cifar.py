@@ -19,7 +19,7 @@ def load(root: Path, split: str, *, classes: int, download: bool) -> Images:
     dataset = CIFAR10 if classes == 10 else CIFAR100
     try:
         data = dataset(root, train=split == "train", download=download)
-    except RuntimeError:
+    except (RuntimeError, OSError):  # not there, or no network to download it
         raise missing_files(f"cifar{classes}", root, f"{dataset.base_folder}/ (python version)", ("",)) from None
     return Images(
         images=torch.from_numpy(data.data).permute(0, 3, 1, 2).float().div(255).contiguous(),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchvision.datasets import FashionMNIST
 
+from study.config import UserError
 from study.data.files import missing_files
 from study.data.memory import Images
 
@@ -28,7 +31,8 @@ def load(root: Path, split: str, *, download: bool) -> Images:
         if _find(DEBIAN, images):
             root = DEBIAN
         else:
-            FashionMNIST(root, download=True)
+            with contextlib.suppress(OSError, RuntimeError):  # no network: said below, with where it was looked for
+                FashionMNIST(root, download=True)
     found = _find(root, images), _find(root, labels)
     if found[0] is None or found[1] is None:
         raise missing_files("fashion_mnist", root, f"{images}[.gz] and {labels}[.gz]", FOLDERS)
@@ -46,7 +50,8 @@ def _find(root: Path, name: str) -> Path | None:
 
 def _read(path: Path, header: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """The bytes of an idx file behind its header."""
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        data = gzip.decompress(data)
-    return np.frombuffer(data, np.uint8, offset=header)
+    try:
+        data = path.read_bytes()
+        return np.frombuffer(gzip.decompress(data) if path.suffix == ".gz" else data, np.uint8, offset=header)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: damaged: {error}") from None

@@ -17,6 +17,9 @@ def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) ->
     A published test split is kept as it is. Raises `UserError` where the files are missing.
     """
     pool, test = load_images(config.dataset, data_root)
+    facts = DATASETS[config.dataset]
+    if (len(pool), test and len(test)) != (facts.train, facts.test):
+        raise UserError(f"run.data_root={data_root}: {config.dataset}: {len(pool)} training images, not {facts.train}")
     n_train, n_validation, n_test = split_sizes(config.dataset, config.validation_fraction, config.train_samples)
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     if test is None:

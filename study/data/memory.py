@@ -57,7 +57,8 @@ class TrainingLoader:
         size = data.images.shape[-1]
         self.reach = 0 if augmentation == "none" else max(1, round(SHIFT * size))
         # A view of every shifted window of every padded image: (N, C, 2 reach + 1, 2 reach + 1, H, W).
-        padded = pad(data.images, [self.reach] * 4)
+        # Edges are repeated: a border of any one grey would be seen in training and never in evaluation.
+        padded = pad(data.images, [self.reach] * 4, mode="replicate")
         self.windows = padded.unfold(2, size, 1).unfold(3, size, 1)
 
     def __len__(self) -> int:

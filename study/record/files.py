@@ -118,6 +118,13 @@ class TrialFolder:
             return [self.result.name]
         return [name for name, facts in result["files"].items() if file_facts(self.path / name) != facts]
 
+    def attempts(self) -> tuple[int, int]:
+        """How often the trial was started, and how often it failed by itself; a kill is no failure."""
+        state = read_json(self.state) or {}
+        counts = [state.get(name) for name in ("attempt", "failures")]
+        started, failed = (count if isinstance(count, int) else 0 for count in counts)
+        return started, failed
+
     def status(self) -> tuple[str, str]:
         """State and reason: planned, running, stale (its process is gone), failed, damaged, or the result's status."""
         result = self.read_result()
@@ -126,11 +133,13 @@ class TrialFolder:
         state = read_json(self.state) or {}
         if state.get("state") == "failed":
             return "failed", str(state.get("reason", ""))
-        if state.get("state") == "running" and self.is_locked():
+        if self.is_locked():
             return "running", ""
-        if damaged := self.result.exists() and not self.is_locked() and self.damaged_files():
+        if damaged := self.damaged_files():
             return "damaged", ", ".join(damaged)
-        return ("stale", f"attempt {state.get('attempt')} was interrupted") if state else ("planned", "")
+        if state.get("state") == "running":
+            return "stale", f"attempt {state.get('attempt')} was interrupted"
+        return ("damaged", self.state.name) if self.state.exists() else ("planned", "")
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ class StudyFolder:
     def trials(self) -> Iterator[TrialFolder]:
         """Every trial that has left anything, planned or not."""
         for path in sorted(self.path.glob("trials/*/r*")):
-            if path.is_dir():
+            if path.is_dir() and path.name[1:].isdecimal():
                 yield TrialFolder(path)
 
 

@@ -46,11 +46,12 @@ class Recorder(Checkpoint):
 
     # Plain values and tensors only: a checkpoint must load with weights_only=True.
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "steps": self.steps, "history": torch.stack(self.history)}
+        history = torch.stack(self.history)
+        return {"rows": self.rows, "steps": self.steps, "history": history, "pruned": self.pruned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.steps = state_dict["rows"], state_dict["steps"]
-        self.history = list(state_dict["history"])
+        self.history, self.pruned = list(state_dict["history"]), state_dict["pruned"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens the record: a new one with the state before training, or the checkpoint's.
@@ -62,6 +63,8 @@ class Recorder(Checkpoint):
         write_bytes(self.folder.metrics, "".join(_line(row) for row in self.rows).encode())
         for epoch in range(len(self.history)):
             self._track(epoch)
+        if self.pruned:  # killed after its last epoch and before its result
+            trainer.fit_loop.max_epochs = len(self.history) - 1
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

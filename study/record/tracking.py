@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,8 +37,19 @@ class Tracker:
     ) -> None:
         self.run: wandb.Run | None = None
         self.logged = -1
-        if mode == "disabled":
-            return
+        if mode != "disabled":
+            with self._guard():
+                self._start(folder, trial, study, mode, tracking, config)
+
+    def _start(
+        self,
+        folder: TrialFolder,
+        trial: PlannedTrial,
+        study: str,
+        mode: Mode,
+        tracking: TrackingConfig,
+        config: Mapping[str, Any],
+    ) -> None:
         # Offline, W&B cannot go on with a run that was killed: it would be two runs of one id. The recorder replays
         # the history from the checkpoint, so the older directory holds nothing that the new one will not.
         if mode == "offline":
@@ -73,7 +86,9 @@ class Tracker:
 
     def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
         """Scalars of one epoch. Per layer there is one table at the end: hundreds of charts freeze a project's page."""
-        if self.run is not None and epoch > self.logged:
+        if self.run is None or epoch <= self.logged:
+            return
+        with self._guard():
             known = {name: value for name, value in values.items() if value is not None}
             self.run.log({"epoch": epoch, **known})
 
@@ -81,31 +96,35 @@ class Tracker:
         """The final weights (layers, statistics, pool) as one table and one heat map, layers x normalizers."""
         if self.run is None or not len(weights):
             return
-        columns: list[str | int] = [
-            "layer",
-            "layer_index",
-            "stage",
-            "depth_fraction",
-            "receptive_field",
-            "statistic",
-            *pool,
-        ]
+        fields = ("layer", "layer_index", "stage", "depth_fraction", "receptive_field")
+        columns: list[str | int] = [*fields, "statistic", *pool]
         rows: list[Iterable[Any]] = [
-            (place.layer, place.layer_index, place.stage, place.depth_fraction, place.receptive_field, statistic,
-             *weights[index, s].tolist())
+            (*(getattr(place, field) for field in fields), statistic, *weights[index, s].tolist())
             for index, place in enumerate(layers)
             for s, statistic in enumerate(STATISTICS)
-        ]  # fmt: skip
-        self.run.log({
-            "switch_weights/table": wandb.Table(columns=columns, data=rows),
-            "switch_weights/heat_map": wandb.Plotly(_heat_map(weights, layers, pool)),
-        })  # fmt: skip
+        ]
+        with self._guard():
+            self.run.log({
+                "switch_weights/table": wandb.Table(columns=columns, data=rows),
+                "switch_weights/heat_map": wandb.Plotly(_heat_map(weights, layers, pool)),
+            })  # fmt: skip
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
         """Closes the run; `status` is the record's."""
-        if self.run is not None:
+        if self.run is None:
+            return
+        with self._guard():
             self.run.summary.update({"status": status, **summary})
-            self.run.finish(exit_code=0 if status in ("done", "diverged", "pruned") else 1)
+            self.run.finish(exit_code=0)
+        self.run = None
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """W&B may fail in any way (its process killed, the disk full); the trial goes on without it."""
+        try:
+            yield
+        except Exception as error:
+            logging.getLogger("study").warning("W&B failed, the trial goes on without it: %s", error)
             self.run = None
 
 

@@ -6,7 +6,6 @@ any moment, it is started again by the same command: what is done is read from t
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,18 +53,21 @@ class Driver:
     def run(self) -> Outcome:
         """Plans, runs what is not done, tells. Raises `UserError` where another driver runs the study."""
         check_folder(self.study, self.folder)
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         try:
-            with self.folder.lock().acquire(blocking=False):
-                write_study(self.study, self.folder, self.environment)
-                return self._run()
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            lock = self.folder.lock().acquire(blocking=False)
         except Timeout:
             raise UserError(f"{self.folder.path}: another driver is running this study") from None
+        except OSError as error:
+            raise UserError(f"--out {self.folder.path}: cannot be written: {error.strerror}") from None
+        with lock:
+            book = open_book(self.study, self.folder, self.storage, self.console.print)
+            write_study(self.study, self.folder, self.environment)
+            return self._run(book)
 
-    def _run(self) -> Outcome:
-        book = open_book(self.study, self.folder, self.storage)
+    def _run(self, book: Book) -> Outcome:
         self.outcome = Outcome()
-        self.failures: dict[str, int] = {}
+        self.kills: dict[str, int] = {}
         self.tracebacks: list[str] = []
         self.successes = 0
         with SweepProgress(self.console, book.total, self.executor.capacity) as self.progress:
@@ -107,9 +109,11 @@ class Driver:
             if result is not None:
                 book.tell(trial, result)
                 self.progress.skip()
-            elif record.status()[0] == "failed" and not self.retry_failed:
+            elif record.attempts()[1] >= self.study.run.max_attempts and not self.retry_failed:
                 self.outcome.failed[trial.key] = record.status()[1]
             else:
+                if self.retry_failed:
+                    record.state.unlink(missing_ok=True)
                 self.progress.expect(_cost(trial))
                 missing.append(trial)
         return missing
@@ -123,20 +127,21 @@ class Driver:
             book.tell(trial, result)
             self.progress.finished(trial.key, _cost(trial), result)
             return True
-        if record.is_locked():  # trained by a process that another driver left; its record will come
-            time.sleep(POLL_SECONDS)
+        if record.is_locked():  # trained by a process that another driver left: its record will come
             return False
         state = read_json(record.state) or {}
         crashed = state.get("state") == "failed"
-        reason = state["reason"] if crashed else f"its process {how}"
-        self.failures[trial.key] = self.failures.get(trial.key, 0) + 1
-        if crashed and self.failures[trial.key] == 1:
-            self.tracebacks.append(state["traceback"])
+        reason = str(state.get("reason")) if crashed else f"its process {how}"
+        if not crashed:
+            self.kills[trial.key] = self.kills.get(trial.key, 0) + 1
+        _, failures = record.attempts()
+        if crashed and failures == 1:
+            self.tracebacks.append(str(state.get("traceback")))
             if self._all_fail_alike():
                 self.outcome.failed[trial.key] = reason
                 self.outcome.stopped = f"the first {SAME_FAILURE_LIMIT} trials failed in the same way: {reason}"
                 return True
-        if self.failures[trial.key] < self.study.run.max_attempts:
+        if max(failures, self.kills.get(trial.key, 0)) < self.study.run.max_attempts:
             self.progress.say(f"{trial.key}: {reason}; trying again", "yellow")
             return False
         self.outcome.failed[trial.key] = reason

@@ -18,8 +18,5 @@ class Executor(Protocol):
     def wait(self, seconds: float) -> dict[str, str]:
         """Keys of the trials that have ended within `seconds`, and how."""
 
-    def cancel(self, key: str) -> None:
-        """Ends one trial."""
-
     def close(self) -> None:
         """Ends everything that runs."""

@@ -27,8 +27,15 @@ def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
         now = getattr(study.base, name)
         if now != before and name not in study.factors:
             raise UserError(f"{folder.config}: planned with {name}={before}, now {name}={now}; {hint}")
-    if planned.search != study.search:
-        raise UserError(f"{folder.config}: planned with search={planned.search}, now {study.search}; {hint}")
+    if planned.search is None and study.search is None:
+        return
+    # Later suggestions follow from earlier ones: only the number of trials may grow.
+    for name in ("factors", "replicates", "search"):
+        before, now = getattr(planned, name), getattr(study, name)
+        if name == "search" and before is not None and now is not None and now.n_trials >= before.n_trials:
+            before = before.model_copy(update={"n_trials": now.n_trials})
+        if before != now:
+            raise UserError(f"{folder.config}: a search planned with {name}={before}, now {name}={now}; {hint}")
 
 
 def planned_study(folder: StudyFolder) -> StudyConfig | None:
@@ -36,8 +43,8 @@ def planned_study(folder: StudyFolder) -> StudyConfig | None:
     if not folder.config.exists():
         return None
     content = read_yaml(folder.config)
-    if "study" not in content:
-        raise UserError(f"{folder.config}: no key 'study'; the file is damaged")
+    if not isinstance(content.get("study"), dict):
+        raise UserError(f"{folder.config}: study: expected keys and values; the file is damaged")
     return study_from_dict(content["study"], str(folder.config))
 
 
@@ -45,6 +52,7 @@ def write_study(study: StudyConfig, folder: StudyFolder, environment: dict[str, 
     """study.yaml: the resolved study, and with what it was run last."""
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if folder.config.exists():
-        created = read_yaml(folder.config).get("provenance", {}).get("created", created)
+        before = read_yaml(folder.config).get("provenance")
+        created = before.get("created", created) if isinstance(before, dict) else created
     provenance = {**environment, "created": created}
     write_yaml(folder.config, {"study": study.model_dump(mode="json"), "provenance": provenance})

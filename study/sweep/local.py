@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 
@@ -35,9 +36,12 @@ class LocalExecutor:
         """Starts a trial on the device with the fewest."""
         busy = [device for _, device in self.running.values()]
         device = min(self.devices, key=busy.count)
-        process = self.context.Process(target=_train, args=(job.on(device, self.threads),), name=job.trial.key)
-        process.start()
-        self.running[job.trial.key] = process, device
+        process = self.context.Process(
+            target=_train, args=(job.on(device, self.threads),), name=job.trial.key, daemon=True
+        )
+        with _holding_interrupts():
+            process.start()
+            self.running[job.trial.key] = process, device
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Trials that have ended, with how their process ended; empty after `seconds`. The record says the rest."""
@@ -46,11 +50,6 @@ class LocalExecutor:
         for key in ended:
             del self.running[key]
         return {key: _describe(process.exitcode) for key, process in ended.items()}
-
-    def cancel(self, key: str) -> None:
-        """Ends one trial; it leaves at the next step."""
-        if key in self.running:
-            self.running[key][0].terminate()
 
     def close(self) -> None:
         """Ends every trial, gently first."""
@@ -63,6 +62,16 @@ class LocalExecutor:
                 process.kill()
                 process.join()
         self.running.clear()
+
+
+@contextmanager
+def _holding_interrupts() -> Iterator[None]:
+    """Lets Ctrl-C wait: it would kill a forkserver that is still importing. What is started inside never sees it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _describe(exit_code: int | None) -> str:

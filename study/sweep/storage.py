@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import optuna
@@ -18,10 +18,12 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
-from study.config import Range, StudyConfig, derive_seed
+from study.config import Range, StudyConfig, UserError, derive_seed
 from study.plan import PlannedTrial, plan_trial, plan_trials
-from study.record.files import StudyFolder, TrialFolder, read_metrics
+from study.record.environment import hide_passwords
+from study.record.files import StudyFolder, TrialFolder, read_metrics, set_aside
 
 WORST = {"maximize": -1e9, "minimize": 1e9}  # stands for a diverged trial: Optuna takes NaN for a crash
 
@@ -44,12 +46,30 @@ class Book(Protocol):
         """The epoch at which a trial with these objective values should have ended, or None."""
 
 
-def open_book(study: StudyConfig, folder: StudyFolder, url: str | None) -> Book:
-    """The grid's mirror, or the search, in the study's own SQLite file or in the storage at `url`."""
+def open_book(study: StudyConfig, folder: StudyFolder, url: str | None, say: Callable[[str], object] = print) -> Book:
+    """The grid's mirror, or the search, in the study's own SQLite file or in the storage at `url`.
+
+    A damaged file of the study's own is set aside and made anew. Raises `UserError` for a `url` that does not open.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    storage = optuna.storages.RDBStorage(url or f"sqlite:///{folder.storage}")
-    return Grid(study, folder, storage) if study.search is None else Search(study, folder, storage)
+    build = Grid if study.search is None else Search
+    own = f"sqlite:///{folder.storage}"
+    try:
+        storage = optuna.storages.RDBStorage(url or own)
+        if url is not None:
+            _check_owner(study.name, storage, folder)
+        book: Grid | Search = build(study, folder, storage)
+        book.optuna.set_user_attr("folder", str(folder.path.resolve()))
+        return book
+    except UserError:
+        raise
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
+        if url is not None:
+            reason = hide_passwords(str(error).splitlines()[0])
+            raise UserError(f"--storage {hide_passwords(url)}: cannot be opened: {reason}") from None
+        say(f"{folder.storage}: damaged, set aside as {set_aside(folder.storage).name}; made anew from the records")
+        return build(study, folder, optuna.storages.RDBStorage(own))
 
 
 class Grid:
@@ -204,6 +224,17 @@ def objective_curve(folder: TrialFolder, name: str) -> dict[int, float]:
 
 def _open(name: str, storage: optuna.storages.BaseStorage, direction: Any) -> optuna.Study:
     return optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+
+
+def _check_owner(name: str, storage: optuna.storages.BaseStorage, folder: StudyFolder) -> None:
+    """Raises `UserError` where a shared storage holds another folder's study of this name."""
+    if name not in optuna.get_all_study_names(storage):
+        return
+    owner = optuna.load_study(study_name=name, storage=storage).user_attrs.get("folder")
+    if owner != str(folder.path.resolve()):
+        raise UserError(
+            f"--storage: the study {name} in it belongs to {owner}; take another storage or --set name=NAME"
+        )
 
 
 def _distributions(study: StudyConfig) -> dict[str, BaseDistribution]:

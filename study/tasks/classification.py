@@ -40,6 +40,7 @@ class Classification(L.LightningModule):
         super().__init__()
         self.network, self.config, self.seed = network, config, seed
         self.steps_per_epoch = steps_per_epoch
+        self.learning_rate = config.base_learning_rate
         classes = DATASETS[config.dataset].classes
         self.train_metrics = _metrics("train_", classes)
         evaluations = ("val", "fit", "test")
@@ -66,6 +67,9 @@ class Classification(L.LightningModule):
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         if self.config.dropout:  # dropout draws from the global generator: counter-based, so that a resume repeats it
             torch.manual_seed(derive_seed("dropout", self.seed, self.global_step))
+        self.learning_rate = self.trainer.optimizers[0].param_groups[0][
+            "lr"
+        ]  # of this step, the epoch's last is logged
         set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -82,8 +86,7 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._raise_if_diverged()
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({**self.train_metrics.compute(), "learning_rate": rate})
+        self.log_dict({**self.train_metrics.compute(), "learning_rate": self.learning_rate})
         self.train_metrics.reset()
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:

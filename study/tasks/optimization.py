@@ -59,8 +59,8 @@ def build_schedule(
 def learning_rate_factor(step: int, *, decay: str, total: int, warmup: float) -> float:
     """The learning rate at `step` (from 0) as a fraction of its base: a linear warm-up, then the decay.
 
-    The first step of a warm-up of w steps has 1 / w. Step decay counts from the start of training, the others from
-    the end of the warm-up.
+    Of a warm-up of w steps the first has 1 / (w + 1), and the first step after it 1. Step decay counts from the start
+    of training, the others from the end of the warm-up.
     """
     if step < warmup:
         return (step + 1) / (math.floor(warmup) + 1)
