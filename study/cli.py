@@ -109,7 +109,8 @@ def _console() -> Console:
     from rich.console import Console
 
     # A pipe or a log file has no width; tables must not be cut to 80 columns there.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    # No markup: the pool in `sn[in,ln]` is none.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 
 # ------------------------------------------------------------------------------------------------- the verbs
@@ -155,9 +156,9 @@ def _run(options: argparse.Namespace) -> int:
         console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
     _print_report(console, folder)
     if outcome.best:
-        console.print(outcome.best, soft_wrap=True, markup=False)
+        console.print(outcome.best, soft_wrap=True)
     for key, reason in outcome.failed.items():
-        console.print(f"failed: {key}: {reason}", style="red", soft_wrap=True, markup=False)
+        console.print(f"failed: {key}: {reason}", style="red", soft_wrap=True)
     if outcome.failed:
         console.print("--retry-failed runs them again", style="red")
     return SOME_FAILED if outcome.failed or outcome.stopped else DONE
@@ -265,7 +266,7 @@ def _print_report(console: Console, folder: StudyFolder) -> None:
     path = write_report(folder)
     answers = read_json(path.parent / "answers.json") or {}
     for name, answer in answers.get("questions", {}).items():
-        console.print(f"\n{name}: {answer['verdict']}\n  {answer['answer']}", soft_wrap=True, markup=False)
+        console.print(f"\n{name}: {answer['verdict']}\n  {answer['answer']}", soft_wrap=True)
     console.print(f"\nreport: {path}")
 
 

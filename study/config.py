@@ -280,7 +280,7 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
 
 def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
     """A study from its resolved form, as `study.yaml` of a run holds it."""
-    return _validate(data, {"": source})
+    return _validate({str(key): value for key, value in data.items()}, {"": source})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

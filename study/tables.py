@@ -82,7 +82,7 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     console.print(table)
     for key, (state, reason, _) in states.items():
         if reason and state != "pruned":
-            console.print(f"{state}: {key}: {reason}", soft_wrap=True, markup=False)
+            console.print(f"{state}: {key}: {reason}", soft_wrap=True)
 
 
 def trial_states(study: StudyConfig, folder: StudyFolder) -> dict[str, tuple[str, str, dict[str, Any]]]:

@@ -26,6 +26,7 @@ def write_study(path: Path, text: str) -> str:
     return str(path)
 
 
+SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1]"]
 MINIMAL = "title: t\nquestion: q\nfactors: {norm: [sn]}\n"
 
 
@@ -83,6 +84,19 @@ def test_a_resolved_study_reads_back_equal() -> None:
         (["replicates=0"], ["replicates", "0"]),
         (["epochs"], ["expected key=value"]),
         (["base=["], ["not valid YAML"]),
+        (["title=2020-99-99"], ["--set title", "not valid YAML"]),
+        (["factors=3"], ["factors", "expected factors"]),
+        (["base=3"], ["base", "3"]),
+        (["width=.inf"], ["base.width", "finite"]),
+        (["name=.."], ["name", "'..'"]),
+        (['norm=["sn", "sn[in,ln,bn]"]'], ["factors.norm", "appears twice"]),
+        ([*SEARCH, "learning_rate={low: 2, high: 1}"], ["factors.learning_rate", "low must be below high"]),
+        ([*SEARCH, "learning_rate={low: 0, high: 1, log: true}"], ["logarithmic", "above 0"]),
+        ([*SEARCH, "learning_rate={lo: 0, high: 1}"], ["factors.learning_rate", "low, high and log"]),
+        ([*SEARCH, "depth={low: 8, high: 20}"], ["factors.depth", "give a list"]),
+        ([*SEARCH, "search.objective=val_acuracy"], ["search.objective", "nearest: val_accuracy"]),
+        ([*SEARCH, "search.objective=test_accuracy"], ["search.objective", "allowed: val_accuracy"]),
+        ([*SEARCH, "search.pruner=median", "replicates=2"], ["search.pruner", "replicates: 1"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(overrides: list[str], parts: list[str]) -> None:

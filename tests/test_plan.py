@@ -26,6 +26,14 @@ def test_the_three_batch_numbers_and_the_learning_rate() -> None:
     assert trial.config.base_learning_rate == pytest.approx(0.1 * 64 / 256)
 
 
+def test_a_fixed_gradient_batch_leaves_b_alone_to_vary() -> None:
+    study = load_study("depth_vs_batch", "smoke", ["fixed_gradient_batch=32", "batch_size=[2, 4, 32]"])
+    trials = plan_trials(study)
+    assert {trial.gradient_batch for trial in trials} == {32}
+    assert {trial.steps for trial in trials} == {16}
+    assert {(trial.statistics_batch, trial.config.chunks) for trial in trials} == {(2, 16), (4, 8), (32, 1)}
+
+
 def test_steps_count_full_batches_only() -> None:
     study = load_study("depth_vs_batch", "smoke", ["norm=sn", "batch_size=16", "train_samples=255", "epochs=3"])
     (trial,) = plan_trials(study)
@@ -60,6 +68,9 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (['norm=["sn[bn]"]', "batch_size=1"], "norm=sn[bn]"),
         (["depth=[18]", "width=0.5"], "width=0.5"),
         (["augmentation=random_resized_crop"], "random_resized_crop"),
+        (["validation_fraction=0.0001"], "validation_fraction=0.0001"),
+        (["solver=nesterov", "momentum=0.0"], "nesterov"),
+        (["fixed_gradient_batch=24", "batch_size=16"], "no multiple of batch_size 16"),
     ],
 )
 def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> None:

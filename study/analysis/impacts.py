@@ -182,11 +182,24 @@ def _sentences(
         opening = f"No, in this study: the ratio of effects is below {MARGIN:g} for {lost}."
     parts = [opening, *_factor_sentences(distances, records.study.analysis.confidence)]
     parts += _share_sentences(shares, records.study.analysis.confidence)
+    parts += _gradient_batch_sentence(trials)
     if left_out := int(records.trials["norm"].eq(records.reference_norm).sum()) - len(trials):
         parts.append(f"{left_out} runs at B = 1 are left out: there bn is not in the pool, by rule and not by choice.")
     missing = trials["state"][trials["state"].ne("done")]
     parts.append(f"Runs of {records.reference_norm} without a result to compare: {show_states(missing)}.")
     return " ".join(parts)
+
+
+def _gradient_batch_sentence(trials: pd.DataFrame) -> list[str]:
+    """Says what else B moves: with a fixed number of chunks, the gradient batch, and all that follows from it."""
+    batches = trials.groupby("batch_size")["gradient_batch"].unique()
+    if len(batches) < 2 or len({tuple(sorted(values)) for values in batches}) == 1:
+        return []
+    each = ", ".join(f"{'/'.join(map(str, values))} at B = {level}" for level, values in batches.items())
+    return [
+        f"With B the gradient batch changes too ({each}), and with it the learning rate and the number of steps; "
+        "fixed_gradient_batch holds it."
+    ]
 
 
 def _side(contrasts: Contrasts, side: int) -> str:

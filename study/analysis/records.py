@@ -142,10 +142,9 @@ class _TrialRecord:
 
 
 def _read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
-    try:
-        data = read_yaml(folder.config)
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{folder.config}: no study here") from None
+    if not folder.config.exists():
+        raise UserError(f"{folder.config}: no study here")
+    data = read_yaml(folder.config)
     if not isinstance(data.get("study"), dict):
         raise UserError(f"{folder.config}: study: expected keys and values")
     return study_from_dict(data["study"], str(folder.config)), dict(data.get("provenance") or {})

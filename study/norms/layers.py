@@ -219,38 +219,43 @@ class SwitchNorm3d(SwitchNorm):
 class SparseSwitchNorm2d(SwitchNorm):
     """`SwitchNorm` of (N, C, H, W) with sparse weights, one-hot in the end (Shao et al., 1903.03793).
 
-    Its mixing rule is `sparsestmax`. Further buffers, all scalars: `radius`, and whether the choice is made,
-    `mean_fixed` and `var_fixed`. `set_radius` moves them.
+    Its mixing rule is `sparsestmax`. Further buffers: the scalar `radius`; whether the choice is made, the scalars
+    `mean_fixed` and `var_fixed`, and which, the one-hot `mean_choice` and `var_choice` (K,). `set_radius` moves them.
     """
 
     input_dims = (4,)
     radius: Tensor
     mean_fixed: Tensor
     var_fixed: Tensor
+    mean_choice: Tensor
+    var_choice: Tensor
 
     def __init__(self, num_features: int, *args: Any, **options: Any) -> None:
         super().__init__(num_features, *args, **options)
         self.register_buffer("radius", torch.zeros(()))
         self.register_buffer("mean_fixed", torch.zeros((), dtype=torch.bool))
         self.register_buffer("var_fixed", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("mean_choice", torch.zeros(len(self.pool)))
+        self.register_buffer("var_choice", torch.zeros(len(self.pool)))
 
     @torch.no_grad()
     def set_radius(self, radius: float) -> None:
         """Sets the radius, fixes weights that are one-hot, and puts the logits of fixed ones back on them."""
         self.radius.fill_(radius)
         mean, var = self._mix()
-        for logits, fixed, weights in (
-            (self.mean_weight, self.mean_fixed, mean),
-            (self.var_weight, self.var_fixed, var),
+        for logits, fixed, choice, weights in (
+            (self.mean_weight, self.mean_fixed, self.mean_choice, mean),
+            (self.var_weight, self.var_fixed, self.var_choice, var),
         ):
+            choice.copy_(torch.where(fixed, choice, weights))
             fixed.logical_or_(weights.amax() >= 1.0)
-            logits.copy_(torch.where(fixed, weights, logits))
+            logits.copy_(torch.where(fixed, choice, logits))
 
     def _mix(self) -> tuple[Tensor, Tensor]:
-        # Fixed weights are those at radius 1, beyond any circumradius: one-hot, and with a gradient of 0.
-        radius = torch.where(torch.stack((self.mean_fixed, self.var_fixed)), 1.0, self.radius)
-        mean, var = sparsestmax(torch.stack((self.mean_weight, self.var_weight)), radius).unbind()
-        return mean, var
+        mean, var = sparsestmax(torch.stack((self.mean_weight, self.var_weight)), self.radius).unbind()
+        # A choice that is fixed is kept apart from its logits: the solver's momentum goes on moving those.
+        mean = torch.where(self.mean_fixed, self.mean_choice, mean)
+        return mean, torch.where(self.var_fixed, self.var_choice, var)
 
     @staticmethod
     def _invert(weights: Tensor) -> Tensor:

@@ -52,6 +52,18 @@ def test_frozen_at_the_circumradius(pool, open_at, fixed_at):
     assert fixed(layer) == (True, True)
 
 
+def test_a_frozen_choice_outlives_any_move_of_its_logits():
+    layer = SparseSwitchNorm2d(4)
+    with torch.no_grad():
+        layer.mean_weight.copy_(torch.tensor([2.0, 0.0, 0.0]))
+    set_radius(layer, 0.9)
+    with torch.no_grad():
+        layer.mean_weight.copy_(torch.tensor([0.0, 5.0, 0.0]))
+    assert layer.switch_weights().mean.tolist() == [1.0, 0.0, 0.0]
+    set_radius(layer, 0.95)
+    assert layer.switch_weights().mean.tolist() == layer.mean_weight.tolist() == [1.0, 0.0, 0.0]
+
+
 def test_frozen_weights_have_no_gradient():
     layer = build([2.0, 0.5, 0.0], [1.0, 0.9, 0.8])
     set_radius(layer, 0.1)

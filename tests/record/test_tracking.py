@@ -87,6 +87,17 @@ def test_disabled_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failure_of_wandb_is_not_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise ConnectionResetError("its process was killed")
+
+    monkeypatch.setattr("wandb.init", broken)
+    trial = plan_trials(load_study("distinct", "smoke"))[0]
+    tracker = Tracker(TrialFolder(tmp_path), trial, study="s", mode="offline", tracking=AUTO, config={})
+    tracker.log_epoch(1, {"a": 1.0})
+    tracker.finish("done", {})
+
+
 SCRIPT = textwrap.dedent("""
     import sys, time
     from pathlib import Path

@@ -215,24 +215,6 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     assert len(all_numbers(folder)) == 4
 
 
-@pytest.mark.slow
-def test_trials_that_all_fail_alike_stop_the_study(tmp_path: Path) -> None:
-    data = tmp_path / "data" / "fashion-mnist"
-    data.mkdir(parents=True)
-    import gzip
-
-    for part in ("train", "t10k"):  # whole headers, and images of which there are fewer than labels
-        (data / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16 + 784 * 3)))
-        (data / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8 + 3)))
-    settings = ("dataset=fashion_mnist", f"data_root={tmp_path / 'data'}", "replicates=2")
-    done = subprocess.run(command(tmp_path / "runs", *settings), capture_output=True, text=True)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "stopped early: the first 3 trials failed in the same way" in done.stdout
-    folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
-    started = [trial for trial in folder.trials() if trial.state.exists()]
-    assert len(started) < 8
-
-
 def test_status_shows_a_failed_trial_with_its_reason(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "depth_vs_batch")
     trial = plan_trials(load_study("depth_vs_batch", "smoke"))[0]
