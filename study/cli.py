@@ -135,7 +135,6 @@ def _run(options: argparse.Namespace) -> int:
     check_folder(study, folder)
     _check_runnable(study)
     console = _console()
-    console.print(f"{study.title}\n{folder.path}: {study.scale} scale. Ctrl-C stops; the same command goes on.")
 
     devices = _devices(study.run.device)
     _check_precision(study, devices)

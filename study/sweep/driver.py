@@ -22,7 +22,7 @@ from study.record.files import StudyFolder, TrialFolder, read_json, write_json
 from study.sweep.executor import Executor
 from study.sweep.folder import check_folder, write_study
 from study.sweep.progress import SweepProgress
-from study.sweep.storage import Book, objective_curve, open_book
+from study.sweep.storage import Book, check_storage, objective_curve, open_book
 
 SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
 POLL_SECONDS = 0.5
@@ -53,6 +53,8 @@ class Driver:
     def run(self) -> Outcome:
         """Plans, runs what is not done, tells. Raises `UserError` where another driver runs the study."""
         check_folder(self.study, self.folder)
+        if self.storage is not None:
+            check_storage(self.storage)
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             lock = self.folder.lock().acquire(blocking=False)
@@ -63,6 +65,10 @@ class Driver:
         with lock:
             book = open_book(self.study, self.folder, self.storage, self.console.print)
             write_study(self.study, self.folder, self.environment)
+            self.console.print(
+                f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, {self.executor.capacity} trials at "
+                "once. Ctrl-C stops; the same command goes on."
+            )
             return self._run(book)
 
     def _run(self, book: Book) -> Outcome:

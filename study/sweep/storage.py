@@ -46,28 +46,36 @@ class Book(Protocol):
         """The epoch at which a trial with these objective values should have ended, or None."""
 
 
+_STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError)
+
+
+def check_storage(url: str) -> None:
+    """Raises `UserError`, without the password, for a storage that does not open."""
+    try:
+        optuna.storages.RDBStorage(url)
+    except _STORAGE_ERRORS as error:
+        reason = hide_passwords(str(error).splitlines()[0])
+        raise UserError(f"--storage {hide_passwords(url)}: cannot be opened: {reason}") from None
+
+
 def open_book(study: StudyConfig, folder: StudyFolder, url: str | None, say: Callable[[str], object] = print) -> Book:
     """The grid's mirror, or the search, in the study's own SQLite file or in the storage at `url`.
 
-    A damaged file of the study's own is set aside and made anew. Raises `UserError` for a `url` that does not open.
+    A damaged file of the study's own is set aside and made anew from the records.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     build = Grid if study.search is None else Search
+    if url is not None:
+        storage = optuna.storages.RDBStorage(url)
+        _check_owner(study.name, storage, folder)
+        return build(study, folder, storage)
     own = f"sqlite:///{folder.storage}"
     try:
-        storage = optuna.storages.RDBStorage(url or own)
-        if url is not None:
-            _check_owner(study.name, storage, folder)
-        book: Grid | Search = build(study, folder, storage)
-        book.optuna.set_user_attr("folder", str(folder.path.resolve()))
-        return book
+        return build(study, folder, optuna.storages.RDBStorage(own))
     except UserError:
         raise
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
-        if url is not None:
-            reason = hide_passwords(str(error).splitlines()[0])
-            raise UserError(f"--storage {hide_passwords(url)}: cannot be opened: {reason}") from None
+    except _STORAGE_ERRORS:
         say(f"{folder.storage}: damaged, set aside as {set_aside(folder.storage).name}; made anew from the records")
         return build(study, folder, optuna.storages.RDBStorage(own))
 
@@ -81,11 +89,11 @@ class Grid:
         self.distributions = _distributions(study)
         self.metric = study.analysis.metric
         shape = json.dumps({factor: str(levels) for factor, levels in study.factors.items()}, sort_keys=True)
-        self.optuna = _open(study.name, storage, "maximize")
+        self.optuna = _open(study, storage, "maximize", folder)
         if self.optuna.user_attrs.get("factors", shape) != shape:
             # Optuna cannot widen a categorical parameter: a study that has gained levels is mirrored anew.
             optuna.delete_study(study_name=study.name, storage=storage)
-            self.optuna = _open(study.name, storage, "maximize")
+            self.optuna = _open(study, storage, "maximize", folder)
         self.optuna.set_user_attr("factors", shape)
         self.told = {trial.user_attrs["key"] for trial in self.optuna.get_trials(deepcopy=False)}
 
@@ -125,7 +133,7 @@ class Search:
         self.study, self.folder, self.settings = study, folder, study.search
         self.total = study.search.n_trials * study.replicates
         self.distributions = _distributions(study)
-        self.optuna = _open(study.name, storage, study.search.direction)
+        self.optuna = _open(study, storage, study.search.direction, folder)
         self.pruner = optuna.pruners.MedianPruner() if study.search.pruner == "median" else optuna.pruners.NopPruner()
         self.optuna.pruner = self.pruner
         self.results: dict[str, dict[str, Any]] = {}
@@ -222,8 +230,12 @@ def objective_curve(folder: TrialFolder, name: str) -> dict[int, float]:
     }
 
 
-def _open(name: str, storage: optuna.storages.BaseStorage, direction: Any) -> optuna.Study:
-    return optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+def _open(
+    study: StudyConfig, storage: optuna.storages.BaseStorage, direction: Any, folder: StudyFolder
+) -> optuna.Study:
+    opened = optuna.create_study(study_name=study.name, storage=storage, direction=direction, load_if_exists=True)
+    opened.set_user_attr("folder", str(folder.path.resolve()))
+    return opened
 
 
 def _check_owner(name: str, storage: optuna.storages.BaseStorage, folder: StudyFolder) -> None:
