@@ -122,6 +122,10 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
             f"{study.name}: cell {cell}: fixed_gradient_batch={config.fixed_gradient_batch} is no multiple of "
             f"batch_size {config.batch_size}"
         )
+    if config.precision == "float16" and config.logit_gradient_clip is not None:
+        raise UserError(
+            f"{study.name}: cell {cell}: logit_gradient_clip: would clip scaled gradients at precision=float16"
+        )
     if config.solver == "nesterov" and config.momentum == 0:
         raise UserError(f"{study.name}: cell {cell}: momentum=0.0: solver nesterov needs a momentum above 0")
     if trial.split[1] < 1:

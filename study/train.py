@@ -93,6 +93,7 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
     status, reason, metrics = "done", None, {}
     try:
         trainer.fit(module, batches, EvaluationLoader(splits.validation), ckpt_path=checkpoint)
+        module.check_weights()
         trainer.test(module, [EvaluationLoader(splits.train), EvaluationLoader(splits.test)], verbose=False)
         metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
         if recorder.pruned:

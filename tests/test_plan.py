@@ -70,6 +70,7 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (["augmentation=random_resized_crop"], "random_resized_crop"),
         (["validation_fraction=0.0001"], "validation_fraction=0.0001"),
         (["solver=nesterov", "momentum=0.0"], "nesterov"),
+        (["precision=float16", "logit_gradient_clip=1.0"], "logit_gradient_clip"),
         (["fixed_gradient_batch=24", "batch_size=16"], "no multiple of batch_size 16"),
     ],
 )
