@@ -32,27 +32,29 @@ class CellSize:
 
 def measure_cell(trial: PlannedTrial) -> CellSize:
     """Parameters, norm layers and seconds of one trial on this machine's CPU, one thread."""
+    config, facts = trial.config, DATASETS[trial.config.dataset]
+    # What does not change the work is left out, so that cells that differ in it share one measurement.
+    same: dict[str, object] = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None}
+    samples = LARGEST_BATCH_PIXELS // (facts.image_size**2 * facts.channels)
+    if config.gradient_batch > samples:  # a part of the batch is measured, and scaled up
+        same |= {"chunks": samples, "batch_size": 1} if config.batch_size == 1 else {"chunks": 1, "batch_size": samples}
+    measured = config.model_copy(update=same)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # What does not change the work is left out, so that cells that differ in it share one measurement.
-        same = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None}
-        parameters, norm_layers, step = _measure(trial.config.model_copy(update=same))
+        parameters, norm_layers, seconds = _measure(measured)
     finally:
         torch.set_num_threads(threads)
+    step = seconds * config.gradient_batch / measured.gradient_batch
     return CellSize(parameters, norm_layers, step, step * trial.steps)
 
 
 @cache
 def _measure(config: TrialConfig) -> tuple[int, int, float]:
+    """Parameters, norm layers, and seconds of one training step."""
     network = build_network(config, seed=0)
     norm_layers = len(trace_geometry(network))
-    facts = DATASETS[config.dataset]
-    pixels = facts.image_size**2 * facts.channels
-    parts = config.chunks if config.gradient_batch * pixels > LARGEST_BATCH_PIXELS else 1
-    if parts > 1:  # one chunk of B samples is measured, and counts G times
-        network = build_network(config.model_copy(update={"chunks": 1}), seed=0)
-    batch = config.gradient_batch // parts
+    facts, batch = DATASETS[config.dataset], config.gradient_batch
     images = torch.randn(batch, facts.channels, facts.image_size, facts.image_size)
     labels = torch.randint(facts.classes, (batch,))
     optimizer = build_optimizer(network, config)
@@ -67,4 +69,4 @@ def _measure(config: TrialConfig) -> tuple[int, int, float]:
     times = [step()]
     while len(times) <= STEPS and sum(times) < BUDGET_SECONDS:
         times.append(step())
-    return sum(parameter.numel() for parameter in network.parameters()), norm_layers, min(times) * parts
+    return sum(parameter.numel() for parameter in network.parameters()), norm_layers, min(times)

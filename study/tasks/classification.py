@@ -92,7 +92,7 @@ class Classification(L.LightningModule):
     def check_weights(self) -> None:
         """Raises `DivergedError` after a last step that broke the weights: no training loss follows to show it."""
         if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
-            raise DivergedError(f"the weights were not finite after the last step")
+            raise DivergedError("the weights were not finite after the last step")
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
         """Remembers the first step with a loss that is not finite, without waiting for the device at every step."""
