@@ -37,52 +37,42 @@ class Tracker:
     ) -> None:
         self.run: wandb.Run | None = None
         self.logged = -1
-        if mode != "disabled":
-            with self._guard():
-                self._start(folder, trial, study, mode, tracking, config)
-
-    def _start(
-        self,
-        folder: TrialFolder,
-        trial: PlannedTrial,
-        study: str,
-        mode: Mode,
-        tracking: TrackingConfig,
-        config: Mapping[str, Any],
-    ) -> None:
-        # Offline, W&B cannot go on with a run that was killed: it would be two runs of one id. The recorder replays
-        # the history from the checkpoint, so the older directory holds nothing that the new one will not.
-        if mode == "offline":
-            shutil.rmtree(folder.wandb, ignore_errors=True)
-        start = partial(
-            wandb.init,
-            project=tracking.project,
-            entity=tracking.entity,
-            id=trial.key,
-            name=trial.key,
-            group=study,
-            job_type="train",
-            tags=[f"{factor}={level}"[:64] for factor, level in trial.levels.items()],
-            config=dict(config),
-            dir=folder.path,
-            resume="allow",
-            settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
-                x_disable_stats=True, x_disable_meta=True, x_transaction_log_flush_interval=FLUSH_SECONDS,
-                init_timeout=30,
-            ),
-        )  # fmt: skip
-        try:
-            self.run = start(mode=mode)
-        except wandb.Error:  # the server went away since it was asked
-            self.run = start(mode="offline")
-        if self.run.resumed:
-            self.logged = int(dict(self.run.summary).get("epoch", -1))
-        # Charts against epochs, never W&B's own step: a resumed run would go back in it, and lose those rows.
-        self.run.define_metric("epoch", hidden=True)
-        self.run.define_metric("*", step_metric="epoch")
-        self.run.define_metric("learning_rate", step_metric="epoch", hidden=True)
-        self.run.define_metric("switch/*", step_metric="epoch", summary="last")
+        if mode == "disabled":
+            return
+        with self._guard():
+            # Offline, W&B cannot go on with a run that was killed: it would be two runs of one id. The recorder replays
+            # the history from the checkpoint, so the older directory holds nothing that the new one will not.
+            if mode == "offline":
+                shutil.rmtree(folder.wandb, ignore_errors=True)
+            start = partial(
+                wandb.init,
+                project=tracking.project,
+                entity=tracking.entity,
+                id=trial.key,
+                name=trial.key,
+                group=study,
+                job_type="train",
+                tags=[f"{factor}={level}"[:64] for factor, level in trial.levels.items()],
+                config=dict(config),
+                dir=folder.path,
+                resume="allow",
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
+                    x_disable_stats=True, x_disable_meta=True, x_transaction_log_flush_interval=FLUSH_SECONDS,
+                    init_timeout=30,
+                ),
+            )  # fmt: skip
+            try:
+                self.run = start(mode=mode)
+            except wandb.Error:  # the server went away since it was asked
+                self.run = start(mode="offline")
+            if self.run.resumed:
+                self.logged = int(dict(self.run.summary).get("epoch", -1))
+            # Charts against epochs, never W&B's own step: a resumed run would go back in it, and lose those rows.
+            self.run.define_metric("epoch", hidden=True)
+            self.run.define_metric("*", step_metric="epoch")
+            self.run.define_metric("learning_rate", step_metric="epoch", hidden=True)
+            self.run.define_metric("switch/*", step_metric="epoch", summary="last")
 
     def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
         """Scalars of one epoch. Per layer there is one table at the end: hundreds of charts freeze a project's page."""
