@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from study.config import DEFAULT_SCALE, StudyConfig, UserError, allowed_names, available, load_study, read_yaml
+from study.config import DEFAULT_SCALE, StudyConfig, available, load_study
+from study.reading import UserError, allowed_names, read_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,26 +7,21 @@ This module imports no torch: `plan` and `status` must answer at once.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from study.data.catalog import DATASETS
 from study.norms.names import DEFAULT_POOL, parse_norm
+from study.reading import UserError, allowed_names, check_mapping, parse_yaml, read_yaml
 
 SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 LARGE_DEPTHS = (18, 34, 50, 101, 152)
-
-
-class UserError(ValueError):
-    """A mistake in what the user gave. The command line prints it as one line and exits with 2."""
 
 
 # ---------------------------------------------------------------------------------------------- a trial
@@ -253,8 +248,8 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
     origin: dict[str, str] = {"": str(study_file)}
     merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
     # A scale offers levels for any factor; a study takes those of the factors it names (with an empty value).
-    offered = _mapping(scale_layer.pop("factors", {}), "factors", scale_file)
-    wanted = _mapping(study_layer.pop("factors", {}), "factors", study_file)
+    offered = check_mapping(scale_layer.pop("factors", {}), "factors", scale_file)
+    wanted = check_mapping(study_layer.pop("factors", {}), "factors", study_file)
     _overlay(merged, scale_layer, str(scale_file), origin)
     for described in (merged, origin):
         described.pop("title", None)  # a scale's own line in the listing
@@ -283,49 +278,6 @@ def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
     return _validate({str(key): value for key, value in data.items()}, {"": source})
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    return _mapping(parse_yaml(text, str(path)), "the file", path)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML with the two repairs that experiment files need: `1e-4` is a number, a key may appear only once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parses YAML; a mistake names the source, the line and the column."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{source}:{where} is not valid YAML: {problem}") from None
-
-
-def allowed_names(name: object, names: Iterable[object]) -> str:
-    """'allowed: a, b, c; nearest: b', for the end of an error line."""
-    known = [str(candidate) for candidate in names]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    return f"allowed: {', '.join(known)}" + (f"; nearest: {close[0]}" if close else "")
-
-
 def _find(kind: Literal["studies", "scales"], name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
@@ -336,12 +288,6 @@ def _find(kind: Literal["studies", "scales"], name: str) -> Path:
         flag = {"studies": "study", "scales": "scale"}[kind]
         raise UserError(f"--{flag} {name}: unknown {flag}; {allowed_names(name, files)}")
     return files[name]
-
-
-def _mapping(value: Any, what: str, source: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{source}: {what}: expected keys and values, got {value!r}")
-    return {str(key): item for key, item in value.items()}
 
 
 def _overlay(target: dict[str, Any], layer: dict[str, Any], source: str, origin: dict[str, str], at: str = "") -> None:

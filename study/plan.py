@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import StudyConfig, TrialConfig, UserError, derive_seeds, trial_id
+from study.config import StudyConfig, TrialConfig, derive_seeds, trial_id
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
+from study.reading import UserError
 
 LARGEST_SHIFTED = 64  # pixels; larger images are cropped and scaled instead of shifted
 

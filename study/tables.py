@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from study.config import StudyConfig, UserError, read_yaml
+from study.config import StudyConfig
 from study.plan import PlannedTrial, plan_trials
+from study.reading import UserError, read_yaml
 from study.record.files import StudyFolder, TrialFolder, read_json
 from study.sweep.progress import format_duration
 

@@ -8,17 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from study.config import (
-    TrialConfig,
-    UserError,
-    available,
-    derive_seeds,
-    load_study,
-    parse_yaml,
-    read_yaml,
-    study_from_dict,
-    trial_id,
-)
+from study.config import TrialConfig, available, derive_seeds, load_study, study_from_dict, trial_id
+from study.reading import UserError, parse_yaml, read_yaml
 
 
 def write_study(path: Path, text: str) -> str:

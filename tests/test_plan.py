@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from study.config import UserError, load_study
+from study.config import load_study
 from study.plan import plan_trials
+from study.reading import UserError
 
 
 def test_a_plan_holds_every_cell_once_at_every_replicate_in_replicate_order() -> None:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from study.analysis.statistics import STATISTICS
-from study.config import StudyConfig, UserError, read_yaml, study_from_dict
+from study.config import StudyConfig, study_from_dict
 from study.norms.names import NORMALIZERS, parse_norm
 from study.plan import PlannedTrial, plan_trial, plan_trials
+from study.reading import UserError, read_yaml
 from study.record.files import FINISHED, StudyFolder, TrialFolder, read_json, read_metrics
 
 METRICS = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from study.config import TrialConfig, UserError
+from study.config import TrialConfig
 from study.data import cifar, digits, fashion_mnist
 from study.data.catalog import DATASETS, split_sizes
 from study.data.files import data_folder
 from study.data.memory import Images, Splits
+from study.reading import UserError
 
 
 def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:

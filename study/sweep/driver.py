@@ -15,9 +15,10 @@ from typing import Any, Literal
 from filelock import Timeout
 from rich.console import Console
 
-from study.config import StudyConfig, UserError
+from study.config import StudyConfig
 from study.job import Job
 from study.plan import PlannedTrial
+from study.reading import UserError
 from study.record.files import StudyFolder, TrialFolder, read_json, write_json
 from study.sweep.executor import Executor
 from study.sweep.folder import check_folder, write_study

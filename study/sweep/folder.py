@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from study.config import StudyConfig, UserError, read_yaml, study_from_dict
+from study.config import StudyConfig, study_from_dict
+from study.reading import UserError, read_yaml
 from study.record.files import StudyFolder, write_yaml
 
 

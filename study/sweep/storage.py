@@ -20,8 +20,9 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from study.config import Range, StudyConfig, UserError, derive_seed
+from study.config import Range, StudyConfig, derive_seed
 from study.plan import PlannedTrial, plan_trial, plan_trials
+from study.reading import UserError
 from study.record.environment import hide_passwords
 from study.record.files import StudyFolder, TrialFolder, read_metrics, set_aside
 

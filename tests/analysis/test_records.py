@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from study.analysis.records import METRICS, load_study_records, read_switch_weights
-from study.config import StudyConfig, UserError
+from study.config import StudyConfig
 from study.plan import plan_trials
+from study.reading import UserError
 from study.record.files import StudyFolder, TrialFolder, read_json, write_json
 from tests.analysis.conftest import GRID, Truth, build_study, write_study, write_trial
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from study.analysis.report import write_report
-from study.config import UserError
 from study.plan import plan_trials
+from study.reading import UserError
 from study.record.files import StudyFolder, write_json
 from tests.analysis.conftest import Truth, build_study, write_study
 

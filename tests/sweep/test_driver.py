@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from study.config import StudyConfig, UserError, load_study
+from study.config import StudyConfig, load_study
 from study.job import Job
+from study.reading import UserError
 from study.record.files import SCHEMA, StudyFolder, TrialFolder, file_facts, read_json, write_json
 from study.sweep.driver import Driver, Outcome
 

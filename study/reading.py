@@ -1,0 +1,65 @@
+"""Reading what users write: YAML, and the one line that says what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. The command line prints it as one line and exits with 2."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return check_mapping(parse_yaml(text, str(path)), "the file", path)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the two repairs that experiment files need: `1e-4` is a number, a key may appear only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' appears twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parses YAML; a mistake names the source, the line and the column."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{source}:{where} is not valid YAML: {problem}") from None
+
+
+def allowed_names(name: object, names: Iterable[object]) -> str:
+    """'allowed: a, b, c; nearest: b', for the end of an error line."""
+    known = [str(candidate) for candidate in names]
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    return f"allowed: {', '.join(known)}" + (f"; nearest: {close[0]}" if close else "")
+
+
+def check_mapping(value: Any, what: str, source: Path) -> dict[str, Any]:
+    """The value, if it holds keys and values; `UserError` if not."""
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: {what}: expected keys and values, got {value!r}")
+    return {str(key): item for key, item in value.items()}
