@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -65,8 +66,9 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
     trial, config = job.trial, job.trial.config
-    _set_aside_damage(folder)
-    checkpoint = newest_checkpoint(folder, _warn)
+    notes: list[str] = []  # what a user should know of, shown by the driver
+    _set_aside_damage(folder, notes.append)
+    checkpoint = newest_checkpoint(folder, notes.append)
 
     device = torch.device(job.device)
     splits = load_splits(config, trial.seeds["split"], job.run.data_root).to(device)
@@ -107,6 +109,7 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
     _write_result(folder, trial, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
+        "notes": notes,
     })  # fmt: skip
 
 
@@ -176,22 +179,18 @@ def _write_result(folder: TrialFolder, trial: PlannedTrial, description: dict[st
     })  # fmt: skip
 
 
-def _set_aside_damage(folder: TrialFolder) -> None:
+def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
     """A result that no longer vouches for its files is no result: named, set aside, made anew from the checkpoint."""
     for name in folder.damaged_files():
         file = folder.path / name
         if file.exists():
-            _warn(f"{file}: damaged, set aside as {set_aside(file).name}")
+            warn(f"{file}: damaged, set aside as {set_aside(file).name}")
     if folder.result.exists():
         set_aside(folder.result)
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def _warn(message: str) -> None:
-    logging.getLogger("study").warning(message)
 
 
 def _be_quiet() -> None:

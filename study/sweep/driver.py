@@ -131,6 +131,8 @@ class Driver:
         result = record.read_result()
         if result is not None:
             self.successes += 1
+            for note in result.get("notes", []):
+                self.progress.say(note, "yellow")
             book.tell(trial, result)
             self.progress.finished(trial.key, _cost(trial), result)
             return True

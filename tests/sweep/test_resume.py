@@ -101,6 +101,8 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_no_number(tmp_path: Path, monke
     run_job(killed)
     assert numbers(folder) == numbers(TrialFolder(whole.folder))
     assert list(folder.path.glob("last.ckpt.damaged-*"))
+    (note,) = json.loads(folder.result.read_text())["notes"]
+    assert "last.ckpt: damaged" in note
 
 
 def test_a_finished_trial_is_left_alone(tmp_path: Path) -> None:
