@@ -1,0 +1,54 @@
+"""`python -m study.bench NAME`: measures, prints a table, writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from study.bench.result import print_result, write_result
+from study.reading import UserError, allowed_names
+
+BENCHES = {
+    "norms": "time and peak memory of the norm layers over the layer shapes of ResNet-20 and ResNet-50",
+    "step": "a training step of ResNet-20 and ResNet-18 with every norm",
+    "trial": "the harness against a bare loop that does the same training, and the fixed cost of a trial",
+    "scale": "plan, status and report on 100, 1,000 and 10,000 synthetic records",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one benchmark. Exit code 0, or 2 for bad input; a bar that is missed is printed, and no error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m study.bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="benchmarks:\n" + "\n".join(f"  {name:8}{text}" for name, text in BENCHES.items()),
+    )
+    parser.add_argument("name", metavar="NAME", help="one of: " + ", ".join(BENCHES))
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds, to see that it works")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads of torch (default: torch's own)")
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
+    options = parser.parse_args(arguments)
+    try:
+        if options.name not in BENCHES:
+            raise UserError(f"{options.name}: unknown benchmark; {allowed_names(options.name, BENCHES)}")
+        command = " ".join(["python -m study.bench", *arguments])
+        module = importlib.import_module(f"study.bench.{options.name}")
+        result = module.measure(quick=options.quick, threads=options.threads, device=options.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160), result, command)
+    path = options.json or Path("runs/bench") / f"{options.name}.json"
+    write_result(path, result, command)
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
