@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor, nn
 
+from study.norms.fused import normalize
 from study.norms.mixing import random_weights, softmax, sparsestmax
 from study.norms.names import DEFAULT_POOL, NORMALIZERS, POOLS
 
@@ -121,11 +122,13 @@ class SwitchNorm(nn.Module):
         stored = None
         if not self.training and self.running_mean is not None and self.running_var is not None:
             stored = self.running_mean, self.running_var
+        switch, softmax = self._switch()
         y, batch_statistics = normalize(
             x,
-            self._mix(),
+            switch,
             (self.weight, self.bias),
             stored,
+            softmax=softmax,
             pool=self.pool,
             groups=self.groups if "gn" in self.pool else 1,
             chunks=self.chunks if self.training else 1,
@@ -133,7 +136,7 @@ class SwitchNorm(nn.Module):
             eps=self.eps,
         )
         if batch_statistics is not None:
-            self._track(*batch_statistics, count=x.numel() // (self.num_features * self.chunks))
+            self._track(*batch_statistics)
         return y
 
     def switch_weights(self) -> SwitchWeights:
@@ -161,6 +164,10 @@ class SwitchNorm(nn.Module):
         """The mixing rule: weights for means and for variances."""
         return softmax(self.mean_weight), softmax(self.var_weight)
 
+    def _switch(self) -> tuple[tuple[Tensor, Tensor], bool]:
+        """What `normalize` gets: logits, and that it is to take their softmax, or weights."""
+        return (self.mean_weight, self.var_weight), True
+
     @staticmethod
     def _invert(weights: Tensor) -> Tensor:
         """Logits that the mixing rule turns into `weights`."""
@@ -176,12 +183,10 @@ class SwitchNorm(nn.Module):
             raise ValueError(f"a batch of {x.shape[0]} samples is not divisible into {self.chunks} chunks")
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Moves running statistics towards those of a batch, which are over `count` values each."""
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Moves running statistics towards those of a batch."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        if self.correction == 0 and count > 1:
-            var = var * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
 
@@ -257,6 +262,9 @@ class SparseSwitchNorm2d(SwitchNorm):
         mean = torch.where(self.mean_fixed, self.mean_choice, mean)
         return mean, torch.where(self.var_fixed, self.var_choice, var)
 
+    def _switch(self) -> tuple[tuple[Tensor, Tensor], bool]:
+        return self._mix(), False
+
     @staticmethod
     def _invert(weights: Tensor) -> Tensor:
         return weights
@@ -275,79 +283,3 @@ def set_radius(model: nn.Module, radius: float) -> None:
     for module in model.modules():
         if isinstance(module, SparseSwitchNorm2d):
             module.set_radius(radius)
-
-
-# What a member averages over, with (N, C) moments laid out as (chunks, samples, groups, channels of a group).
-_AXES = {"ln": (2, 3), "bn": (1,), "gn": (3,)}
-
-
-def normalize(
-    x: Tensor,
-    switch: tuple[Tensor, Tensor],
-    affine: tuple[Tensor, Tensor],
-    stored: tuple[Tensor, Tensor] | None,
-    *,
-    pool: tuple[str, ...],
-    groups: int,
-    chunks: int,
-    correction: int,
-    eps: float,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Normalizes x (N, C, *spatial) by the mixed statistics of `pool`: the arithmetic of a switch layer.
-
-    switch: weights (K,) for means and for variances. affine: gamma and beta (C,). stored: mean and variance
-    (C,) for the bn member in place of the batch's. The rest as in `SwitchNorm`.
-
-    Returns y, and if bn took them the mean and variance (C,) of the batch, averaged over chunks, detached.
-    """
-    batch, channels = x.shape[:2]
-    pixels = math.prod(x.shape[2:])
-    grid = (chunks, batch // chunks, groups, channels // groups)
-    column = (batch, channels, *[1] * (x.dim() - 2))
-
-    # One pass over x; from here to the last step, everything is N x C numbers or fewer.
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean, var, centered = _moments(wide, tuple(range(2, x.dim())))
-    mean, var = mean.reshape(grid), var.reshape(grid)
-    if correction and pixels > 1:
-        var = var * (pixels / (pixels - 1))
-
-    members = {"in": (mean, var)}
-    for name in pool:
-        if name == "bn" and stored is not None:
-            members[name] = stored[0].view(grid[2:]), stored[1].view(grid[2:])
-        elif name != "in":
-            # Mean of variances + variance of means: nothing large is subtracted from anything large.
-            center, spread, _ = _moments(mean, _AXES[name])
-            members[name] = center, var.mean(_AXES[name], keepdim=True) + spread
-    mixed_mean = _weigh(switch[0], [members[name][0] for name in pool])
-    mixed_var = _weigh(switch[1], [members[name][1] for name in pool])
-
-    # Centred first, then scaled, then shifted: accurate even where |mean| >> std.
-    gamma, beta = (parameter.view(grid[2:]) for parameter in affine)
-    scale = gamma * (mixed_var + eps).rsqrt()
-    shift = torch.addcmul(beta, mean - mixed_mean, scale)
-    y = torch.addcmul(shift.reshape(column), centered, scale.expand(grid).reshape(column)).to(x.dtype)
-    if stored is not None or "bn" not in pool:
-        return y, None
-    center, spread = (statistic.detach().mean(0).reshape(channels) for statistic in members["bn"])
-    return y, (center, spread)
-
-
-def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance over `axes`, kept with size 1, and x less its mean."""
-    if not axes:  # which torch would take for all
-        return x, torch.zeros_like(x), torch.zeros_like(x)
-    # Faster on CPUs than torch.var_mean, five times and more, and x less its mean is needed anyway.
-    mean = x.mean(axes, keepdim=True)
-    centered = x - mean
-    return mean, centered.square().mean(axes, keepdim=True), centered
-
-
-def _weigh(weights: Tensor, members: list[Tensor]) -> Tensor:
-    """The weighted sum of members, which broadcast against each other."""
-    first, *others = weights.unbind()
-    total = first * members[0]
-    for weight, member in zip(others, members[1:], strict=True):
-        total = torch.addcmul(total, weight, member)
-    return total

@@ -1,0 +1,853 @@
+// The arithmetic of plain.py on CPUs: two passes over x forward, two over x and dy backward.
+//
+// Written against libtorch's stable ABI: it compiles in seconds and does not depend on the release of torch.
+// Every sum has an order of its own, whatever the number of threads: results are the same bit for bit.
+//
+// Names: N samples, C channels, P pixels; rows are (sample, channel); A is the type of the arithmetic, T that of x.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::IntHeaderOnlyArrayRef;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kTile = 4096;         // values worked on at a time: they stay in the L1 cache
+constexpr int64_t kParallel = 1 << 15;  // values from which a second thread pays
+
+// ------------------------------------------------------------------------------------------------ vectors
+
+// 32 bytes of arithmetic, which every machine has in one or two registers.
+template <class A>
+struct Vector {
+  static constexpr int64_t size = 32 / sizeof(A);
+  typedef A type __attribute__((vector_size(32)));
+};
+template <class A>
+using vector = typename Vector<A>::type;
+
+template <class T>
+struct Arithmetic {
+  using type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using type = double;
+};
+
+inline void load(const float* p, vector<float>& v) { std::memcpy(&v, p, sizeof v); }
+inline void load(const double* p, vector<double>& v) { std::memcpy(&v, p, sizeof v); }
+inline void store(vector<float> v, float* p) { std::memcpy(p, &v, sizeof v); }
+inline void store(vector<double> v, double* p) { std::memcpy(p, &v, sizeof v); }
+
+typedef uint16_t halves __attribute__((vector_size(16)));
+typedef uint32_t words __attribute__((vector_size(32)));
+
+inline void load(const BFloat16* p, vector<float>& v) {
+  halves bits;
+  std::memcpy(&bits, p, sizeof bits);
+  words wide = __builtin_convertvector(bits, words) << 16;
+  std::memcpy(&v, &wide, sizeof v);
+}
+
+inline void store(vector<float> v, BFloat16* p) {  // to nearest, ties to even
+  words bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  words rounded = (bits + ((bits >> 16) & 1) + 0x7fff) >> 16;
+  words nan = words((bits & 0x7fffffff) > 0x7f800000);
+  halves narrow = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), halves);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
+
+inline void load(const Half* p, vector<float>& v) {
+#ifdef __F16C__
+  v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  for (int i = 0; i < 8; ++i) v[i] = float(p[i]);
+#endif
+}
+
+inline void store(vector<float> v, Half* p) {
+#ifdef __F16C__
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < 8; ++i) p[i] = Half(v[i]);
+#endif
+}
+
+// Which values of a vector count: all, known when compiled; the last `count`, where it reaches back over values that
+// were taken already; the first `count`, where there is less than a vector.
+struct Whole {};
+struct Last {
+  int64_t count;
+};
+struct First {
+  int64_t count;
+};
+
+// The values at p, and `rest` for those that do not count.
+template <class A, class T>
+inline vector<A> take(const T* p, Whole, A = 0) {
+  vector<A> v;
+  load(p, v);
+  return v;
+}
+
+template <class A, class T>
+inline vector<A> take(const T* p, Last last, A rest = 0) {
+  vector<A> v;
+  load(p, v);
+  for (int64_t i = 0; i < Vector<A>::size; ++i) v[i] = i < Vector<A>::size - last.count ? rest : v[i];
+  return v;
+}
+
+template <class A, class T>
+inline vector<A> take(const T* p, First first, A rest = 0) {
+  T padded[Vector<A>::size] = {};
+  std::copy(p, p + first.count, padded);
+  vector<A> v;
+  load(padded, v);
+  for (int64_t i = first.count; i < Vector<A>::size; ++i) v[i] = rest;
+  return v;
+}
+
+// Writes a vector; what `Last` writes a second time must be the same again.
+template <class A, class T, class Part>
+inline void put(vector<A> v, T* p, Part part) {
+  if constexpr (std::is_same_v<Part, First>) {
+    T padded[Vector<A>::size];
+    store(v, padded);
+    std::copy(padded, padded + part.count, p);
+  } else {
+    store(v, p);
+  }
+}
+
+// p += v, where v is zero in what does not count.
+template <class A, class Part>
+inline void add(vector<A> v, A* p, Part part) {
+  if constexpr (std::is_same_v<Part, First>) {
+    for (int64_t i = 0; i < part.count; ++i) p[i] += v[i];
+  } else {
+    vector<A> sum;
+    load(p, sum);
+    store(sum + v, p);
+  }
+}
+
+// Calls body(i, turn, part) for vectors of n values. Turns 0 to 3 are for sums: an addition waits for the one before.
+template <class A, class F>
+inline void each(int64_t n, const F& body) {
+  constexpr int64_t size = Vector<A>::size;
+  int64_t i = 0;
+  for (; i + 4 * size <= n; i += 4 * size) {
+    body(i, 0, Whole());
+    body(i + size, 1, Whole());
+    body(i + 2 * size, 2, Whole());
+    body(i + 3 * size, 3, Whole());
+  }
+  for (; i + size <= n; i += size) body(i, 0, Whole());
+  if (i == n) return;
+  if (n >= size)
+    body(n - size, 1, Last{n - i});
+  else
+    body(i, 1, First{n - i});
+}
+
+// A sum over the same lanes in the same order on every machine.
+template <class A>
+struct Sum {
+  vector<A> turns[4] = {};
+
+  A total() const {
+    constexpr int64_t size = Vector<A>::size;
+    vector<A> v = (turns[0] + turns[1]) + (turns[2] + turns[3]);
+    A result = 0;
+    for (int64_t i = 0; i < size / 2; ++i) result += v[i] + v[i + size / 2];
+    return result;
+  }
+};
+
+// The sum of n values of an expression of vectors: term(i, part).
+template <class A, class F>
+inline A sum(int64_t n, const F& term) {
+  Sum<A> result;
+  each<A>(n, [&](int64_t i, int turn, auto part) { result.turns[turn] += term(i, part); });
+  return result.total();
+}
+
+// ------------------------------------------------------------------------------------------------ layout
+
+// x as (N, C, P), rows apart (contiguous) or channels last. One pixel a row is channels last, too.
+struct Shape {
+  int64_t N, C, P;
+  bool channels_last;
+
+  int64_t rows() const { return N * C; }
+  int64_t size() const { return N * C * P; }
+  // Channels last, a tile is this many pixels of one sample: enough to make up for joining tiles.
+  int64_t tile_pixels() const { return std::max<int64_t>(32, kTile / C); }
+  int64_t tiles() const { return (P + tile_pixels() - 1) / tile_pixels(); }
+};
+
+bool is_channels_last(const Tensor& x) {
+  auto sizes = x.sizes();
+  auto strides = x.strides();
+  int64_t expected = 1;
+  auto fits = [&](int64_t d) {
+    bool right = sizes[d] == 1 || strides[d] == expected;
+    expected *= sizes[d];
+    return right;
+  };
+  if (!fits(1)) return false;
+  for (int64_t d = x.dim() - 1; d >= 2; --d)
+    if (!fits(d)) return false;
+  return fits(0);
+}
+
+Shape shape_of(const Tensor& x) {
+  int64_t P = 1;
+  for (int64_t d = 2; d < x.dim(); ++d) P *= x.size(d);
+  return {x.size(0), x.size(1), P, P == 1 || !x.is_contiguous()};
+}
+
+// Calls work(begin, end) on parts of [0, n), n pieces of `cost` values each.
+template <class F>
+inline void split(int64_t n, int64_t cost, const F& work) {
+  if (n * cost <= kParallel || n < 2)
+    work(0, n);
+  else
+    torch::stable::parallel_for(0, n, std::max<int64_t>(1, kParallel / 2 / std::max<int64_t>(cost, 1)), work);
+}
+
+// ------------------------------------------------------------------------------------------------ passes over memory
+
+// Channels last: calls body(p, pixels) for four pixels at a time, which share what a channel has in registers.
+template <class F>
+inline void each_pixels(int64_t first, int64_t last, const F& body) {
+  for (; first + 4 <= last; first += 4) body(first, std::integral_constant<int, 4>());
+  for (; first < last; ++first) body(first, std::integral_constant<int, 1>());
+}
+
+// Channels last: calls work(n, tile, first, last) for every tile of pixels of every sample.
+template <class F>
+inline void each_tile(Shape s, int64_t tensors, const F& work) {
+  const int64_t tiles = s.tiles(), pixels = s.tile_pixels();
+  split(s.N * tiles, tensors * std::min(pixels, s.P) * s.C, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / tiles, first = i % tiles * pixels;
+      work(n, i % tiles, first, std::min(s.P, first + pixels));
+    }
+  });
+}
+
+// Mean and biased variance of every row, in one pass over memory: tile by tile, centred, joined as by Chan et al.
+template <class T, class A>
+void row_moments(const T* x, Shape s, A* mean, A* var) {
+  if (!s.channels_last) {
+    split(s.rows(), s.P, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        A center = 0, square = 0;
+        for (int64_t p = 0; p < s.P; p += kTile) {
+          const int64_t n = std::min(kTile, s.P - p);
+          const T* v = x + row * s.P + p;
+          const A m = sum<A>(n, [&](int64_t i, auto part) { return take<A>(v + i, part); }) / A(n);
+          const A q = sum<A>(n, [&](int64_t i, auto part) {
+            const vector<A> d = take<A>(v + i, part, m) - m;
+            return d * d;
+          });
+          const A delta = m - center, share = A(n) / A(p + n);
+          center += delta * share;
+          square += q + delta * delta * share * A(p);
+        }
+        mean[row] = center;
+        var[row] = square / A(s.P);
+      }
+    });
+    return;
+  }
+  const int64_t C = s.C, tiles = s.tiles();
+  std::vector<A> parts(tiles > 1 ? 2 * s.N * tiles * C : 0);
+  each_tile(s, 1, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
+    A* m = tiles > 1 ? &parts[2 * (n * tiles + tile) * C] : mean + n * C;
+    A* q = tiles > 1 ? m + C : var + n * C;
+    const T* v = x + n * s.P * C;
+    std::fill(m, m + C, A(0));
+    std::fill(q, q + C, A(0));
+    each_pixels(first, last, [&](int64_t p, auto pixels) {
+      each<A>(C, [&](int64_t c, int, auto part) {
+        vector<A> total = take<A>(v + p * C + c, part);
+        for (int k = 1; k < pixels; ++k) total += take<A>(v + (p + k) * C + c, part);
+        add<A>(total, m + c, part);
+      });
+    });
+    for (int64_t c = 0; c < C; ++c) m[c] /= A(last - first);
+    each_pixels(first, last, [&](int64_t p, auto pixels) {
+      each<A>(C, [&](int64_t c, int, auto part) {
+        const vector<A> center = take<A>(m + c, part);
+        vector<A> total = {};
+        for (int k = 0; k < pixels; ++k) {
+          const vector<A> d = take<A>(v + (p + k) * C + c, part) - center;
+          total += d * d;
+        }
+        add<A>(total, q + c, part);
+      });
+    });
+    if (tiles == 1)
+      for (int64_t c = 0; c < C; ++c) q[c] /= A(s.P);
+  });
+  if (tiles == 1) return;
+  split(s.N, 2 * tiles * C, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      A *__restrict center = mean + n * C, *__restrict square = var + n * C;
+      const A* first = &parts[2 * n * tiles * C];
+      std::copy(first, first + C, center);
+      std::copy(first + C, first + 2 * C, square);
+      for (int64_t tile = 1; tile < tiles; ++tile) {
+        const A *m = first + 2 * tile * C, *q = m + C;
+        const int64_t before = tile * s.tile_pixels(), pixels = std::min(s.tile_pixels(), s.P - before);
+        const A share = A(pixels) / A(before + pixels), weight = share * A(before);
+        for (int64_t c = 0; c < C; ++c) {
+          const A delta = m[c] - center[c];
+          center[c] += delta * share;
+          square[c] += q[c] + delta * delta * weight;
+        }
+      }
+      for (int64_t c = 0; c < C; ++c) square[c] /= A(s.P);
+    }
+  });
+}
+
+// y = (x - center) * scale + shift, all three by row: centred first, accurate even where |mean| >> std.
+template <class T, class A>
+void apply(const T* x, Shape s, const A* center, const A* scale, const A* shift, T* y) {
+  if (!s.channels_last) {
+    split(s.rows(), s.P, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const A m = center[row], a = scale[row], b = shift[row];
+        const T* v = x + row * s.P;
+        T* w = y + row * s.P;
+        each<A>(s.P, [&](int64_t i, int, auto part) { put<A>((take<A>(v + i, part) - m) * a + b, w + i, part); });
+      }
+    });
+    return;
+  }
+  each_tile(s, 1, [&](int64_t n, int64_t, int64_t first, int64_t last) {
+    const A *m = center + n * s.C, *a = scale + n * s.C, *b = shift + n * s.C;
+    each_pixels(first, last, [&](int64_t p, auto pixels) {
+      each<A>(s.C, [&](int64_t c, int, auto part) {
+        const vector<A> mc = take<A>(m + c, part), ac = take<A>(a + c, part), bc = take<A>(b + c, part);
+        for (int k = 0; k < pixels; ++k) {
+          const int64_t i = (n * s.P + p + k) * s.C + c;
+          put<A>((take<A>(x + i, part) - mc) * ac + bc, y + i, part);
+        }
+      });
+    });
+  });
+}
+
+// By row, the sums of dy and of dy * (x - center).
+template <class T, class A>
+void row_sums(const T* x, const T* dy, Shape s, const A* center, A* total, A* product) {
+  if (!s.channels_last) {
+    split(s.rows(), 2 * s.P, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const A m = center[row];
+        const T *v = x + row * s.P, *g = dy + row * s.P;
+        Sum<A> t, q;
+        each<A>(s.P, [&](int64_t i, int turn, auto part) {
+          const vector<A> gradient = take<A>(g + i, part);
+          t.turns[turn] += gradient;
+          q.turns[turn] += gradient * (take<A>(v + i, part) - m);
+        });
+        total[row] = t.total();
+        product[row] = q.total();
+      }
+    });
+    return;
+  }
+  const int64_t C = s.C, tiles = s.tiles();
+  std::vector<A> parts(tiles > 1 ? 2 * s.N * tiles * C : 0);
+  each_tile(s, 2, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
+    A* t = tiles > 1 ? &parts[2 * (n * tiles + tile) * C] : total + n * C;
+    A* q = tiles > 1 ? t + C : product + n * C;
+    std::fill(t, t + C, A(0));
+    std::fill(q, q + C, A(0));
+    each_pixels(first, last, [&](int64_t p, auto pixels) {
+      each<A>(C, [&](int64_t c, int, auto part) {
+        const vector<A> m = take<A>(center + n * C + c, part);
+        vector<A> sum = {}, products = {};
+        for (int k = 0; k < pixels; ++k) {
+          const int64_t i = (n * s.P + p + k) * C + c;
+          const vector<A> gradient = take<A>(dy + i, part);
+          sum += gradient;
+          products += gradient * (take<A>(x + i, part) - m);
+        }
+        add<A>(sum, t + c, part);
+        add<A>(products, q + c, part);
+      });
+    });
+  });
+  if (tiles == 1) return;
+  split(s.N, 2 * tiles * C, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      A *__restrict t = total + n * C, *__restrict q = product + n * C;
+      std::fill(t, t + C, A(0));
+      std::fill(q, q + C, A(0));
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const A* part = &parts[2 * (n * tiles + tile) * C];
+        for (int64_t c = 0; c < C; ++c) {
+          t[c] += part[c];
+          q[c] += part[C + c];
+        }
+      }
+    }
+  });
+}
+
+// dx = scale * dy + slope * (x - center) + offset, by row.
+template <class T, class A>
+void apply_gradient(const T* x, const T* dy, Shape s, const A* center, const A* scale, const A* slope,
+                    const A* offset, T* dx) {
+  if (!s.channels_last) {
+    split(s.rows(), 2 * s.P, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const A m = center[row], a = scale[row], b = slope[row], c = offset[row];
+        const T *v = x + row * s.P, *g = dy + row * s.P;
+        T* w = dx + row * s.P;
+        each<A>(s.P, [&](int64_t i, int, auto part) {
+          put<A>(take<A>(g + i, part) * a + ((take<A>(v + i, part) - m) * b + c), w + i, part);
+        });
+      }
+    });
+    return;
+  }
+  each_tile(s, 2, [&](int64_t n, int64_t, int64_t first, int64_t last) {
+    const A *m = center + n * s.C, *a = scale + n * s.C, *b = slope + n * s.C, *d = offset + n * s.C;
+    each_pixels(first, last, [&](int64_t p, auto pixels) {
+      each<A>(s.C, [&](int64_t c, int, auto part) {
+        const vector<A> mc = take<A>(m + c, part), ac = take<A>(a + c, part);
+        const vector<A> bc = take<A>(b + c, part), dc = take<A>(d + c, part);
+        for (int k = 0; k < pixels; ++k) {
+          const int64_t i = (n * s.P + p + k) * s.C + c;
+          put<A>(take<A>(dy + i, part) * ac + ((take<A>(x + i, part) - mc) * bc + dc), dx + i, part);
+        }
+      });
+    });
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ the pool
+
+enum Member { kIn, kLn, kBn, kGn, kMembers };
+
+// Weights by member, 0 for what is not in the pool: what has none in either is skipped.
+template <class A>
+struct Switch {
+  A mean[kMembers] = {}, var[kMembers] = {};
+
+  bool uses(Member member) const { return mean[member] != 0 || var[member] != 0; }
+  bool only(Member member) const {
+    for (int k = 0; k < kMembers; ++k)
+      if (k != member && uses(Member(k))) return false;
+    return mean[member] == 1 && var[member] == 1;
+  }
+};
+
+struct Options {
+  int64_t members, groups, chunks, correction;
+  double eps;
+  bool softmax;
+
+  bool has(Member member) const { return members >> member & 1; }
+};
+
+template <class A>
+void mix(const A* logits, const Options& o, A* weights) {
+  A largest = -INFINITY, total = 0;
+  for (int k = 0, i = 0; k < kMembers; ++k)
+    if (o.has(Member(k))) largest = std::max(largest, weights[k] = logits[i++]);
+  if (!o.softmax) return;
+  for (int k = 0; k < kMembers; ++k)
+    if (o.has(Member(k))) total += weights[k] = std::exp(weights[k] - largest);
+  for (int k = 0; k < kMembers; ++k) weights[k] /= total;
+}
+
+// From the gradient of weights, in double, to that of what the mixing rule was given.
+template <class A>
+void unmix(const A* weights, const double* gradient, const Options& o, A* result) {
+  double product = 0;
+  for (int k = 0; k < kMembers; ++k) product += double(weights[k]) * gradient[k];
+  for (int k = 0, i = 0; k < kMembers; ++k)
+    if (o.has(Member(k))) result[i++] = A(o.softmax ? weights[k] * (gradient[k] - product) : gradient[k]);
+}
+
+// Statistics of the members: ln (N,), gn (N, groups), bn (chunks, C). What is not used stays 0.
+template <class A>
+struct Pool {
+  std::vector<A> ln_mean, ln_var, gn_mean, gn_var, bn_mean, bn_var;
+  bool stored = false;
+};
+
+// Over the channels of a group: mean of variances + variance of means; nothing large is taken from anything large.
+template <class A>
+void group_moments(const A* mean, const A* var, int64_t groups, int64_t size, A* center, A* spread) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const A *m = mean + g * size, *v = var + g * size;
+    const A c = sum<A>(size, [&](int64_t i, auto part) { return take<A>(m + i, part); }) / A(size);
+    const A total = sum<A>(size, [&](int64_t i, auto part) {
+      const vector<A> d = take<A>(m + i, part, c) - c;
+      return d * d + take<A>(v + i, part);
+    });
+    center[g] = c;
+    spread[g] = total / A(size);
+  }
+}
+
+// The same over the samples of every chunk, channel by channel.
+template <class A>
+void chunk_moments(const A* mean, const A* var, int64_t chunks, int64_t samples, int64_t C, A* center, A* spread) {
+  split(chunks, samples * C, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const A *m = mean + g * samples * C, *v = var + g * samples * C;
+      A *__restrict a = center + g * C, *__restrict b = spread + g * C;
+      for (int64_t n = 0; n < samples; ++n)
+        for (int64_t c = 0; c < C; ++c) a[c] += m[n * C + c];
+      for (int64_t c = 0; c < C; ++c) a[c] /= A(samples);
+      for (int64_t n = 0; n < samples; ++n)
+        for (int64_t c = 0; c < C; ++c) {
+          A d = m[n * C + c] - a[c];
+          b[c] += d * d + v[n * C + c];
+        }
+      for (int64_t c = 0; c < C; ++c) b[c] /= A(samples);
+    }
+  });
+}
+
+template <class A>
+Pool<A> pool_moments(const A* mean, const A* var, Shape s, const Options& o, const Switch<A>& w,
+                     const A* running_mean, const A* running_var, bool track) {
+  Pool<A> pool{std::vector<A>(s.N),            std::vector<A>(s.N),
+               std::vector<A>(s.N * o.groups), std::vector<A>(s.N * o.groups),
+               std::vector<A>(o.chunks * s.C), std::vector<A>(o.chunks * s.C)};
+  const bool ln = w.uses(kLn), gn = w.uses(kGn);
+  if (ln || gn) {
+    split(s.N, 2 * s.C, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const A *m = mean + n * s.C, *v = var + n * s.C;
+        if (ln) group_moments(m, v, 1, s.C, &pool.ln_mean[n], &pool.ln_var[n]);
+        if (gn)
+          group_moments(m, v, o.groups, s.C / o.groups, &pool.gn_mean[n * o.groups], &pool.gn_var[n * o.groups]);
+      }
+    });
+  }
+  if (running_mean) {
+    pool.stored = true;
+    std::copy(running_mean, running_mean + s.C, pool.bn_mean.begin());
+    std::copy(running_var, running_var + s.C, pool.bn_var.begin());
+  } else if (w.uses(kBn) || track) {
+    chunk_moments(mean, var, o.chunks, s.N / o.chunks, s.C, pool.bn_mean.data(), pool.bn_var.data());
+  }
+  return pool;
+}
+
+// Mixed mean and 1 / standard deviation of the rows of sample n.
+template <class A>
+void mixed_moments(int64_t n, const A* mean, const A* var, Shape s, const Options& o, const Switch<A>& w,
+                   const Pool<A>& pool, A* __restrict mixed, A* __restrict rstd) {
+  const int64_t chunk = n / (s.N / o.chunks), size = s.C / o.groups;
+  const A *m = mean + n * s.C, *v = var + n * s.C;
+  const A *bm = &pool.bn_mean[chunk * s.C], *bv = &pool.bn_var[chunk * s.C];
+  const A eps = A(o.eps);
+  // A weight of 0 times a statistic that was never taken would be fine, times one that is not finite would not.
+  const bool in = w.uses(kIn);
+  for (int64_t g = 0; g < o.groups; ++g) {
+    const A base = w.mean[kLn] * pool.ln_mean[n] + w.mean[kGn] * pool.gn_mean[n * o.groups + g];
+    const A spread = w.var[kLn] * pool.ln_var[n] + w.var[kGn] * pool.gn_var[n * o.groups + g] + eps;
+    const int64_t first = g * size, last = first + size;
+    if (in)
+      for (int64_t c = first; c < last; ++c) {
+        mixed[c] = base + w.mean[kIn] * m[c] + w.mean[kBn] * bm[c];
+        rstd[c] = 1 / std::sqrt(spread + w.var[kIn] * v[c] + w.var[kBn] * bv[c]);
+      }
+    else
+      for (int64_t c = first; c < last; ++c) {
+        mixed[c] = base + w.mean[kBn] * bm[c];
+        rstd[c] = 1 / std::sqrt(spread + w.var[kBn] * bv[c]);
+      }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ forward
+
+template <class A>
+const A* data(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;
+}
+
+template <class A>
+const A* data(const Tensor& tensor) {
+  return static_cast<const A*>(tensor.const_data_ptr());
+}
+
+template <class A>
+A* out(Tensor& tensor) {
+  return static_cast<A*>(tensor.mutable_data_ptr());
+}
+
+template <class A>
+Switch<A> read_switch(const Tensor& mean, const Tensor& var, const Options& o) {
+  Switch<A> w;
+  mix(data<A>(mean), o, w.mean);
+  mix(data<A>(var), o, w.var);
+  return w;
+}
+
+template <class T>
+void forward_as(const Tensor& x, const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
+                const Tensor& bias, const std::optional<Tensor>& running_mean,
+                const std::optional<Tensor>& running_var, const Options& o, Tensor& y, Tensor& stats, Tensor& batch) {
+  using A = typename Arithmetic<T>::type;
+  const Shape s = shape_of(x);
+  const auto w = read_switch<A>(mean_switch, var_switch, o);
+  const A *gamma = data<A>(weight), *beta = data<A>(bias);
+  const A *stored_mean = data<A>(running_mean), *stored_var = data<A>(running_var);
+  A *mean = out<A>(stats), *var = mean + s.rows();
+  const bool track = o.has(kBn) && !stored_mean;
+
+  if (stored_mean && w.only(kBn)) {
+    // Batch normalization in evaluation: a scale and a shift by channel, without a look at x before.
+    for (int64_t n = 0; n < s.N; ++n) std::copy(stored_mean, stored_mean + s.C, mean + n * s.C);
+    std::fill(var, var + s.rows(), A(0));
+  } else {
+    row_moments(data<T>(x), s, mean, var);
+    if (o.correction && s.P > 1)
+      for (int64_t i = 0; i < s.rows(); ++i) var[i] *= A(s.P) / A(s.P - 1);
+  }
+
+  const auto pool = pool_moments(mean, var, s, o, w, stored_mean, stored_var, track);
+  std::vector<A> scale(s.rows()), shift(s.rows());
+  split(s.N, 16 * s.C, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      A *__restrict a = &scale[n * s.C], *__restrict b = &shift[n * s.C];
+      const A* m = mean + n * s.C;
+      mixed_moments(n, mean, var, s, o, w, pool, b, a);
+      for (int64_t c = 0; c < s.C; ++c) {
+        a[c] *= gamma[c];
+        b[c] = beta[c] + (m[c] - b[c]) * a[c];
+      }
+    }
+  });
+  apply(data<T>(x), s, mean, scale.data(), shift.data(), out<T>(y));
+
+  if (track) {  // what running statistics move towards
+    A *center = out<A>(batch), *spread = center + s.C;
+    const int64_t count = s.N / o.chunks * s.P;
+    const A unbiased = o.correction == 0 && count > 1 ? A(count) / A(count - 1) : A(1);
+    for (int64_t c = 0; c < s.C; ++c) {
+      A m = 0, v = 0;
+      for (int64_t g = 0; g < o.chunks; ++g) {
+        m += pool.bn_mean[g * s.C + c];
+        v += pool.bn_var[g * s.C + c];
+      }
+      center[c] = m / A(o.chunks);
+      spread[c] = v / A(o.chunks) * unbiased;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ backward
+
+template <class T>
+void backward_as(const Tensor& dy, const Tensor& x, const Tensor& stats, const Tensor& mean_switch,
+                 const Tensor& var_switch, const Tensor& weight, const std::optional<Tensor>& running_mean,
+                 const std::optional<Tensor>& running_var, const Options& o, Tensor& dx, Tensor& dweight,
+                 Tensor& dbias, Tensor& dmean_switch, Tensor& dvar_switch) {
+  using A = typename Arithmetic<T>::type;
+  const Shape s = shape_of(x);
+  const int64_t C = s.C, samples = s.N / o.chunks, size = C / o.groups;
+  const auto w = read_switch<A>(mean_switch, var_switch, o);
+  const A *mean = data<A>(stats), *var = mean + s.rows(), *gamma = data<A>(weight);
+  const auto pool = pool_moments(mean, var, s, o, w, data<A>(running_mean), data<A>(running_var), false);
+
+  // dm and dv begin as the sums of dy and dy * (x - mean) and end as gradients of the mixed mean and variance.
+  std::vector<A> dm(s.rows()), dv(s.rows()), scale(s.rows());
+  row_sums(data<T>(x), data<T>(dy), s, mean, dm.data(), dv.data());
+
+  A *dgamma = out<A>(dweight), *dbeta = out<A>(dbias);
+  std::fill(dgamma, dgamma + C, A(0));
+  std::fill(dbeta, dbeta + C, A(0));
+  std::vector<A> mixed(C), ln_dm(s.N), ln_dv(s.N), gn_dm(s.N * o.groups), gn_dv(s.N * o.groups);
+  std::vector<A> bn_dm(o.chunks * C), bn_dv(o.chunks * C);
+  double dw_mean[kMembers] = {}, dw_var[kMembers] = {};
+  for (int64_t n = 0; n < s.N; ++n) {
+    const A *m = mean + n * C, *v = var + n * C;
+    A *__restrict e = &dm[n * C], *__restrict d = &dv[n * C], *__restrict r = &scale[n * C];
+    A *__restrict be = &bn_dm[n / samples * C], *__restrict bd = &bn_dv[n / samples * C];
+    mixed_moments(n, mean, var, s, o, w, pool, mixed.data(), r);
+    for (int64_t c = 0; c < C; ++c) {
+      const A total = e[c], slope = (d[c] + total * (m[c] - mixed[c])) * r[c];
+      dbeta[c] += total;
+      dgamma[c] += slope;
+      const A g = gamma[c] * r[c];
+      d[c] = A(-0.5) * g * r[c] * slope;
+      e[c] = -g * total;
+      r[c] = g;
+      be[c] += e[c];
+      bd[c] += d[c];
+    }
+    for (int64_t g = 0; g < o.groups; ++g) {
+      const A *eg = e + g * size, *dg = d + g * size;
+      const A te = sum<A>(size, [&](int64_t i, auto part) { return take<A>(eg + i, part); });
+      const A td = sum<A>(size, [&](int64_t i, auto part) { return take<A>(dg + i, part); });
+      gn_dm[n * o.groups + g] = te;
+      gn_dv[n * o.groups + g] = td;
+      ln_dm[n] += te;
+      ln_dv[n] += td;
+    }
+    if (w.uses(kIn)) {
+      dw_mean[kIn] += sum<A>(C, [&](int64_t i, auto part) { return take<A>(e + i, part) * take<A>(m + i, part); });
+      dw_var[kIn] += sum<A>(C, [&](int64_t i, auto part) { return take<A>(d + i, part) * take<A>(v + i, part); });
+    }
+  }
+
+  auto correlate = [](const std::vector<A>& gradient, const std::vector<A>& statistic, int64_t period) {
+    double total = 0;
+    for (size_t i = 0; i < gradient.size(); ++i) total += double(gradient[i]) * statistic[i % period];
+    return total;
+  };
+  if (w.uses(kLn)) {
+    dw_mean[kLn] = correlate(ln_dm, pool.ln_mean, s.N);
+    dw_var[kLn] = correlate(ln_dv, pool.ln_var, s.N);
+  }
+  if (w.uses(kGn)) {
+    dw_mean[kGn] = correlate(gn_dm, pool.gn_mean, s.N * o.groups);
+    dw_var[kGn] = correlate(gn_dv, pool.gn_var, s.N * o.groups);
+  }
+  if (w.uses(kBn)) {
+    dw_mean[kBn] = correlate(bn_dm, pool.bn_mean, o.chunks * C);
+    dw_var[kBn] = correlate(bn_dv, pool.bn_var, o.chunks * C);
+  }
+  unmix(w.mean, dw_mean, o, out<A>(dmean_switch));
+  unmix(w.var, dw_var, o, out<A>(dvar_switch));
+
+  // From the mixed statistics through the members to the rows' own: dm is the offset of dx, dv its slope.
+  const A widened = o.correction && s.P > 1 ? A(s.P) / A(s.P - 1) : A(1);
+  const A to_offset = A(1) / A(s.P), to_slope = 2 * widened / A(s.P);
+  const A wm_bn = pool.stored ? A(0) : w.mean[kBn] / A(samples);
+  const A wv_bn = pool.stored ? A(0) : w.var[kBn] / A(samples);
+  split(s.N, 16 * C, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t chunk = n / samples * C;
+      const A *m = mean + n * C, *bm = &pool.bn_mean[chunk], *be = &bn_dm[chunk], *bd = &bn_dv[chunk];
+      A *__restrict e = &dm[n * C], *__restrict d = &dv[n * C];
+      const A le = w.mean[kLn] / A(C) * ln_dm[n], ld = w.var[kLn] / A(C) * ln_dv[n], lm = pool.ln_mean[n];
+      for (int64_t g = 0; g < o.groups; ++g) {
+        const int64_t group = n * o.groups + g;
+        const A ge = w.mean[kGn] / A(size) * gn_dm[group], gd = w.var[kGn] / A(size) * gn_dv[group];
+        const A gm = pool.gn_mean[group];
+        for (int64_t c = g * size; c < (g + 1) * size; ++c) {
+          const A bv = wv_bn * bd[c];
+          e[c] = (w.mean[kIn] * e[c] + le + ge + wm_bn * be[c] +
+                  2 * (ld * (m[c] - lm) + gd * (m[c] - gm) + bv * (m[c] - bm[c]))) *
+                 to_offset;
+          d[c] = (w.var[kIn] * d[c] + ld + gd + bv) * to_slope;
+        }
+      }
+    }
+  });
+  apply_gradient(data<T>(x), data<T>(dy), s, mean, scale.data(), dv.data(), dm.data(), out<T>(dx));
+}
+
+// ------------------------------------------------------------------------------------------------ operators
+
+Tensor dense(const Tensor& x) {
+  return x.is_contiguous() || is_channels_last(x) ? x : torch::stable::contiguous(x);
+}
+
+// dy in the layout of x.
+Tensor like(const Tensor& dy, const Tensor& x) {
+  const bool last = !x.is_contiguous();
+  if (last ? is_channels_last(dy) : dy.is_contiguous()) return dy;
+  auto copy = torch::stable::empty_like(x);
+  return torch::stable::copy_(copy, dy);
+}
+
+Tensor empty(const Tensor& x, std::initializer_list<int64_t> size) {
+  const std::vector<int64_t> sizes(size);
+  const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return torch::stable::new_empty(x, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype);
+}
+
+template <class F>
+void by_dtype(const Tensor& x, const F& work) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return work(float());
+    case ScalarType::Double:
+      return work(double());
+    case ScalarType::BFloat16:
+      return work(BFloat16());
+    case ScalarType::Half:
+      return work(Half());
+    default:
+      STD_TORCH_CHECK(false, "study_norms: x must be float32, float64, bfloat16 or float16");
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor given, Tensor mean_switch, Tensor var_switch, Tensor weight,
+                                           Tensor bias, std::optional<Tensor> running_mean,
+                                           std::optional<Tensor> running_var, int64_t members, int64_t groups,
+                                           int64_t chunks, int64_t correction, double eps, bool softmax) {
+  const Options o{members, groups, chunks, correction, eps, softmax};
+  const Tensor x = dense(given);
+  const int64_t N = x.size(0), C = x.size(1);
+  Tensor y = torch::stable::empty_like(x), stats = empty(x, {2, N, C});
+  Tensor batch = empty(x, {2, o.has(kBn) && !running_mean ? C : 0});
+  by_dtype(x, [&](auto type) {
+    forward_as<decltype(type)>(x, mean_switch, var_switch, weight, bias, running_mean, running_var, o, y, stats,
+                               batch);
+  });
+  return {y, stats, batch};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    Tensor dy, Tensor given, Tensor stats, Tensor mean_switch, Tensor var_switch, Tensor weight,
+    std::optional<Tensor> running_mean, std::optional<Tensor> running_var, int64_t members, int64_t groups,
+    int64_t chunks, int64_t correction, double eps, bool softmax) {
+  const Options o{members, groups, chunks, correction, eps, softmax};
+  const Tensor x = dense(given), gradient = like(dy, x);
+  Tensor dx = torch::stable::empty_like(x), dweight = empty(x, {x.size(1)}), dbias = empty(x, {x.size(1)});
+  Tensor dmean = empty(x, {mean_switch.size(0)}), dvar = empty(x, {var_switch.size(0)});
+  by_dtype(x, [&](auto type) {
+    backward_as<decltype(type)>(gradient, x, stats, mean_switch, var_switch, weight, running_mean, running_var, o, dx,
+                                dweight, dbias, dmean, dvar);
+  });
+  return {dx, dweight, dbias, dmean, dvar};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(study_norms, CPU, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("backward", TORCH_BOX(&backward));
+}

@@ -1,0 +1,139 @@
+"""The arithmetic of `study.norms.plain` with two passes over memory each way: C++ on CPUs, Triton on GPUs.
+
+Two operators, `study_norms::forward` and `study_norms::backward`, and the autograd around them. What is saved for the
+backward pass is x and its mean and variance by (sample, channel). No call waits for the device.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from study.norms import plain
+from study.norms.build import BuildError, library
+from study.norms.names import NORMALIZERS
+
+_OPTIONS = "int members, int groups, int chunks, int correction, float eps, bool softmax"
+_OPERATORS = torch.library.Library("study_norms", "DEF")
+_OPERATORS.define(
+    "forward(Tensor x, Tensor mean_switch, Tensor var_switch, Tensor weight, Tensor bias, Tensor? running_mean, "
+    f"Tensor? running_var, {_OPTIONS}) -> (Tensor y, Tensor stats, Tensor batch)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_OPERATORS.define(
+    "backward(Tensor dy, Tensor x, Tensor stats, Tensor mean_switch, Tensor var_switch, Tensor weight, "
+    f"Tensor? running_mean, Tensor? running_var, {_OPTIONS}) -> (Tensor dx, Tensor dweight, Tensor dbias, "
+    "Tensor dmean_switch, Tensor dvar_switch)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_enabled = os.environ.get("STUDY_NORMS", "fused") != "plain"
+
+
+@contextmanager
+def plain_norms() -> Iterator[None]:
+    """Inside, switch layers run their plain form: to compare, and for gradients of gradients."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+@cache
+def available(device_type: str) -> bool:
+    """Whether there are kernels for this type of device. The first call loads them, or compiles them (CPU)."""
+    if device_type == "cuda":
+        return _load_triton()
+    if device_type != "cpu":
+        return False
+    try:
+        torch.ops.load_library(library())
+    except (BuildError, OSError) as error:
+        warnings.warn(f"switch norms run in their plain form, several times slower: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def normalize(
+    x: Tensor,
+    switch: tuple[Tensor, Tensor],
+    affine: tuple[Tensor, Tensor],
+    stored: tuple[Tensor, Tensor] | None,
+    *,
+    softmax: bool,
+    pool: tuple[str, ...],
+    groups: int,
+    chunks: int,
+    correction: int,
+    eps: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """What `plain.normalize` does, by the kernels of x's device, or by itself where there are none.
+
+    A member whose two weights are exactly 0 is not computed: no mixing rule passes a gradient to such a weight.
+    """
+    if not (_enabled and x.dtype in _DTYPES and x.numel() and available(x.device.type)):
+        return plain.normalize(
+            x, switch, affine, stored,
+            softmax=softmax, pool=pool, groups=groups, chunks=chunks, correction=correction, eps=eps,
+        )  # fmt: skip
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    parameters = [each if each.dtype == dtype else each.to(dtype) for each in (*switch, *affine)]
+    running = (None, None) if stored is None else [each.to(dtype) for each in stored]
+    members = sum(1 << NORMALIZERS.index(name) for name in pool)
+    y, batch = _Normalize.apply(x, *parameters, *running, members, groups, chunks, correction, eps, softmax)
+    return y, tuple(batch.unbind()) if "bn" in pool and stored is None else None
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean_switch: Tensor, var_switch: Tensor, weight: Tensor, bias: Tensor,
+                running_mean: Tensor | None, running_var: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+        inputs = x, mean_switch, var_switch, weight, bias, running_mean, running_var
+        y, stats, batch = torch.ops.study_norms.forward.default(*inputs, *options)
+        ctx.save_for_backward(x, stats, mean_switch, var_switch, weight, running_mean, running_var)
+        ctx.options = options
+        ctx.mark_non_differentiable(batch)
+        return y, batch
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
+        saved, options = ctx.saved_tensors, ctx.options
+        dx, dweight, dbias, dmean, dvar = torch.ops.study_norms.backward.default(dy, *saved, *options)
+        return dx, dmean, dvar, dweight, dbias, *[None] * (2 + len(options))
+
+
+@torch.library.register_fake("study_norms::forward")
+def _forward_shapes(x: Tensor, mean_switch: Tensor, var_switch: Tensor, weight: Tensor, bias: Tensor,
+                    running_mean: Tensor | None, running_var: Tensor | None, members: int, *_: Any) -> Any:  # fmt: skip
+    tracked = members >> NORMALIZERS.index("bn") & 1 and running_mean is None
+    stats = weight.new_empty(2, *x.shape[:2])
+    return torch.empty_like(x), stats, weight.new_empty(2, x.shape[1] if tracked else 0)
+
+
+@torch.library.register_fake("study_norms::backward")
+def _backward_shapes(dy: Tensor, x: Tensor, stats: Tensor, mean_switch: Tensor, var_switch: Tensor, weight: Tensor,
+                     *_: Any) -> Any:  # fmt: skip
+    parameters = (torch.empty_like(each) for each in (weight, weight, mean_switch, var_switch))
+    return torch.empty_like(x), *parameters
+
+
+def _load_triton() -> bool:
+    """Registers the Triton kernels for CUDA."""
+    try:
+        from study.norms import triton_kernels
+    except ImportError as error:
+        warnings.warn(f"switch norms on CUDA run in their plain form, several times slower: {error}", stacklevel=3)
+        return False
+    _OPERATORS.impl("forward", triton_kernels.forward, "CUDA")
+    _OPERATORS.impl("backward", triton_kernels.backward, "CUDA")
+    return True
