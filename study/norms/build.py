@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("fused.cpp")
-# The oldest torch that pyproject.toml allows: what is compiled works with all later ones, too.
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
-         "-DTORCH_TARGET_VERSION=0x020b000000000000")  # fmt: skip
+HEADER = Path(__file__).with_name("kernels.h")
+# Of operators.cpp, all that takes time is reading torch's headers.
+SOURCES = {Path(__file__).with_name("kernels.cpp"): "-O3", Path(__file__).with_name("operators.cpp"): "-O1"}
+FLAGS = ("-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 
 
 class BuildError(Exception):
@@ -32,7 +32,8 @@ def library() -> Path:
     if compiler is None:
         raise BuildError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
     flags = [*FLAGS, _machine_flag()]
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, *flags, torch.__version__, _processor()])
+    sources = [source.read_text(encoding="utf-8") for source in (HEADER, *SOURCES)]
+    key = "\n".join([*sources, compiler, *flags, torch.__version__, _processor()])
     path = _cache() / f"norms-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         _compile(compiler, flags, path)
@@ -41,22 +42,30 @@ def library() -> Path:
 
 def _compile(compiler: str, flags: list[str], path: Path) -> None:
     home = Path(torch.__file__).parent
-    libraries = ["-L", str(home / "lib"), "-ltorch", "-ltorch_cpu", "-lc10"]
+    includes = [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
+    link = ["-shared", "-L", str(home / "lib"), "-ltorch", "-ltorch_cpu", "-lc10"]
     if platform.system() == "Darwin":
-        libraries.append("-Wl,-undefined,dynamic_lookup")
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".so.tmp")
-    os.close(handle)
+        link.append("-Wl,-undefined,dynamic_lookup")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in SOURCES]
+        _run(*([compiler, *flags, level, *includes, "-c", str(source), "-o", target]
+               for (source, level), target in zip(SOURCES.items(), objects, strict=True)))  # fmt: skip
+        result = Path(folder) / path.name
+        _run([compiler, *objects, "-o", str(result), *link])
+        os.replace(result, path)
+
+
+def _run(*commands: list[str]) -> None:
+    """Runs commands at the same time. BuildError, with the first line that says why, if one fails."""
     try:
-        command = [compiler, *flags, f"-I{home / 'include'}", str(SOURCE), "-o", scratch, *libraries]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)  # noqa: S603
-        if done.returncode != 0:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-            raise BuildError(f"{compiler} failed: {first}")
-        os.replace(scratch, path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{compiler}: {error}") from error
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]  # noqa: S603
+    except OSError as error:
+        raise BuildError(str(error)) from error
+    messages = [process.communicate()[1] for process in processes]
+    for command, process, message in zip(commands, processes, messages, strict=True):
+        if process.returncode != 0:
+            why = next((line for line in message.splitlines() if "error" in line), f"exit code {process.returncode}")
+            raise BuildError(f"{command[0]}: {why}")
 
 
 def _cache() -> Path:

@@ -33,6 +33,13 @@ _OPERATORS.define(
     "Tensor dmean_switch, Tensor dvar_switch)",
     tags=torch.Tag.pt2_compliant_tag,
 )
+_OPERATORS.define(
+    "track(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor batch, float momentum) -> ()",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_OPERATORS.impl("track", torch.library.fallthrough_kernel, "Autograd")
+_OPERATORS.impl("backward", torch.library.fallthrough_kernel, "Autograd")  # it has no gradient of its own
+_forward, _track = torch.ops.study_norms.forward.default, torch.ops.study_norms.track.default
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _enabled = os.environ.get("STUDY_NORMS", "fused") != "plain"
 
@@ -75,47 +82,45 @@ def normalize(
     chunks: int,
     correction: int,
     eps: float,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, Tensor | None]:
     """What `plain.normalize` does, by the kernels of x's device, or by itself where there are none.
 
     A member whose two weights are exactly 0 is not computed: no mixing rule passes a gradient to such a weight.
     """
-    if not (_enabled and x.dtype in _DTYPES and x.numel() and available(x.device.type)):
+    if not (_enabled and x.dtype in _DTYPES and x.numel() and available("cpu" if x.is_cpu else x.device.type)):
         return plain.normalize(
             x, switch, affine, stored,
             softmax=softmax, pool=pool, groups=groups, chunks=chunks, correction=correction, eps=eps,
         )  # fmt: skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    parameters = [each if each.dtype == dtype else each.to(dtype) for each in (*switch, *affine)]
-    running = (None, None) if stored is None else [each.to(dtype) for each in stored]
-    members = sum(1 << NORMALIZERS.index(name) for name in pool)
-    y, batch = _Normalize.apply(x, *parameters, *running, members, groups, chunks, correction, eps, softmax)
-    return y, tuple(batch.unbind()) if "bn" in pool and stored is None else None
+    inputs = [each if each is None or each.dtype == dtype else each.to(dtype)
+              for each in (*switch, *affine, *(stored or (None, None)))]  # fmt: skip
+    members = _members(pool)
+    y, _, batch = _forward(x, *inputs, members, groups, chunks, correction, eps, softmax)
+    return y, batch if stored is None and members & _BN else None
 
 
-class _Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mean_switch: Tensor, var_switch: Tensor, weight: Tensor, bias: Tensor,
-                running_mean: Tensor | None, running_var: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
-        inputs = x, mean_switch, var_switch, weight, bias, running_mean, running_var
-        y, stats, batch = torch.ops.study_norms.forward.default(*inputs, *options)
-        ctx.save_for_backward(x, stats, mean_switch, var_switch, weight, running_mean, running_var)
-        ctx.options = options
-        ctx.mark_non_differentiable(batch)
-        return y, batch
+def track(running_mean: Tensor, running_var: Tensor, batch: Tensor, momentum: float) -> None:
+    """Moves running statistics (C,) towards those of a batch (2, C), in place."""
+    if _enabled and batch.is_cpu and batch.dtype == running_mean.dtype and available("cpu"):
+        _track(running_mean, running_var, batch, momentum)
+    else:
+        plain.track(running_mean, running_var, batch, momentum)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
-        saved, options = ctx.saved_tensors, ctx.options
-        dx, dweight, dbias, dmean, dvar = torch.ops.study_norms.backward.default(dy, *saved, *options)
-        return dx, dmean, dvar, dweight, dbias, *[None] * (2 + len(options))
+
+@cache
+def _members(pool: tuple[str, ...]) -> int:
+    """The pool as a number: a bit for each normalizer."""
+    return sum(1 << NORMALIZERS.index(name) for name in pool)
+
+
+_BN = _members(("bn",))
 
 
 @torch.library.register_fake("study_norms::forward")
 def _forward_shapes(x: Tensor, mean_switch: Tensor, var_switch: Tensor, weight: Tensor, bias: Tensor,
                     running_mean: Tensor | None, running_var: Tensor | None, members: int, *_: Any) -> Any:  # fmt: skip
-    tracked = members >> NORMALIZERS.index("bn") & 1 and running_mean is None
+    tracked = members & _BN and running_mean is None
     stats = weight.new_empty(2, *x.shape[:2])
     return torch.empty_like(x), stats, weight.new_empty(2, x.shape[1] if tracked else 0)
 
@@ -125,6 +130,11 @@ def _backward_shapes(dy: Tensor, x: Tensor, stats: Tensor, mean_switch: Tensor, 
                      *_: Any) -> Any:  # fmt: skip
     parameters = (torch.empty_like(each) for each in (weight, weight, mean_switch, var_switch))
     return torch.empty_like(x), *parameters
+
+
+@torch.library.register_fake("study_norms::track")
+def _no_shapes(*_: Any) -> None:
+    """It changes its arguments and returns nothing."""
 
 
 def _load_triton() -> bool:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor, nn
 
-from study.norms.fused import normalize
+from study.norms.fused import normalize, track
 from study.norms.mixing import random_weights, softmax, sparsestmax
 from study.norms.names import DEFAULT_POOL, NORMALIZERS, POOLS
 
@@ -119,15 +119,15 @@ class SwitchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, *spatial) to the same shape; in training, N must be divisible by `chunks`."""
         self._check(x)
-        stored = None
-        if not self.training and self.running_mean is not None and self.running_var is not None:
-            stored = self.running_mean, self.running_var
+        running = None
+        if self.running_mean is not None and self.running_var is not None:
+            running = self.running_mean, self.running_var
         switch, softmax = self._switch()
-        y, batch_statistics = normalize(
+        y, batch = normalize(
             x,
             switch,
             (self.weight, self.bias),
-            stored,
+            None if self.training else running,
             softmax=softmax,
             pool=self.pool,
             groups=self.groups if "gn" in self.pool else 1,
@@ -135,8 +135,8 @@ class SwitchNorm(nn.Module):
             correction=self.correction,
             eps=self.eps,
         )
-        if batch_statistics is not None:
-            self._track(*batch_statistics)
+        if batch is not None and running is not None:
+            track(*running, batch, self.momentum)
         return y
 
     def switch_weights(self) -> SwitchWeights:
@@ -181,14 +181,6 @@ class SwitchNorm(nn.Module):
             )
         if self.training and x.shape[0] % self.chunks:
             raise ValueError(f"a batch of {x.shape[0]} samples is not divisible into {self.chunks} chunks")
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        """Moves running statistics towards those of a batch."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
 
 
 class SwitchNorm1d(SwitchNorm):

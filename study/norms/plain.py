@@ -25,13 +25,13 @@ def normalize(
     chunks: int,
     correction: int,
     eps: float,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Normalizes x (N, C, *spatial) by the mixed statistics of `pool`.
 
     switch: for means and for variances, (K,) logits if `softmax`, and weights if not. affine: gamma and beta (C,).
     stored: mean and variance (C,) for the bn member in place of the batch's. The rest as in `SwitchNorm`.
 
-    Returns y, and if bn took them the mean and variance (C,) of the batch, averaged over chunks, detached: what
+    Returns y, and if bn took them (2, C), the mean and variance of the batch averaged over chunks, detached: what
     running statistics move towards.
     """
     batch, channels = x.shape[:2]
@@ -68,7 +68,15 @@ def normalize(
     center, spread = (statistic.detach().mean(0).reshape(channels) for statistic in members["bn"])
     # torch's convention: biased variances normalize, running ones are unbiased.
     count = grid[1] * pixels
-    return y, (center, spread * (count / (count - 1)) if correction == 0 and count > 1 else spread)
+    if correction == 0 and count > 1:
+        spread = spread * (count / (count - 1))
+    return y, torch.stack((center, spread))
+
+
+def track(running_mean: Tensor, running_var: Tensor, batch: Tensor, momentum: float) -> None:
+    """Moves running statistics (C,) towards those of a batch (2, C), in place."""
+    for running, statistic in zip((running_mean, running_var), batch.to(running_mean.dtype), strict=True):
+        running.lerp_(statistic, momentum)
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

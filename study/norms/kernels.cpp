@@ -1,35 +1,29 @@
 // The arithmetic of plain.py on CPUs: two passes over x forward, two over x and dy backward.
 //
-// Written against libtorch's stable ABI: it compiles in seconds and does not depend on the release of torch.
 // Every sum has an order of its own, whatever the number of threads: results are the same bit for bit.
 //
 // Names: N samples, C channels, P pixels; rows are (sample, channel); A is the type of the arithmetic, T that of x.
 
+#include "kernels.h"
+
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
-#include <optional>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 #ifdef __F16C__
 #include <immintrin.h>
 #endif
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+namespace study {
 namespace {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t kTile = 4096;         // values worked on at a time: they stay in the L1 cache
 constexpr int64_t kParallel = 1 << 15;  // values from which a second thread pays
@@ -96,7 +90,9 @@ inline void store(vector<float> v, Half* p) {
 
 // Which values of a vector count: all, known when compiled; the last `count`, where it reaches back over values that
 // were taken already; the first `count`, where there is less than a vector.
-struct Whole {};
+struct Whole {
+  Whole(int64_t = 0) {}
+};
 struct Last {
   int64_t count;
 };
@@ -130,7 +126,6 @@ inline vector<A> take(const T* p, First first, A rest = 0) {
   return v;
 }
 
-// Writes a vector; what `Last` writes a second time must be the same again.
 template <class A, class T, class Part>
 inline void put(vector<A> v, T* p, Part part) {
   if constexpr (std::is_same_v<Part, First>) {
@@ -154,9 +149,10 @@ inline void add(vector<A> v, A* p, Part part) {
   }
 }
 
-// Calls body(i, turn, part) for vectors of n values. Turns 0 to 3 are for sums: an addition waits for the one before.
-template <class A, class F>
-inline void each(int64_t n, const F& body) {
+// Calls body(i, turn, part) for vectors of n values, each value once. Turns 0 to 3 are for sums: an addition waits for
+// the one before.
+template <class A, class Tail = Last, class F>
+inline void each_once(int64_t n, const F& body) {
   constexpr int64_t size = Vector<A>::size;
   int64_t i = 0;
   for (; i + 4 * size <= n; i += 4 * size) {
@@ -168,9 +164,15 @@ inline void each(int64_t n, const F& body) {
   for (; i + size <= n; i += size) body(i, 0, Whole());
   if (i == n) return;
   if (n >= size)
-    body(n - size, 1, Last{n - i});
+    body(n - size, 1, Tail{n - i});
   else
     body(i, 1, First{n - i});
+}
+
+// The same for results that do not depend on each other: some of the last ones are computed twice.
+template <class A, class F>
+inline void each(int64_t n, const F& body) {
+  each_once<A, Whole>(n, body);
 }
 
 // A sum over the same lanes in the same order on every machine.
@@ -191,52 +193,22 @@ struct Sum {
 template <class A, class F>
 inline A sum(int64_t n, const F& term) {
   Sum<A> result;
-  each<A>(n, [&](int64_t i, int turn, auto part) { result.turns[turn] += term(i, part); });
+  each_once<A>(n, [&](int64_t i, int turn, auto part) { result.turns[turn] += term(i, part); });
   return result.total();
 }
 
 // ------------------------------------------------------------------------------------------------ layout
 
-// x as (N, C, P), rows apart (contiguous) or channels last. One pixel a row is channels last, too.
-struct Shape {
-  int64_t N, C, P;
-  bool channels_last;
+// Channels last, a tile is this many pixels of one sample: enough to make up for joining tiles.
+int64_t tile_pixels(Shape s) { return std::max<int64_t>(32, kTile / s.C); }
+int64_t tile_count(Shape s) { return (s.P + tile_pixels(s) - 1) / tile_pixels(s); }
 
-  int64_t rows() const { return N * C; }
-  int64_t size() const { return N * C * P; }
-  // Channels last, a tile is this many pixels of one sample: enough to make up for joining tiles.
-  int64_t tile_pixels() const { return std::max<int64_t>(32, kTile / C); }
-  int64_t tiles() const { return (P + tile_pixels() - 1) / tile_pixels(); }
-};
-
-bool is_channels_last(const Tensor& x) {
-  auto sizes = x.sizes();
-  auto strides = x.strides();
-  int64_t expected = 1;
-  auto fits = [&](int64_t d) {
-    bool right = sizes[d] == 1 || strides[d] == expected;
-    expected *= sizes[d];
-    return right;
-  };
-  if (!fits(1)) return false;
-  for (int64_t d = x.dim() - 1; d >= 2; --d)
-    if (!fits(d)) return false;
-  return fits(0);
-}
-
-Shape shape_of(const Tensor& x) {
-  int64_t P = 1;
-  for (int64_t d = 2; d < x.dim(); ++d) P *= x.size(d);
-  return {x.size(0), x.size(1), P, P == 1 || !x.is_contiguous()};
-}
-
-// Calls work(begin, end) on parts of [0, n), n pieces of `cost` values each.
+// Calls work(begin, end) on parts of [0, n), n pieces of `cost` values each, in the threads of torch.
 template <class F>
 inline void split(int64_t n, int64_t cost, const F& work) {
-  if (n * cost <= kParallel || n < 2)
-    work(0, n);
-  else
-    torch::stable::parallel_for(0, n, std::max<int64_t>(1, kParallel / 2 / std::max<int64_t>(cost, 1)), work);
+  if (n * cost <= kParallel || n < 2) return work(0, n);
+  const auto call = [](int64_t begin, int64_t end, void* work) { (*static_cast<const F*>(work))(begin, end); };
+  torch_parallel_for(0, n, std::max<int64_t>(1, kParallel / 2 / cost), call, const_cast<F*>(&work));
 }
 
 // ------------------------------------------------------------------------------------------------ passes over memory
@@ -251,7 +223,7 @@ inline void each_pixels(int64_t first, int64_t last, const F& body) {
 // Channels last: calls work(n, tile, first, last) for every tile of pixels of every sample.
 template <class F>
 inline void each_tile(Shape s, int64_t tensors, const F& work) {
-  const int64_t tiles = s.tiles(), pixels = s.tile_pixels();
+  const int64_t tiles = tile_count(s), pixels = tile_pixels(s);
   split(s.N * tiles, tensors * std::min(pixels, s.P) * s.C, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / tiles, first = i % tiles * pixels;
@@ -285,7 +257,7 @@ void row_moments(const T* x, Shape s, A* mean, A* var) {
     });
     return;
   }
-  const int64_t C = s.C, tiles = s.tiles();
+  const int64_t C = s.C, tiles = tile_count(s);
   std::vector<A> parts(tiles > 1 ? 2 * s.N * tiles * C : 0);
   each_tile(s, 1, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
     A* m = tiles > 1 ? &parts[2 * (n * tiles + tile) * C] : mean + n * C;
@@ -294,7 +266,7 @@ void row_moments(const T* x, Shape s, A* mean, A* var) {
     std::fill(m, m + C, A(0));
     std::fill(q, q + C, A(0));
     each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each<A>(C, [&](int64_t c, int, auto part) {
+      each_once<A>(C, [&](int64_t c, int, auto part) {
         vector<A> total = take<A>(v + p * C + c, part);
         for (int k = 1; k < pixels; ++k) total += take<A>(v + (p + k) * C + c, part);
         add<A>(total, m + c, part);
@@ -302,7 +274,7 @@ void row_moments(const T* x, Shape s, A* mean, A* var) {
     });
     for (int64_t c = 0; c < C; ++c) m[c] /= A(last - first);
     each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each<A>(C, [&](int64_t c, int, auto part) {
+      each_once<A>(C, [&](int64_t c, int, auto part) {
         const vector<A> center = take<A>(m + c, part);
         vector<A> total = {};
         for (int k = 0; k < pixels; ++k) {
@@ -324,7 +296,7 @@ void row_moments(const T* x, Shape s, A* mean, A* var) {
       std::copy(first + C, first + 2 * C, square);
       for (int64_t tile = 1; tile < tiles; ++tile) {
         const A *m = first + 2 * tile * C, *q = m + C;
-        const int64_t before = tile * s.tile_pixels(), pixels = std::min(s.tile_pixels(), s.P - before);
+        const int64_t before = tile * tile_pixels(s), pixels = std::min(tile_pixels(s), s.P - before);
         const A share = A(pixels) / A(before + pixels), weight = share * A(before);
         for (int64_t c = 0; c < C; ++c) {
           const A delta = m[c] - center[c];
@@ -374,7 +346,7 @@ void row_sums(const T* x, const T* dy, Shape s, const A* center, A* total, A* pr
         const A m = center[row];
         const T *v = x + row * s.P, *g = dy + row * s.P;
         Sum<A> t, q;
-        each<A>(s.P, [&](int64_t i, int turn, auto part) {
+        each_once<A>(s.P, [&](int64_t i, int turn, auto part) {
           const vector<A> gradient = take<A>(g + i, part);
           t.turns[turn] += gradient;
           q.turns[turn] += gradient * (take<A>(v + i, part) - m);
@@ -385,7 +357,7 @@ void row_sums(const T* x, const T* dy, Shape s, const A* center, A* total, A* pr
     });
     return;
   }
-  const int64_t C = s.C, tiles = s.tiles();
+  const int64_t C = s.C, tiles = tile_count(s);
   std::vector<A> parts(tiles > 1 ? 2 * s.N * tiles * C : 0);
   each_tile(s, 2, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
     A* t = tiles > 1 ? &parts[2 * (n * tiles + tile) * C] : total + n * C;
@@ -393,7 +365,7 @@ void row_sums(const T* x, const T* dy, Shape s, const A* center, A* total, A* pr
     std::fill(t, t + C, A(0));
     std::fill(q, q + C, A(0));
     each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each<A>(C, [&](int64_t c, int, auto part) {
+      each_once<A>(C, [&](int64_t c, int, auto part) {
         const vector<A> m = take<A>(center + n * C + c, part);
         vector<A> sum = {}, products = {};
         for (int k = 0; k < pixels; ++k) {
@@ -458,8 +430,6 @@ void apply_gradient(const T* x, const T* dy, Shape s, const A* center, const A* 
 
 // ------------------------------------------------------------------------------------------------ the pool
 
-enum Member { kIn, kLn, kBn, kGn, kMembers };
-
 // Weights by member, 0 for what is not in the pool: what has none in either is skipped.
 template <class A>
 struct Switch {
@@ -471,14 +441,6 @@ struct Switch {
       if (k != member && uses(Member(k))) return false;
     return mean[member] == 1 && var[member] == 1;
   }
-};
-
-struct Options {
-  int64_t members, groups, chunks, correction;
-  double eps;
-  bool softmax;
-
-  bool has(Member member) const { return members >> member & 1; }
 };
 
 template <class A>
@@ -600,38 +562,19 @@ void mixed_moments(int64_t n, const A* mean, const A* var, Shape s, const Option
 // ------------------------------------------------------------------------------------------------ forward
 
 template <class A>
-const A* data(const std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;
-}
-
-template <class A>
-const A* data(const Tensor& tensor) {
-  return static_cast<const A*>(tensor.const_data_ptr());
-}
-
-template <class A>
-A* out(Tensor& tensor) {
-  return static_cast<A*>(tensor.mutable_data_ptr());
-}
-
-template <class A>
-Switch<A> read_switch(const Tensor& mean, const Tensor& var, const Options& o) {
+Switch<A> read_switch(const Inputs& in, const Options& o) {
   Switch<A> w;
-  mix(data<A>(mean), o, w.mean);
-  mix(data<A>(var), o, w.var);
+  mix(static_cast<const A*>(in.mean_switch), o, w.mean);
+  mix(static_cast<const A*>(in.var_switch), o, w.var);
   return w;
 }
 
-template <class T>
-void forward_as(const Tensor& x, const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
-                const Tensor& bias, const std::optional<Tensor>& running_mean,
-                const std::optional<Tensor>& running_var, const Options& o, Tensor& y, Tensor& stats, Tensor& batch) {
-  using A = typename Arithmetic<T>::type;
-  const Shape s = shape_of(x);
-  const auto w = read_switch<A>(mean_switch, var_switch, o);
-  const A *gamma = data<A>(weight), *beta = data<A>(bias);
-  const A *stored_mean = data<A>(running_mean), *stored_var = data<A>(running_var);
-  A *mean = out<A>(stats), *var = mean + s.rows();
+template <class T, class A>
+void forward_as(const T* x, Shape s, const Options& o, const Inputs& in, T* y, A* mean, A* batch) {
+  const auto w = read_switch<A>(in, o);
+  const A *gamma = static_cast<const A*>(in.weight), *beta = static_cast<const A*>(in.bias);
+  const A *stored_mean = static_cast<const A*>(in.running_mean), *stored_var = static_cast<const A*>(in.running_var);
+  A* var = mean + s.rows();
   const bool track = o.has(kBn) && !stored_mean;
 
   if (stored_mean && w.only(kBn)) {
@@ -639,7 +582,7 @@ void forward_as(const Tensor& x, const Tensor& mean_switch, const Tensor& var_sw
     for (int64_t n = 0; n < s.N; ++n) std::copy(stored_mean, stored_mean + s.C, mean + n * s.C);
     std::fill(var, var + s.rows(), A(0));
   } else {
-    row_moments(data<T>(x), s, mean, var);
+    row_moments(x, s, mean, var);
     if (o.correction && s.P > 1)
       for (int64_t i = 0; i < s.rows(); ++i) var[i] *= A(s.P) / A(s.P - 1);
   }
@@ -657,10 +600,10 @@ void forward_as(const Tensor& x, const Tensor& mean_switch, const Tensor& var_sw
       }
     }
   });
-  apply(data<T>(x), s, mean, scale.data(), shift.data(), out<T>(y));
+  apply(x, s, mean, scale.data(), shift.data(), y);
 
   if (track) {  // what running statistics move towards
-    A *center = out<A>(batch), *spread = center + s.C;
+    A *center = batch, *spread = center + s.C;
     const int64_t count = s.N / o.chunks * s.P;
     const A unbiased = o.correction == 0 && count > 1 ? A(count) / A(count - 1) : A(1);
     for (int64_t c = 0; c < s.C; ++c) {
@@ -677,23 +620,20 @@ void forward_as(const Tensor& x, const Tensor& mean_switch, const Tensor& var_sw
 
 // ------------------------------------------------------------------------------------------------ backward
 
-template <class T>
-void backward_as(const Tensor& dy, const Tensor& x, const Tensor& stats, const Tensor& mean_switch,
-                 const Tensor& var_switch, const Tensor& weight, const std::optional<Tensor>& running_mean,
-                 const std::optional<Tensor>& running_var, const Options& o, Tensor& dx, Tensor& dweight,
-                 Tensor& dbias, Tensor& dmean_switch, Tensor& dvar_switch) {
-  using A = typename Arithmetic<T>::type;
-  const Shape s = shape_of(x);
+template <class T, class A>
+void backward_as(const T* x, Shape s, const Options& o, const Inputs& in, const A* mean, const T* dy, T* dx,
+                 const Gradients& out) {
   const int64_t C = s.C, samples = s.N / o.chunks, size = C / o.groups;
-  const auto w = read_switch<A>(mean_switch, var_switch, o);
-  const A *mean = data<A>(stats), *var = mean + s.rows(), *gamma = data<A>(weight);
-  const auto pool = pool_moments(mean, var, s, o, w, data<A>(running_mean), data<A>(running_var), false);
+  const auto w = read_switch<A>(in, o);
+  const A *var = mean + s.rows(), *gamma = static_cast<const A*>(in.weight);
+  const A *stored_mean = static_cast<const A*>(in.running_mean), *stored_var = static_cast<const A*>(in.running_var);
+  const auto pool = pool_moments(mean, var, s, o, w, stored_mean, stored_var, false);
 
   // dm and dv begin as the sums of dy and dy * (x - mean) and end as gradients of the mixed mean and variance.
   std::vector<A> dm(s.rows()), dv(s.rows()), scale(s.rows());
-  row_sums(data<T>(x), data<T>(dy), s, mean, dm.data(), dv.data());
+  row_sums(x, dy, s, mean, dm.data(), dv.data());
 
-  A *dgamma = out<A>(dweight), *dbeta = out<A>(dbias);
+  A *dgamma = static_cast<A*>(out.weight), *dbeta = static_cast<A*>(out.bias);
   std::fill(dgamma, dgamma + C, A(0));
   std::fill(dbeta, dbeta + C, A(0));
   std::vector<A> mixed(C), ln_dm(s.N), ln_dv(s.N), gn_dm(s.N * o.groups), gn_dv(s.N * o.groups);
@@ -747,8 +687,8 @@ void backward_as(const Tensor& dy, const Tensor& x, const Tensor& stats, const T
     dw_mean[kBn] = correlate(bn_dm, pool.bn_mean, o.chunks * C);
     dw_var[kBn] = correlate(bn_dv, pool.bn_var, o.chunks * C);
   }
-  unmix(w.mean, dw_mean, o, out<A>(dmean_switch));
-  unmix(w.var, dw_var, o, out<A>(dvar_switch));
+  unmix(w.mean, dw_mean, o, static_cast<A*>(out.mean_switch));
+  unmix(w.var, dw_var, o, static_cast<A*>(out.var_switch));
 
   // From the mixed statistics through the members to the rows' own: dm is the offset of dx, dv its slope.
   const A widened = o.correction && s.P > 1 ? A(s.P) / A(s.P - 1) : A(1);
@@ -775,79 +715,42 @@ void backward_as(const Tensor& dy, const Tensor& x, const Tensor& stats, const T
       }
     }
   });
-  apply_gradient(data<T>(x), data<T>(dy), s, mean, scale.data(), dv.data(), dm.data(), out<T>(dx));
-}
-
-// ------------------------------------------------------------------------------------------------ operators
-
-Tensor dense(const Tensor& x) {
-  return x.is_contiguous() || is_channels_last(x) ? x : torch::stable::contiguous(x);
-}
-
-// dy in the layout of x.
-Tensor like(const Tensor& dy, const Tensor& x) {
-  const bool last = !x.is_contiguous();
-  if (last ? is_channels_last(dy) : dy.is_contiguous()) return dy;
-  auto copy = torch::stable::empty_like(x);
-  return torch::stable::copy_(copy, dy);
-}
-
-Tensor empty(const Tensor& x, std::initializer_list<int64_t> size) {
-  const std::vector<int64_t> sizes(size);
-  const auto dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::new_empty(x, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), dtype);
+  apply_gradient(x, dy, s, mean, scale.data(), dv.data(), dm.data(), dx);
 }
 
 template <class F>
-void by_dtype(const Tensor& x, const F& work) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
+void by_dtype(Dtype dtype, const F& work) {
+  switch (dtype) {
+    case Dtype::Float:
       return work(float());
-    case ScalarType::Double:
+    case Dtype::Double:
       return work(double());
-    case ScalarType::BFloat16:
+    case Dtype::BFloat16:
       return work(BFloat16());
-    case ScalarType::Half:
+    case Dtype::Half:
       return work(Half());
-    default:
-      STD_TORCH_CHECK(false, "study_norms: x must be float32, float64, bfloat16 or float16");
   }
-}
-
-std::tuple<Tensor, Tensor, Tensor> forward(Tensor given, Tensor mean_switch, Tensor var_switch, Tensor weight,
-                                           Tensor bias, std::optional<Tensor> running_mean,
-                                           std::optional<Tensor> running_var, int64_t members, int64_t groups,
-                                           int64_t chunks, int64_t correction, double eps, bool softmax) {
-  const Options o{members, groups, chunks, correction, eps, softmax};
-  const Tensor x = dense(given);
-  const int64_t N = x.size(0), C = x.size(1);
-  Tensor y = torch::stable::empty_like(x), stats = empty(x, {2, N, C});
-  Tensor batch = empty(x, {2, o.has(kBn) && !running_mean ? C : 0});
-  by_dtype(x, [&](auto type) {
-    forward_as<decltype(type)>(x, mean_switch, var_switch, weight, bias, running_mean, running_var, o, y, stats,
-                               batch);
-  });
-  return {y, stats, batch};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    Tensor dy, Tensor given, Tensor stats, Tensor mean_switch, Tensor var_switch, Tensor weight,
-    std::optional<Tensor> running_mean, std::optional<Tensor> running_var, int64_t members, int64_t groups,
-    int64_t chunks, int64_t correction, double eps, bool softmax) {
-  const Options o{members, groups, chunks, correction, eps, softmax};
-  const Tensor x = dense(given), gradient = like(dy, x);
-  Tensor dx = torch::stable::empty_like(x), dweight = empty(x, {x.size(1)}), dbias = empty(x, {x.size(1)});
-  Tensor dmean = empty(x, {mean_switch.size(0)}), dvar = empty(x, {var_switch.size(0)});
-  by_dtype(x, [&](auto type) {
-    backward_as<decltype(type)>(gradient, x, stats, mean_switch, var_switch, weight, running_mean, running_var, o, dx,
-                                dweight, dbias, dmean, dvar);
-  });
-  return {dx, dweight, dbias, dmean, dvar};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(study_norms, CPU, m) {
-  m.impl("forward", TORCH_BOX(&forward));
-  m.impl("backward", TORCH_BOX(&backward));
+void forward(Dtype dtype, Shape shape, const Options& options, const Inputs& in, void* y, void* stats, void* batch) {
+  by_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = typename Arithmetic<T>::type;
+    forward_as(static_cast<const T*>(in.x), shape, options, in, static_cast<T*>(y), static_cast<A*>(stats),
+               static_cast<A*>(batch));
+  });
 }
+
+void backward(Dtype dtype, Shape shape, const Options& options, const Inputs& in, const void* stats, const void* dy,
+              const Gradients& out) {
+  by_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = typename Arithmetic<T>::type;
+    backward_as(static_cast<const T*>(in.x), shape, options, in, static_cast<const A*>(stats),
+                static_cast<const T*>(dy), static_cast<T*>(out.x), out);
+  });
+}
+
+}  // namespace study

@@ -1,0 +1,156 @@
+// The operators study_norms::forward and ::backward on CPUs, and the gradient of the first on every device. Autograd is
+// in C++, because on small tensors the way through Python takes longer than the arithmetic.
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "kernels.h"
+
+namespace {
+
+using at::Tensor;
+using std::optional;
+using torch::autograd::variable_list;
+using Triple = std::tuple<Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+study::Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return study::Dtype::Float;
+    case at::kDouble:
+      return study::Dtype::Double;
+    case at::kBFloat16:
+      return study::Dtype::BFloat16;
+    case at::kHalf:
+      return study::Dtype::Half;
+    default:
+      TORCH_CHECK(false, "study_norms: x must be float32, float64, bfloat16 or float16");
+  }
+}
+
+bool is_channels_last(const Tensor& x) {
+  return (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) ||
+         (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d));
+}
+
+Tensor dense(const Tensor& x) { return x.is_contiguous() || is_channels_last(x) ? x : x.contiguous(); }
+
+// dy in the layout of x.
+Tensor like(const Tensor& dy, const Tensor& x) {
+  if (x.is_contiguous()) return dy.contiguous();
+  return dy.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d);
+}
+
+study::Shape shape_of(const Tensor& x) {
+  const int64_t N = x.size(0), C = x.size(1), P = N * C ? x.numel() / (N * C) : 0;
+  return {N, C, P, P == 1 || !x.is_contiguous()};
+}
+
+const void* data(const optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+
+Triple forward(const Tensor& given, const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
+               const Tensor& bias, const optional<Tensor>& running_mean, const optional<Tensor>& running_var,
+               int64_t members, int64_t groups, int64_t chunks, int64_t correction, double eps, bool softmax) {
+  const study::Options options{members, groups, chunks, correction, eps, softmax};
+  const Tensor x = dense(given);
+  const auto shape = shape_of(x);
+  Tensor y = at::empty_like(x), stats = at::empty({2, shape.N, shape.C}, weight.options());
+  Tensor batch = at::empty({2, options.has(study::kBn) && !running_mean ? shape.C : 0}, weight.options());
+  study::forward(dtype_of(x), shape, options,
+                 {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
+                  weight.const_data_ptr(), bias.const_data_ptr(), data(running_mean), data(running_var)},
+                 y.mutable_data_ptr(), stats.mutable_data_ptr(), batch.mutable_data_ptr());
+  return {y, stats, batch};
+}
+
+Gradients backward(const Tensor& dy, const Tensor& given, const Tensor& stats, const Tensor& mean_switch,
+                   const Tensor& var_switch, const Tensor& weight, const optional<Tensor>& running_mean,
+                   const optional<Tensor>& running_var, int64_t members, int64_t groups, int64_t chunks,
+                   int64_t correction, double eps, bool softmax) {
+  const Tensor x = dense(given), gradient = like(dy, x);
+  Tensor dx = at::empty_like(x), dweight = at::empty_like(weight), dbias = at::empty_like(weight);
+  Tensor dmean = at::empty_like(mean_switch), dvar = at::empty_like(var_switch);
+  study::backward(dtype_of(x), shape_of(x), {members, groups, chunks, correction, eps, softmax},
+                  {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
+                   weight.const_data_ptr(), nullptr, data(running_mean), data(running_var)},
+                  stats.const_data_ptr(), gradient.const_data_ptr(),
+                  {dx.mutable_data_ptr(), dmean.mutable_data_ptr(), dvar.mutable_data_ptr(),
+                   dweight.mutable_data_ptr(), dbias.mutable_data_ptr()});
+  return {dx, dweight, dbias, dmean, dvar};
+}
+
+// Moves running statistics towards those of a batch, as Tensor.lerp_ would in several times the time.
+void track(Tensor& running_mean, Tensor& running_var, const Tensor& batch, double momentum) {
+  const int64_t C = batch.size(1);
+  AT_DISPATCH_FLOATING_TYPES(batch.scalar_type(), "study_norms::track", [&] {
+    const scalar_t* target = batch.const_data_ptr<scalar_t>();
+    for (Tensor* running : {&running_mean, &running_var}) {
+      scalar_t* value = running->mutable_data_ptr<scalar_t>();
+      for (int64_t c = 0; c < C; ++c) value[c] += scalar_t(momentum) * (target[c] - value[c]);
+      target += C;
+    }
+  });
+}
+
+template <class Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+optional<Tensor> defined(const Tensor& tensor) { return tensor.defined() ? optional<Tensor>(tensor) : std::nullopt; }
+
+struct Normalize : torch::autograd::Function<Normalize> {
+  static variable_list forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& mean_switch,
+                               const Tensor& var_switch, const Tensor& weight, const Tensor& bias,
+                               const optional<Tensor>& running_mean, const optional<Tensor>& running_var,
+                               int64_t members, int64_t groups, int64_t chunks, int64_t correction, double eps,
+                               bool softmax) {
+    static const auto op = find<decltype(::forward)>("study_norms::forward");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, stats, batch] = op.call(x, mean_switch, var_switch, weight, bias, running_mean, running_var, members,
+                                     groups, chunks, correction, eps, softmax);
+    context->save_for_backward({x, stats, mean_switch, var_switch, weight, running_mean.value_or(Tensor()),
+                                running_var.value_or(Tensor())});
+    context->saved_data["options"] = c10::List<int64_t>({members, groups, chunks, correction, int64_t(softmax)});
+    context->saved_data["eps"] = eps;
+    context->mark_non_differentiable({stats, batch});
+    return {y, stats, batch};
+  }
+
+  static variable_list backward(torch::autograd::AutogradContext* context, variable_list dy) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "the fused switch norms have no second derivative: use study.norms.plain_norms()");
+    static const auto op = find<decltype(::backward)>("study_norms::backward");
+    const auto saved = context->get_saved_variables();
+    const auto options = context->saved_data["options"].toIntVector();
+    auto [dx, dweight, dbias, dmean, dvar] =
+        op.call(dy[0], saved[0], saved[1], saved[2], saved[3], saved[4], defined(saved[5]), defined(saved[6]),
+                options[0], options[1], options[2], options[3], context->saved_data["eps"].toDouble(), options[4]);
+    variable_list gradients = {dx, dmean, dvar, dweight, dbias};
+    gradients.resize(13);  // one for every argument of forward
+    return gradients;
+  }
+};
+
+Triple forward_with_gradient(const Tensor& x, const Tensor& mean_switch, const Tensor& var_switch,
+                             const Tensor& weight, const Tensor& bias, const optional<Tensor>& running_mean,
+                             const optional<Tensor>& running_var, int64_t members, int64_t groups, int64_t chunks,
+                             int64_t correction, double eps, bool softmax) {
+  auto result = Normalize::apply(x, mean_switch, var_switch, weight, bias, running_mean, running_var, members, groups,
+                                 chunks, correction, eps, softmax);
+  return {result[0], result[1], result[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(study_norms, CPU, m) {
+  m.impl("forward", forward);
+  m.impl("backward", backward);
+  m.impl("track", track);
+}
+
+TORCH_LIBRARY_IMPL(study_norms, Autograd, m) { m.impl("forward", forward_with_gradient); }
