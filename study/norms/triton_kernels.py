@@ -247,7 +247,7 @@ def _plan(x: Tensor) -> _Plan:
     rows = _TILE // pixels
     programs = triton.cdiv(N * C, rows)
     # A part of a row is at least 4 tiles, and all but the last are equally long.
-    splits = min(triton.cdiv(P, 4 * pixels), triton.cdiv(_MIN_PROGRAMS, programs), _MAX_SPLITS)
+    splits = min(triton.cdiv(P, 4 * pixels), triton.cdiv(_MIN_PROGRAMS, max(programs, 1)), _MAX_SPLITS)
     steps = triton.cdiv(triton.cdiv(P, pixels), splits)
     splits = triton.cdiv(P, steps * pixels)
     align = math.gcd(C if last else P, 8)

@@ -71,6 +71,7 @@ def compile_kernel(kernel, arguments, num_warps, capability):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.parametrize(
     ("capability", "shape", "last", "dtype", "stored"),
     [

@@ -87,7 +87,7 @@ def build(case: Case, device: str = "cpu"):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     x = draw(*case.shape) * draw(samples, channels, *[1] * (len(case.shape) - 2)).exp() + case.offset * (1 + draw(1))
-    dy = draw(*case.shape)
+    dy = draw(*case.shape[::-1]).permute(*range(len(case.shape))[::-1])
     switches = [draw(size) if case.softmax else draw(size).softmax(0) for _ in range(2)]
     if case.one_hot is not None:
         hot = torch.zeros(size, dtype=torch.float64)
@@ -114,17 +114,19 @@ def run_kernels(case: Case, device: str = "cpu"):
     assert y.stride() == x.stride()
     assert stats.shape == (2, *x.shape[:2])
     mean_switch, var_switch, weight, _, *running = parameters
+    if case.stored and (case.one_hot == 2 or case.members == 4):  # x was not read for them
+        assert torch.equal(stats, torch.stack((running[0], torch.zeros_like(weight))).unsqueeze(1).expand_as(stats))
     grads = triton_kernels.backward(dy, x, stats, mean_switch, var_switch, weight, *running, *options)
     assert grads[0].dtype == x.dtype
     assert grads[0].stride() == x.stride()
     return y, batch, *grads
 
 
-def run_plain(case: Case, device: str = "cpu"):
-    """The same in float64 by autograd."""
+def run_plain(case: Case, dtype: torch.dtype, device: str = "cpu"):
+    """The same by autograd, all in `dtype`."""
     x, dy, parameters, _ = build(case, device)
-    mean_switch, var_switch, weight, bias, *running = (each if each is None else each.double() for each in parameters)
-    leaves = [each.detach().clone().requires_grad_() for each in (x.double(), weight, bias, mean_switch, var_switch)]
+    mean_switch, var_switch, weight, bias, *running = (each if each is None else each.to(dtype) for each in parameters)
+    leaves = [each.clone().requires_grad_() for each in (x.to(dtype), weight, bias, mean_switch, var_switch)]
     switch = tuple(leaf.softmax(0) if case.softmax else leaf for leaf in leaves[3:])
     y, batch = plain_normalize(
         leaves[0],
@@ -137,11 +139,11 @@ def run_plain(case: Case, device: str = "cpu"):
         correction=case.correction,
         eps=case.eps,
     )
-    grads = list(torch.autograd.grad(y, leaves, dy.double()))
+    grads = list(torch.autograd.grad(y, leaves, dy.to(dtype)))
     unused = (switch[0] == 0) & (switch[1] == 0)
     grads[3:] = (grad.masked_fill(unused, 0.0) for grad in grads[3:])
     if batch is None:
-        return y.detach(), x.new_empty(2, 0).double(), *grads
+        return y.detach(), weight.new_empty(2, 0), *grads
     count = x.numel() // (x.shape[1] * case.chunks)
     unbias = count / (count - 1) if case.correction == 0 and count > 1 else 1.0
     return y.detach(), torch.stack((batch[0], batch[1] * unbias)), *grads
@@ -149,19 +151,22 @@ def run_plain(case: Case, device: str = "cpu"):
 
 def compare(case: Case, device: str = "cpu") -> None:
     names = ("y", "batch", "dx", "dweight", "dbias", "dmean_switch", "dvar_switch")
-    for name, mine, reference in zip(names, run_kernels(case, device), run_plain(case, device), strict=True):
-        # A mean is known as far as it can be written down, and what is computed from it follows.
-        scale = max(1.0, reference.abs().max().item()) if reference.numel() else 1.0
-        dtype = case.dtype if name in ("y", "dx") else torch.promote_types(case.dtype, torch.float32)
-        lost = abs(case.offset) * 2**-20 if dtype != torch.float64 else 0.0
-        atol = scale * (EXACT[dtype] + lost)
-        message = f"{name} of {case}"
+    wide = torch.promote_types(case.dtype, torch.float32)
+    results = run_kernels(case, device), run_plain(case, wide, device), run_plain(case, torch.float64, device)
+    for name, mine, plain, reference in zip(names, *results, strict=True):
+        if not reference.numel():
+            assert mine.shape == reference.shape
+            continue
+        # Where means are large, what can be known of them bounds what follows; by how much, the plain arithmetic shows.
+        exact = EXACT[case.dtype if name in ("y", "dx") else wide] * max(1.0, reference.abs().max().item())
+        atol = exact + 4 * (plain.double() - reference).abs().max().item()
         torch.testing.assert_close(
-            mine.double(), reference, rtol=0, atol=atol, msg=lambda text, m=message: f"{m}: {text}"
+            mine.double(), reference, rtol=0, atol=atol, msg=lambda text, of=f"{name} of {case}": f"{of}: {text}"
         )
 
 
 if __name__ == "__main__":
     assert "triton" not in sys.modules  # which the package must do without
-    for case in (*FIXED, *map(draw_case, range(10))):
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN: what nobody has written shows
+    for case in (*FIXED, *map(draw_case, range(6))):
         compare(case)
