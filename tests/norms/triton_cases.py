@@ -1,0 +1,172 @@
+"""Random switch layers through the Triton kernels and, in float64, through the plain arithmetic.
+
+As a program (with TRITON_INTERPRET=1, which must be set before triton is imported), on CPU.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from study.norms.layers import normalize as plain_normalize
+from study.norms.names import NORMALIZERS
+
+EXACT = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    shape: tuple[int, ...]
+    members: int = 15
+    groups: int = 1
+    chunks: int = 1
+    correction: int = 0
+    eps: float = 1e-5
+    softmax: bool = True
+    stored: bool = False
+    last: bool = False
+    one_hot: int | None = None
+    dtype: torch.dtype = torch.float32
+    offset: float = 0.5
+    seed: int = 0
+
+
+FIXED = (
+    Case(shape=(4, 6), groups=3, chunks=2),
+    Case(shape=(4, 6, 1, 1), correction=1, last=True),
+    Case(shape=(1, 1, 1)),
+    Case(shape=(2, 8, 7, 7), last=True, groups=4, dtype=torch.bfloat16),
+    Case(shape=(2, 8, 7, 7), groups=4, dtype=torch.float16),
+    Case(shape=(70, 4, 2), members=5, dtype=torch.float64),
+    Case(shape=(2, 520, 2), members=10, groups=2, dtype=torch.float64),
+    # Rows in several parts, in each layout.
+    Case(shape=(2, 3, 71, 73), correction=1),
+    Case(shape=(2, 12, 17, 43), last=True, correction=1, chunks=2),
+    # Nothing but bn's stored statistics.
+    Case(shape=(2, 5, 3, 3), stored=True, one_hot=2),
+    Case(shape=(2, 5, 3, 3), stored=True, one_hot=2, softmax=False, last=True),
+    Case(shape=(2, 5, 3, 3), stored=True, members=4),
+    Case(shape=(4, 5, 3, 3), one_hot=1, chunks=2),
+    *(Case(shape=(4, 6, 5, 3), members=members, groups=3, chunks=2) for members in (1, 2, 4, 8)),
+    *(Case(shape=(4, 6, 8, 8), offset=1e4, last=last, groups=2) for last in (False, True)),
+)
+
+
+def draw_case(seed: int) -> Case:
+    draw = random.Random(seed)
+    members, groups, samples = draw.randint(1, 15), draw.choice([1, 2, 3, 5]), draw.randint(1, 4)
+    dims = draw.randint(0, 3)
+    stored = members & 4 > 0 and draw.random() < 0.25
+    chunks = 1 if stored else draw.choice([1, 1, 2, 4])
+    spatial = (draw.randint(1, (0, 70, 13, 6)[dims]) for _ in range(dims))
+    return Case(
+        shape=(samples * chunks, groups * draw.randint(1, 8), *spatial),
+        members=members,
+        groups=groups if members & 8 else 1,
+        chunks=chunks,
+        correction=draw.randint(0, 1),
+        eps=draw.choice([1e-5, 1e-2]),
+        softmax=draw.random() < 0.7,
+        stored=stored,
+        last=draw.random() < 0.5,
+        dtype=draw.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+        seed=seed,
+    )
+
+
+def build(case: Case, device: str = "cpu"):
+    """x, dy and the arguments of `forward` after x."""
+    generator = torch.Generator().manual_seed(case.seed)
+    samples, channels = case.shape[:2]
+    size = case.members.bit_count()
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x = draw(*case.shape) * draw(samples, channels, *[1] * (len(case.shape) - 2)).exp() + case.offset * (1 + draw(1))
+    dy = draw(*case.shape[::-1]).permute(*range(len(case.shape))[::-1])
+    switches = [draw(size) if case.softmax else draw(size).softmax(0) for _ in range(2)]
+    if case.one_hot is not None:
+        hot = torch.zeros(size, dtype=torch.float64)
+        hot[(case.members & ((1 << case.one_hot) - 1)).bit_count()] = 1.0
+        switches = [hot.log() if case.softmax else hot] * 2
+    affine = [1 + draw(channels) / 2, draw(channels)]
+    running = [draw(channels), draw(channels).exp()] if case.stored else [None, None]
+    wide = torch.promote_types(case.dtype, torch.float32)
+    x, dy = (each.to(device, case.dtype) for each in (x, dy))
+    if case.last:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    parameters = [each if each is None else each.to(device, wide) for each in (*switches, *affine, *running)]
+    options = (case.members, case.groups, case.chunks, case.correction, case.eps, case.softmax)
+    return x, dy, parameters, options
+
+
+def run_kernels(case: Case, device: str = "cpu"):
+    """y, batch and gradients of x, gamma, beta and the switches."""
+    from study.norms import triton_kernels
+
+    x, dy, parameters, options = build(case, device)
+    y, stats, batch = triton_kernels.forward(x, *parameters, *options)
+    assert y.dtype == x.dtype
+    assert y.stride() == x.stride()
+    assert stats.shape == (2, *x.shape[:2])
+    mean_switch, var_switch, weight, _, *running = parameters
+    if case.stored and (case.one_hot == 2 or case.members == 4):  # x was not read for them
+        assert torch.equal(stats, torch.stack((running[0], torch.zeros_like(weight))).unsqueeze(1).expand_as(stats))
+    grads = triton_kernels.backward(dy, x, stats, mean_switch, var_switch, weight, *running, *options)
+    assert grads[0].dtype == x.dtype
+    assert grads[0].stride() == x.stride()
+    return y, batch, *grads
+
+
+def run_plain(case: Case, dtype: torch.dtype, device: str = "cpu"):
+    """The same by autograd, all in `dtype`."""
+    x, dy, parameters, _ = build(case, device)
+    mean_switch, var_switch, weight, bias, *running = (each if each is None else each.to(dtype) for each in parameters)
+    leaves = [each.clone().requires_grad_() for each in (x.to(dtype), weight, bias, mean_switch, var_switch)]
+    switch = tuple(leaf.softmax(0) if case.softmax else leaf for leaf in leaves[3:])
+    y, batch = plain_normalize(
+        leaves[0],
+        switch,
+        tuple(leaves[1:3]),
+        tuple(running) if case.stored else None,
+        pool=tuple(name for bit, name in enumerate(NORMALIZERS) if case.members >> bit & 1),
+        groups=case.groups,
+        chunks=case.chunks,
+        correction=case.correction,
+        eps=case.eps,
+    )
+    grads = list(torch.autograd.grad(y, leaves, dy.to(dtype)))
+    unused = (switch[0] == 0) & (switch[1] == 0)
+    grads[3:] = (grad.masked_fill(unused, 0.0) for grad in grads[3:])
+    if batch is None:
+        return y.detach(), weight.new_empty(2, 0), *grads
+    count = x.numel() // (x.shape[1] * case.chunks)
+    unbias = count / (count - 1) if case.correction == 0 and count > 1 else 1.0
+    return y.detach(), torch.stack((batch[0], batch[1] * unbias)), *grads
+
+
+def compare(case: Case, device: str = "cpu") -> None:
+    names = ("y", "batch", "dx", "dweight", "dbias", "dmean_switch", "dvar_switch")
+    wide = torch.promote_types(case.dtype, torch.float32)
+    results = run_kernels(case, device), run_plain(case, wide, device), run_plain(case, torch.float64, device)
+    for name, mine, plain, reference in zip(names, *results, strict=True):
+        if not reference.numel():
+            assert mine.shape == reference.shape
+            continue
+        # Where means are large, what can be known of them bounds what follows; by how much, the plain arithmetic shows.
+        exact = EXACT[case.dtype if name in ("y", "dx") else wide] * max(1.0, reference.abs().max().item())
+        atol = exact + 4 * (plain.double() - reference).abs().max().item()
+        torch.testing.assert_close(
+            mine.double(), reference, rtol=0, atol=atol, msg=lambda text, of=f"{name} of {case}": f"{of}: {text}"
+        )
+
+
+if __name__ == "__main__":
+    assert "triton" not in sys.modules  # which the package must do without
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN: what nobody has written shows
+    for case in (*FIXED, *map(draw_case, range(6))):
+        compare(case)
