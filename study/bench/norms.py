@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ RESNET20 = ((16, 32), (32, 16), (64, 8))
 RESNET50 = ((64, 112), (64, 56), (256, 56), (128, 56), (128, 28), (512, 28), (256, 28), (256, 14), (1024, 14),
             (512, 14), (512, 7), (2048, 7))  # fmt: skip
 TINY: tuple[Shape, ...] = ((2, 16, 8, 8), (16, 16, 4, 4), (2, 64, 4, 4))
+SETTINGS = tuple((dtype, channels_last) for dtype in (torch.float32, torch.bfloat16) for channels_last in (False, True))
 NORMS = ("bn", "gn", "in", "sn", "ssn", "sn plain")
 # How often a pass moves the whole tensor: forward reads x twice and writes y, backward reads x and dy twice and
 # writes dx. A copy moves it twice.
@@ -38,11 +38,10 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     if threads:
         torch.set_num_threads(threads)
     result = Result("norms")
-    settings = [(shape, torch.float32, False) for shape in _shapes(device, quick)]
-    settings += [(shape, dtype, last) for shape in _shapes(device, quick=True)
-                 for dtype, last in ((torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True))]  # fmt: skip
-    for shape, dtype, channels_last in settings:
-        result.rows += _rows(shape, dtype, channels_last, device, seconds=0.1 if quick else 0.7)
+    for dtype, channels_last in SETTINGS:
+        first = (dtype, channels_last) == SETTINGS[0]
+        for shape in _shapes(device, quick=quick or (device == "cpu" and not first)):
+            result.rows += _rows(shape, dtype, channels_last, device, seconds=0.1 if quick else 0.7)
     result.figures = list(_figures(result.rows))
     result.figures += _memory_figures((8, 64, 56, 56) if quick else (32, 64, 56, 56), device)
     result.notes.append(
@@ -77,7 +76,7 @@ def _rows(shape: Shape, dtype: torch.dtype, channels_last: bool, device: str, se
             "shape": "x".join(map(str, shape)),
             "dtype": str(dtype).removeprefix("torch."),
             "layout": "channels_last" if channels_last else "contiguous",
-            "pass": passes,
+            "passes": passes,
         }
         row |= {name: 1000 * median(times[name]) for name in NORMS}
         row["sn / bn"] = ratio(times, "sn", "bn")
@@ -90,11 +89,11 @@ def _rows(shape: Shape, dtype: torch.dtype, channels_last: bool, device: str, se
 
 def _figures(rows: list[dict[str, Any]]) -> Iterator[Figure]:
     tiny = {"x".join(map(str, shape)) for shape in TINY}
-    both = [row for row in rows if row["pass"] != "forward" and row["shape"] not in tiny]
+    both = [row for row in rows if row["passes"] != "forward" and row["shape"] not in tiny]
     plain = [row for row in both if (row["dtype"], row["layout"]) == ("float32", "contiguous")]
     yield Figure("sn / bn, float32 contiguous, median over ResNet shapes", _median(plain, "sn / bn"), 1.0)
     yield Figure("sn / bn, float32 contiguous, largest", max(row["sn / bn"] for row in plain), 1.3)
-    if small := [row for row in rows if row["pass"] != "forward" and row["shape"] in tiny]:
+    if small := [row for row in rows if row["passes"] != "forward" and row["shape"] in tiny]:
         yield Figure("sn / bn, tiny tensors, largest", max(row["sn / bn"] for row in small), 1.5)
     for dtype, layout in sorted({(row["dtype"], row["layout"]) for row in both} - {("float32", "contiguous")}):
         chosen = [row for row in both if (row["dtype"], row["layout"]) == (dtype, layout)]
@@ -105,7 +104,7 @@ def _figures(rows: list[dict[str, Any]]) -> Iterator[Figure]:
 
 
 def _median(rows: list[dict[str, Any]], column: str) -> float:
-    return statistics.median(row[column] for row in rows)
+    return float(statistics.median(row[column] for row in rows))
 
 
 def _build(name: str, channels: int, device: str) -> nn.Module:
@@ -132,9 +131,9 @@ def _memory_figures(shape: Shape, device: str) -> list[Figure]:
         return []
     peaks = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+    with context.Pool(1, maxtasksperchild=1) as pool:
         for name in NORMS:
-            peaks[name] = pool.submit(_peak_bytes, name, shape, device).result()
+            peaks[name] = pool.apply(_peak_bytes, (name, shape, device))
     title = f"peak memory at {'x'.join(map(str, shape))},"
     figures = [Figure(f"{title} sn / bn", peaks["sn"] / peaks["bn"], 1.05)]
     figures += [Figure(f"{title} {name} / bn", peaks[name] / peaks["bn"]) for name in NORMS if name not in ("bn", "sn")]

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 HEADER = Path(__file__).with_name("kernels.h")
 # Of operators.cpp, all that takes time is reading torch's headers.
@@ -26,7 +27,7 @@ def library() -> Path:
     """The compiled kernels, from the cache or compiled into it. BuildError if that cannot be.
 
     Every source, compiler, torch and processor has a file of its own, which is written under another name and moved
-    into place: no lock is needed, none can be left behind, and at worst two processes do the same work.
+    into place. The lock, which a killed process cannot leave behind, only saves a second one the same work.
     """
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -36,7 +37,9 @@ def library() -> Path:
     key = "\n".join([*sources, compiler, *flags, torch.__version__, _processor()])
     path = _cache() / f"norms-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not path.exists():
-        _compile(compiler, flags, path)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _compile(compiler, flags, path)
     return path
 
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from study.norms.fused import normalize, track
 from study.norms.layers import (
     SparseSwitchNorm2d,
     SwitchLayer,
@@ -60,10 +60,10 @@ def build_norm(
 ) -> NormFactory:
     """A factory of the norm `name` (see `study.norms.names`) for one model with `dims` spatial dimensions.
 
-    Single norms are torch's layers, which are identical to pools of one and faster, `bn` over chunks included;
-    only `bn` over a statistics batch of one, which torch refuses, is a pool of one. A gn has
-    gcd(groups, num_features) groups. Random logits, of `sn-random` or by `logit_init`, are drawn from `generator`
-    layer by layer. `correction` is for switch norms only; the other arguments are those of `SwitchNorm2d`.
+    Single norms are torch's layers, which are identical to pools of one; only `bn` over chunks and over a statistics
+    batch of one, which torch does not have, are ours. A gn has gcd(groups, num_features) groups. Random logits, of
+    `sn-random` or by `logit_init`, are drawn from `generator` layer by layer. `correction` is for switch norms only;
+    the other arguments are those of `SwitchNorm2d`.
 
     The layers of an `sn-shared` factory share one pair of logits, so each model needs its own factory; those
     of `sn-stage` share theirs once `share_switches` has told the stages.
@@ -200,14 +200,18 @@ def average_statistics(
 class GhostBatchNorm(_BatchNorm):
     """`nn.BatchNorm` whose training statistics are taken over `chunks` consecutive chunks of the batch.
 
-    The numbers of a pool of bn over chunks, by torch's own kernel: (G * B, C, *) is seen as (B, G * C, *), so that
-    the channels of a chunk are channels of their own. Running statistics move once a batch, by the mean over chunks.
-    ValueError if the batch is not divisible by `chunks`.
+    The arithmetic of a pool of bn, in a layer that chooses nothing.
+
+    Raises:
+        ValueError: in `forward`, if the batch is not divisible by `chunks`.
     """
+
+    logits: Tensor
 
     def __init__(self, num_features: int, *, eps: float, momentum: float, chunks: int) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.chunks = chunks
+        self.register_buffer("logits", torch.zeros(1), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """(G * B, C, *) of any number of dimensions."""
@@ -218,16 +222,21 @@ class GhostBatchNorm(_BatchNorm):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
-        channels, *size = input.shape[1:]
-        grouped = input.view(self.chunks, -1, channels, *size).transpose(0, 1).flatten(1, 2)
-        running = self.running_mean, self.running_var
-        mean, var, weight, bias = (each.repeat(self.chunks) for each in (*running, self.weight, self.bias))
-        # At a momentum of 1 the buffers that it is given end up as the statistics of the chunks.
-        y = batch_norm(grouped, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
-        with torch.no_grad():
-            for buffer, statistic in zip(running, (mean, var), strict=True):
-                buffer.lerp_(statistic.view(self.chunks, -1).mean(0), self.momentum)
-        return y.view(-1, self.chunks, channels, *size).transpose(0, 1).flatten(0, 1)
+        y, batch = normalize(
+            input,
+            (self.logits, self.logits),
+            (self.weight, self.bias),
+            None,
+            softmax=True,
+            pool=("bn",),
+            groups=1,
+            chunks=self.chunks,
+            correction=0,
+            eps=self.eps,
+        )
+        assert batch is not None
+        track(self.running_mean, self.running_var, batch, self.momentum)
+        return y
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any will do."""

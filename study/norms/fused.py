@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from study.norms import plain
 from study.norms.build import BuildError, library
-from study.norms.names import NORMALIZERS
+from study.norms.names import NORMALIZERS, POOLS
 
 _OPTIONS = "int members, int groups, int chunks, int correction, float eps, bool softmax"
 _OPERATORS = torch.library.Library("study_norms", "DEF")
@@ -40,7 +39,10 @@ _OPERATORS.define(
 _OPERATORS.impl("track", torch.library.fallthrough_kernel, "Autograd")
 _OPERATORS.impl("backward", torch.library.fallthrough_kernel, "Autograd")  # it has no gradient of its own
 _forward, _track = torch.ops.study_norms.forward.default, torch.ops.study_norms.track.default
+_MEMBERS = {pool: sum(1 << NORMALIZERS.index(name) for name in pool) for pool in POOLS}
+_BN = _MEMBERS["bn",]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_loaded: dict[str, bool] = {}
 _enabled = os.environ.get("STUDY_NORMS", "fused") != "plain"
 
 
@@ -55,19 +57,11 @@ def plain_norms() -> Iterator[None]:
         _enabled = before
 
 
-@cache
 def available(device_type: str) -> bool:
     """Whether there are kernels for this type of device. The first call loads them, or compiles them (CPU)."""
-    if device_type == "cuda":
-        return _load_triton()
-    if device_type != "cpu":
-        return False
-    try:
-        torch.ops.load_library(library())
-    except (BuildError, OSError) as error:
-        warnings.warn(f"switch norms run in their plain form, several times slower: {error}", stacklevel=2)
-        return False
-    return True
+    if device_type not in _loaded:
+        _loaded[device_type] = _load(device_type)
+    return _loaded[device_type]
 
 
 def normalize(
@@ -95,7 +89,7 @@ def normalize(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     inputs = [each if each is None or each.dtype == dtype else each.to(dtype)
               for each in (*switch, *affine, *(stored or (None, None)))]  # fmt: skip
-    members = _members(pool)
+    members = _MEMBERS[pool]
     y, _, batch = _forward(x, *inputs, members, groups, chunks, correction, eps, softmax)
     return y, batch if stored is None and members & _BN else None
 
@@ -106,15 +100,6 @@ def track(running_mean: Tensor, running_var: Tensor, batch: Tensor, momentum: fl
         _track(running_mean, running_var, batch, momentum)
     else:
         plain.track(running_mean, running_var, batch, momentum)
-
-
-@cache
-def _members(pool: tuple[str, ...]) -> int:
-    """The pool as a number: a bit for each normalizer."""
-    return sum(1 << NORMALIZERS.index(name) for name in pool)
-
-
-_BN = _members(("bn",))
 
 
 @torch.library.register_fake("study_norms::forward")
@@ -137,13 +122,19 @@ def _no_shapes(*_: Any) -> None:
     """It changes its arguments and returns nothing."""
 
 
-def _load_triton() -> bool:
-    """Registers the Triton kernels for CUDA."""
+@torch.compiler.assume_constant_result  # where a compiled pass is the first
+def _load(device_type: str) -> bool:
     try:
-        from study.norms import triton_kernels
-    except ImportError as error:
-        warnings.warn(f"switch norms on CUDA run in their plain form, several times slower: {error}", stacklevel=3)
+        if device_type == "cpu":
+            torch.ops.load_library(library())
+        elif device_type == "cuda" and available("cpu"):  # gradients are in the same library
+            from study.norms import triton_kernels
+
+            _OPERATORS.impl("forward", triton_kernels.forward, "CUDA")
+            _OPERATORS.impl("backward", triton_kernels.backward, "CUDA")
+        else:
+            return False
+    except (BuildError, ImportError, OSError) as error:
+        warnings.warn(f"switch norms run in their plain form, several times slower: {error}", stacklevel=2)
         return False
-    _OPERATORS.impl("forward", triton_kernels.forward, "CUDA")
-    _OPERATORS.impl("backward", triton_kernels.backward, "CUDA")
     return True

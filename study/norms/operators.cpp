@@ -32,17 +32,24 @@ study::Dtype dtype_of(const Tensor& x) {
   }
 }
 
+// Whether the channels of a pixel lie side by side, and the pixels of a sample, in any number of dimensions.
 bool is_channels_last(const Tensor& x) {
-  return (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) ||
-         (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d));
+  int64_t expected = 1;
+  const auto follows = [&](int64_t d) {
+    const bool right = x.size(d) == 1 || x.stride(d) == expected;
+    expected *= x.size(d);
+    return right;
+  };
+  bool right = follows(1);
+  for (int64_t d = x.dim() - 1; d >= 2; --d) right = right && follows(d);
+  return right && follows(0);
 }
 
 Tensor dense(const Tensor& x) { return x.is_contiguous() || is_channels_last(x) ? x : x.contiguous(); }
 
 // dy in the layout of x.
 Tensor like(const Tensor& dy, const Tensor& x) {
-  if (x.is_contiguous()) return dy.contiguous();
-  return dy.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d);
+  return dy.strides() == x.strides() ? dy : at::empty_like(x).copy_(dy);
 }
 
 study::Shape shape_of(const Tensor& x) {

@@ -23,6 +23,8 @@ from study.norms.factory import GhostBatchNorm
 from study.norms.layers import SwitchWeights
 from study.norms.names import NORM_NAMES
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -12,6 +12,8 @@ from study.norms.names import POOLS
 
 from . import reference
 
+pytestmark = pytest.mark.usefixtures("form")
+
 CHANNELS = 4
 
 

@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from study.norms import SparseSwitchNorm2d, SwitchNorm2d, set_radius
 
+pytestmark = pytest.mark.usefixtures("form")
+
 LAYERS = [SwitchNorm2d, SparseSwitchNorm2d]
 POOL = ("in", "ln", "bn", "gn")
 SHAPE = (4, 8, 5, 5)

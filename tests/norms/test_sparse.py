@@ -8,6 +8,8 @@ from torch import nn
 
 from study.norms import SparseSwitchNorm2d, set_radius
 
+pytestmark = pytest.mark.usefixtures("form")
+
 
 def build(mean, var):
     layer = SparseSwitchNorm2d(4)

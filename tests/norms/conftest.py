@@ -1,0 +1,16 @@
+"""What is said of norm layers holds for the fused kernels and for the plain form alike."""
+
+from contextlib import nullcontext
+
+import pytest
+
+from study.norms import fused
+
+
+@pytest.fixture(params=["fused", "plain"])
+def form(request):
+    """Runs a test by the kernels and by the plain form: `pytestmark = pytest.mark.usefixtures("form")`."""
+    if request.param == "fused":
+        assert fused.available("cpu"), "the kernels did not compile: these tests would test the plain form twice"
+    with fused.plain_norms() if request.param == "plain" else nullcontext():
+        yield request.param
