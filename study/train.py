@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as L
@@ -60,8 +60,8 @@ def _attempt(job: Job, folder: TrialFolder) -> None:
         write_json(folder.state, {**failed, **state})
 
 
-def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
-    """Trains one trial from its newest checkpoint, or from the start, to its result."""
+def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L.Callback] = ()) -> None:
+    """Trains one trial from its newest checkpoint, or from the start, to its result. `callbacks` may look on."""
     _be_quiet()
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
@@ -91,7 +91,7 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
         config={**description, "environment": job.environment},
     )  # fmt: skip
     recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds)
-    trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], recorder)
+    trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], recorder, callbacks)
     status, reason, metrics = "done", None, {}
     try:
         trainer.fit(module, batches, EvaluationLoader(splits.validation), ckpt_path=checkpoint)
@@ -113,13 +113,15 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
     })  # fmt: skip
 
 
-def _build_trainer(epochs: int, device: torch.device, precision: str, recorder: Recorder) -> L.Trainer:
+def _build_trainer(
+    epochs: int, device: torch.device, precision: str, recorder: Recorder, callbacks: Sequence[L.Callback]
+) -> L.Trainer:
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs,
-        callbacks=[recorder],
+        callbacks=[*callbacks, recorder],
         # The plain environment: under Slurm, Lightning would load another trial's checkpoint.
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=recorder.folder.path,
