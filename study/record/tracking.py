@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class Tracker:
             # the history from the checkpoint, so the older directory holds nothing that the new one will not.
             if mode == "offline":
                 shutil.rmtree(folder.wandb, ignore_errors=True)
+                # What W&B reports about itself goes over the network, and costs an offline trial half a second.
+                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             start = partial(
                 wandb.init,
                 project=tracking.project,
@@ -58,7 +61,7 @@ class Tracker:
                 resume="allow",
                 settings=wandb.Settings(
                     silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
-                    x_disable_stats=True, x_disable_meta=True, x_transaction_log_flush_interval=FLUSH_SECONDS,
+                    x_disable_stats=True, x_disable_meta=True, x_save_requirements=False, x_transaction_log_flush_interval=FLUSH_SECONDS,
                     init_timeout=30,
                 ),
             )  # fmt: skip
@@ -96,7 +99,7 @@ class Tracker:
         with self._guard():
             self.run.log({
                 "switch_weights/table": wandb.Table(columns=columns, data=rows),
-                "switch_weights/heat_map": wandb.Plotly(_heat_map(weights, layers, pool)),
+                "switch_weights/heat_map": wandb.Plotly(heat_map(weights, layers, pool)),
             })  # fmt: skip
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
@@ -118,7 +121,8 @@ class Tracker:
             self.run = None
 
 
-def _heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
+def heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
+    """The weights (layers, statistics, pool) as a plotly figure: one panel a statistic."""
     # Imported late: plotly costs a quarter of a second, and only finished trials draw.
     from plotly.subplots import make_subplots
 
