@@ -23,7 +23,7 @@ from study.plan import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint
 from study.record.files import SCHEMA, TrialFolder, file_facts, set_aside, write_json, write_yaml
 from study.record.recorder import Recorder, finite
-from study.record.tracking import Tracker
+from study.record.tracking import Tracker, prepare
 from study.tasks.classification import Classification, DivergedError
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
@@ -65,6 +65,7 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
     _be_quiet()
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
+    prepare(job.wandb_mode)
     trial, config = job.trial, job.trial.config
     notes: list[str] = []  # what a user should know of, shown by the driver
     _set_aside_damage(folder, notes.append)
@@ -97,7 +98,7 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
         trainer.fit(module, batches, EvaluationLoader(splits.validation), ckpt_path=checkpoint)
         module.check_weights()
         trainer.test(module, [EvaluationLoader(splits.train), EvaluationLoader(splits.test)], verbose=False)
-        metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: finite(value) for name, value in module.epoch_metrics.items()}
         if recorder.pruned:
             status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
     except DivergedError as error:

@@ -57,9 +57,7 @@ class BareLoop:
         config, seed = trial.config, trial.seeds["data"]
         splits = load_splits(config, trial.seeds["split"]).to(device)
         self.network = build_network(config, trial.seeds["init"]).to(device)
-        self.batches = TrainingLoader(
-            splits.train, config.gradient_batch, augmentation=config.augmentation, seed=seed
-        )
+        self.batches = TrainingLoader(splits.train, config.gradient_batch, augmentation=config.augmentation, seed=seed)
         self.validation = EvaluationLoader(splits.validation)
         self.optimizer = build_optimizer(self.network, config)
         self.schedule = build_schedule(self.optimizer, config, len(self.batches))
@@ -201,9 +199,7 @@ def _run_study(study: StudyConfig, folder: Path, workers: int, threads: int, dev
     return time.perf_counter() - started
 
 
-def make_job(
-    trial: PlannedTrial, folder: Path, *, threads: int, device: str = "cpu", mode: Mode = "offline"
-) -> Job:
+def make_job(trial: PlannedTrial, folder: Path, *, threads: int, device: str = "cpu", mode: Mode = "offline") -> Job:
     """A job as the driver makes it."""
     return Job(
         trial=trial, folder=folder, study="bench", run=RunConfig(), tracking=TrackingConfig(mode=mode),

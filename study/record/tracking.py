@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,23 @@ from study.record.switches import STATISTICS
 from study.record.wandb_mode import Mode
 
 FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
+
+
+def prepare(mode: Mode) -> None:
+    """Has W&B's service process started while a trial is set up: `wandb.init` would sleep until it is there.
+
+    A process a trial: one that trials share would refuse the run of a trial that was killed and is trained again.
+    """
+    if mode == "offline":
+        # What W&B reports of its own errors goes over the network, and costs an offline trial a third of a second.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if mode != "disabled":
+        threading.Thread(target=_start_service, daemon=True).start()
+
+
+def _start_service() -> None:
+    with suppress(Exception):  # `wandb.init` tries again
+        wandb.setup()
 
 
 class Tracker:
@@ -45,8 +63,6 @@ class Tracker:
             # the history from the checkpoint, so the older directory holds nothing that the new one will not.
             if mode == "offline":
                 shutil.rmtree(folder.wandb, ignore_errors=True)
-                # What W&B reports about itself goes over the network, and costs an offline trial half a second.
-                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
             start = partial(
                 wandb.init,
                 project=tracking.project,
@@ -61,8 +77,8 @@ class Tracker:
                 resume="allow",
                 settings=wandb.Settings(
                     silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
-                    x_disable_stats=True, x_disable_meta=True, x_save_requirements=False, x_transaction_log_flush_interval=FLUSH_SECONDS,
-                    init_timeout=30,
+                    x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
+                    x_transaction_log_flush_interval=FLUSH_SECONDS, init_timeout=30,
                 ),
             )  # fmt: skip
             try:

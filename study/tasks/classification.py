@@ -44,7 +44,9 @@ class Classification(L.LightningModule):
         evaluations = ("val", "fit", "test")
         self.evaluation_metrics = nn.ModuleDict({name: _metrics(f"{name}_", classes) for name in evaluations})
         self.is_sparse = any(isinstance(module, SparseSwitchNorm2d) for module in network.modules())
-        self.unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels and loss of the steps since the last look
+        self.unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels, loss of steps since a look
+        # What the last epoch came to, for the recorder. `log_dict` would take ten times as long as the metrics take.
+        self.epoch_metrics: dict[str, float] = {}
         self.recalibration_batches: Iterable[tuple[Tensor, Tensor]] = ()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,8 +89,8 @@ class Classification(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._look(self.steps_per_epoch)
-        self.log_dict({**self.train_metrics.compute(), "learning_rate": self.learning_rate})
-        self.train_metrics.reset()
+        self._close(self.train_metrics)
+        self.epoch_metrics["learning_rate"] = self.learning_rate
 
     def check_weights(self) -> None:
         """Raises `DivergedError` after a last step that broke the weights: no training loss follows to show it."""
@@ -122,14 +124,14 @@ class Classification(L.LightningModule):
         self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
+        self._close(self.evaluation_metrics["val"])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(("fit", "test")[dataloader_idx], batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("fit")
-        self._log_evaluation("test")
+        self._close(self.evaluation_metrics["fit"])
+        self._close(self.evaluation_metrics["test"])
 
     def _evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
@@ -137,9 +139,8 @@ class Classification(L.LightningModule):
         loss = cross_entropy(logits.float(), labels)
         self._update(self.evaluation_metrics[name], logits, labels, loss, weight=len(labels))
 
-    def _log_evaluation(self, name: str) -> None:
-        metrics: Any = self.evaluation_metrics[name]
-        self.log_dict(metrics.compute())
+    def _close(self, metrics: Any) -> None:
+        self.epoch_metrics |= {name: float(value) for name, value in metrics.compute().items()}
         metrics.reset()
 
     @staticmethod
