@@ -36,6 +36,7 @@ class Classification(L.LightningModule):
 
     def __init__(self, network: nn.Module, config: TrialConfig, *, steps_per_epoch: int, seed: int) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a fifth of Lightning's calls around a step are its closures' and hooks'
         self.network, self.config, self.seed = network, config, seed
         self.steps_per_epoch = steps_per_epoch
         self.learning_rate = config.base_learning_rate
@@ -74,14 +75,19 @@ class Classification(L.LightningModule):
         if self.is_sparse:
             set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
         logits = self(images)
         loss = cross_entropy(logits, labels)
         self.unseen.append((logits.detach(), labels, loss.detach()))
         if len(self.unseen) == LOOK_STEPS:
             self._look(batch_idx + 1)
-        return loss
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        schedule.step()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.config.logit_gradient_clip is not None:
