@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as L
@@ -23,7 +23,7 @@ from study.plan import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint
 from study.record.files import SCHEMA, TrialFolder, file_facts, set_aside, write_json, write_yaml
 from study.record.recorder import Recorder, finite
-from study.record.tracking import Tracker
+from study.record.tracking import Tracker, prepare
 from study.tasks.classification import Classification, DivergedError
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
@@ -60,11 +60,12 @@ def _attempt(job: Job, folder: TrialFolder) -> None:
         write_json(folder.state, {**failed, **state})
 
 
-def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
-    """Trains one trial from its newest checkpoint, or from the start, to its result."""
+def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L.Callback] = ()) -> None:
+    """Trains one trial from its newest checkpoint, or from the start, to its result. `callbacks` may look on."""
     _be_quiet()
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
+    prepare(job.wandb_mode)
     trial, config = job.trial, job.trial.config
     notes: list[str] = []  # what a user should know of, shown by the driver
     _set_aside_damage(folder, notes.append)
@@ -91,13 +92,13 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
         config={**description, "environment": job.environment},
     )  # fmt: skip
     recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds)
-    trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], recorder)
+    trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], recorder, callbacks)
     status, reason, metrics = "done", None, {}
     try:
         trainer.fit(module, batches, EvaluationLoader(splits.validation), ckpt_path=checkpoint)
         module.check_weights()
         trainer.test(module, [EvaluationLoader(splits.train), EvaluationLoader(splits.test)], verbose=False)
-        metrics = {name: finite(float(value)) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: finite(value) for name, value in module.epoch_metrics.items()}
         if recorder.pruned:
             status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
     except DivergedError as error:
@@ -113,13 +114,15 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1) -> None:
     })  # fmt: skip
 
 
-def _build_trainer(epochs: int, device: torch.device, precision: str, recorder: Recorder) -> L.Trainer:
+def _build_trainer(
+    epochs: int, device: torch.device, precision: str, recorder: Recorder, callbacks: Sequence[L.Callback]
+) -> L.Trainer:
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs,
-        callbacks=[recorder],
+        callbacks=[*callbacks, recorder],
         # The plain environment: under Slurm, Lightning would load another trial's checkpoint.
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=recorder.folder.path,

@@ -66,9 +66,8 @@ class Recorder(Checkpoint):
         if self.pruned:  # killed after its last epoch and before its result
             trainer.fit_loop.max_epochs = len(self.history) - 1
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        new = self._observe(trainer, pl_module, metrics)
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        new = self._observe(trainer, pl_module, pl_module.epoch_metrics)
         with self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write("".join(_line(row) for row in new))
         self._track(len(self.history) - 1)

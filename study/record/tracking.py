@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,23 @@ from study.record.switches import STATISTICS
 from study.record.wandb_mode import Mode
 
 FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
+
+
+def prepare(mode: Mode) -> None:
+    """Has W&B's service process started while a trial is set up: `wandb.init` would sleep until it is there.
+
+    A process a trial: one that trials share would refuse the run of a trial that was killed and is trained again.
+    """
+    if mode == "offline":
+        # What W&B reports of its own errors goes over the network, and costs an offline trial a third of a second.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    if mode != "disabled":
+        threading.Thread(target=_start_service, daemon=True).start()
+
+
+def _start_service() -> None:
+    with suppress(Exception):  # `wandb.init` tries again
+        wandb.setup()
 
 
 class Tracker:
@@ -58,8 +77,8 @@ class Tracker:
                 resume="allow",
                 settings=wandb.Settings(
                     silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
-                    x_disable_stats=True, x_disable_meta=True, x_transaction_log_flush_interval=FLUSH_SECONDS,
-                    init_timeout=30,
+                    x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
+                    x_transaction_log_flush_interval=FLUSH_SECONDS, init_timeout=30,
                 ),
             )  # fmt: skip
             try:
@@ -96,7 +115,7 @@ class Tracker:
         with self._guard():
             self.run.log({
                 "switch_weights/table": wandb.Table(columns=columns, data=rows),
-                "switch_weights/heat_map": wandb.Plotly(_heat_map(weights, layers, pool)),
+                "switch_weights/heat_map": wandb.Plotly(heat_map(weights, layers, pool)),
             })  # fmt: skip
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
@@ -118,7 +137,8 @@ class Tracker:
             self.run = None
 
 
-def _heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
+def heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
+    """The weights (layers, statistics, pool) as a plotly figure: one panel a statistic."""
     # Imported late: plotly costs a quarter of a second, and only finished trials draw.
     from plotly.subplots import make_subplots
 

@@ -29,7 +29,7 @@ class LocalExecutor:
         self.devices, self.threads = list(devices), threads
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, in the forkserver
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["study.train"])
+        self.context.set_forkserver_preload(["study.sweep.warm"])
         self.running: dict[str, tuple[ForkServerProcess, str]] = {}
 
     def submit(self, job: Job) -> None:

@@ -16,11 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from study.config import TrialConfig, derive_seed
 from study.data.catalog import DATASETS
-from study.norms import average_statistics, set_radius, switch_parameters
+from study.norms import SparseSwitchNorm2d, average_statistics, set_radius, switch_parameters
 from study.tasks.optimization import build_optimizer, build_schedule
 
 RECALIBRATION_BATCHES = 200  # statistics batches; the SN authors' number
-DIVERGENCE_CHECK = 50  # steps between looks at the loss: each look waits for the device
+LOOK_STEPS = 50  # steps between looks at the loss and updates of the metrics: each look waits for the device
 
 
 class DivergedError(Exception):
@@ -34,10 +34,9 @@ class Classification(L.LightningModule):
     and the test split (`test_*`), in this order.
     """
 
-    first_bad_step: Tensor
-
     def __init__(self, network: nn.Module, config: TrialConfig, *, steps_per_epoch: int, seed: int) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a fifth of Lightning's calls around a step are its closures' and hooks'
         self.network, self.config, self.seed = network, config, seed
         self.steps_per_epoch = steps_per_epoch
         self.learning_rate = config.base_learning_rate
@@ -45,7 +44,10 @@ class Classification(L.LightningModule):
         self.train_metrics = _metrics("train_", classes)
         evaluations = ("val", "fit", "test")
         self.evaluation_metrics = nn.ModuleDict({name: _metrics(f"{name}_", classes) for name in evaluations})
-        self.register_buffer("first_bad_step", torch.tensor(-1), persistent=False)
+        self.is_sparse = any(isinstance(module, SparseSwitchNorm2d) for module in network.modules())
+        self.unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels, loss of steps since a look
+        # What the last epoch came to, for the recorder. `log_dict` would take ten times as long as the metrics take.
+        self.epoch_metrics: dict[str, float] = {}
         self.recalibration_batches: Iterable[tuple[Tensor, Tensor]] = ()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -63,48 +65,58 @@ class Classification(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader
         loader.set_epoch(self.current_epoch)
+        self.unseen.clear()
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         if self.config.dropout:  # dropout draws from the global generator: counter-based, so that a resume repeats it
             torch.manual_seed(derive_seed("dropout", self.seed, self.global_step))
-        self.learning_rate = self.trainer.optimizers[0].param_groups[0][
-            "lr"
-        ]  # of this step, the epoch's last is logged
-        set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
+        if batch_idx == self.steps_per_epoch - 1:  # the epoch's last is logged
+            self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        if self.is_sparse:
+            set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
         logits = self(images)
         loss = cross_entropy(logits, labels)
-        self._watch(loss.detach(), batch_idx)
-        self._update(self.train_metrics, logits.detach(), labels, loss.detach())
-        return loss
+        self.unseen.append((logits.detach(), labels, loss.detach()))
+        if len(self.unseen) == LOOK_STEPS:
+            self._look(batch_idx + 1)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        schedule.step()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.config.logit_gradient_clip is not None:
             nn.utils.clip_grad_norm_(switch_parameters(self.network), self.config.logit_gradient_clip)
 
     def on_train_epoch_end(self) -> None:
-        self._raise_if_diverged()
-        self.log_dict({**self.train_metrics.compute(), "learning_rate": self.learning_rate})
-        self.train_metrics.reset()
+        self._look(self.steps_per_epoch)
+        self._close(self.train_metrics)
+        self.epoch_metrics["learning_rate"] = self.learning_rate
 
     def check_weights(self) -> None:
         """Raises `DivergedError` after a last step that broke the weights: no training loss follows to show it."""
         if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
             raise DivergedError("the weights were not finite after the last step")
 
-    def _watch(self, loss: Tensor, batch_idx: int) -> None:
-        """Remembers the first step with a loss that is not finite, without waiting for the device at every step."""
-        bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad, self.global_step, self.first_bad_step)
-        if batch_idx % DIVERGENCE_CHECK == 0:
-            self._raise_if_diverged()
+    def _look(self, steps: int) -> None:
+        """Takes the last of this epoch's `steps` into the metrics, many at once: an update costs as much as a layer.
 
-    def _raise_if_diverged(self) -> None:
-        step = int(self.first_bad_step)
-        if step >= 0:
+        Raises `DivergedError` with the first step whose loss was not finite.
+        """
+        if not self.unseen:
+            return
+        logits, labels, losses = (torch.stack(parts) for parts in zip(*self.unseen, strict=True))
+        bad = ~torch.isfinite(losses)
+        if bad.any():
+            step = self.current_epoch * self.steps_per_epoch + steps - len(losses) + int(bad.int().argmax())
             raise DivergedError(f"the training loss was not finite at step {step}")
+        self._update(self.train_metrics, logits.flatten(0, 1), labels.flatten(), losses)
+        self.unseen.clear()
 
     # ---------------------------------------------------------------------------------------- evaluation
 
@@ -118,29 +130,29 @@ class Classification(L.LightningModule):
         self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
+        self._close(self.evaluation_metrics["val"])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(("fit", "test")[dataloader_idx], batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("fit")
-        self._log_evaluation("test")
+        self._close(self.evaluation_metrics["fit"])
+        self._close(self.evaluation_metrics["test"])
 
     def _evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        self._update(self.evaluation_metrics[name], logits, labels, cross_entropy(logits.float(), labels))
+        loss = cross_entropy(logits.float(), labels)
+        self._update(self.evaluation_metrics[name], logits, labels, loss, weight=len(labels))
 
-    def _log_evaluation(self, name: str) -> None:
-        metrics: Any = self.evaluation_metrics[name]
-        self.log_dict(metrics.compute())
+    def _close(self, metrics: Any) -> None:
+        self.epoch_metrics |= {name: float(value) for name, value in metrics.compute().items()}
         metrics.reset()
 
     @staticmethod
-    def _update(metrics: Any, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+    def _update(metrics: Any, logits: Tensor, labels: Tensor, loss: Tensor, weight: int = 1) -> None:
         metrics["accuracy"].update(logits, labels)
-        metrics["loss"].update(loss, weight=len(labels))
+        metrics["loss"].update(loss, weight=weight)
 
 
 def _metrics(prefix: str, classes: int) -> MetricCollection:

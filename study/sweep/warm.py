@@ -1,0 +1,19 @@
+"""Imported by the forkserver: what a trial would import or read at its first use of it is there when it is forked.
+
+Only imports and plain arithmetic: a thread or a connection that is opened here would be broken in every trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+with contextlib.suppress(ImportError):
+    import requests  # noqa: F401
+    import wandb.sdk.launch.inputs.internal  # noqa: F401  # by `wandb.init`, offline too: 80 modules, a second
+
+import torch
+
+import study.train  # noqa: F401
+from study.record.tracking import heat_map
+
+heat_map(torch.empty(0, 2, 1), [], ["bn"])  # plotly imports each kind of trace when it is drawn
