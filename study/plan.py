@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -81,7 +81,8 @@ def plan_trials(study: StudyConfig) -> list[PlannedTrial]:
         raise UserError(f"{study.name}: a search has no fixed plan; its trials are suggested as it goes")
     levels = {factor: values for factor, values in study.factors.items() if isinstance(values, list)}
     cells = [dict(zip(levels, combination, strict=True)) for combination in itertools.product(*levels.values())]
-    return [plan_trial(study, cell, replicate) for replicate in range(study.replicates) for cell in cells]
+    first = [plan_trial(study, cell, 0) for cell in cells]  # what is checked does not depend on the replicate
+    return [replace(trial, replicate=replicate) for replicate in range(study.replicates) for trial in first]
 
 
 def plan_corners(study: StudyConfig) -> list[PlannedTrial]:

@@ -6,7 +6,7 @@ have no colour here: the page sets them for a light screen, a dark one, or paper
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from study.analysis.answers import MEASURES, Effect
-from study.analysis.statistics import DEPTH_GRID, STATISTICS, Estimate, depth_profile, replicate_interval
+from study.analysis.statistics import DEPTH_GRID, STATISTICS, Estimate, Floats, replicate_interval
 from study.norms.names import NORMALIZERS
 
 # Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
@@ -39,15 +39,14 @@ DASHES = ("solid", "dot", "dash", "longdash", "dashdot")
 WORDS = {"mean": "mean weights", "var": "variance weights"}
 
 
-def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, statistic: str) -> go.Figure:
+def weight_maps(profiles: Mapping[str, Floats], trials: pd.DataFrame, statistic: str) -> go.Figure:
     """Switch weights of one statistic by relative depth: a map for each B (rows) and network depth (columns).
 
-    `switch` holds one epoch of each trial, `trials` the levels of those trials.
+    `profiles` are those of `depth_profiles`, `trials` the levels of the trials to show.
     """
-    profiles = {key: depth_profile(layers) for key, layers in switch.groupby("key", sort=False)}
     trials = trials[trials["key"].isin(list(profiles))]
     depths, batches = sorted(trials["depth"].unique()), sorted(trials["batch_size"].unique())
-    names = [name for name in reversed(NORMALIZERS) if name in set(switch["normalizer"])]
+    names = [name for name in reversed(NORMALIZERS) if name in set(",".join(trials["pool"]).split(","))]
     figure = make_subplots(
         len(batches), len(depths), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04,
         vertical_spacing=0.15 / len(batches), x_title="relative depth of the layer (0 first, 1 last)",

@@ -35,7 +35,6 @@ from study.analysis.statistics import (
     cell_numbers,
     complete_block,
     count_cell_pairs,
-    depth_profile,
     effect_contrast,
     factor_distances,
     factor_effect,
@@ -113,9 +112,8 @@ def measure_distances(records: StudyRecords, trials: pd.DataFrame) -> ChoiceDist
     factors = [name for name in records.study.factors if name != "norm"]
     index = [cell_numbers(trials, factors).rename("cell"), trials["replicate"]]
     table = trials.set_index(index)
-    done = records.switch[records.switch["key"].isin(trials["key"][trials["state"].eq("done")])]
-    profiles = {key: depth_profile(layers) for key, layers in done.groupby("key", sort=False)}
-    keys = table["key"].where(table["key"].isin(list(profiles))).unstack("replicate")
+    profiles = records.profiles
+    keys = table["key"].where(table["state"].eq("done") & table["key"].isin(list(profiles))).unstack("replicate")
     rows, columns = complete_block(keys.notna().to_numpy())
     array = np.array([[profiles[key] for key in row] for row in keys.to_numpy()[np.ix_(rows, columns)]])
     planned = pd.DataFrame({name: table.groupby("cell")[name].first() for name in factors}, index=keys.index)

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from study.analysis.statistics import STATISTICS
+from study.analysis.statistics import STATISTICS, Floats, depth_profiles
 from study.config import StudyConfig, study_from_dict
 from study.norms.names import NORMALIZERS, parse_norm
 from study.plan import PlannedTrial, plan_trial, plan_trials
 from study.reading import UserError, read_yaml
 from study.record.files import FINISHED, StudyFolder, TrialFolder, read_json, read_metrics
+from study.record.switches import SCHEMA as SWITCH_SCHEMA
 
 METRICS = (
     *("val_accuracy", "val_loss", "test_accuracy", "test_loss", "train_accuracy", "train_loss"),
     *("fit_accuracy", "fit_loss", "generalization_gap"),
 )
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
-SWITCH_COLUMNS = (
-    *("trial_id", "replicate", "epoch", "step", "layer", "layer_index", "depth_fraction", "stage", "role"),
-    *("receptive_field", "statistic", "normalizer", "weight"),
-)
 ALWAYS = ("norm", "depth", "batch_size")  # columns of the trial table even where the study does not vary them
 NUMBERS = ("parameters", "norm_layers", "seconds")
 FACTS = ("statistics_batch", "gradient_batch", "pool", "command", "device", "commit")
@@ -40,7 +38,8 @@ class StudyRecords:
 
     trials: a row a planned trial (of a search: a trial found on disk). Columns: key, trial_id, replicate, one
         a factor, norm, depth, batch_size, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
-    switch: switch weights of each trial's last epoch: key and the columns of `switch_weights.parquet`.
+    weights: switch weights of every trial and epoch: the columns of `switch_weights.parquet`, text coded.
+    switch: those of each trial's last epoch, with its key.
     switch_epochs: means over layers: key, epoch, scope ("network", "stage 1"), statistic, normalizer, weight.
     curves: metrics by epoch: key, epoch, name, value.
     unplanned: keys of trials on disk that the plan does not name.
@@ -50,10 +49,16 @@ class StudyRecords:
     study: StudyConfig
     provenance: dict[str, Any]
     trials: pd.DataFrame
+    weights: pa.Table
     switch: pd.DataFrame
     switch_epochs: pd.DataFrame
     curves: pd.DataFrame
     unplanned: tuple[str, ...]
+
+    @cached_property
+    def profiles(self) -> dict[str, Floats]:
+        """What each network chose, by key: `depth_profiles` of the last epoch."""
+        return depth_profiles(self.switch)
 
     @property
     def done(self) -> pd.DataFrame:
@@ -98,23 +103,31 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     )
     records = [_read_trial(trial, plan) for trial, plan in planned]
     known = {trial.path for trial, _ in planned}
+    weights = _join_weights(records)
     return StudyRecords(
         folder=folder, study=study, provenance=provenance,
         trials=_trial_table([record.row for record in records], list(study.factors)),
-        switch=_concat((record.switch for record in records), _EMPTY_SWITCH),
-        switch_epochs=_concat((record.switch_epochs for record in records), _EMPTY_EPOCHS),
-        curves=_concat((record.curves for record in records), _EMPTY_CURVES),
+        weights=weights.drop_columns("key"), switch=_last_epochs(weights), switch_epochs=_means_by_epoch(weights),
+        curves=pd.DataFrame([row for record in records for row in record.curves], columns=list(_CURVE_COLUMNS)),
         unplanned=tuple(_key(trial) for trial in on_disk if trial.path not in known),
     )  # fmt: skip
 
 
 def read_switch_weights(file: Any) -> pa.Table:
-    """The switch weights of one trial: `SWITCH_COLUMNS`, every epoch. Raises `ValueError` if damaged."""
+    """The switch weights of one trial, every epoch, with text coded. Raises `ValueError` if damaged."""
     try:
-        table = pq.read_table(file)
-        if lacking := set(SWITCH_COLUMNS) - set(table.column_names):
+        metadata = pq.read_metadata(file)
+        if lacking := set(SWITCH_SCHEMA.names) - set(metadata.schema.names):
             raise ValueError(f"lacks the columns {', '.join(sorted(lacking))}")
-        sums = table.group_by(["epoch", "layer_index", "statistic"]).aggregate([("weight", "sum")])["weight_sum"]
+        if not metadata.num_rows:  # a norm without a choice
+            return _CODED_SCHEMA.empty_table()
+        # By one thread: to hand a small file to several takes longer than to read it.
+        with pq.ParquetFile(file, metadata=metadata, read_dictionary=_TEXT) as source:
+            table = source.read(SWITCH_SCHEMA.names, use_threads=False)
+        if table.schema != _CODED_SCHEMA:
+            table = table.cast(_CODED_SCHEMA)
+        by = table.group_by(["epoch", "layer_index", "statistic"], use_threads=False)
+        sums = by.aggregate([("weight", "sum")])["weight_sum"]
         names = {*table["statistic"].unique().to_pylist()}, {*table["normalizer"].unique().to_pylist()}
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"unreadable: {str(error).splitlines()[0]}") from None
@@ -122,14 +135,16 @@ def read_switch_weights(file: Any) -> pa.Table:
         raise ValueError("holds an unknown statistic or normalizer")
     if not np.allclose(sums.to_numpy(), 1, atol=1e-3):
         raise ValueError("holds weights that do not sum to 1 over the normalizers")
-    return table.select(list(SWITCH_COLUMNS))
+    return table
 
 
 # The C loader is ten times faster where PyYAML has it; a study of a thousand trials feels that.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_EMPTY_SWITCH = pd.DataFrame(columns=["key", *SWITCH_COLUMNS])
-_EMPTY_EPOCHS = pd.DataFrame(columns=["key", "epoch", "scope", "statistic", "normalizer", "weight"])
-_EMPTY_CURVES = pd.DataFrame(columns=["key", "epoch", "name", "value"])
+_CURVE_COLUMNS = ("key", "epoch", "name", "value")
+# Text that repeats in every row is kept as codes: ten thousand trials have millions of rows.
+_CODED = pa.dictionary(pa.int32(), pa.string())
+_TEXT = [field.name for field in SWITCH_SCHEMA if field.type == pa.string()]
+_CODED_SCHEMA = pa.schema([(field.name, _CODED if field.name in _TEXT else field.type) for field in SWITCH_SCHEMA])
 
 
 @dataclass(kw_only=True)
@@ -137,9 +152,8 @@ class _TrialRecord:
     """A row of the trial table and what belongs to it."""
 
     row: dict[str, Any]
-    curves: pd.DataFrame
-    switch: pd.DataFrame | None = None
-    switch_epochs: pd.DataFrame | None = None
+    curves: list[tuple[str, int, str, float]]
+    weights: pa.Table | None = None
 
 
 def _read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
@@ -169,9 +183,7 @@ def _read_yaml_or_nothing(folder: TrialFolder) -> dict[str, Any]:
 
 
 def _read_trial(folder: TrialFolder, plan: PlannedTrial | None) -> _TrialRecord:
-    row = {**_planned_facts(folder, plan), **_state(folder, plan), **_facts_on_disk(folder)}
-    if row["state"] in FINISHED:
-        row |= _results(read_json(folder.result) or {})
+    row = {**_planned_facts(folder, plan), **_state_and_results(folder, plan), **_facts_on_disk(folder)}
     record = _TrialRecord(row=row, curves=_read_curves(folder))
     if row["state"] == "damaged" or not folder.switch_weights.is_file():
         return record
@@ -181,11 +193,8 @@ def _read_trial(folder: TrialFolder, plan: PlannedTrial | None) -> _TrialRecord:
         if row["state"] != "running":  # a running trial may be writing it
             row |= {"state": "damaged", "reason": f"{folder.switch_weights.name}: {error}"}
         return record
-    if not weights.num_rows:  # a norm without a choice
-        return record
-    last = weights.filter(pc.equal(weights["epoch"], pc.max(weights["epoch"]))).to_pandas()
-    record.switch = last.assign(key=row["key"])
-    record.switch_epochs = _means_by_epoch(weights).assign(key=row["key"])
+    if weights.num_rows:  # a norm without a choice has none
+        record.weights = weights
     return record
 
 
@@ -204,10 +213,15 @@ def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, 
     }
 
 
-def _state(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, str]:
+def _state_and_results(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, Any]:
     try:
-        damaged = folder.damaged_files() + ([] if plan else [folder.trial.name])
-        state, reason = ("damaged", ", ".join(damaged)) if damaged else folder.status()
+        result, damaged = folder.check()
+        damaged += [] if plan else [folder.trial.name]
+        if damaged:
+            return {"state": "damaged", "reason": ", ".join(damaged)}
+        if result is not None:
+            return {"state": result["status"], "reason": result.get("reason") or "", **_results(result)}
+        state, reason = folder.status()
     except (KeyError, TypeError, AttributeError):  # JSON of the wrong shape
         state, reason = "damaged", f"{folder.result.name} or {folder.state.name}"
     return {"state": state, "reason": reason}
@@ -215,35 +229,69 @@ def _state(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, str]:
 
 def _facts_on_disk(folder: TrialFolder) -> dict[str, Any]:
     environment = read_json(folder.environment) or {}
-    command = _read_yaml_or_nothing(folder).get("command")
-    return {"command": command, "device": environment.get("device"), "commit": environment.get("commit")}
+    return {"command": _read_command(folder), "device": environment.get("device"), "commit": environment.get("commit")}
+
+
+def _read_command(folder: TrialFolder) -> object:
+    """The command in trial.yaml. Only its own lines are parsed: the whole file would take most of a report's time."""
+    try:
+        lines = re.search(r"^command:.*(\n[ \t].*)*", folder.trial.read_text(encoding="utf-8"), re.MULTILINE)
+        return yaml.load(lines[0], Loader=_YAML_LOADER)["command"] if lines else None  # noqa: S506  (both are safe)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def _results(result: dict[str, Any]) -> dict[str, float]:
-    metrics = result.get("metrics") or {}
+    metrics = result["metrics"]
     return {name: _number(metrics.get(name)) for name in METRICS} | {
         name: _number(result.get(name)) for name in NUMBERS
     }
 
 
-def _read_curves(folder: TrialFolder) -> pd.DataFrame:
-    rows = [
-        (_key(folder), row["epoch"], row["name"], _number(row.get("value")))
+def _read_curves(folder: TrialFolder) -> list[tuple[str, int, str, float]]:
+    key = _key(folder)
+    return [
+        (key, row["epoch"], row["name"], _number(row.get("value")))
         for row in read_metrics(folder.metrics)
         if row["name"] in CURVES
     ]
-    curves: pd.DataFrame = pd.DataFrame(rows, columns=_EMPTY_CURVES.columns)
-    return curves
+
+
+def _join_weights(records: Sequence[_TrialRecord]) -> pa.Table:
+    """The switch weights of every trial that has them, with its key."""
+    tables = [_CODED_SCHEMA.append(pa.field("key", _CODED)).empty_table()]
+    for record in records:
+        if record.weights is not None:
+            codes = np.zeros(record.weights.num_rows, np.int32)
+            key = pa.DictionaryArray.from_arrays(codes, pa.array([record.row["key"]]))
+            tables.append(record.weights.append_column("key", key))
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _last_epochs(weights: pa.Table) -> pd.DataFrame:
+    """The rows of each trial's last epoch."""
+    epochs = weights["epoch"].to_pandas()
+    last = epochs.groupby(weights["key"].combine_chunks().indices.to_numpy()).transform("max")
+    frame: pd.DataFrame = _decode(weights.filter(pa.array(epochs.eq(last)))).to_pandas()
+    return frame
 
 
 def _means_by_epoch(weights: pa.Table) -> pd.DataFrame:
     """Means over layers, each layer counted once, of the network and of every stage."""
-    by, mean = ["epoch", "statistic", "normalizer"], [("weight", "mean")]
-    network = weights.group_by(by).aggregate(mean).to_pandas().assign(scope="network")
-    stages = weights.group_by([*by, "stage"]).aggregate(mean).to_pandas()
-    stages["scope"] = [f"stage {stage}" for stage in stages.pop("stage")]
-    means: pd.DataFrame = pd.concat([network, stages]).rename(columns={"weight_mean": "weight"})
+    by, mean = ["key", "epoch", "statistic", "normalizer"], [("weight", "mean")]
+    network, stages = (
+        _decode(weights.group_by(names, use_threads=False).aggregate(mean)).to_pandas()
+        for names in (by, [*by, "stage"])
+    )
+    network["scope"], stages["scope"] = "network", "stage " + stages.pop("stage").astype(str)
+    means: pd.DataFrame = pd.concat([network, stages], ignore_index=True).rename(columns={"weight_mean": "weight"})
     return means
+
+
+def _decode(table: pa.Table) -> pa.Table:
+    """The table with its text as text."""
+    return table.cast(pa.schema([(field.name, pa.string() if field.type == _CODED else field.type)
+                                 for field in table.schema]))  # fmt: skip
 
 
 def _trial_table(rows: Sequence[dict[str, Any]], factors: Sequence[str]) -> pd.DataFrame:
@@ -263,8 +311,3 @@ def _number(value: object) -> float:
 
 def _key(folder: TrialFolder) -> str:
     return f"{folder.trial_id}-{folder.path.name}"
-
-
-def _concat(frames: Iterable[pd.DataFrame | None], empty: pd.DataFrame) -> pd.DataFrame:
-    filled = [frame for frame in frames if frame is not None and len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else empty.copy()

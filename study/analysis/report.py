@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from study.analysis import figures
 from study.analysis.answers import MEASURES, Answer, Effect, show_number, show_states
 from study.analysis.impacts import answer_impacts
-from study.analysis.records import StudyRecords, load_study_records, read_switch_weights
+from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics import STATISTICS
 from study.analysis.useful import answer_useful
 from study.record.files import StudyFolder, write_bytes, write_json
@@ -43,7 +43,7 @@ def write_report(folder: StudyFolder) -> Path:
     facts = {"schema": SCHEMA, "study": records.study.name, "questions": found}
     write_json(folder.report / "answers.json", facts)
     write_bytes(folder.report / "trials.parquet", _parquet(_plain_table(records.trials)))
-    write_bytes(folder.report / "switch_weights.parquet", _parquet(_all_switch_weights(records)))
+    write_bytes(folder.report / "switch_weights.parquet", _parquet(records.weights, store_schema=False))
     write_bytes(page, render_page(records, answers).encode())
     return page
 
@@ -98,7 +98,7 @@ def _draw_impacts(records: StudyRecords, effects: list[Effect]) -> Iterator[go.F
         )  # fmt: skip
     if len(switch):
         yield figures.share_by_batch(switch, chosen, confidence)
-        yield from (figures.weight_maps(switch, chosen, statistic) for statistic in STATISTICS)
+        yield from (figures.weight_maps(records.profiles, chosen, statistic) for statistic in STATISTICS)
         yield figures.share_by_epoch(records.switch_epochs, chosen)
 
 
@@ -121,23 +121,14 @@ def _coverage(records: StudyRecords) -> list[tuple[list[str], Counter[str]]]:
     return [(list(levels), states) for levels, states in cells.items()]
 
 
-def _all_switch_weights(records: StudyRecords) -> pa.Table:
-    """Every epoch of every trial whose table could be read."""
-    found = records.trials[records.trials["key"].isin(records.switch["key"])]
-    tables = [
-        read_switch_weights(records.folder.trial(trial_id, replicate).switch_weights)
-        for trial_id, replicate in zip(found["trial_id"], found["replicate"], strict=True)
-    ]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else _plain_table(records.switch)
-
-
 def _plain_table(frame: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(frame.infer_objects(), preserve_index=False)
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(table: pa.Table, store_schema: bool = True) -> bytes:
+    """A table as a file. Without Arrow's own schema in it, coded text is read back as text."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", store_schema=store_schema)
     return sink.getvalue()
 
 

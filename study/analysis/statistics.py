@@ -179,18 +179,28 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
 # ---------------------------------------------------------------------------- profiles of switch weights
 
 
-def depth_profile(layers: pd.DataFrame) -> Floats:
-    """What one network chose, by relative depth: an array (statistic, depth of `DEPTH_GRID`, normalizer).
+def depth_profiles(switch: pd.DataFrame) -> dict[str, Floats]:
+    """What every network chose, by key and relative depth: arrays (statistic, depth of `DEPTH_GRID`, normalizer).
 
-    `layers` has the rows of one trial and epoch: depth_fraction, statistic, normalizer, weight. Layers at
+    `switch` has the rows of one epoch of each trial: key, depth_fraction, statistic, normalizer, weight. Layers at
     equal depth are averaged; a normalizer outside the pool has weight 0; weights sum to 1 over normalizers.
     """
-    by = ["depth_fraction", "statistic", "normalizer"]
+    if switch.empty:
+        return {}
+    # All networks in one table: a table a network takes longer to make than to fill.
+    by = ["key", "depth_fraction", "statistic", "normalizer"]
     wanted = pd.MultiIndex.from_product([STATISTICS, NORMALIZERS])
-    table = layers.groupby(by, observed=True)["weight"].mean().unstack(["statistic", "normalizer"])
+    table = switch.groupby(by, observed=True)["weight"].mean().unstack(["statistic", "normalizer"])
     table = table.reindex(columns=wanted).fillna(0.0).sort_index()
-    depths = table.index.to_numpy(dtype=float)
-    columns = [np.interp(DEPTH_GRID, depths, table[column].to_numpy()) for column in wanted]
+    keys, depths = (table.index.get_level_values(level) for level in ("key", "depth_fraction"))
+    networks, starts = np.unique(keys.to_numpy(dtype=str), return_index=True)
+    parts = (np.split(values, starts[1:]) for values in (depths.to_numpy(dtype=float), table.to_numpy(dtype=float)))
+    return {str(key): _profile(*part) for key, *part in zip(networks, *parts, strict=True)}
+
+
+def _profile(depths: Floats, weights: Floats) -> Floats:
+    """Weights (layer, statistic and normalizer) of one network, interpolated to `DEPTH_GRID`."""
+    columns = [np.interp(DEPTH_GRID, depths, column) for column in weights.T]
     profile = np.stack(columns).reshape(len(STATISTICS), len(NORMALIZERS), DEPTH_GRID.size).swapaxes(1, 2)
     return np.asarray(profile / profile.sum(axis=-1, keepdims=True), dtype=float)
 

@@ -98,7 +98,7 @@ class Recorder(Checkpoint):
     def write_switch_weights(self) -> None:
         """The table of the whole history so far."""
         table = parquet_bytes(
-            torch.stack(self.history), self.steps, self.layers, self.trial.pool,
+            torch.stack(self.history).numpy(), self.steps, self.layers, self.trial.pool,
             self.trial.trial_id, self.trial.replicate,
         )  # fmt: skip
         write_bytes(self.folder.switch_weights, table)

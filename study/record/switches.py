@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
-from study.models.geometry import LayerGeometry
-from study.norms import switch_weights
+if TYPE_CHECKING:  # a table is written without torch
+    from torch import Tensor, nn
+
+    from study.models.geometry import LayerGeometry
 
 STATISTICS = ("mean", "var")
 
@@ -29,6 +31,10 @@ def snapshot(network: nn.Module) -> Tensor:
 
     A pool of one leaves no choice: the core runs it where torch has no such layer, and there is nothing to record.
     """
+    import torch
+
+    from study.norms import switch_weights
+
     layers = [layer for layer in switch_weights(network).values() if len(layer.pool) > 1]
     if not layers:
         return torch.empty(0, len(STATISTICS), 0)
@@ -36,7 +42,7 @@ def snapshot(network: nn.Module) -> Tensor:
 
 
 def parquet_bytes(
-    history: Tensor,
+    history: NDArray[np.float32],
     steps: Sequence[int],
     layers: Sequence[LayerGeometry],
     pool: Sequence[str],
@@ -44,8 +50,7 @@ def parquet_bytes(
     replicate: int,
 ) -> bytes:
     """The table of a history (epochs, layers, statistics, pool), epoch 0 before training, as a parquet file."""
-    shape = tuple(history.shape)
-    epoch, layer, statistic, normalizer = (axis.ravel() for axis in np.indices(shape))
+    epoch, layer, statistic, normalizer = (axis.ravel() for axis in np.indices(history.shape))
     rows = len(epoch)
 
     def of_layer(field: str) -> object:
@@ -59,7 +64,7 @@ def parquet_bytes(
            for field in ("layer", "layer_index", "depth_fraction", "stage", "role", "receptive_field")},
         "statistic": np.array(STATISTICS)[statistic] if rows else [],
         "normalizer": np.array(pool)[normalizer] if rows else [],
-        "weight": history.numpy().ravel(),
+        "weight": history.ravel(),
     }  # fmt: skip
     table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
     sink = io.BytesIO()

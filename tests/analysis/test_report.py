@@ -58,12 +58,12 @@ def _strict_json(path: Path) -> dict[str, object]:
     return value
 
 
-def test_the_page_holds_answers_evidence_and_plan(report: Path) -> None:
+def test_the_page_holds_answers_evidence_and_plan(report: Path, planted: StudyFolder) -> None:
     page = _Page(report.read_text(encoding="utf-8"))
     assert page.count("section") == 4
     assert page.count("figure") == 8
     for text in ("A planted study", "supported", "Plan and coverage", "How it was made", "abc123", "the last epoch",
-                 "python run_study.py --study planted --set replicates=1"):  # fmt: skip
+                 f"python run_study.py --study {planted.path.name} --set replicates=1"):  # fmt: skip
         assert text in page.text
 
 

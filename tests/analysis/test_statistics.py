@@ -12,9 +12,10 @@ from scipy import stats
 
 from study.analysis.statistics import (
     DEPTH_GRID,
+    Floats,
     PairedDifference,
     complete_block,
-    depth_profile,
+    depth_profiles,
     effect_contrast,
     factor_distances,
     factor_effect,
@@ -177,21 +178,34 @@ def _layers(weights: dict[float, tuple[float, ...]], pool: tuple[str, ...] = ("i
     return pd.DataFrame(rows, columns=["depth_fraction", "statistic", "normalizer", "weight"])
 
 
+def _profile(layers: pd.DataFrame) -> Floats:
+    return depth_profiles(layers.assign(key="one"))["one"]
+
+
+def test_profiles_of_many_networks_are_those_of_each() -> None:
+    shallow, deep = _layers({0.0: (0.2, 0.3, 0.5)}), _layers({0.5: (1.0, 0.0, 0.0), 0.2: (0.0, 0.5, 0.5)})
+    both = depth_profiles(pd.concat([deep.assign(key="b"), shallow.assign(key="B")]).sample(frac=1, random_state=0))
+    assert set(both) == {"b", "B"}
+    np.testing.assert_array_equal(both["b"], _profile(deep))
+    np.testing.assert_array_equal(both["B"], _profile(shallow))
+    assert depth_profiles(deep.assign(key="b")[:0]) == {}
+
+
 def test_profiles_of_different_depth_align() -> None:
-    shallow = depth_profile(_layers({0.0: (0.2, 0.3, 0.5), 1.0: (0.6, 0.3, 0.1)}))
-    deep = depth_profile(_layers({d: (0.2 + 0.4 * d, 0.3, 0.5 - 0.4 * d) for d in np.linspace(0, 1, 31)}))
+    shallow = _profile(_layers({0.0: (0.2, 0.3, 0.5), 1.0: (0.6, 0.3, 0.1)}))
+    deep = _profile(_layers({d: (0.2 + 0.4 * d, 0.3, 0.5 - 0.4 * d) for d in np.linspace(0, 1, 31)}))
     assert shallow.shape == (2, DEPTH_GRID.size, 4)
     np.testing.assert_allclose(shallow, deep, atol=1e-12)
     np.testing.assert_allclose(shallow.sum(-1), 1)
 
 
 def test_a_profile_of_one_layer_and_of_a_smaller_pool() -> None:
-    profile = depth_profile(_layers({0.5: (0.25, 0.75)}, pool=("in", "ln")))
+    profile = _profile(_layers({0.5: (0.25, 0.75)}, pool=("in", "ln")))
     np.testing.assert_allclose(profile, np.broadcast_to([0.25, 0.75, 0, 0], profile.shape))
 
 
 def test_distance_runs_from_zero_to_one() -> None:
-    ones = [depth_profile(_layers({0.5: weights})) for weights in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))]
+    ones = [_profile(_layers({0.5: weights})) for weights in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))]
     np.testing.assert_allclose(profile_distance(ones[0], ones[1]), [1, 1])
     np.testing.assert_allclose(profile_distance(ones[0], ones[0]), [0, 0])
 

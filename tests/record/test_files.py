@@ -69,6 +69,7 @@ def test_a_damaged_result_is_none(folder: TrialFolder, text: str) -> None:
 def test_no_record_is_planned(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path / "sn" / "r3")
     assert folder.status() == ("planned", "")
+    assert not folder.path.exists()  # to ask leaves nothing
     assert folder.damaged_files() == []
 
 
@@ -116,6 +117,20 @@ def test_metrics_keep_the_last_row_of_an_epoch_and_a_name_and_skip_a_torn_line(t
     path.write_text("\n".join(map(json.dumps, rows)) + '\n{"epoch": 2, "na')
     assert read_metrics(path) == [rows[1]]
     assert read_metrics(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("torn", ['{"epoch": 2', '"name": "b"}', "", "]", "[1", "1], [2", "3"])
+def test_any_broken_line_costs_only_itself(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"epoch": epoch, "name": "a"}) for epoch in range(3)]
+    path.write_text("\n".join([rows[0], torn, rows[1], torn, torn, rows[2]]))
+    assert [row["epoch"] for row in read_metrics(path)] == [0, 1, 2]
+
+
+def test_two_halves_that_would_make_a_row_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 2\n"name": "b"}\n')
+    assert read_metrics(path) == []
 
 
 def test_what_is_set_aside_keeps_its_content_under_another_name(tmp_path: Path) -> None:
