@@ -9,10 +9,10 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from study.config import DEFAULT_SCALE, StudyConfig, available, load_study
-from study.reading import UserError, allowed_names, read_yaml
+from study.reading import Parser, UserError, allowed_names, read_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,12 +28,17 @@ VERBS = {
     "status": "how much is done in every cell, what runs, what failed and why",
     "report": "write the report from the records there are",
     "diff": "what differs between two trials: config, versions, result",
+    "bench": "measure this machine; without a name, lists what can be measured",
 }
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
     try:
+        if arguments[:1] == ["bench"]:  # with flags of its own
+            from study.bench.__main__ import run
+
+            return run(arguments[1:])
         options = _parse(arguments)
         if options.study is None:
             if options.verb is None:
@@ -50,16 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         return INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, as everywhere else."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line: a small, frozen set of flags. What else can be turned lives in YAML and --set."""
-    parser = _Parser(
+    parser = Parser(
         prog="run_study.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Trains every cell of a study and reports what its normalization layers chose.",
@@ -72,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="a study of configs/studies, or the path of a YAML file")
     parser.add_argument("--scale", metavar="NAME", default=DEFAULT_SCALE, help="how big (default: %(default)s)")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable")
-    parser.add_argument("--workers", metavar="N", type=int, help="trials at once (default: one a core, or one a GPU)")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, help="trials at once (default: one a core, or run.trials_per_device a GPU)"
+    )
     parser.add_argument("--launcher", metavar="NAME", default="local", help="where trials run: local")
     parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the study's folder)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="default: %(default)s")
@@ -139,9 +139,8 @@ def _run(options: argparse.Namespace) -> int:
 
     devices = _devices(study.run.device)
     _check_precision(study, devices)
-    threads = study.run.threads
-    workers = options.workers or (len(devices) if devices[0] != "cpu" else max(1, _cores() // threads))
-    executor = LocalExecutor(workers, devices, min(threads, max(1, _cores() // workers)))
+    workers = options.workers or _capacity(study, devices)
+    executor = LocalExecutor(workers, devices, min(study.run.threads, max(1, _cores() // workers)))
     outcome = Driver(
         study=study,
         folder=folder,
@@ -177,7 +176,7 @@ def _plan(options: argparse.Namespace) -> int:
     check_folder(study, folder)
     from study.tables import print_plan
 
-    print_plan(console, study, trials, workers=options.workers or max(1, _cores() // study.run.threads))
+    print_plan(console, study, trials, workers=options.workers or _capacity(study, ["cpu"]))
     return DONE
 
 
@@ -279,6 +278,13 @@ def _devices(wanted: str) -> list[str]:
     if not count and wanted == "cuda":
         raise UserError("run.device=cuda: no CUDA device is available; allowed: auto, cpu")
     return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+
+
+def _capacity(study: StudyConfig, devices: list[str]) -> int:
+    """Trials at once: one for every few cores, or so many a GPU."""
+    if devices == ["cpu"]:
+        return max(1, _cores() // study.run.threads)
+    return len(devices) * study.run.trials_per_device
 
 
 def _cores() -> int:

@@ -186,6 +186,7 @@ class RunConfig(_Closed):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
     data_root: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    trials_per_device: Annotated[int, Field(ge=1)] = 1  # on a GPU, which one small network leaves idle
 
 
 class TrackingConfig(_Closed):

@@ -1,18 +1,26 @@
-"""Reading what users write: YAML, and the one line that says what is wrong with it."""
+"""Reading what users write: YAML, command lines, and the one line that says what is wrong with it."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 
 class UserError(ValueError):
     """A mistake in what the user gave. The command line prints it as one line and exits with 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line on which a mistake is one line, as everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

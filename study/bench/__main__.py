@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.reading import UserError, allowed_names
+from study.reading import Parser, UserError, allowed_names
 
 BENCHES = {
     "norms": "time and peak memory of the norm layers over the layer shapes of ResNet-20 and ResNet-50",
@@ -21,34 +22,48 @@ BENCHES = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Runs one benchmark. Exit code 0, or 2 for bad input; a bar that is missed is printed, and no error."""
-    parser = argparse.ArgumentParser(
+def run(arguments: Sequence[str]) -> int:
+    """Runs one benchmark. A bar that is missed is printed, and no error. UserError for bad input."""
+    parser = Parser(
         prog="python -m study.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="benchmarks:\n" + "\n".join(f"  {name:8}{text}" for name, text in BENCHES.items()),
+        allow_abbrev=False,
     )
-    parser.add_argument("name", metavar="NAME", help="one of: " + ", ".join(BENCHES))
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one of: " + ", ".join(BENCHES))
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds, to see that it works")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads of torch (default: torch's own)")
-    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads of torch (default: the benchmark's own)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
     options = parser.parse_args(arguments)
-    try:
-        if options.name not in BENCHES:
-            raise UserError(f"{options.name}: unknown benchmark; {allowed_names(options.name, BENCHES)}")
-        command = " ".join(["python -m study.bench", *arguments])
-        module = importlib.import_module(f"study.bench.{options.name}")
-        result = module.measure(quick=options.quick, threads=options.threads, device=options.device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160), result, command)
+    if options.name is None:
+        parser.print_help()
+        return 0
+    if options.name not in BENCHES:
+        raise UserError(f"{options.name}: unknown benchmark; {allowed_names(options.name, BENCHES)}")
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads {options.threads}: must be at least 1")
+    _check_device(options.device)
+    command = shlex.join(["python", "-m", "study.bench", *arguments])
+    module = importlib.import_module(f"study.bench.{options.name}")
+    result = module.measure(quick=options.quick, threads=options.threads, device=options.device)
+    print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200), result, command)
     path = options.json or Path("runs/bench") / f"{options.name}.json"
     write_result(path, result, command)
     print(path)
     return 0
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available; allowed: cpu")
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -20,28 +20,27 @@ from study.norms.build import BuildError, library
 from study.norms.names import NORMALIZERS, POOLS
 
 _OPTIONS = "int members, int groups, int chunks, int correction, float eps, bool softmax"
-_OPERATORS = torch.library.Library("study_norms", "DEF")
-_OPERATORS.define(
+_SCHEMAS = (
     "forward(Tensor x, Tensor mean_switch, Tensor var_switch, Tensor weight, Tensor bias, Tensor? running_mean, "
     f"Tensor? running_var, {_OPTIONS}) -> (Tensor y, Tensor stats, Tensor batch)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_OPERATORS.define(
     "backward(Tensor dy, Tensor x, Tensor stats, Tensor mean_switch, Tensor var_switch, Tensor weight, "
     f"Tensor? running_mean, Tensor? running_var, {_OPTIONS}) -> (Tensor dx, Tensor dweight, Tensor dbias, "
     "Tensor dmean_switch, Tensor dvar_switch)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-_OPERATORS.define(
     "track(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor batch, float momentum) -> ()",
-    tags=torch.Tag.pt2_compliant_tag,
+    "sparse_switch(Tensor logits, Tensor radius, Tensor fixed, Tensor choice) -> Tensor",
+    "sparse_switch_backward(Tensor dweights, Tensor logits, Tensor radius, Tensor fixed) -> Tensor",
+    "fix_choice(Tensor(a!) logits, Tensor radius, Tensor(b!) fixed, Tensor(c!) choice) -> ()",
 )
-_OPERATORS.impl("track", torch.library.fallthrough_kernel, "Autograd")
-_OPERATORS.impl("backward", torch.library.fallthrough_kernel, "Autograd")  # it has no gradient of its own
-_forward, _track = torch.ops.study_norms.forward.default, torch.ops.study_norms.track.default
+_OPERATORS = torch.library.Library("study_norms", "DEF")
+for _schema in _SCHEMAS:
+    _OPERATORS.define(_schema, tags=torch.Tag.pt2_compliant_tag)
+for _name in ("backward", "track", "sparse_switch_backward", "fix_choice"):  # they have no gradient
+    _OPERATORS.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+_ops = torch.ops.study_norms
 _MEMBERS = {pool: sum(1 << NORMALIZERS.index(name) for name in pool) for pool in POOLS}
 _BN = _MEMBERS["bn",]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_WIDE = (torch.float32, torch.float64)
+_DTYPES = (*_WIDE, torch.bfloat16, torch.float16)
 _loaded: dict[str, bool] = {}
 _enabled = os.environ.get("STUDY_NORMS", "fused") != "plain"
 
@@ -90,16 +89,32 @@ def normalize(
     inputs = [each if each is None or each.dtype == dtype else each.to(dtype)
               for each in (*switch, *affine, *(stored or (None, None)))]  # fmt: skip
     members = _MEMBERS[pool]
-    y, _, batch = _forward(x, *inputs, members, groups, chunks, correction, eps, softmax)
+    y, _, batch = _ops.forward.default(x, *inputs, members, groups, chunks, correction, eps, softmax)
     return y, batch if stored is None and members & _BN else None
 
 
 def track(running_mean: Tensor, running_var: Tensor, batch: Tensor, momentum: float) -> None:
     """Moves running statistics (C,) towards those of a batch (2, C), in place."""
     if _enabled and batch.is_cpu and batch.dtype == running_mean.dtype and available("cpu"):
-        _track(running_mean, running_var, batch, momentum)
+        _ops.track.default(running_mean, running_var, batch, momentum)
     else:
         plain.track(running_mean, running_var, batch, momentum)
+
+
+def sparse_switch(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> Tensor:
+    """What `plain.sparse_switch` does."""
+    if _enabled and logits.is_cpu and logits.dtype in _WIDE and available("cpu"):
+        weights: Tensor = _ops.sparse_switch.default(logits, radius, fixed, choice)
+        return weights
+    return plain.sparse_switch(logits, radius, fixed, choice)
+
+
+def fix_choice(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> None:
+    """What `plain.fix_choice` does."""
+    if _enabled and logits.is_cpu and logits.dtype in _WIDE and available("cpu"):
+        _ops.fix_choice.default(logits, radius, fixed, choice)
+    else:
+        plain.fix_choice(logits, radius, fixed, choice)
 
 
 @torch.library.register_fake("study_norms::forward")
@@ -117,9 +132,20 @@ def _backward_shapes(dy: Tensor, x: Tensor, stats: Tensor, mean_switch: Tensor, 
     return torch.empty_like(x), *parameters
 
 
+@torch.library.register_fake("study_norms::sparse_switch")
+def _switch_shape(logits: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.register_fake("study_norms::sparse_switch_backward")
+def _switch_gradient_shape(dweights: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(dweights)
+
+
 @torch.library.register_fake("study_norms::track")
+@torch.library.register_fake("study_norms::fix_choice")
 def _no_shapes(*_: Any) -> None:
-    """It changes its arguments and returns nothing."""
+    """These change their arguments and return nothing."""
 
 
 @torch.compiler.assume_constant_result  # where a compiled pass is the first

@@ -200,7 +200,7 @@ inline A sum(int64_t n, const F& term) {
 // ------------------------------------------------------------------------------------------------ layout
 
 // Channels last, a tile is this many pixels of one sample: enough to make up for joining tiles.
-int64_t tile_pixels(Shape s) { return std::max<int64_t>(32, kTile / s.C); }
+int64_t tile_pixels(Shape s) { return std::max<int64_t>(64, kTile / s.C); }
 int64_t tile_count(Shape s) { return (s.P + tile_pixels(s) - 1) / tile_pixels(s); }
 
 // Calls work(begin, end) on parts of [0, n), n pieces of `cost` values each, in the threads of torch.
@@ -718,6 +718,42 @@ void backward_as(const T* x, Shape s, const Options& o, const Inputs& in, const 
   apply_gradient(x, dy, s, mean, scale.data(), dv.data(), dm.data(), dx);
 }
 
+// ------------------------------------------------------------------------------------------------ sparsestmax
+
+constexpr int64_t kLogits = 8;
+
+// What mixing.py computes on the way, in descending order of the logits.
+struct Path {
+  int64_t n, order[kLogits], active, support;
+  double gaps[kLogits], untied[kLogits], spread, stretch, points[kLogits], threshold;
+  bool tied;
+
+  Path(const double* logits, int64_t n, double radius, double epsilon) : n(n), active(0), spread(0), stretch(0) {
+    for (int64_t i = 0; i < n; ++i) order[i] = i;
+    std::stable_sort(order, order + n, [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
+    double total = 0, squares = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      gaps[i] = std::max(logits[order[i]] - logits[order[0]], -1.0);
+      untied[i] = i ? std::min(gaps[i], -epsilon) : gaps[i];
+      total += untied[i];
+      squares += untied[i] * untied[i];
+      if (i == 0) continue;
+      const double excess = std::clamp(radius * radius + 1.0 / double(n) - 1.0 / double(i + 1), 0.0, 1.0);
+      const double V = squares - total * total / double(i + 1), t = std::sqrt(excess / V) * (1 + 8 * epsilon);
+      if (t > stretch) stretch = t, spread = V, active = i + 1;
+    }
+    tied = gaps[1] > -epsilon;
+    for (int64_t i = 0; i < n; ++i) points[i] = stretch > 1 ? stretch * untied[i] : gaps[i];
+    double sum = 0;
+    threshold = 0;
+    for (int64_t i = 0; i < n && 1 + double(i + 1) * points[i] > sum + points[i]; ++i) {
+      sum += points[i];
+      support = i + 1;
+      threshold = (sum - 1) / double(support);
+    }
+  }
+};
+
 template <class F>
 void by_dtype(Dtype dtype, const F& work) {
   switch (dtype) {
@@ -751,6 +787,44 @@ void backward(Dtype dtype, Shape shape, const Options& options, const Inputs& in
     backward_as(static_cast<const T*>(in.x), shape, options, in, static_cast<const A*>(stats),
                 static_cast<const T*>(dy), static_cast<T*>(out.x), out);
   });
+}
+
+void sparsestmax(const double* logits, int64_t n, double radius, double epsilon, double* weights) {
+  if (n == 1) {
+    weights[0] = 1;
+    return;
+  }
+  const Path path(logits, n, radius, epsilon);
+  for (int64_t i = 0; i < n; ++i) weights[path.order[i]] = std::max(path.points[i] - path.threshold, 0.0);
+}
+
+void sparsestmax_gradient(const double* logits, int64_t n, double radius, double epsilon, const double* dweights,
+                          double* dlogits) {
+  if (n == 1) {
+    dlogits[0] = 0;
+    return;
+  }
+  const Path path(logits, n, radius, epsilon);
+  double d[kLogits] = {}, total = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (path.points[i] > path.threshold) d[i] = dweights[path.order[i]];
+    total += d[i];
+  }
+  for (int64_t i = 0; i < path.support; ++i) d[i] -= total / double(path.support);
+  // Where the top is tied, the stretch is huge and its gradient noise: there only gaps carry one.
+  if (path.stretch > 1 && !path.tied) {
+    double dstretch = 0, mean = 0;
+    for (int64_t i = 0; i < n; ++i) dstretch += d[i] * path.untied[i];
+    for (int64_t i = 0; i < path.active; ++i) mean += path.untied[i] / double(path.active);
+    for (int64_t i = 0; i < n; ++i) {
+      d[i] *= path.stretch;
+      if (i < path.active) d[i] -= dstretch * path.stretch / path.spread * (path.untied[i] - mean);
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const bool clamped = logits[path.order[i]] - logits[path.order[0]] < -1.0;
+    dlogits[path.order[i]] = clamped ? 0 : d[i];
+  }
 }
 
 }  // namespace study

@@ -42,4 +42,10 @@ struct Gradients {
 void backward(Dtype dtype, Shape shape, const Options& options, const Inputs& in, const void* stats, const void* dy,
               const Gradients& out);
 
+// SparsestMax of n <= 8 logits, as in mixing.py. `epsilon` is the rounding error of the logits' dtype.
+void sparsestmax(const double* logits, int64_t n, double radius, double epsilon, double* weights);
+// From the gradient of the weights to that of the logits.
+void sparsestmax_gradient(const double* logits, int64_t n, double radius, double epsilon, const double* dweights,
+                          double* dlogits);
+
 }  // namespace study

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor, nn
 
-from study.norms.fused import normalize, track
-from study.norms.mixing import random_weights, softmax, sparsestmax
+from study.norms.fused import fix_choice, normalize, sparse_switch, track
+from study.norms.mixing import random_weights, softmax
 from study.norms.names import DEFAULT_POOL, NORMALIZERS, POOLS
 
 
@@ -239,20 +239,15 @@ class SparseSwitchNorm2d(SwitchNorm):
     def set_radius(self, radius: float) -> None:
         """Sets the radius, fixes weights that are one-hot, and puts the logits of fixed ones back on them."""
         self.radius.fill_(radius)
-        mean, var = self._mix()
-        for logits, fixed, choice, weights in (
-            (self.mean_weight, self.mean_fixed, self.mean_choice, mean),
-            (self.var_weight, self.var_fixed, self.var_choice, var),
-        ):
-            choice.copy_(torch.where(fixed, choice, weights))
-            fixed.logical_or_(weights.amax() >= 1.0)
-            logits.copy_(torch.where(fixed, choice, logits))
+        fix_choice(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice)
+        fix_choice(self.var_weight, self.radius, self.var_fixed, self.var_choice)
 
     def _mix(self) -> tuple[Tensor, Tensor]:
-        mean, var = sparsestmax(torch.stack((self.mean_weight, self.var_weight)), self.radius).unbind()
         # A choice that is fixed is kept apart from its logits: the solver's momentum goes on moving those.
-        mean = torch.where(self.mean_fixed, self.mean_choice, mean)
-        return mean, torch.where(self.var_fixed, self.var_choice, var)
+        return (
+            sparse_switch(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice),
+            sparse_switch(self.var_weight, self.radius, self.var_fixed, self.var_choice),
+        )
 
     def _switch(self) -> tuple[tuple[Tensor, Tensor], bool]:
         return self._mix(), False

@@ -4,6 +4,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -103,6 +104,76 @@ void track(Tensor& running_mean, Tensor& running_var, const Tensor& batch, doubl
   });
 }
 
+// ------------------------------------------------------------------------------------------------ sparse switches
+
+struct SparseSwitch {
+  std::vector<double> logits;
+  double radius, epsilon;
+
+  SparseSwitch(const Tensor& given, const Tensor& at)
+      : logits(read(given)), radius(read(at)[0]), epsilon(given.scalar_type() == at::kDouble ? 0x1p-52 : 0x1p-23) {
+    TORCH_CHECK(logits.size() <= 8, "study_norms: a pool has at most 8 members");
+  }
+
+  std::vector<double> weights() const {
+    std::vector<double> result(logits.size());
+    study::sparsestmax(logits.data(), int64_t(logits.size()), radius, epsilon, result.data());
+    return result;
+  }
+
+  std::vector<double> gradient(const Tensor& dweights) const {
+    std::vector<double> result(logits.size());
+    study::sparsestmax_gradient(logits.data(), int64_t(logits.size()), radius, epsilon, read(dweights).data(),
+                                result.data());
+    return result;
+  }
+
+  static std::vector<double> read(const Tensor& tensor) {
+    std::vector<double> values(tensor.numel());
+    AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "study_norms::sparse_switch", [&] {
+      const Tensor dense = tensor.contiguous();
+      std::copy_n(dense.const_data_ptr<scalar_t>(), values.size(), values.begin());
+    });
+    return values;
+  }
+
+  static void write(const std::vector<double>& values, Tensor& tensor) {
+    AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "study_norms::sparse_switch", [&] {
+      scalar_t* target = tensor.mutable_data_ptr<scalar_t>();
+      for (size_t i = 0; i < values.size(); ++i) target[i] = scalar_t(values[i]);
+    });
+  }
+};
+
+Tensor sparse_switch(const Tensor& logits, const Tensor& radius, const Tensor& fixed, const Tensor& choice) {
+  if (*fixed.const_data_ptr<bool>()) return choice.clone();
+  Tensor weights = at::empty_like(logits);
+  SparseSwitch::write(SparseSwitch(logits, radius).weights(), weights);
+  return weights;
+}
+
+Tensor sparse_switch_backward(const Tensor& dweights, const Tensor& logits, const Tensor& radius,
+                              const Tensor& fixed) {
+  Tensor dlogits = at::zeros_like(logits);
+  if (!*fixed.const_data_ptr<bool>()) SparseSwitch::write(SparseSwitch(logits, radius).gradient(dweights), dlogits);
+  return dlogits;
+}
+
+// A choice that has become one-hot is fixed, and its logits are put back on it.
+void fix_choice(Tensor& logits, const Tensor& radius, Tensor& fixed, Tensor& choice) {
+  bool& is_fixed = *fixed.mutable_data_ptr<bool>();
+  if (!is_fixed) {
+    const auto weights = SparseSwitch(logits, radius).weights();
+    SparseSwitch::write(weights, choice);
+    is_fixed = *std::max_element(weights.begin(), weights.end()) >= 1;
+  }
+  if (!is_fixed) return;
+  SparseSwitch::write(SparseSwitch::read(choice), logits);
+  logits.unsafeGetTensorImpl()->bump_version();  // autograd may have saved it
+}
+
+// ------------------------------------------------------------------------------------------------ gradients
+
 template <class Signature>
 auto find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
@@ -143,6 +214,27 @@ struct Normalize : torch::autograd::Function<Normalize> {
   }
 };
 
+struct SparseMix : torch::autograd::Function<SparseMix> {
+  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& logits, const Tensor& radius,
+                        const Tensor& fixed, const Tensor& choice) {
+    static const auto op = find<decltype(::sparse_switch)>("study_norms::sparse_switch");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({logits, radius, fixed});
+    return op.call(logits, radius, fixed, choice);
+  }
+
+  static variable_list backward(torch::autograd::AutogradContext* context, variable_list dweights) {
+    static const auto op = find<decltype(::sparse_switch_backward)>("study_norms::sparse_switch_backward");
+    const auto saved = context->get_saved_variables();
+    return {op.call(dweights[0], saved[0], saved[1], saved[2]), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor sparse_switch_with_gradient(const Tensor& logits, const Tensor& radius, const Tensor& fixed,
+                                   const Tensor& choice) {
+  return SparseMix::apply(logits, radius, fixed, choice);
+}
+
 Triple forward_with_gradient(const Tensor& x, const Tensor& mean_switch, const Tensor& var_switch,
                              const Tensor& weight, const Tensor& bias, const optional<Tensor>& running_mean,
                              const optional<Tensor>& running_var, int64_t members, int64_t groups, int64_t chunks,
@@ -158,6 +250,12 @@ TORCH_LIBRARY_IMPL(study_norms, CPU, m) {
   m.impl("forward", forward);
   m.impl("backward", backward);
   m.impl("track", track);
+  m.impl("sparse_switch", sparse_switch);
+  m.impl("sparse_switch_backward", sparse_switch_backward);
+  m.impl("fix_choice", fix_choice);
 }
 
-TORCH_LIBRARY_IMPL(study_norms, Autograd, m) { m.impl("forward", forward_with_gradient); }
+TORCH_LIBRARY_IMPL(study_norms, Autograd, m) {
+  m.impl("forward", forward_with_gradient);
+  m.impl("sparse_switch", sparse_switch_with_gradient);
+}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from study.norms.mixing import softmax as softmax_rule
+from study.norms.mixing import sparsestmax
 
 # What a member averages over, with (N, C) moments laid out as (chunks, samples, groups, channels of a group).
 _AXES = {"ln": (2, 3), "bn": (1,), "gn": (3,)}
@@ -77,6 +78,18 @@ def track(running_mean: Tensor, running_var: Tensor, batch: Tensor, momentum: fl
     """Moves running statistics (C,) towards those of a batch (2, C), in place."""
     for running, statistic in zip((running_mean, running_var), batch.to(running_mean.dtype), strict=True):
         running.lerp_(statistic, momentum)
+
+
+def sparse_switch(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> Tensor:
+    """Weights (K,): `choice` where `fixed`, and `sparsestmax` of the logits before."""
+    return torch.where(fixed, choice, sparsestmax(logits, radius))
+
+
+def fix_choice(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> None:
+    """Fixes weights that are one-hot, and puts the logits of fixed ones back on them. In place, without gradients."""
+    choice.copy_(sparse_switch(logits, radius, fixed, choice))
+    fixed.logical_or_(choice.amax() >= 1.0)
+    logits.copy_(torch.where(fixed, choice, logits))
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from study.norms import SwitchNorm2d, build, fused
+from study.norms import SwitchNorm2d, build, fused, plain
 from study.norms.fused import plain_norms
 from tests.norms.kernel_cases import FIXED, Case, compare, draw_case, run_kernels
 
@@ -43,6 +43,52 @@ def test_numbers_do_not_depend_on_threads(kernels, case):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(mine, its) for mine, its in zip(results[0], other, strict=True))
+
+
+class TestSparseSwitch:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    @pytest.mark.parametrize("size", [1, 2, 3, 4])
+    def test_weights_and_gradients_are_those_of_the_plain_form(self, size, dtype):
+        generator = torch.Generator().manual_seed(size)
+        fixed, choice = torch.tensor(False), torch.zeros(size, dtype=dtype)
+        for radius in torch.linspace(0, 1, 41).tolist():
+            for spread in (0.01, 0.3, 2.0):
+                logits = spread * torch.randn(size, generator=generator, dtype=dtype)
+                upstream = torch.randn(size, generator=generator, dtype=dtype)
+                results = []
+                for module in (fused, plain):
+                    leaf = logits.clone().requires_grad_()
+                    weights = module.sparse_switch(leaf, torch.tensor(radius, dtype=dtype), fixed, choice)
+                    (weights * upstream + 0 * leaf).sum().backward()
+                    results.append((weights.detach(), leaf.grad))
+                tolerance = 1e-9 if dtype == torch.float64 else 5e-4  # plain gradients of float32 cancel
+                scale = max(1.0, results[1][1].abs().max().item())
+                torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=tolerance)
+                torch.testing.assert_close(results[0][1], results[1][1], rtol=0, atol=tolerance * scale)
+
+    @pytest.mark.parametrize("radius", [0.0, 0.3, 0.7, 0.9])
+    def test_ties(self, radius):
+        for logits in ([1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [-3.0, 0.0, 0.0]):
+            results = []
+            for module in (fused, plain):
+                leaf = torch.tensor(logits, requires_grad=True)
+                weights = module.sparse_switch(leaf, torch.tensor(radius), torch.tensor(False), torch.zeros(3))
+                (weights @ torch.tensor([1.0, 2.0, 4.0])).backward()
+                results.append((weights.detach(), leaf.grad))
+            torch.testing.assert_close(results[0], results[1])
+
+    def test_a_fixed_choice_has_no_gradient_and_takes_its_logits_along(self):
+        logits = torch.tensor([0.2, 0.9, 0.1], requires_grad=True)
+        radius, fixed, choice = torch.tensor(0.9), torch.tensor(False), torch.zeros(3)
+        with torch.no_grad():
+            fused.fix_choice(logits, radius, fixed, choice)
+        assert fixed
+        assert choice.tolist() == logits.tolist() == [0.0, 1.0, 0.0]
+        logits.data += 5.0
+        weights = fused.sparse_switch(logits, radius, fixed, choice)
+        assert weights.tolist() == [0.0, 1.0, 0.0]
+        weights.sum().backward()
+        assert logits.grad.tolist() == [0.0] * 3
 
 
 def test_any_strides():
