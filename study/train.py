@@ -64,6 +64,7 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
     """Trains one trial from its newest checkpoint, or from the start, to its result. `callbacks` may look on."""
     _be_quiet()
     torch.set_num_threads(job.threads)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step, to show what nobody does here
     started = time.perf_counter()
     prepare(job.wandb_mode)
     trial, config = job.trial, job.trial.config

@@ -14,6 +14,10 @@ with contextlib.suppress(ImportError):
 import torch
 
 import study.train  # noqa: F401
+from study.data import digits
+from study.norms import fused
 from study.record.tracking import heat_map
 
+fused.available("cpu")  # compiles the kernels, once a machine
+digits.load()
 heat_map(torch.empty(0, 2, 1), [], ["bn"])  # plotly imports each kind of trace when it is drawn
