@@ -19,6 +19,7 @@ from study.data.load import load_splits
 from study.data.memory import EvaluationLoader, TrainingLoader
 from study.job import Job
 from study.models import build_network, trace_geometry
+from study.norms.fused import form
 from study.plan import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint
 from study.record.files import SCHEMA, TrialFolder, file_facts, set_aside, write_json, write_yaml
@@ -64,7 +65,8 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
     """Trains one trial from its newest checkpoint, or from the start, to its result. `callbacks` may look on."""
     _be_quiet()
     torch.set_num_threads(job.threads)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step, to show what nobody does here
+    # With deterministic algorithms torch fills new memory, a tenth of a step, so that reading it unwritten would show.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     started = time.perf_counter()
     prepare(job.wandb_mode)
     trial, config = job.trial, job.trial.config
@@ -81,7 +83,9 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
     write_yaml(folder.trial, description)
-    write_json(folder.environment, {**job.environment, "device": _device_name(device), "threads": job.threads})
+    write_json(folder.environment, {
+        **job.environment, "device": _device_name(device), "threads": job.threads, "norm_kernels": form(device.type),
+    })  # fmt: skip
 
     module = Classification(network, config, steps_per_epoch=len(batches), seed=trial.seeds["data"])
     if config.bn_statistics == "batch":

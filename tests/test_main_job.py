@@ -103,7 +103,7 @@ def test_a_run_says_how_it_was_made(finished: tuple[StudyFolder, str]) -> None:
     assert "--study depth_vs_batch" in written["provenance"]["command"]
     assert written["provenance"]["versions"]["torch"]
     environment = json.loads(trial_of(folder, "sn", 2).environment.read_text())
-    assert (environment["device"], environment["threads"]) == ("cpu", 1)
+    assert (environment["device"], environment["threads"], environment["norm_kernels"]) == ("cpu", 1, "fused")
 
 
 def test_every_trial_has_one_wandb_run_with_table_and_heat_map(finished: tuple[StudyFolder, str]) -> None:

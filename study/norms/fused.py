@@ -63,6 +63,11 @@ def available(device_type: str) -> bool:
     return _loaded[device_type]
 
 
+def form(device_type: str) -> str:
+    """`fused` or `plain`: which arithmetic a switch layer runs on this type of device. They differ by rounding."""
+    return "fused" if _enabled and available(device_type) else "plain"
+
+
 def normalize(
     x: Tensor,
     switch: tuple[Tensor, Tensor],

@@ -201,10 +201,9 @@ def test_a_study_killed_ten_times_ends_with_the_numbers_of_an_undisturbed_one(tm
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "depth_vs_batch")
-    driver = subprocess.Popen(
-        command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while len(trial_processes(folder)) < 2:
+    long = command(tmp_path, "epochs=20")  # long enough to be stopped
+    driver = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not trial_processes(folder):
         assert driver.poll() is None
         time.sleep(0.1)
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
@@ -213,7 +212,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     assert "the same command goes on" in complaint
     assert "Traceback" not in said + complaint
     assert trial_processes(folder) == []
-    assert subprocess.run(command(tmp_path), capture_output=True).returncode == 0
+    assert subprocess.run(long, capture_output=True).returncode == 0
     assert len(all_numbers(folder)) == 4
 
 

@@ -1,0 +1,51 @@
+"""Where trials go: how many at once, and to which device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from study import cli
+from study.bench.trial import make_job
+from study.config import load_study
+from study.plan import plan_trials
+from study.sweep.local import LocalExecutor
+
+
+@pytest.mark.parametrize(
+    ("devices", "settings", "cores", "capacity"),
+    [
+        (["cpu"], [], 2, 2),
+        (["cpu"], ["run.threads=4"], 2, 1),
+        (["cpu"], ["run.trials_per_device=3"], 2, 2),
+        (["cuda:0", "cuda:1"], [], 64, 2),
+        (["cuda:0", "cuda:1"], ["run.trials_per_device=3"], 64, 6),
+    ],
+)
+def test_trials_at_once(
+    monkeypatch: pytest.MonkeyPatch, devices: list[str], settings: list[str], cores: int, capacity: int
+) -> None:
+    monkeypatch.setattr(cli, "_cores", lambda: cores)
+    assert cli._capacity(load_study("depth_vs_batch", "laptop", settings), devices) == capacity
+
+
+def test_trials_are_dealt_evenly_to_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Processes that never start: what matters is the device in their job."""
+    executor = LocalExecutor(6, ["cuda:0", "cuda:1"], threads=1)
+    jobs = []
+
+    def process(*, args: tuple[object], **_: object) -> SimpleNamespace:
+        jobs.append(args[0])
+        return SimpleNamespace(start=lambda: None)
+
+    monkeypatch.setattr(executor.context, "Process", process)
+    trials = plan_trials(load_study("depth_vs_batch", "laptop", []))[:6]
+    for trial in trials:
+        executor.submit(make_job(trial, tmp_path / trial.key, threads=1))
+    assert Counter(job.device for job in jobs) == {"cuda:0": 3, "cuda:1": 3}
+    del executor.running[trials[0].key]  # one on the first has ended: the next goes there
+    executor.submit(make_job(trials[0], tmp_path / trials[0].key, threads=1))
+    assert jobs[-1].device == jobs[0].device
