@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -19,6 +20,9 @@ SOURCES = {Path(__file__).with_name("kernels.cpp"): "-O3", Path(__file__).with_n
 FLAGS = ("-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 
 
+_logger = logging.getLogger(__name__)
+
+
 class BuildError(Exception):
     """There is no compiler, or it failed."""
 
@@ -29,6 +33,8 @@ def library() -> Path:
     Every source, compiler, torch and processor has a file of its own, which is written under another name and moved
     into place. The lock, which a killed process cannot leave behind, only saves a second one the same work.
     """
+    if os.name != "posix":
+        raise BuildError("there are kernels for Linux and macOS")
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise BuildError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
@@ -44,6 +50,7 @@ def library() -> Path:
 
 
 def _compile(compiler: str, flags: list[str], path: Path) -> None:
+    _logger.warning("compiling the kernels of the norm layers, once a machine: about half a minute")
     home = Path(torch.__file__).parent
     includes = [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
     link = ["-shared", "-L", str(home / "lib"), "-ltorch", "-ltorch_cpu", "-lc10"]
@@ -77,11 +84,12 @@ def _cache() -> Path:
     folder = Path(base) / "normalizer-study"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+        facts = folder.stat()
+        if os.access(folder, os.W_OK) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022:
             return folder
     except OSError:
         pass
-    raise BuildError(f"{folder} cannot be written to; XDG_CACHE_HOME chooses another folder")
+    raise BuildError(f"{folder} is not writable, or not by its owner alone; XDG_CACHE_HOME chooses another place")
 
 
 def _machine_flag() -> str:
@@ -90,9 +98,10 @@ def _machine_flag() -> str:
 
 
 def _processor() -> str:
-    """What `native` stands for: nodes of a cluster share a home, and not always a processor."""
+    """What `native` stands for, and the C library: nodes of a cluster share a home, and not always these."""
+    library = " ".join(platform.libc_ver())
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
+        return library + next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.platform() + platform.processor()

@@ -47,7 +47,7 @@ _enabled = os.environ.get("STUDY_NORMS", "fused") != "plain"
 
 @contextmanager
 def plain_norms() -> Iterator[None]:
-    """Inside, switch layers run their plain form: to compare, and for gradients of gradients."""
+    """Inside, switch layers run their plain form: to compare, for gradients of gradients, and under `torch.func`."""
     global _enabled
     before, _enabled = _enabled, False
     try:

@@ -181,6 +181,14 @@ class TestBuild:
         monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
         assert build.library() == path
 
+    def test_a_cache_that_others_can_write_to_is_not_trusted(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        folder = tmp_path / "normalizer-study"
+        folder.mkdir()
+        folder.chmod(0o777)
+        with pytest.raises(build.BuildError, match="owner alone"):
+            build.library()
+
     def test_a_cache_that_cannot_be_written_is_a_build_error(self, monkeypatch, tmp_path):
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
