@@ -17,7 +17,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from study.norms.fused import normalize, track
 from study.norms.layers import (
     SparseSwitchNorm2d,
-    SwitchLayer,
     SwitchNorm1d,
     SwitchNorm2d,
     SwitchNorm3d,
@@ -293,11 +292,17 @@ def _share(origin: nn.Module, layer: nn.Module) -> None:
 
 
 def _switch_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((path, module) for path, module in model.named_modules() if isinstance(module, SwitchLayer))
+    return ((path, module) for path, module in model.named_modules() if _is_switch(module))
+
+
+def _is_switch(module: nn.Module) -> bool:
+    """Whether `module` is a `SwitchLayer`; `isinstance` of a protocol takes as long as a small layer."""
+    return callable(getattr(type(module), "switch_weights", None))
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, (nn.GroupNorm, _InstanceNorm, SwitchLayer)) or hasattr(module, "running_mean")
+    norms = (nn.GroupNorm, _InstanceNorm)
+    return isinstance(module, norms) or _is_switch(module) or hasattr(module, "running_mean")
 
 
 def _tracks_statistics(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -83,6 +84,7 @@ def _describe(exit_code: int | None) -> str:
 def _train(job: Job) -> None:
     """The trial's process. Ctrl-C is the driver's business; what the trial prints goes to its folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # what was imported before the fork is no garbage, and looking through it takes time again and again
     threading.Thread(target=_follow_driver, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
     with open(TrialFolder(job.folder).log, "a", buffering=1) as log:

@@ -50,6 +50,13 @@ class Classification(L.LightningModule):
         self.epoch_metrics: dict[str, float] = {}
         self.recalibration_batches: Iterable[tuple[Tensor, Tensor]] = ()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook that runs, some thirty times a step; `nn.Module` looks for parameters in each.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes)."""
         logits: Tensor = self.network(images)
