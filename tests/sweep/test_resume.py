@@ -202,7 +202,11 @@ def test_a_study_killed_ten_times_ends_with_the_numbers_of_an_undisturbed_one(tm
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "depth_vs_batch")
     long = command(tmp_path, "epochs=20")  # long enough to be stopped
-    driver = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    driver = subprocess.Popen(
+        long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts what it runs in the background with SIGINT ignored, and this is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not trial_processes(folder):
         assert driver.poll() is None
         time.sleep(0.1)
