@@ -1,4 +1,4 @@
-"""Records as training leaves them, made up in a millisecond each, with a known truth planted in them. No torch."""
+"""Records as training leaves them, made up in five milliseconds each, with a known truth planted in them. No torch."""
 
 from __future__ import annotations
 
