@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         switch_parameters,
         switch_weights,
     )
+    from study.norms.fused import plain_norms
     from study.norms.layers import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, set_radius
     from study.norms.mixing import sparsestmax
 
@@ -33,6 +34,7 @@ __all__ = [
     "convert_norms",
     "effective_pool",
     "parse_norm",
+    "plain_norms",
     "set_radius",
     "share_switches",
     "sparsestmax",
@@ -43,7 +45,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("factory", "layers", "mixing"):
+        for module in ("factory", "layers", "fused", "mixing"):
             loaded = import_module(f"study.norms.{module}")
             if name in vars(loaded):
                 return vars(loaded)[name]

@@ -18,8 +18,6 @@ HEADER = Path(__file__).with_name("kernels.h")
 # Of operators.cpp, all that takes time is reading torch's headers.
 SOURCES = {Path(__file__).with_name("kernels.cpp"): "-O3", Path(__file__).with_name("operators.cpp"): "-O1"}
 FLAGS = ("-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
-
-
 _logger = logging.getLogger(__name__)
 
 
@@ -80,8 +78,7 @@ def _run(*commands: list[str]) -> None:
 
 def _cache() -> Path:
     """A folder that only this user can write to: what lies there is loaded and run."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "normalizer-study"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "normalizer-study"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.stat()

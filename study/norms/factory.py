@@ -205,12 +205,9 @@ class GhostBatchNorm(_BatchNorm):
         ValueError: in `forward`, if the batch is not divisible by `chunks`.
     """
 
-    logits: Tensor
-
     def __init__(self, num_features: int, *, eps: float, momentum: float, chunks: int) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.chunks = chunks
-        self.register_buffer("logits", torch.zeros(1), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """(G * B, C, *) of any number of dimensions."""
@@ -221,18 +218,7 @@ class GhostBatchNorm(_BatchNorm):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
-        y, batch = normalize(
-            input,
-            (self.logits, self.logits),
-            (self.weight, self.bias),
-            None,
-            softmax=True,
-            pool=("bn",),
-            groups=1,
-            chunks=self.chunks,
-            correction=0,
-            eps=self.eps,
-        )
+        y, batch = _pool_of_one(self, input, "bn", groups=1, chunks=self.chunks)
         assert batch is not None
         track(self.running_mean, self.running_var, batch, self.momentum)
         return y
@@ -244,29 +230,29 @@ class GhostBatchNorm(_BatchNorm):
 class _GroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` that allows a single value per group, where y = bias, and is as fast channels last."""
 
-    logits: Tensor
-
-    def __init__(self, groups: int, num_features: int, eps: float) -> None:
-        super().__init__(groups, num_features, eps=eps)
-        self.register_buffer("logits", torch.zeros(1), persistent=False)
-
     def forward(self, input: Tensor) -> Tensor:
         if input.is_contiguous():
             return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         # torch is several times slower here, and more in half precision.
-        y, _ = normalize(
-            input,
-            (self.logits, self.logits),
-            (self.weight, self.bias),
-            None,
-            softmax=True,
-            pool=("gn",),
-            groups=self.num_groups,
-            chunks=1,
-            correction=0,
-            eps=self.eps,
-        )
+        y, _ = _pool_of_one(self, input, "gn", groups=self.num_groups, chunks=1)
         return y
+
+
+def _pool_of_one(layer: Any, x: Tensor, name: str, *, groups: int, chunks: int) -> tuple[Tensor, Tensor | None]:
+    """A single norm by the switch core, for layers that choose nothing."""
+    one = layer.weight.new_ones(1)
+    return normalize(
+        x,
+        (one, one),
+        (layer.weight, layer.bias),
+        None,
+        softmax=False,
+        pool=(name,),
+        groups=groups,
+        chunks=chunks,
+        correction=0,
+        eps=layer.eps,
+    )
 
 
 def _build_group_norm(kind: str, groups: int, eps: float, num_features: int) -> nn.Module:

@@ -1,12 +1,11 @@
 """The arithmetic of `study.norms.plain` with two passes over memory each way: C++ on CPUs, Triton on GPUs.
 
-Two operators, `study_norms::forward` and `study_norms::backward`, and the autograd around them. What is saved for the
-backward pass is x and its mean and variance by (sample, channel). No call waits for the device.
+Functions of the same names and arguments, and the operators behind them, whose autograd is in C++. What is saved for
+the backward pass is x and its mean and variance by (sample, channel). No call waits for the device.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ _BN = _MEMBERS["bn",]
 _WIDE = (torch.float32, torch.float64)
 _DTYPES = (*_WIDE, torch.bfloat16, torch.float16)
 _loaded: dict[str, bool] = {}
-_enabled = os.environ.get("STUDY_NORMS", "fused") != "plain"
+_enabled = True
 
 
 @contextmanager

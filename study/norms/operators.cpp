@@ -99,6 +99,7 @@ void track(Tensor& running_mean, Tensor& running_var, const Tensor& batch, doubl
     for (Tensor* running : {&running_mean, &running_var}) {
       scalar_t* value = running->mutable_data_ptr<scalar_t>();
       for (int64_t c = 0; c < C; ++c) value[c] += scalar_t(momentum) * (target[c] - value[c]);
+      running->unsafeGetTensorImpl()->bump_version();  // autograd may have saved it, in evaluation
       target += C;
     }
   });
@@ -181,6 +182,11 @@ auto find(const char* name) {
 
 optional<Tensor> defined(const Tensor& tensor) { return tensor.defined() ? optional<Tensor>(tensor) : std::nullopt; }
 
+void refuse_second_derivative() {
+  TORCH_CHECK(!at::GradMode::is_enabled(),
+              "the fused switch norms have no second derivative: use study.norms.plain_norms()");
+}
+
 struct Normalize : torch::autograd::Function<Normalize> {
   static variable_list forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& mean_switch,
                                const Tensor& var_switch, const Tensor& weight, const Tensor& bias,
@@ -200,8 +206,7 @@ struct Normalize : torch::autograd::Function<Normalize> {
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context, variable_list dy) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "the fused switch norms have no second derivative: use study.norms.plain_norms()");
+    refuse_second_derivative();
     static const auto op = find<decltype(::backward)>("study_norms::backward");
     const auto saved = context->get_saved_variables();
     const auto options = context->saved_data["options"].toIntVector();
@@ -224,6 +229,7 @@ struct SparseMix : torch::autograd::Function<SparseMix> {
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context, variable_list dweights) {
+    refuse_second_derivative();
     static const auto op = find<decltype(::sparse_switch_backward)>("study_norms::sparse_switch_backward");
     const auto saved = context->get_saved_variables();
     return {op.call(dweights[0], saved[0], saved[1], saved[2]), Tensor(), Tensor(), Tensor()};

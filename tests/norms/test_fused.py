@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from study.norms import SwitchNorm2d, build, fused, plain
-from study.norms.fused import plain_norms
+from study.norms import SparseSwitchNorm2d, SwitchNorm2d, build, fused, plain, plain_norms
 from tests.norms.kernel_cases import FIXED, Case, compare, draw_case, run_kernels
 
 LARGE = (  # more than one thread's share, rows and tiles in parts, odd ends
@@ -108,14 +107,23 @@ def test_an_empty_batch_stays_one():
     assert layer(torch.randn(0, 6, 4, 4)).shape == (0, 6, 4, 4)
 
 
-def test_second_derivatives_are_refused_and_plain():
-    layer, x = SwitchNorm2d(3), torch.randn(2, 3, 4, 4, requires_grad=True)
+@pytest.mark.parametrize("layer_type", [SwitchNorm2d, SparseSwitchNorm2d])
+def test_second_derivatives_are_refused_and_plain(layer_type):
+    layer, x = layer_type(3), torch.randn(2, 3, 4, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match="plain_norms"):
         torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with plain_norms():
         (gradient,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
         gradient.square().sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_statistics_that_move_before_a_gradient_is_taken_are_an_error():
+    layer = SwitchNorm2d(3).eval()
+    y = layer(torch.randn(2, 3, 4, 4))
+    layer.train()(torch.randn(2, 3, 4, 4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_gradients_reach_parameters_of_another_dtype():
