@@ -187,6 +187,30 @@ class RunConfig(_Closed):
     data_root: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     trials_per_device: Annotated[int, Field(ge=1)] = 1  # on a GPU, which one small network leaves idle
+    devices_per_trial: Annotated[int, Field(ge=1)] = 1  # (G, B) over so many real devices
+    accumulate: Annotated[int, Field(ge=1)] = 1  # parts that a device takes its share of a gradient batch in
+
+
+class LaunchConfig(_Closed):
+    """Where trials run, and what each job asks of a cluster. No part of a trial's identity."""
+
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    cpus: Annotated[int, Field(ge=1)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0  # a fraction of one is for Ray alone
+    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]B?$")] | None = None
+    requeues: Annotated[int, Field(ge=0)] = 20  # a job that is preempted, or out of time, goes on so often
+
+    # Slurm
+    partition: str | None = None
+    minutes: Annotated[int, Field(ge=1)] = 240
+    trials_per_job: Annotated[int, Field(ge=1)] = 1
+    jobs: Annotated[int, Field(ge=1)] = 1000  # at once
+    warning_seconds: Annotated[int, Field(ge=1)] = 60  # between the warning and the end of the time limit
+    sbatch: dict[str, str | int | bool] = {}  # further options: {account: me, constraint: a100}
+    setup: list[str] = []  # shell lines before Python starts
+
+    # Ray
+    address: str | None = None  # of a cluster; without one, the cluster this machine is part of
 
 
 class TrackingConfig(_Closed):
@@ -210,6 +234,7 @@ class StudyConfig(_Closed):
     search: SearchConfig | None = None
     analysis: AnalysisConfig = AnalysisConfig()
     run: RunConfig = RunConfig()
+    launch: LaunchConfig = LaunchConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def cell(self, levels: Mapping[str, Any]) -> TrialConfig:
@@ -312,6 +337,7 @@ def _nest(path: str, value: Any) -> dict[str, Any]:
 _SECTIONS: dict[str, type[BaseModel]] = {
     "base": TrialConfig,
     "run": RunConfig,
+    "launch": LaunchConfig,
     "tracking": TrackingConfig,
     "search": SearchConfig,
     "analysis": AnalysisConfig,

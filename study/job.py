@@ -22,9 +22,10 @@ class Job:
     wandb_mode: Literal["online", "offline", "disabled"]
     environment: dict[str, Any]
     command: str
-    device: str = "cpu"
+    devices: tuple[str, ...] = ("cpu",)  # a rank each
     threads: int = 1
+    place: str = ""  # the cluster's name of the job that it runs in
 
-    def on(self, device: str, threads: int) -> Job:
+    def on(self, devices: tuple[str, ...], threads: int) -> Job:
         """The same job, placed."""
-        return replace(self, device=device, threads=threads)
+        return replace(self, devices=devices, threads=threads)

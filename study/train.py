@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import time
 import traceback
 import warnings
@@ -51,7 +52,7 @@ def _attempt(job: Job, folder: TrialFolder) -> None:
     attempt += 1
     for leftover in folder.path.glob("*.tmp*"):  # half-written files of a process that was killed
         leftover.unlink()
-    state = {"attempt": attempt, "pid": os.getpid(), "host": job.environment["host"], "started": time.time()}
+    state = {"attempt": attempt, "pid": os.getpid(), "host": platform.node(), "job": job.place, "started": time.time()}
     write_json(folder.state, {"state": "running", "failures": failures, **state})
     try:
         train(job, folder, attempt)
@@ -74,7 +75,7 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
     _set_aside_damage(folder, notes.append)
     checkpoint = newest_checkpoint(folder, notes.append)
 
-    device = torch.device(job.device)
+    device = torch.device(job.devices[0])
     splits = load_splits(config, trial.seeds["split"], job.run.data_root).to(device)
     batches = TrainingLoader(
         splits.train, config.gradient_batch, augmentation=config.augmentation, seed=trial.seeds["data"]

@@ -207,7 +207,7 @@ def make_job(trial: PlannedTrial, folder: Path, *, threads: int, device: str = "
     """A job as the driver makes it."""
     return Job(
         trial=trial, folder=folder, study="bench", run=RunConfig(), tracking=TrackingConfig(mode=mode),
-        wandb_mode=mode, environment={"host": ""}, command="", device=device, threads=threads,
+        wandb_mode=mode, environment={"host": ""}, command="", devices=(device,), threads=threads,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class LocalExecutor:
         busy = [device for _, device in self.running.values()]
         device = min(self.devices, key=busy.count)
         process = self.context.Process(
-            target=_train, args=(job.on(device, self.threads),), name=job.trial.key, daemon=True
+            target=_train, args=(job.on((device,), self.threads),), name=job.trial.key, daemon=True
         )
         with _holding_interrupts():
             process.start()

@@ -45,7 +45,7 @@ def test_trials_are_dealt_evenly_to_devices(monkeypatch: pytest.MonkeyPatch, tmp
     trials = plan_trials(load_study("depth_vs_batch", "laptop", []))[:6]
     for trial in trials:
         executor.submit(make_job(trial, tmp_path / trial.key, threads=1))
-    assert Counter(job.device for job in jobs) == {"cuda:0": 3, "cuda:1": 3}
+    assert Counter(job.devices[0] for job in jobs) == {"cuda:0": 3, "cuda:1": 3}
     del executor.running[trials[0].key]  # one on the first has ended: the next goes there
     executor.submit(make_job(trials[0], tmp_path / trials[0].key, threads=1))
-    assert jobs[-1].device == jobs[0].device
+    assert jobs[-1].devices == jobs[0].devices
