@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.config import DEFAULT_SCALE, StudyConfig, available, load_study
+from study.config import DEFAULT_SCALE, LAUNCHERS, StudyConfig, available, load_study
 from study.reading import Parser, UserError, allowed_names, read_yaml
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from study.plan import PlannedTrial
     from study.record.files import StudyFolder
+    from study.sweep.executor import Executor
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -73,16 +74,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", metavar="N", type=int, help="trials at once (default: one a core, or run.trials_per_device a GPU)"
     )
-    parser.add_argument("--launcher", metavar="NAME", default="local", help="where trials run: local")
+    parser.add_argument("--launcher", metavar="NAME", help="where trials run: local, slurm or ray (default: local)")
     parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the study's folder)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="default: %(default)s")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
+    parser.add_argument(
+        "--detach", action="store_true", help="return at once; the same command, status or report collect"
+    )
     return parser
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     options, unknown = parser.parse_known_intermixed_args(arguments)
+    options.arguments = list(arguments)
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"{unknown[0]}: unknown flag; {allowed_names(unknown[0], flags)}")
@@ -90,9 +95,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{options.verb}: unknown verb; {allowed_names(options.verb, VERBS)}")
     if options.trials and options.verb != "diff":
         raise UserError(f"{options.trials[0]}: {options.verb} takes no trials")
-    if options.launcher != "local":
+    if options.launcher not in (None, *LAUNCHERS):
         raise UserError(
-            f"--launcher {options.launcher}: unknown launcher; {allowed_names(options.launcher, ['local'])}"
+            f"--launcher {options.launcher}: unknown launcher; {allowed_names(options.launcher, LAUNCHERS)}"
         )
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be at least 1")
@@ -102,7 +107,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _study(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:
     from study.record.files import StudyFolder
 
-    study = load_study(options.study, options.scale, options.set)
+    launcher = [f"launch.launcher={options.launcher}"] if options.launcher else []
+    study = load_study(options.study, options.scale, [*options.set, *launcher])
     return study, StudyFolder(options.out / study.name)
 
 
@@ -130,17 +136,15 @@ def _run(options: argparse.Namespace) -> int:
     from study.record.environment import command_line, describe_environment
     from study.sweep.driver import Driver
     from study.sweep.folder import check_folder
-    from study.sweep.local import LocalExecutor
 
     study, folder = _study(options)
     check_folder(study, folder)
     _check_runnable(study)
     console = _console()
-
-    devices = _devices(study.run.device)
-    _check_precision(study, devices)
-    workers = options.workers or _capacity(study, devices)
-    executor = LocalExecutor(workers, devices, min(study.run.threads, max(1, _cores() // workers)))
+    executor = _executor(options, study, folder)
+    if options.detach and not executor.outlives_driver:
+        executor.close()
+        return _run_in_background(folder, options)
     outcome = Driver(
         study=study,
         folder=folder,
@@ -150,7 +154,11 @@ def _run(options: argparse.Namespace) -> int:
         command_for=lambda trial: _reproduce(options, study, trial),
         storage=options.storage,
         retry_failed=options.retry_failed,
+        detach=options.detach,
     ).run()
+    if outcome.left:
+        console.print(f"{outcome.left} trials are queued; the same command collects, status shows how far they are")
+        return DONE
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
     _print_report(console, folder)
@@ -166,6 +174,7 @@ def _run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from study.plan import plan_trials
     from study.sweep.folder import check_folder
+    from study.sweep.machine import count_cores, count_places
 
     study, folder = _study(options)
     console = _console()
@@ -176,7 +185,7 @@ def _plan(options: argparse.Namespace) -> int:
     check_folder(study, folder)
     from study.tables import print_plan
 
-    print_plan(console, study, trials, workers=options.workers or _capacity(study, ["cpu"]))
+    print_plan(console, study, trials, workers=options.workers or count_places(study.run, ["cpu"], count_cores()))
     return DONE
 
 
@@ -224,6 +233,42 @@ def _diff(options: argparse.Namespace) -> int:
 # --------------------------------------------------------------------------------------------------- helpers
 
 
+def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFolder) -> Executor:
+    """What the study's launcher stands for. Raises `UserError` where it is not to be had."""
+    if study.launch.launcher != "local" and options.workers is not None:
+        raise UserError("--workers: of the local launcher; launch.jobs limits what Slurm runs at once, Ray the cluster")
+    if study.launch.launcher == "slurm":
+        from study.sweep.slurm import SlurmExecutor
+
+        return SlurmExecutor(folder, study.launch, study.run)
+    if study.launch.launcher == "ray":
+        from study.sweep.ray import RayExecutor
+
+        return RayExecutor(study.launch, study.run)
+    from study.sweep.local import LocalExecutor
+    from study.sweep.machine import count_cores, count_places, find_devices, share_threads
+
+    devices = find_devices(study.run.device)
+    _check_precision(study, devices)
+    places = options.workers or count_places(study.run, devices, count_cores())
+    return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
+
+
+def _run_in_background(folder: StudyFolder, options: argparse.Namespace) -> int:
+    """Has a driver that no terminal can take along do the work; returns when it is at it."""
+    from study.sweep.driver import DETACHED
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    arguments = [argument for argument in options.arguments if argument != "--detach"]
+    with open(folder.driver_log, "a") as log:
+        driver = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "study", *arguments],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, DETACHED: "1"},
+        )  # fmt: skip
+    print(f"process {driver.pid} runs the study; it prints to {folder.driver_log}. status shows how far it is")
+    return DONE
+
+
 def _check_runnable(study: StudyConfig) -> None:
     """Bad cells and missing data are the user's to know before anything is written."""
     from study.data.files import data_folder
@@ -267,29 +312,6 @@ def _print_report(console: Console, folder: StudyFolder) -> None:
     for name, answer in answers.get("questions", {}).items():
         console.print(f"\n{name}: {answer['verdict']}\n  {answer['answer']}", soft_wrap=True)
     console.print(f"\nreport: {path}")
-
-
-def _devices(wanted: str) -> list[str]:
-    if wanted == "cpu" or (wanted == "auto" and shutil.which("nvidia-smi") is None):
-        return ["cpu"]
-    import torch
-
-    count = torch.cuda.device_count()
-    if not count and wanted == "cuda":
-        raise UserError("run.device=cuda: no CUDA device is available; allowed: auto, cpu")
-    return [f"cuda:{index}" for index in range(count)] or ["cpu"]
-
-
-def _capacity(study: StudyConfig, devices: list[str]) -> int:
-    """Trials at once: one for every few cores, or so many a GPU."""
-    if devices == ["cpu"]:
-        return max(1, _cores() // study.run.threads)
-    return len(devices) * study.run.trials_per_device
-
-
-def _cores() -> int:
-    """Cores that this process may use, which a container or a job may have narrowed."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -191,10 +191,14 @@ class RunConfig(_Closed):
     accumulate: Annotated[int, Field(ge=1)] = 1  # parts that a device takes its share of a gradient batch in
 
 
+Launcher = Literal["local", "slurm", "ray"]
+LAUNCHERS = get_args(Launcher)
+
+
 class LaunchConfig(_Closed):
     """Where trials run, and what each job asks of a cluster. No part of a trial's identity."""
 
-    launcher: Literal["local", "slurm", "ray"] = "local"
+    launcher: Launcher = "local"
     cpus: Annotated[int, Field(ge=1)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0  # a fraction of one is for Ray alone
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]B?$")] | None = None

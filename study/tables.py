@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +16,10 @@ from study.plan import PlannedTrial, plan_trials
 from study.reading import UserError, read_yaml
 from study.record.files import StudyFolder, TrialFolder, read_json
 from study.sweep.progress import format_duration
+from study.sweep.slurm import read_queue
 
-STATES = ("done", "diverged", "pruned", "running", "stale", "failed", "damaged", "planned")
+STATES = ("done", "diverged", "pruned", "running", "queued", "stale", "failed", "damaged", "planned")
+LINES = 20  # of trials in one state; a cluster has thousands
 
 
 def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], workers: int) -> None:
@@ -78,9 +81,16 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     seen = [state for state in STATES if counts[state]]
     rows = [(*cell, *(str(count[state] or "") for state in seen)) for cell, count in cells.items()]
     _print_rows(console, [(*study.factors, *seen), *rows], left=len(study.factors))
-    for key, (state, reason, _) in states.items():
-        if reason and state != "pruned":
+    for state in seen:
+        told = [(key, reason) for key, (other, reason, _) in states.items() if other == state and reason]
+        for key, reason in told[:LINES] if state != "pruned" else []:
             console.print(f"{state}: {key}: {reason}", soft_wrap=True)
+        if len(told) > LINES and state != "pruned":
+            console.print(f"{state}: and {len(told) - LINES} more")
+    driver = read_json(folder.driver) or {}
+    if folder.is_locked():
+        how = "a detached driver" if driver.get("detached") else "a driver"
+        console.print(f"{how} is at work: process {driver.get('pid')} on {driver.get('host')}")
 
 
 def _print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
@@ -97,13 +107,36 @@ def _print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> N
 
 
 def trial_states(study: StudyConfig, folder: StudyFolder) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """State, reason and levels of every trial: the planned ones of a grid, the suggested ones of a search."""
+    """State, reason and levels of every trial: the planned ones of a grid, the suggested ones of a search.
+
+    Of a trial that runs or is queued the reason says where.
+    """
+    queue = read_queue(folder)
+
+    def state(record: TrialFolder) -> tuple[str, str]:
+        state, reason = record.status()
+        if state == "running":
+            return state, _where(record)
+        if state in ("planned", "stale") and record.key in queue:
+            job, queued = queue[record.key]
+            return "queued", f"Slurm job {job}: {queued.state} ({queued.reason})" + (f"; {reason}" if reason else "")
+        return state, reason
+
     if study.search is None:
-        return {
-            trial.key: (*folder.trial(trial.trial_id, trial.replicate).status(), trial.levels)
-            for trial in plan_trials(study)
+        records = {
+            trial.key: (folder.trial(trial.trial_id, trial.replicate), trial.levels) for trial in plan_trials(study)
         }
-    return {record.key: (*record.status(), _levels(record)) for record in folder.trials()}
+    else:
+        records = {record.key: (record, _levels(record)) for record in folder.trials()}
+    return {key: (*state(record), levels) for key, (record, levels) in records.items()}
+
+
+def _where(record: TrialFolder) -> str:
+    """Where a running trial runs, and for how long."""
+    state = read_json(record.state) or {}
+    place = state.get("job") or f"process {state.get('pid')}"
+    since = format_duration(time.time() - float(state.get("started", time.time())))
+    return f"{place} on {state.get('host')}, attempt {state.get('attempt')}, for {since}"
 
 
 def _levels(record: TrialFolder) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _measure_fixed_cost(result: Result, scratch: Path, quick: bool, threads: int
 
 def _run_trial(executor: LocalExecutor, job: Job) -> float:
     started = time.perf_counter()
-    executor.submit(job)
+    executor.submit([job])
     while not executor.wait(60.0):
         pass
     seconds = time.perf_counter() - started

@@ -88,15 +88,8 @@ class TrialFolder:
         return FileLock(self.path / ".lock")
 
     def is_locked(self) -> bool:
-        if not (self.path / ".lock").exists():  # acquiring would make the file, and the folder of a planned trial
-            return False
-        try:
-            with self.lock().acquire(blocking=False):
-                return False
-        except Timeout:
-            return True
-        except OSError:  # a record read where nothing can be written: nobody trains there
-            return False
+        """Whether a process trains this trial."""
+        return _is_locked(self.path / ".lock")
 
     def read_result(self) -> dict[str, Any] | None:
         """The result of a finished trial; None where there is none, or where a file it vouches for is not as it was.
@@ -164,9 +157,33 @@ class StudyFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    @property
+    def driver(self) -> Path:
+        """Which process drives the study, or was the last to."""
+        return self.path / "driver.json"
+
+    @property
+    def driver_log(self) -> Path:
+        """What a detached driver printed."""
+        return self.path / "driver.log"
+
+    @property
+    def queue(self) -> Path:
+        """Which trials a cluster's jobs have."""
+        return self.path / "queue.json"
+
+    @property
+    def jobs(self) -> Path:
+        """What a cluster's jobs are started from, and what they printed."""
+        return self.path / "jobs"
+
     def lock(self) -> FileLock:
         """One driver a study."""
         return FileLock(self.path / ".lock")
+
+    def is_locked(self) -> bool:
+        """Whether a driver runs this study."""
+        return _is_locked(self.path / ".lock")
 
     def trial(self, trial_id: str, replicate: int) -> TrialFolder:
         return TrialFolder(self.path / "trials" / trial_id / f"r{replicate}")
@@ -192,6 +209,18 @@ class StudyFolder:
         for path in sorted(self.path.glob("trials/*/r*")):
             if path.is_dir() and path.name[1:].isdecimal():
                 yield TrialFolder(path)
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():  # acquiring would make the file, and the folder of a planned trial
+        return False
+    try:
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a record read where nothing can be written: nobody trains there
+        return False
 
 
 def _whole_result(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,9 @@ any moment, it is started again by the same command: what is done is read from t
 
 from __future__ import annotations
 
+import os
+import platform
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,22 +23,29 @@ from study.job import Job
 from study.plan import PlannedTrial
 from study.reading import UserError
 from study.record.files import StudyFolder, TrialFolder, read_json, write_json
-from study.sweep.executor import Executor
-from study.sweep.folder import check_folder, write_study
+from study.sweep.executor import Executor, Patience
+from study.sweep.folder import check_folder, check_locks, write_study
 from study.sweep.progress import SweepProgress
 from study.sweep.storage import Book, check_storage, objective_curve, open_book
 
 SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
 POLL_SECONDS = 0.5
+LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
+DETACHED = "STUDY_DETACHED"  # tells a driver in the background what it is
+ELSEWHERE_SECONDS = 2.0  # between looks at trials that something else works on
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a run of the driver leaves: trials without a result and why, and what a search has found."""
+    """What a run of the driver leaves: trials without a result and why, and what a search has found.
+
+    left: trials that were left in a cluster's queue, for a later run to collect.
+    """
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: str = ""
     best: str = ""
+    left: int = 0
 
 
 @dataclass(kw_only=True)
@@ -50,6 +60,7 @@ class Driver:
     command_for: Callable[[PlannedTrial], str]
     storage: str | None = None
     retry_failed: bool = False
+    detach: bool = False
 
     def run(self) -> Outcome:
         """Plans, runs what is not done, tells. Raises `UserError` where another driver runs the study."""
@@ -58,30 +69,52 @@ class Driver:
             check_storage(self.storage)
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            lock = self.folder.lock().acquire(blocking=False)
-        except Timeout:
-            raise UserError(f"{self.folder.path}: another driver is running this study") from None
+            check_locks(self.folder)
+            lock = self._take_lock()
         except OSError as error:
             raise UserError(f"--out {self.folder.path}: cannot be written: {error.strerror}") from None
         with lock:
+            self._sign()
             book = open_book(self.study, self.folder, self.storage, self.console.print)
             write_study(self.study, self.folder, self.environment)
             self.console.print(
-                f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, {self.executor.capacity} trials at "
+                f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, {self.executor.places} trials at "
                 "once. Ctrl-C stops; the same command goes on."
             )
             return self._run(book)
 
+    def _take_lock(self) -> Any:
+        """The study's lock. A detached driver is waited for: it does what this one would do."""
+        try:
+            return self.folder.lock().acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            other = read_json(self.folder.driver) or {}
+        who = f"process {other.get('pid')} on {other.get('host')}"
+        if not other.get("detached"):
+            raise UserError(f"{self.folder.path}: another driver is running this study ({who}); status shows how far")
+        self.console.print(
+            f"a detached driver, {who}, is at work on this study; waiting for it. Ctrl-C leaves it alone.\n"
+            f"It prints to {self.folder.driver_log}"
+        )
+        return self.folder.lock().acquire(poll_interval=POLL_SECONDS)
+
+    def _sign(self) -> None:
+        me = {"pid": os.getpid(), "host": platform.node(), "started": time.time()}
+        detached = bool(os.environ.get(DETACHED))
+        write_json(self.folder.driver, {**me, "detached": detached})
+
     def _run(self, book: Book) -> Outcome:
         self.outcome = Outcome()
-        self.kills: dict[str, int] = {}
+        self.patience = Patience(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
         self.tracebacks: list[str] = []
         self.successes = 0
-        with SweepProgress(self.console, book.total, self.executor.capacity) as self.progress:
+        with SweepProgress(self.console, book.total, self.executor.places) as self.progress:
             try:
                 for trials in book.rounds():
                     self._run_round(book, trials)
                     if self.outcome.stopped:
+                        self.executor.cancel()
+                    if self.outcome.stopped or self.outcome.left:
                         break
             finally:
                 self.executor.close()
@@ -91,17 +124,27 @@ class Driver:
 
     def _run_round(self, book: Book, trials: Sequence[PlannedTrial]) -> None:
         """Runs the trials of a round that have no result, several at a time, each until it has one or is given up."""
-        waiting = deque(self._missing(book, trials))
-        running: dict[str, PlannedTrial] = {}
-        while (waiting or running) and not self.outcome.stopped:
-            while waiting and len(running) < self.executor.capacity:
-                trial = waiting.popleft()
-                running[trial.key] = trial
-                self.executor.submit(self._job(trial))
+        missing = {trial.key: trial for trial in self._missing(book, trials)}
+        running = {key: missing.pop(key) for key in self.executor.adopt(missing.keys())}
+        waiting = deque(missing.values())
+        elsewhere: list[PlannedTrial] = []
+        looked = 0.0
+        while (waiting or running or elsewhere) and not self.outcome.stopped:
+            free = max(0, self.executor.limit - len(running))
+            starting = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            running |= {trial.key: trial for trial in starting}
+            if starting:
+                self.executor.submit([self._job(trial) for trial in starting])
+            if self.detach:
+                self.outcome.left = len(running)
+                return
             for key, how in self.executor.wait(POLL_SECONDS).items():
-                trial = running.pop(key)
-                if not self._take_in(book, trial, how):
-                    waiting.append(trial)
+                self._take_in(book, running.pop(key), how, waiting, elsewhere)
+            if time.monotonic() - looked > ELSEWHERE_SECONDS:
+                looked = time.monotonic()
+                for trial in [trial for trial in elsewhere if not self._record(trial).is_locked()]:
+                    elsewhere.remove(trial)
+                    self._take_in(book, trial, "was started elsewhere", waiting, elsewhere)
             self._prune(book, running)
 
     def _missing(self, book: Book, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
@@ -125,37 +168,40 @@ class Driver:
                 missing.append(trial)
         return missing
 
-    def _take_in(self, book: Book, trial: PlannedTrial, how: str) -> bool:
-        """Reads what became of a trial whose process has ended; False if it is to run again."""
+    def _take_in(
+        self, book: Book, trial: PlannedTrial, how: str, waiting: deque[PlannedTrial], elsewhere: list[PlannedTrial]
+    ) -> None:
+        """Reads what became of a trial on which nothing works any more: a result, another attempt, or the end."""
         record = self._record(trial)
-        result = record.read_result()
-        if result is not None:
-            self.successes += 1
-            for note in result.get("notes", []):
-                self.progress.say(note, "yellow")
-            book.tell(trial, result)
-            self.progress.finished(trial.key, _cost(trial), result)
-            return True
-        if record.is_locked():  # trained by a process that another driver left: its record will come
-            return False
+        fate, reason = self.patience.judge(record, how)
+        if fate == "done":
+            self._tell(book, trial, record)
+            return
+        if fate == "elsewhere":
+            elsewhere.append(trial)
+            return
         state = read_json(record.state) or {}
-        crashed = state.get("state") == "failed"
-        reason = str(state.get("reason")) if crashed else f"its process {how}"
-        if not crashed:
-            self.kills[trial.key] = self.kills.get(trial.key, 0) + 1
-        _, failures = record.attempts()
-        if crashed and failures == 1:
+        if state.get("state") == "failed" and state.get("failures") == 1:
             self.tracebacks.append(str(state.get("traceback")))
             if self._all_fail_alike():
                 self.outcome.failed[trial.key] = reason
                 self.outcome.stopped = f"the first {SAME_FAILURE_LIMIT} trials failed in the same way: {reason}"
-                return True
-        if max(failures, self.kills.get(trial.key, 0)) < self.study.run.max_attempts:
+                return
+        if fate == "again":
             self.progress.say(f"{trial.key}: {reason}; trying again", "yellow")
-            return False
+            waiting.append(trial)
+            return
         self.outcome.failed[trial.key] = reason
         self.progress.say(f"{trial.key}: failed: {reason} (see {record.log})", "red")
-        return True
+
+    def _tell(self, book: Book, trial: PlannedTrial, record: TrialFolder) -> None:
+        result = record.read_result()
+        assert result is not None
+        self.successes += 1
+        for note in result.get("notes", []):
+            self.progress.say(note, "yellow")
+        book.tell(trial, result)
+        self.progress.finished(trial.key, _cost(trial), result)
 
     def _all_fail_alike(self) -> bool:
         seen = self.tracebacks

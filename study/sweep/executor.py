@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from study.job import Job
+from study.record.files import TrialFolder, read_json
 
 
 class Executor(Protocol):
-    """Places jobs. What became of a job is read from its record; this says only that its process has ended."""
+    """Places jobs. What became of a job is read from its record; this says only that nothing works on it any more.
 
-    capacity: int
+    places: trials that run at once, to forecast from. limit: trials that it takes, running or in its queue.
+    outlives_driver: whether jobs go on when the driver has gone.
+    """
 
-    def submit(self, job: Job) -> None:
-        """Starts a job, or queues it with the engine."""
+    places: int
+    limit: int
+    outlives_driver: bool
+
+    def adopt(self, keys: Collection[str]) -> set[str]:
+        """Those of the trials that an earlier driver has left with the engine: they count as submitted."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Starts jobs, or queues them with the engine."""
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Keys of the trials that have ended within `seconds`, and how."""
+        """Keys of the trials that have ended, after `seconds` at most, and how."""
+
+    def cancel(self) -> None:
+        """Ends everything, in the queue too."""
 
     def close(self) -> None:
-        """Ends everything that runs."""
+        """The driver goes: ends what cannot go on without it."""
+
+
+Fate = Literal["done", "elsewhere", "again", "given up"]
+
+
+@dataclass(kw_only=True)
+class Patience:
+    """How often a trial that has ended without a result is tried again.
+
+    A trial may fail by itself `max_attempts` times, counted in its record over all restarts. It may be killed as
+    often, and leave on a signal `requeues` times, counted here: neither is held against it.
+    """
+
+    max_attempts: int
+    requeues: int
+    kills: Counter[str] = field(default_factory=Counter)
+    leaves: Counter[str] = field(default_factory=Counter)
+
+    def judge(self, record: TrialFolder, how: str) -> tuple[Fate, str]:
+        """What is to become of a trial on which nothing works any more, and why it has no result."""
+        if record.read_result() is not None:
+            return "done", ""
+        if record.is_locked():  # by a process that another driver left, or another node: its record will come
+            return "elsewhere", ""
+        state = read_json(record.state) or {}
+        if state.get("state") == "interrupted":
+            self.leaves[record.key] += 1
+            return "again" if self.leaves[record.key] <= self.requeues else "given up", str(state.get("reason"))
+        if state.get("state") == "failed":
+            _, failures = record.attempts()
+            return "again" if failures < self.max_attempts else "given up", str(state.get("reason"))
+        self.kills[record.key] += 1
+        return "again" if self.kills[record.key] < self.max_attempts else "given up", f"its process {how}"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -37,6 +41,37 @@ def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
             before = before.model_copy(update={"n_trials": now.n_trials})
         if before != now:
             raise UserError(f"{folder.config}: a search planned with {name}={before}, now {name}={now}; {hint}")
+
+
+def check_locks(folder: StudyFolder) -> None:
+    """Raises `UserError` where the file system has no locks, or such that lock nobody out.
+
+    Asked of another process: some network file systems have locks that bind processes and not handles.
+    """
+    path = folder.path / f".lock-test-{os.getpid()}"
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            answer = subprocess.run([sys.executable, "-SEc", _TRY_LOCK, path], capture_output=True)  # noqa: S603
+            locked_out = answer.returncode == _LOCKED_OUT
+        except OSError:
+            locked_out = False
+    path.unlink()
+    if not locked_out:
+        raise UserError(
+            f"--out {folder.path}: this file system has no file locks, which keep a trial from being trained twice; "
+            "choose another with --out, or have it mounted with locks (Lustre: -o flock)"
+        )
+
+
+_LOCKED_OUT = 3
+_TRY_LOCK = f"""
+import fcntl, sys
+try:
+    fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit({_LOCKED_OUT})
+"""
 
 
 def planned_study(folder: StudyFolder) -> StudyConfig | None:

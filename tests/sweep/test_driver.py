@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,20 @@ Act = Callable[[TrialFolder, int], str]
 class FakeExecutor:
     """Ends every job at once, as `act` says: done, failed or killed."""
 
-    capacity = 2
+    places = limit = 2
+    outlives_driver = False
 
     def __init__(self, act: Act) -> None:
-        self.act, self.started, self.ended = act, [], {}
+        self.act, self.started, self.ended, self.canceled = act, [], {}, False
 
-    def submit(self, job: Job) -> None:
+    def adopt(self, keys: Collection[str]) -> set[str]:
+        return set()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.end(job)
+
+    def end(self, job: Job) -> None:
         record = TrialFolder(job.folder)
         self.started.append(job.trial.key)
         attempt, failures = record.attempts()
@@ -47,6 +55,9 @@ class FakeExecutor:
     def wait(self, seconds: float) -> dict[str, str]:
         ended, self.ended = self.ended, {}
         return ended
+
+    def cancel(self) -> None:
+        self.canceled = True
 
     def close(self) -> None:
         pass

@@ -1,0 +1,72 @@
+"""What runs inside a cluster's job: its trials, in a pool of its own, until they are done or a signal comes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from study.job import Job
+from study.record.files import TrialFolder, read_json, write_json
+from study.sweep.executor import Patience
+from study.sweep.local import LocalExecutor
+from study.sweep.machine import count_places, find_devices, share_threads
+
+POLL_SECONDS = 0.5
+ELSEWHERE_SECONDS = 60.0  # how long a trial that something else works on is waited for
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def work(jobs: Sequence[Job], *, place: str, cores: int, requeues: int, grace: float) -> bool:
+    """Trains the trials of `jobs`, as many at once as `cores` or GPUs allow, each until it has a result or is given up.
+
+    On SIGTERM, SIGUSR1 or SIGUSR2 every trial leaves after its next step, or is killed after `grace` seconds. Returns
+    whether it was such a signal that ended the work. What has become of the trials, their records say.
+    """
+    waiting = deque(replace(job, place=place) for job in jobs)
+    run = jobs[0].run
+    devices = find_devices(run.device)
+    places = min(count_places(run, devices, cores), len(waiting))
+    pool = LocalExecutor(places, devices, share_threads(run, places, cores))
+    patience = Patience(max_attempts=run.max_attempts, requeues=requeues)
+    running: dict[str, Job] = {}
+    elsewhere: dict[str, float] = {}  # since when
+    with _signals() as asked:
+        try:
+            while (waiting or running) and not asked:
+                while waiting and len(running) < places:
+                    job = waiting.popleft()
+                    running[job.trial.key] = job
+                    pool.submit([job])
+                for key, how in pool.wait(POLL_SECONDS).items():
+                    job, record = running.pop(key), TrialFolder(running[key].folder)
+                    fate, reason = patience.judge(record, how)
+                    if fate == "given up":
+                        _note_failure(record, reason)
+                    since = elsewhere.setdefault(key, time.monotonic()) if fate == "elsewhere" else 0.0
+                    if fate == "again" or (fate == "elsewhere" and time.monotonic() - since < ELSEWHERE_SECONDS):
+                        waiting.append(job)
+        finally:
+            pool.close(grace)
+    return bool(asked)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects signals that ask to leave. Replaces the handlers of the engine, which would go on or pickle."""
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda received, _: asked.append(received)) for number in SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note_failure(record: TrialFolder, reason: str) -> None:
+    """A trial that was killed leaves no reason; without a driver that watches, nobody else would write it."""
+    state = read_json(record.state) or {}
+    write_json(record.state, {**state, "state": "failed", "reason": reason})
