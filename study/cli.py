@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -255,9 +256,12 @@ def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFold
 
 
 def _run_in_background(folder: StudyFolder, options: argparse.Namespace) -> int:
-    """Has a driver that no terminal can take along do the work; returns when it is at it."""
+    """Has a driver that no terminal can take along do the work; returns when it is at it, or has ended."""
+    from study.record.files import read_json
     from study.sweep.driver import DETACHED
 
+    if folder.is_locked():
+        raise UserError(f"{folder.path}: a driver is running this study already; status shows how far it is")
     folder.path.mkdir(parents=True, exist_ok=True)
     arguments = [argument for argument in options.arguments if argument != "--detach"]
     with open(folder.driver_log, "a") as log:
@@ -265,8 +269,10 @@ def _run_in_background(folder: StudyFolder, options: argparse.Namespace) -> int:
             [sys.executable, "-m", "study", *arguments],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, DETACHED: "1"},
         )  # fmt: skip
+    while driver.poll() is None and (read_json(folder.driver) or {}).get("pid") != driver.pid:
+        time.sleep(0.1)
     print(f"process {driver.pid} runs the study; it prints to {folder.driver_log}. status shows how far it is")
-    return DONE
+    return driver.poll() or DONE
 
 
 def _check_runnable(study: StudyConfig) -> None:

@@ -206,7 +206,7 @@ class LaunchConfig(_Closed):
 
     # Slurm
     partition: str | None = None
-    minutes: Annotated[int, Field(ge=1)] = 240
+    minutes: Annotated[int, Field(ge=1)] = 60  # of a job; trials go on in its next life
     trials_per_job: Annotated[int, Field(ge=1)] = 1
     jobs: Annotated[int, Field(ge=1)] = 1000  # at once
     warning_seconds: Annotated[int, Field(ge=1)] = 60  # between the warning and the end of the time limit

@@ -119,7 +119,8 @@ def trial_states(study: StudyConfig, folder: StudyFolder) -> dict[str, tuple[str
             return state, _where(record)
         if state in ("planned", "stale") and record.key in queue:
             job, queued = queue[record.key]
-            return "queued", f"Slurm job {job}: {queued.state} ({queued.reason})" + (f"; {reason}" if reason else "")
+            why = "" if queued.reason == "None" else f" ({queued.reason})"
+            return "queued", f"Slurm job {job}: {queued.state}{why}" + (f"; {reason}" if reason else "")
         return state, reason
 
     if study.search is None:

@@ -102,10 +102,10 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
 
 def _measure_size(folder: Path, trials: int, rounds: int) -> tuple[float, dict[str, Cost], int]:
     """Seconds that making the records took, the cost of every verb, and the bytes of the report's page."""
-    file = _describe_study(folder, trials)
+    file = describe_study(folder, trials)
     out = StudyFolder(folder / "runs" / file.stem)
     started = time.perf_counter()
-    _make_records(out, load_study(str(file)))
+    make_records(out, load_study(str(file)))
     making = time.perf_counter() - started
     flags = ["--study", str(file), "--out", str(out.path.parent)]
     commands = {"plan": [PLAN, str(file)], "status": [MAIN, "status", *flags], "report": [MAIN, "report", *flags]}
@@ -140,7 +140,7 @@ def _exponent(costs: dict[int, dict[str, Cost]], verb: str) -> float | None:
     return math.log(spent[largest] / spent[large]) / math.log((largest - smallest) / (large - smallest))
 
 
-def _describe_study(folder: Path, trials: int) -> Path:
+def describe_study(folder: Path, trials: int) -> Path:
     """The YAML of a study with that many trials, on the base of the laptop scale."""
     factors = {name: LEVELS[name][:count] for name, count in zip(LEVELS, SHAPES[trials], strict=True) if count > 1}
     file = folder / f"scale-{trials}.yaml"
@@ -149,7 +149,7 @@ def _describe_study(folder: Path, trials: int) -> Path:
     return file
 
 
-def _make_records(folder: StudyFolder, config: StudyConfig) -> None:
+def make_records(folder: StudyFolder, config: StudyConfig) -> None:
     """With sn a gain over bn, and B and depth that move its choice: the verdicts have something to say."""
     truth = Truth(
         accuracy=lambda trial: 0.93 if trial.config.norm == "sn" else 0.90,

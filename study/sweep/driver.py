@@ -78,8 +78,8 @@ class Driver:
             book = open_book(self.study, self.folder, self.storage, self.console.print)
             write_study(self.study, self.folder, self.environment)
             self.console.print(
-                f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, {self.executor.places} trials at "
-                "once. Ctrl-C stops; the same command goes on."
+                f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, up to {self.executor.places} "
+                "trials at once. Ctrl-C stops; the same command goes on."
             )
             return self._run(book)
 

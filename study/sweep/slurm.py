@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -150,13 +151,16 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
             f"launch.gpus={launch.gpus}: Slurm gives whole GPUs; run.trials_per_device puts several trials on one"
         )
     try:
-        partitions = sorted(set(_call("sinfo", "--noheader", "--format=%R").split()))
-    except subprocess.SubprocessError as error:
+        lines = _call("sinfo", "--noheader", "--format=%R %l %P").splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"--launcher slurm: Slurm does not answer: {_said(error)}") from None
-    if launch.partition is not None:
-        for name in launch.partition.split(","):
-            if name not in partitions:
-                raise UserError(f"launch.partition={name}: no such partition; {allowed_names(name, partitions)}")
+    limits = {name: _minutes(limit) for name, limit, _ in map(str.split, lines)}
+    default = ",".join({name for name, _, marked in map(str.split, lines) if marked.endswith("*")})
+    for name in (launch.partition or default).split(","):
+        if name not in limits:
+            raise UserError(f"launch.partition={name}: no such partition; {allowed_names(name, sorted(limits))}")
+        if launch.minutes > limits[name]:
+            raise UserError(f"launch.minutes={launch.minutes}: allowed in partition {name}: 1 to {limits[name]:.0f}")
 
 
 def ask_queue() -> dict[str, QueuedJob] | None:
@@ -215,10 +219,20 @@ def _largest_array() -> int:
     return max(1, int(found[1]) - 1) if found else 1000
 
 
+def _minutes(limit: str) -> float:
+    """`1-02:30:00` -> 1590; `infinite` is that."""
+    if not limit[0].isdigit():
+        return math.inf
+    days, _, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    hours, minutes, seconds = [0] * (3 - len(parts)) + parts
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+
+
 def _call(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS).stdout  # noqa: S603
 
 
-def _said(error: subprocess.SubprocessError) -> str:
+def _said(error: Exception) -> str:
     lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -42,7 +42,8 @@ def work(jobs: Sequence[Job], *, place: str, cores: int, requeues: int, grace: f
                     running[job.trial.key] = job
                     pool.submit([job])
                 for key, how in pool.wait(POLL_SECONDS).items():
-                    job, record = running.pop(key), TrialFolder(running[key].folder)
+                    job = running.pop(key)
+                    record = TrialFolder(job.folder)
                     fate, reason = patience.judge(record, how)
                     if fate == "given up":
                         _note_failure(record, reason)
