@@ -33,8 +33,8 @@ class PlannedTrial:
 
     @property
     def statistics_batch(self) -> int:
-        """B: samples that batch statistics are taken over."""
-        return self.config.batch_size
+        """Samples that batch statistics are taken over: B, or G * B where they are synchronized."""
+        return self.config.statistics_batch
 
     @property
     def gradient_batch(self) -> int:
@@ -48,7 +48,7 @@ class PlannedTrial:
 
     @property
     def pool(self) -> tuple[str, ...]:
-        """The normalizers that a layer of this trial chooses from; without bn at B = 1."""
+        """The normalizers that a layer of this trial chooses from; without bn over one sample."""
         return effective_pool(self.config.norm, self.statistics_batch)
 
     @property

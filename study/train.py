@@ -85,7 +85,8 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
     description = _describe(trial, job, network, len(layers))
     write_yaml(folder.trial, description)
     write_json(folder.environment, {
-        **job.environment, "device": _device_name(device), "threads": job.threads, "norm_kernels": form(device.type),
+        **job.environment, "device": _device_name(device), "threads": job.threads,
+        "norm_kernels": form(device.type, sync=config.sync_statistics and "bn" in trial.pool),
     })  # fmt: skip
 
     module = Classification(network, config, steps_per_epoch=len(batches), seed=trial.seeds["data"])

@@ -56,6 +56,13 @@ def test_at_statistics_batch_one_bn_leaves_the_pool() -> None:
     assert pools["bn", 1] == ("bn",)
 
 
+def test_synchronized_statistics_are_over_the_gradient_batch_and_keep_bn_at_one_sample() -> None:
+    study = load_study("depth_vs_batch", "smoke", ["batch_size=[1, 2]", "chunks=4", "sync_statistics=true", "norm=sn"])
+    one, two = plan_trials(study)
+    assert (one.statistics_batch, two.statistics_batch) == (4, 8)
+    assert one.pool == two.pool == ("in", "ln", "bn")
+
+
 def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
     few = plan_trials(load_study("depth_vs_batch", "smoke"))
     many = plan_trials(load_study("depth_vs_batch", "smoke", ["replicates=2", "depth=[8, 14]"]))

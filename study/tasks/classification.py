@@ -129,7 +129,7 @@ class Classification(L.LightningModule):
 
     def on_validation_start(self) -> None:
         if self.config.bn_statistics == "batch":
-            count = -(-RECALIBRATION_BATCHES // self.config.chunks)
+            count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
             images = (images for images, _ in islice(self.recalibration_batches, count))
             average_statistics(self.network, images)
 
