@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. No test reaches for a network or a W&B account."""
+"""Fixtures shared by all tests. No test reaches for a network beyond this machine, or for a W&B account."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = ["tests.services.fixtures"]
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -1,0 +1,129 @@
+"""Fixtures that start the real thing: a Slurm, a Ray cluster, a PostgreSQL server.
+
+Each is started once a test process, on ports and in a folder of its own, so that processes of pytest-xdist do not
+meet. Where one is not installed its tests are skipped with the reason; with `--require-services`, as CI has it, they
+fail.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.services import daemons
+from tests.services import postgres as postgres_server
+from tests.services import slurm as slurm_node
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-services", action="store_true", help="fail, not skip, where Slurm, Ray or PostgreSQL is missing"
+    )
+
+
+@pytest.fixture
+def slurm(_slurm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A one-node Slurm, which this process and those it starts find; its folder, with the logs."""
+    for name, value in slurm_node.environment(_slurm_folder).items():
+        monkeypatch.setenv(name, value)
+    return _slurm_folder
+
+
+@pytest.fixture(scope="session")
+def _slurm_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    _need(request, programs=slurm_node.PROGRAMS, module="submitit")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:  # not pytest's: paths of sockets must be short
+        try:
+            slurm_node.start(Path(folder))
+            yield Path(folder)
+        finally:
+            slurm_node.stop(Path(folder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postgres:
+    """A PostgreSQL server and a database in it."""
+
+    folder: Path
+    database: str
+    password: str = postgres_server.PASSWORD
+
+    @property
+    def url(self) -> str:
+        return self.url_with()
+
+    def url_with(self, database: str | None = None, password: str | None = None) -> str:
+        """The URL with something wrong in it."""
+        return postgres_server.url(self.folder, database or self.database, password or self.password)
+
+    def stop(self) -> None:
+        """Breaks all connections, as a crash does."""
+        postgres_server.stop(self.folder, "immediate")
+
+    def start(self) -> None:
+        postgres_server.start(self.folder)
+
+
+@pytest.fixture
+def postgres(_postgres_folder: Path, request: pytest.FixtureRequest) -> Postgres:
+    """A PostgreSQL server with an empty database for this test."""
+    import psycopg
+
+    database = f"test_{abs(hash(request.node.nodeid))}"
+    server = postgres_server.url(_postgres_folder).replace("+psycopg", "")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database}".encode())
+    return Postgres(folder=_postgres_folder, database=database)
+
+
+@pytest.fixture(scope="session")
+def _postgres_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    _need(request, programs=postgres_server.PROGRAMS, module="psycopg")
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:  # not pytest's, which only its owner may enter
+        postgres_server.start(Path(folder))
+        try:
+            yield Path(folder)
+        finally:
+            postgres_server.stop(Path(folder))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Two Ray nodes on this machine, of two CPUs each, the second with a GPU in name; connect to its `address`.
+
+    A test that kills a node adds one first. The address is the machine's own: on 127.0.0.1 nodes do not find each
+    other.
+    """
+    _need(request, module="ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing calls home
+    from ray.cluster_utils import Cluster
+
+    memory = 80_000_000  # bytes of the object store, in place of a share of all
+    head = {"num_cpus": 2, "resources": {"first": 1}, "object_store_memory": memory, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster.add_node(num_cpus=2, num_gpus=1, resources={"second": 1}, object_store_memory=memory)
+        cluster.wait_for_nodes(timeout=60)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def _need(request: pytest.FixtureRequest, *, programs: tuple[str, ...] = (), module: str) -> None:
+    absent = daemons.missing(programs)
+    if importlib.util.find_spec(module) is None:
+        absent = f"{absent}, {module}".removeprefix(", ")
+    if absent and request.config.getoption("--require-services"):
+        pytest.fail(f"not installed: {absent} (see tests/services/install.sh)")
+    if absent:
+        pytest.skip(f"not installed: {absent}")

@@ -1,0 +1,149 @@
+"""A one-node Slurm in a folder of its own, for tests: Debian's packages, no cgroups, no accounting; for containers.
+
+    python -m tests.services.slurm start /tmp/slurm     # prints what to export: SLURM_CONF=...
+    python -m tests.services.slurm status /tmp/slurm
+    python -m tests.services.slurm stop /tmp/slurm
+
+It has its own munge and its own ports on loopback, and touches nothing of a Slurm that the machine may have. The node
+says that it has four CPUs and two GPUs, whatever is there: jobs are to pack on it as on a cluster. Two partitions:
+`main`, and `low`, whose jobs are requeued when `main` wants their CPUs.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tests.services.daemons import find, free_ports, wait_until
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol")
+DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
+
+# cred_expire, of all things, is how long a requeued job is held before it starts again: 120 s by default, 5 s at least.
+# With it a job is back 11 s after `scontrol requeue` or a preemption if it ignores SIGTERM (KillWait and the hold),
+# and 6 s after it if it leaves at once.
+CONFIG = """\
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={controller}
+SlurmdPort={node}
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
+SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+MinJobAge=60
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 Gres=gpu:2
+PartitionName=main Nodes=ALL Default=YES PriorityTier=2 PreemptMode=OFF MaxTime=60
+PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE MaxTime=10
+"""
+
+
+def start(folder: Path) -> dict[str, str]:
+    """Starts the daemons, waits until the node is idle, and returns the environment to reach it with."""
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname().partition(".")[0]
+    controller, node = free_ports(2)
+    values = {"folder": folder, "host": host, "user": getpass.getuser(), "controller": controller, "node": node}
+    (folder / "slurm.conf").write_text(CONFIG.format(**values))
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")  # any two devices
+    if _version() >= (23, 11):  # from then on it insists on cgroups unless it is told not to
+        (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+    key = folder / "munge.key"
+    key.touch(mode=0o600)
+    key.write_bytes(secrets.token_bytes(128))
+    files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log",
+             "seed-file": "munge.seed"}  # fmt: skip
+    _start("munged", "--force", *(f"--{flag}={folder / name}" for flag, name in files.items()))
+    _start("slurmctld", "-f", str(folder / "slurm.conf"))
+    _start("slurmd", "-f", str(folder / "slurm.conf"), "-N", host)
+    wait_until(lambda: "idle" in status(folder), 30, f"Slurm did not come up; see the logs in {folder}")
+    return environment(folder)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What a process needs to reach it."""
+    return {"SLURM_CONF": str(folder / "slurm.conf")}
+
+
+def status(folder: Path) -> str:
+    """What `sinfo` says of the partitions; its complaint if the controller does not answer."""
+    done = _client(folder, "sinfo", "--noheader", "--format=%P %T")
+    return (done.stdout or done.stderr).strip()
+
+
+def stop(folder: Path) -> None:
+    """Kills all jobs and stops the daemons."""
+    me = f"--user={getpass.getuser()}"
+    _client(folder, "scancel", me, "--signal=KILL", "--full")  # or the node would wait KillWait seconds for them
+    _client(folder, "scancel", me)
+    for daemon in DAEMONS:
+        with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            pid = int((folder / f"{daemon}.pid").read_text())
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda pid=pid: not _alive(pid), 15, f"{daemon} ({pid}) did not stop")
+
+
+def _client(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(find(program)), *arguments], env={**os.environ, **environment(folder)}, capture_output=True, text=True
+    )
+
+
+def _start(daemon: str, *arguments: str) -> None:
+    done = subprocess.run([str(find(daemon)), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{daemon} did not start: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def _version() -> tuple[int, ...]:
+    """`slurm-wlm 22.05.8` -> (22, 5, 8)."""
+    said = subprocess.run([str(find("slurmctld")), "-V"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in said.split()[1].split("-")[0].split("."))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    verb, folder = sys.argv[1], Path(sys.argv[2]).resolve()
+    if verb == "start":
+        for name, value in start(folder).items():
+            print(f"export {name}={value}")
+    elif verb == "stop":
+        stop(folder)
+    else:
+        print(status(folder))
