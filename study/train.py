@@ -123,7 +123,6 @@ def train(
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
     write_yaml(folder.trial, description)
-    write_json(folder.environment, _describe_environment(job))
     tracker = Tracker(
         folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
         config={**description, "environment": job.environment},
@@ -132,6 +131,7 @@ def train(
         raise LeavingError(leave.signal, step)
     status, reason, metrics = "done", None, {}
     with team_of(job.devices, _train_beside, job, checkpoint) as team:
+        write_json(folder.environment, _describe_environment(job))
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, leave, team)
         try:
             tested = _fit_and_test(job, team, splits, network, [*callbacks, recorder], checkpoint)
@@ -201,7 +201,7 @@ def _fit_and_test(
 
 def _build_network(job: Job) -> torch.nn.Module:
     """The network of one device: it sees one part of a gradient batch at a time."""
-    return build_network(job.trial.config, job.trial.seeds["init"], len(job.devices) * job.run.accumulate)
+    return build_network(job.trial.config, job.trial.seeds["init"], ranks=len(job.devices) * job.run.accumulate)
 
 
 def _build_trainer(epochs: int, device: torch.device, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
@@ -286,7 +286,8 @@ def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
 
 def _describe_environment(job: Job) -> dict[str, Any]:
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
-    kernels = form(torch.device(job.devices[0]).type)
+    sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
+    kernels = form(torch.device(job.devices[0]).type, sync=sync)
     return {**job.environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}
 
 

@@ -68,6 +68,15 @@ def test_devices_and_parts_change_no_number_beyond_rounding(tmp_path: Path, norm
         assert batches == [2, 16, 16 // (devices * accumulate)]
 
 
+@pytest.mark.parametrize("norm", ["sn", "bn", "ssn"])
+def test_synchronized_statistics_over_devices_are_those_of_the_whole_batch(tmp_path: Path, norm: str) -> None:
+    settings = (f"norm={norm}", "sync_statistics=true")
+    one, two = (train(job(tmp_path / f"{n}" / "r0", *settings, devices=n)) for n in (1, 2))
+    check_close(one, two)
+    with pytest.raises(AssertionError):  # over chunks they are others
+        check_close(one, train(job(tmp_path / "chunks" / "r0", f"norm={norm}", devices=2)))
+
+
 @pytest.mark.parametrize(
     ("overrides", "rtol"),
     [(["bn_statistics=batch"], 1e-4), (["solver=adam", "learning_rate=0.01"], 1e-3), (["precision=bfloat16"], 0.02)],
