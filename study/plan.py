@@ -19,12 +19,17 @@ LARGEST_SHIFTED = 64  # pixels; larger images are cropped and scaled instead of 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTrial:
-    """One training run of the plan: a cell (`levels` of every factor) at one replicate."""
+    """One training run of the plan: a cell (`levels` of every factor) at one replicate.
+
+    device_batch: samples in one device's memory at a time. All of the gradient batch, or its part where the run takes
+    it on several devices or in several parts.
+    """
 
     trial_id: str
     replicate: int
     levels: dict[str, Any]
     config: TrialConfig
+    device_batch: int
 
     @property
     def key(self) -> str:
@@ -39,11 +44,6 @@ class PlannedTrial:
     @property
     def gradient_batch(self) -> int:
         """G * B: samples that a gradient is averaged over."""
-        return self.config.gradient_batch
-
-    @property
-    def device_batch(self) -> int:
-        """Samples in one device's memory. On one device, (G, B) is emulated: all of the gradient batch."""
         return self.config.gradient_batch
 
     @property
@@ -104,9 +104,11 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         config = study.cell(levels)
     except ValidationError as error:
         raise UserError(f"{study.name}: cell {cell}: {error.errors()[0]['msg']}") from None
+    run = study.run
     trial = PlannedTrial(
-        trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config
-    )
+        trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config,
+        device_batch=config.gradient_batch // (run.devices_per_trial * run.accumulate),
+    )  # fmt: skip
     try:
         _ = trial.pool
     except ValueError as error:
@@ -123,6 +125,15 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         raise UserError(
             f"{study.name}: cell {cell}: fixed_gradient_batch={config.fixed_gradient_batch} is no multiple of "
             f"batch_size {config.batch_size}"
+        )
+    if config.chunks % (run.devices_per_trial * run.accumulate):
+        shares = {"devices_per_trial": run.devices_per_trial, "accumulate": run.accumulate}
+        product = " x ".join(f"run.{key}={count}" for key, count in shares.items() if count > 1)
+        raise UserError(f"{study.name}: {product}: does not divide the {config.chunks} chunks of cell {cell}")
+    if config.sync_statistics and run.accumulate > 1:
+        raise UserError(
+            f"{study.name}: cell {cell}: sync_statistics: run.accumulate={run.accumulate} would see a part of the "
+            "gradient batch at a time; allowed: 1"
         )
     if config.precision == "float16" and config.logit_gradient_clip is not None:
         raise UserError(

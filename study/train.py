@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -9,6 +10,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -17,99 +20,126 @@ from filelock import Timeout
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from study.data.load import load_splits
-from study.data.memory import EvaluationLoader, TrainingLoader
+from study.data.memory import EvaluationLoader, Splits, TrainingLoader
 from study.job import Job
 from study.models import build_network, trace_geometry
 from study.norms.fused import form
 from study.plan import PlannedTrial
-from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint
-from study.record.files import SCHEMA, TrialFolder, file_facts, set_aside, write_json, write_yaml
-from study.record.recorder import Recorder, finite
-from study.record.tracking import Tracker, prepare
+from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
+from study.record.files import (
+    SCHEMA,
+    TrialFolder,
+    append_line,
+    file_facts,
+    read_json,
+    set_aside,
+    write_json,
+    write_yaml,
+)
+from study.record.leave import Leave, LeavingError, listening
+from study.record.recorder import Follower, Recorder, finite
+from study.record.tracking import Tracker, let_go, prepare
 from study.tasks.classification import Classification, DivergedError
+from study.team import Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
 def run_job(job: Job) -> None:
     """Trains a trial unless its record is there, and leaves a result or the reason why there is none.
 
-    What happened is read from the record, never from an exit code or a return value.
+    What happened is read from the record, never from an exit code or a return value. SIGTERM, SIGUSR1 and SIGUSR2 ask
+    the trial to leave, in the main thread of its process: it writes a checkpoint after the step it is at, and this
+    returns.
     """
     folder = TrialFolder(job.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with folder.lock().acquire(timeout=LOCK_SECONDS):
+        with listening() as leave, folder.lock().acquire(timeout=LOCK_SECONDS):
             if folder.read_result() is None or folder.damaged_files():
-                _attempt(job, folder)
+                _attempt(job, folder, leave)
     except Timeout:
         pass  # another process trains this trial: its record will come
 
 
-def _attempt(job: Job, folder: TrialFolder) -> None:
+def _attempt(job: Job, folder: TrialFolder, leave: Leave) -> None:
     attempt, failures = folder.attempts()
     attempt += 1
+    step: int | None
     for leftover in folder.path.glob("*.tmp*"):  # half-written files of a process that was killed
         leftover.unlink()
     state = {"attempt": attempt, "pid": os.getpid(), "host": platform.node(), "job": job.place, "started": time.time()}
-    write_json(folder.state, {"state": "running", "failures": failures, **state})
     try:
-        train(job, folder, attempt)
+        write_json(folder.state, {"state": "running", "failures": failures, **state})
+        how, step = train(job, folder, attempt, leave=leave)
     except Exception as error:  # whatever a trial dies of is its reason, and must not take the sweep along
+        how, step = _record_failure(folder, error), getattr(error, "step", None)
+    with suppress(OSError):
+        append_line(folder.attempts_log, {"attempt": attempt, "time": time.time(), "step": step, "how": how})
+    let_go()
+
+
+def _record_failure(folder: TrialFolder, error: Exception) -> str:
+    """Writes why an attempt has no result; returns the state it leaves. Leaving, and a full disk, are no failure."""
+    state = read_json(folder.state) or {}
+    if isinstance(error, LeavingError):
+        state |= {"state": "interrupted", "reason": str(error)}
+    elif isinstance(error, OSError) and error.errno in _FULL:
+        state |= {"state": "interrupted", "reason": f"no space left on {folder.path}"}
+    else:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        failed = {"state": "failed", "failures": failures + 1, "reason": reason, "traceback": traceback.format_exc()}
-        write_json(folder.state, {**failed, **state})
+        trace = "".join(traceback.format_exception(error))
+        state |= {"state": "failed", "failures": state.get("failures", 0) + 1, "reason": reason, "traceback": trace}
+    with suppress(OSError):  # the disk is still full: the next attempt finds the state of one that was killed
+        write_json(folder.state, state)
+    return str(state["state"])
 
 
-def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L.Callback] = ()) -> None:
-    """Trains one trial from its newest checkpoint, or from the start, to its result. `callbacks` may look on."""
-    _be_quiet()
-    torch.set_num_threads(job.threads)
-    # With deterministic algorithms torch fills new memory, a tenth of a step, so that reading it unwritten would show.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+def train(
+    job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L.Callback] = (), leave: Leave | None = None
+) -> tuple[str, int]:
+    """Trains one trial from its newest checkpoint, or from the start, to its result: its status and its steps.
+
+    `callbacks` may look on. Raises `LeavingError` when it is asked to `leave`.
+    """
     started = time.perf_counter()
+    _set_up_process(job)
     prepare(job.wandb_mode)
-    trial, config = job.trial, job.trial.config
+    leave = leave or Leave()
+    trial = job.trial
     notes: list[str] = []  # what a user should know of, shown by the driver
     _set_aside_damage(folder, notes.append)
     checkpoint = newest_checkpoint(folder, notes.append)
+    step = 0 if checkpoint is None else step_of(checkpoint)
+    append_line(folder.attempts_log, {
+        "attempt": attempt, "pid": os.getpid(), "host": platform.node(), "job": job.place, "time": time.time(),
+        "step": step, "devices": job.devices,
+    })  # fmt: skip
 
-    device = torch.device(job.devices[0])
-    splits = load_splits(config, trial.seeds["split"], job.run.data_root).to(device)
-    batches = TrainingLoader(
-        splits.train, config.gradient_batch, augmentation=config.augmentation, seed=trial.seeds["data"]
-    )
-    network = build_network(config, trial.seeds["init"])
+    splits = load_splits(trial.config, trial.seeds["split"], job.run.data_root)  # downloads, before others read
+    network = _build_network(job)
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
     write_yaml(folder.trial, description)
-    write_json(folder.environment, {
-        **job.environment, "device": _device_name(device), "threads": job.threads,
-        "norm_kernels": form(device.type, sync=config.sync_statistics and "bn" in trial.pool),
-    })  # fmt: skip
-
-    module = Classification(network, config, steps_per_epoch=len(batches), seed=trial.seeds["data"])
-    if config.bn_statistics == "batch":
-        module.recalibration_batches = TrainingLoader(
-            splits.train, config.gradient_batch, augmentation="none", seed=trial.seeds["data"]
-        )
     tracker = Tracker(
         folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
         config={**description, "environment": job.environment},
     )  # fmt: skip
-    recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds)
-    trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], recorder, callbacks)
+    if leave.signal:
+        raise LeavingError(leave.signal, step)
     status, reason, metrics = "done", None, {}
-    try:
-        trainer.fit(module, batches, EvaluationLoader(splits.validation), ckpt_path=checkpoint)
-        module.check_weights()
-        trainer.test(module, [EvaluationLoader(splits.train), EvaluationLoader(splits.test)], verbose=False)
-        metrics = {name: finite(value) for name, value in module.epoch_metrics.items()}
-        if recorder.pruned:
-            status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
-    except DivergedError as error:
-        status, reason = "diverged", str(error)
+    with team_of(job.devices, _train_beside, job, checkpoint) as team:
+        write_json(folder.environment, _describe_environment(job))
+        recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, leave, team)
+        try:
+            tested = _fit_and_test(job, team, splits, network, [*callbacks, recorder], checkpoint)
+            metrics = {name: finite(value) for name, value in tested.items()}
+            if recorder.pruned:
+                status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
+        except DivergedError as error:
+            status, reason = "diverged", str(error)
     metrics = _final_metrics(recorder.last_metrics(), metrics, diverged=status == "diverged")
     recorder.write_switch_weights()
     tracker.log_switch_weights(recorder.history[-1], layers, trial.pool)
@@ -119,20 +149,70 @@ def train(job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L
         "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
         "notes": notes,
     })  # fmt: skip
+    return status, recorder.steps[-1]
 
 
-def _build_trainer(
-    epochs: int, device: torch.device, precision: str, recorder: Recorder, callbacks: Sequence[L.Callback]
-) -> L.Trainer:
-    return L.Trainer(
+def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
+    """What the other devices of a trial do: all of the training, and none of the record."""
+    folder = TrialFolder(job.folder)
+    print_into(folder.log)
+    _set_up_process(job)
+    try:
+        splits = load_splits(job.trial.config, job.trial.seeds["split"], job.run.data_root)
+        _fit_and_test(job, team, splits, _build_network(job), [Follower(team)], checkpoint)
+    except (DivergedError, LeavingError):
+        pass  # the recorder's business
+    except Exception as error:
+        _record_failure(folder, error)
+        raise
+
+
+def _fit_and_test(
+    job: Job,
+    team: Team,
+    splits: Splits,
+    network: torch.nn.Module,
+    callbacks: list[L.Callback],
+    checkpoint: Path | None,
+) -> dict[str, float]:
+    """Trains `network` on this process's part of every batch: the metrics of the last epoch and of the test."""
+    config, seed = job.trial.config, job.trial.seeds["data"]
+    device = torch.device(job.devices[team.rank])
+    splits = splits.to(device)
+
+    def batches(augmentation: str) -> TrainingLoader:
+        return TrainingLoader(splits.train, config.gradient_batch, augmentation=augmentation, seed=seed, part=team.part)
+
+    training = batches(config.augmentation)
+    module = Classification(
+        network, config, steps_per_epoch=len(training), seed=seed, team=team, accumulate=job.run.accumulate
+    )
+    if config.bn_statistics == "batch":
+        module.recalibration_batches = batches("none")
+    validation, fitted, test = (
+        EvaluationLoader(split, part=team.part) for split in (splits.validation, splits.train, splits.test)
+    )
+    trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], callbacks)
+    trainer.fit(module, training, validation, ckpt_path=checkpoint)
+    module.check_weights()
+    trainer.test(module, [fitted, test], verbose=False)
+    return module.epoch_metrics
+
+
+def _build_network(job: Job) -> torch.nn.Module:
+    """The network of one device: it sees one part of a gradient batch at a time."""
+    return build_network(job.trial.config, job.trial.seeds["init"], ranks=len(job.devices) * job.run.accumulate)
+
+
+def _build_trainer(epochs: int, device: torch.device, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
+    trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs,
-        callbacks=[*callbacks, recorder],
-        # The plain environment: under Slurm, Lightning would load another trial's checkpoint.
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), LightningEnvironment()],
-        default_root_dir=recorder.folder.path,
+        default_root_dir=os.devnull,  # under Slurm, Lightning would load whatever checkpoint it finds in a folder
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -141,6 +221,9 @@ def _build_trainer(
         inference_mode=False,  # batch statistics are re-estimated in evaluation, in buffers that training goes on with
         deterministic="warn",
     )
+    # Lightning's own handlers would take signals from ours, and end the process wherever it is.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _describe(trial: PlannedTrial, job: Job, network: torch.nn.Module, norm_layers: int) -> dict[str, Any]:
@@ -153,7 +236,9 @@ def _describe(trial: PlannedTrial, job: Job, network: torch.nn.Module, norm_laye
         "config": trial.config.model_dump(mode="json"),
         "statistics_batch": trial.statistics_batch,
         "gradient_batch": trial.gradient_batch,
-        "device_batch": trial.device_batch,
+        "device_batch": trial.gradient_batch // (len(job.devices) * job.run.accumulate),
+        "devices": len(job.devices),
+        "accumulate": job.run.accumulate,
         "pool": list(trial.pool),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "norm_layers": norm_layers,
@@ -199,11 +284,17 @@ def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
         set_aside(folder.result)
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def _describe_environment(job: Job) -> dict[str, Any]:
+    names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
+    sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
+    kernels = form(torch.device(job.devices[0]).type, sync=sync)
+    return {**job.environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}
 
 
-def _be_quiet() -> None:
-    """Lightning's tips and warnings are for people who wrote the loop themselves."""
+def _set_up_process(job: Job) -> None:
+    torch.set_num_threads(job.threads)
+    # With deterministic algorithms torch fills new memory, a tenth of a step, so that reading it unwritten would show.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # Lightning's tips and warnings are for people who wrote the loop themselves.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

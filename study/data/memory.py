@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,11 +49,17 @@ class TrainingLoader:
     """Batches of one epoch, in an order and with an augmentation that depend on (seed, epoch, index) alone.
 
     The draws of an image do not depend on the batch it falls into, so cells of different batch size see the same
-    images, and a resumed run the same as an uninterrupted one. The incomplete last batch is dropped.
+    images, and a resumed run the same as an uninterrupted one. The incomplete last batch is dropped. Lightning asks for
+    `state_dict` at a checkpoint, and a loader that was given it goes on with the batch that follows.
+
+    part: (r, R) takes the r-th of R equal consecutive parts of every batch.
     """
 
-    def __init__(self, data: Images, batch_size: int, *, augmentation: str, seed: int) -> None:
+    def __init__(
+        self, data: Images, batch_size: int, *, augmentation: str, seed: int, part: tuple[int, int] = (0, 1)
+    ) -> None:
         self.data, self.batch_size, self.seed, self.epoch = data, batch_size, seed, 0
+        self.part, self.first, self.drawn = part, 0, 0
         self.flips = augmentation == "shift_flip"
         size = data.images.shape[-1]
         self.reach = 0 if augmentation == "none" else max(1, round(SHIFT * size))
@@ -66,7 +73,13 @@ class TrainingLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Must be called before the epoch's first batch is drawn."""
-        self.epoch = epoch
+        self.epoch, self.first = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "batch": self.drawn}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epoch, self.first = state_dict["epoch"], state_dict["batch"]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator: nothing is drawn before the first batch, so that set_epoch comes in time after a resume too.
@@ -76,8 +89,12 @@ class TrainingLoader:
         generator = torch.Generator().manual_seed(derive_seed("augmentation", self.seed, self.epoch))
         down, right = torch.randint(2 * self.reach + 1, (2, n), generator=generator).to(device)
         flip = (torch.rand(n, generator=generator) < 0.5).to(device)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size]
+        (part, parts), (first, self.first) = self.part, (self.first, 0)
+        size = self.batch_size // parts
+        for index in range(first, len(self)):
+            start = index * self.batch_size + part * size
+            batch = order[start : start + size]
+            self.drawn = index + 1
             images = self.windows[batch, :, down[batch], right[batch]]
             if self.flips:
                 images = torch.where(flip[batch, None, None, None], images.flip(-1), images)
@@ -85,15 +102,20 @@ class TrainingLoader:
 
 
 class EvaluationLoader:
-    """Every image once, in order, as it is."""
+    """Every image once, in order, as it is.
 
-    def __init__(self, data: Images, batch_size: int = EVALUATION_BATCH) -> None:
-        self.data, self.batch_size = data, batch_size
+    part: (r, R) takes the r-th of every R batches; the last one may be empty, so that all parts are of one length.
+    """
+
+    def __init__(self, data: Images, batch_size: int = EVALUATION_BATCH, part: tuple[int, int] = (0, 1)) -> None:
+        self.data, self.batch_size, self.part = data, batch_size, part
 
     def __len__(self) -> int:
-        return -(-len(self.data) // self.batch_size)
+        return -(-len(self.data) // (self.batch_size * self.part[1]))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.data), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield self.data.images[part], self.data.labels[part]
+        part, parts = self.part
+        for index in range(len(self)):
+            start = (index * parts + part) * self.batch_size
+            batch = slice(start, start + self.batch_size)
+            yield self.data.images[batch], self.data.labels[batch]

@@ -30,7 +30,8 @@ def build_network(config: TrialConfig, seed: int, *, ranks: int = 1) -> nn.Modul
     """The network of `config`, on the CPU, in float32, channels last: a sixth faster on CPUs, and what GPUs want.
 
     Every parameter is drawn from its own generator (seed, parameter name), so networks that differ in their norm
-    start from the same convolutions. Each of the `ranks` processes that share (G, B) builds its own, of equal values.
+    start from the same convolutions. Each of the `ranks` processes that share (G, B), or take it in as many parts,
+    builds its own, of equal values.
     """
     assert config.chunks % ranks == 0, f"{config.chunks} chunks cannot be shared by {ranks} ranks"
     generator = torch.Generator().manual_seed(seed)

@@ -42,6 +42,11 @@ def newest_checkpoint(folder: TrialFolder, warn: Callable[[str], None]) -> Path 
     return None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The steps that were taken before it."""
+    return int(torch.load(checkpoint, map_location="meta", weights_only=True)["global_step"])
+
+
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None.
 

@@ -68,6 +68,11 @@ class TrialFolder:
         return self.path / "output.log"
 
     @property
+    def attempts_log(self) -> Path:
+        """A line when an attempt starts training and a line when it ends; one that was killed has no end."""
+        return self.path / "attempts.jsonl"
+
+    @property
     def wandb(self) -> Path:
         return self.path / "wandb"
 
@@ -116,14 +121,14 @@ class TrialFolder:
         return result, [name for name, facts in result["files"].items() if file_facts(self.path / name) != facts]
 
     def attempts(self) -> tuple[int, int]:
-        """How often the trial was started, and how often it failed by itself; a kill is no failure."""
+        """How often the trial was started, and how often it failed by itself; a kill or a signal is no failure."""
         state = read_json(self.state) or {}
         counts = [state.get(name) for name in ("attempt", "failures")]
         started, failed = (count if isinstance(count, int) else 0 for count in counts)
         return started, failed
 
     def status(self) -> tuple[str, str]:
-        """State and reason: planned, running, stale (its process is gone), failed, damaged, or the result's status."""
+        """State and reason: planned, running, stale (its process has left), failed, damaged, or the result's status."""
         result = self.read_result()
         if result is not None:
             return result["status"], result.get("reason") or ""
@@ -134,8 +139,8 @@ class TrialFolder:
             return "running", ""
         if damaged := self.damaged_files():
             return "damaged", ", ".join(damaged)
-        if state.get("state") == "running":
-            return "stale", f"attempt {state.get('attempt')} was interrupted"
+        if state.get("state") in ("running", "interrupted"):
+            return "stale", str(state.get("reason") or f"attempt {state.get('attempt')} was interrupted")
         return ("damaged", self.state.name) if self.state.exists() else ("planned", "")
 
 
@@ -269,11 +274,31 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file by rename: a reader, or a kill at any moment, finds the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # a full disk, which half a file would keep full
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Appends a line of JSON. A kill may tear it: the next one starts on a line of its own."""
+    with open(path, "a+b") as file:
+        torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(value, allow_nan=False).encode() + b"\n")
+
+
+def read_attempts(path: Path) -> list[dict[str, Any]]:
+    """The lines of an attempts.jsonl, as they were written. Torn ones are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in _parse_lines(lines) if isinstance(line, dict)]
 
 
 def file_facts(path: Path) -> dict[str, Any] | None:

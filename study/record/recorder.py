@@ -16,12 +16,19 @@ from study.models.geometry import LayerGeometry
 from study.plan import PlannedTrial
 from study.record.checkpoint import rotate
 from study.record.files import SCHEMA, TrialFolder, write_bytes
+from study.record.leave import Leave, LeavingError
 from study.record.switches import STATISTICS, parquet_bytes, snapshot
 from study.record.tracking import Tracker
+from study.team import Team
+
+SAVING_SHARE = 0.02  # of the time, at most, goes to checkpoints within epochs
+GO_ON, STOP, LEAVE = range(3)  # what the recorder wishes, and all devices do
 
 
 class Recorder(Checkpoint):
     """After every epoch: metrics and switch weights to the record and the tracker; now and then a checkpoint.
+
+    Checkpoints are written at ends of epochs, within them when much time has passed, and when the trial is to leave.
 
     The whole history travels in the checkpoint. On a resume the files of the record are written anew from it, so they
     never hold an epoch twice or miss one, whatever state a kill has left them in. A `Checkpoint`, because Lightning
@@ -35,13 +42,16 @@ class Recorder(Checkpoint):
         layers: list[LayerGeometry],
         tracker: Tracker,
         checkpoint_seconds: float,
+        leave: Leave,
+        team: Team,
     ) -> None:
         self.folder, self.trial, self.layers, self.tracker = folder, trial, layers, tracker
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.leave, self.team = checkpoint_seconds, leave, team
         self.rows: list[dict[str, Any]] = []
         self.steps: list[int] = []
         self.history: list[Tensor] = []
         self.saved_at = time.monotonic()
+        self.due_at = self.saved_at + checkpoint_seconds
         self.pruned = False
 
     # Plain values and tensors only: a checkpoint must load with weights_only=True.
@@ -65,6 +75,16 @@ class Recorder(Checkpoint):
             self._track(epoch)
         if self.pruned:  # killed after its last epoch and before its result
             trainer.fit_loop.max_epochs = len(self.history) - 1
+        self.team.agree(STOP if self.pruned else GO_ON)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not may_save(pl_module, batch_idx):
+            return
+        wish = self.team.agree(LEAVE if self.leave.signal else GO_ON)
+        if wish == LEAVE or time.monotonic() >= self.due_at:
+            self._save(trainer)
+        if wish == LEAVE:
+            self._go(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         new = self._observe(trainer, pl_module, pl_module.epoch_metrics)
@@ -74,8 +94,16 @@ class Recorder(Checkpoint):
         if self.folder.prune.exists():
             self.pruned = trainer.should_stop = True
         last = self.pruned or trainer.current_epoch + 1 == self.trial.config.epochs
-        if last or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
+        leaving = self.leave.signal is not None and not last
+        self.team.agree(STOP if self.pruned else LEAVE if leaving else GO_ON)
+        if last or leaving or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
             self._save(trainer)
+        if leaving:
+            self._go(trainer)
+
+    def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.leave.signal:  # the last epoch's checkpoint is there
+            self._go(trainer)
 
     def last_metrics(self) -> dict[str, float | None]:
         """The metrics of the last epoch."""
@@ -123,10 +151,48 @@ class Recorder(Checkpoint):
         self.tracker.log_epoch(epoch, {**metrics, **self.stage_means(epoch)})
 
     def _save(self, trainer: L.Trainer) -> None:
+        started = time.monotonic()
         self.write_switch_weights()
         rotate(self.folder)
         trainer.save_checkpoint(self.folder.last_checkpoint)
         self.saved_at = time.monotonic()
+        self.due_at = self.saved_at + max(self.checkpoint_seconds, (self.saved_at - started) / SAVING_SHARE)
+
+    def _go(self, trainer: L.Trainer) -> None:
+        raise LeavingError(str(self.leave.signal), trainer.global_step)
+
+
+class Follower(Checkpoint):
+    """In place of the recorder on the other devices of a trial: does what that one wishes, and records nothing."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.team.agree(GO_ON) == STOP:
+            trainer.fit_loop.max_epochs = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if may_save(pl_module, batch_idx):
+            self._obey(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._obey(trainer)
+
+    def _obey(self, trainer: L.Trainer) -> None:
+        wish = self.team.agree(GO_ON)
+        if wish == LEAVE:
+            raise LeavingError("the recorder", trainer.global_step)
+        trainer.should_stop = wish == STOP
+
+
+def may_save(pl_module: Any, batch_idx: int) -> bool:
+    """Whether a step within an epoch can have a checkpoint: of several devices, after a look, when all are the same.
+
+    The last step has none: its epoch ends, and may have one then.
+    """
+    alone = pl_module.team.ranks == 1
+    return batch_idx + 1 < pl_module.steps_per_epoch and (alone or not pl_module.unseen)
 
 
 def finite(value: float) -> float | None:

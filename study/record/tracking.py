@@ -41,6 +41,13 @@ def _start_service() -> None:
         wandb.setup()
 
 
+def let_go() -> None:
+    """Ends the run of a trial that has left without: the next one in this process would write into it."""
+    if wandb.run is not None:
+        with suppress(Exception):
+            wandb.run.finish(exit_code=1)
+
+
 class Tracker:
     """One W&B run. With mode `disabled`, or when W&B fails, every call does nothing: the record is the truth."""
 

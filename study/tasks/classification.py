@@ -18,9 +18,12 @@ from study.config import TrialConfig, derive_seed
 from study.data.catalog import DATASETS
 from study.norms import SparseSwitchNorm2d, average_statistics, set_radius, switch_parameters
 from study.tasks.optimization import build_optimizer, build_schedule
+from study.team import Team
 
 RECALIBRATION_BATCHES = 200  # statistics batches; the SN authors' number
 LOOK_STEPS = 50  # steps between looks at the loss and updates of the metrics: each look waits for the device
+TEAM_LOOK_STEPS = 10  # of several devices, which exchange what they have seen, and can leave, at looks only
+UNSEEN_NUMBERS = 2**20  # logits that are kept for a look
 
 
 class DivergedError(Exception):
@@ -32,19 +35,41 @@ class Classification(L.LightningModule):
 
     Validation gives `val_*`; testing takes the training split (`fit_*`, in evaluation mode and without augmentation)
     and the test split (`test_*`), in this order.
+
+    Each of a `team` trains on its part of every batch, and takes it in `accumulate` parts: one backward pass each, one
+    step. Between looks, a device has its own running statistics and has seen its own losses; after one, all have the
+    same, so that a checkpoint is that of any number of devices.
     """
 
-    def __init__(self, network: nn.Module, config: TrialConfig, *, steps_per_epoch: int, seed: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrialConfig,
+        *,
+        steps_per_epoch: int,
+        seed: int,
+        team: Team = Team(),  # noqa: B008  # frozen
+        accumulate: int = 1,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False  # a fifth of Lightning's calls around a step are its closures' and hooks'
         self.network, self.config, self.seed = network, config, seed
+        self.team, self.accumulate = team, accumulate
         self.steps_per_epoch = steps_per_epoch
         self.learning_rate = config.base_learning_rate
         classes = DATASETS[config.dataset].classes
+        longest = LOOK_STEPS if team.ranks == 1 else TEAM_LOOK_STEPS
+        self.look_steps = max(1, min(longest, UNSEEN_NUMBERS // (config.gradient_batch * classes)))
         self.train_metrics = _metrics("train_", classes)
+        self.train_metrics.persistent(True)  # in a checkpoint within an epoch
+        for metric in self.train_metrics.values():
+            metric.sync_on_compute = False  # each has seen what all have
         evaluations = ("val", "fit", "test")
         self.evaluation_metrics = nn.ModuleDict({name: _metrics(f"{name}_", classes) for name in evaluations})
         self.is_sparse = any(isinstance(module, SparseSwitchNorm2d) for module in network.modules())
+        self.tracking: list[Any] = [
+            module for module in network.modules() if isinstance(getattr(module, "running_mean", None), Tensor)
+        ]
         self.unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels, loss of steps since a look
         # What the last epoch came to, for the recorder. `log_dict` would take ten times as long as the metrics take.
         self.epoch_metrics: dict[str, float] = {}
@@ -69,6 +94,18 @@ class Classification(L.LightningModule):
 
     # ------------------------------------------------------------------------------------------ training
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["unseen"] = [torch.stack(parts) for parts in zip(*self.unseen, strict=True)]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.unseen = list(zip(*checkpoint["unseen"], strict=True))
+
+    def on_train_start(self) -> None:
+        self.unseen = [(logits.to(self.device), labels.to(self.device), loss.to(self.device))
+                       for logits, labels, loss in self.unseen]  # fmt: skip
+        if self.team.ranks > 1 and self.unseen:  # by one device alone, of whole batches
+            self._look(self.global_step % self.steps_per_epoch, Team())
+
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader
         loader.set_epoch(self.current_epoch)
@@ -76,7 +113,8 @@ class Classification(L.LightningModule):
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         if self.config.dropout:  # dropout draws from the global generator: counter-based, so that a resume repeats it
-            torch.manual_seed(derive_seed("dropout", self.seed, self.global_step))
+            rank = (self.team.rank,) if self.team.rank else ()
+            torch.manual_seed(derive_seed("dropout", self.seed, self.global_step, *rank))
         if batch_idx == self.steps_per_epoch - 1:  # the epoch's last is logged
             self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.is_sparse:
@@ -86,22 +124,43 @@ class Classification(L.LightningModule):
         images, labels = batch
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        logits = self(images)
-        loss = cross_entropy(logits, labels)
-        self.unseen.append((logits.detach(), labels, loss.detach()))
-        if len(self.unseen) == LOOK_STEPS:
-            self._look(batch_idx + 1)
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        if self.accumulate == 1:
+            logits, loss = self._learn(images, labels)
+        else:
+            logits, loss = self._learn_in_parts(images, labels)
+        self.unseen.append((logits, labels, loss))
+        if (batch_idx + 1) % self.look_steps == 0:
+            self._look(batch_idx + 1, self.team)
+        if self.team.ranks > 1:
+            learned = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            self.team.average([parameter.grad for parameter in learned if parameter.grad is not None])
         optimizer.step()
         schedule.step()
+
+    def _learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of the mean loss; logits and loss, detached."""
+        logits = self(images)
+        loss = cross_entropy(logits, labels)
+        self.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
+        return logits.detach(), loss.detach()
+
+    def _learn_in_parts(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of equal parts in turn. Running statistics come out as if they moved once, by the parts' average."""
+        seen = []
+        for part, batch in enumerate(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)):
+            for layer in self.tracking:
+                layer.momentum = part_momentum(self.config.norm_momentum, part, self.accumulate)
+            seen.append(self._learn(*batch))
+        logits, losses = zip(*seen, strict=True)
+        return torch.cat(logits), torch.stack(losses).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.config.logit_gradient_clip is not None:
             nn.utils.clip_grad_norm_(switch_parameters(self.network), self.config.logit_gradient_clip)
 
     def on_train_epoch_end(self) -> None:
-        self._look(self.steps_per_epoch)
+        self._look(self.steps_per_epoch, self.team)
         self._close(self.train_metrics)
         self.epoch_metrics["learning_rate"] = self.learning_rate
 
@@ -110,7 +169,7 @@ class Classification(L.LightningModule):
         if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
             raise DivergedError("the weights were not finite after the last step")
 
-    def _look(self, steps: int) -> None:
+    def _look(self, steps: int, team: Team) -> None:
         """Takes the last of this epoch's `steps` into the metrics, many at once: an update costs as much as a layer.
 
         Raises `DivergedError` with the first step whose loss was not finite.
@@ -118,6 +177,10 @@ class Classification(L.LightningModule):
         if not self.unseen:
             return
         logits, labels, losses = (torch.stack(parts) for parts in zip(*self.unseen, strict=True))
+        if team.ranks > 1:  # (steps, a device's samples, ...) of every device to (steps, samples, ...)
+            logits, labels = (torch.cat(team.gather(own).unbind(), 1) for own in (logits, labels))
+            losses = team.gather(losses).mean(0)
+            self._share_statistics()
         bad = ~torch.isfinite(losses)
         if bad.any():
             step = self.current_epoch * self.steps_per_epoch + steps - len(losses) + int(bad.int().argmax())
@@ -125,13 +188,20 @@ class Classification(L.LightningModule):
         self._update(self.train_metrics, logits.flatten(0, 1), labels.flatten(), losses)
         self.unseen.clear()
 
+    def _share_statistics(self) -> None:
+        """Averages running statistics over devices. Exact at any time, as they move by sums and fixed factors."""
+        self.team.average([
+            statistic for layer in self.tracking for statistic in (layer.running_mean, layer.running_var)
+        ])  # fmt: skip
+
     # ---------------------------------------------------------------------------------------- evaluation
 
     def on_validation_start(self) -> None:
         if self.config.bn_statistics == "batch":
             count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
-            images = (images for images, _ in islice(self.recalibration_batches, count))
-            average_statistics(self.network, images)
+            batches = islice(self.recalibration_batches, count)
+            average_statistics(self.network, (part for images, _ in batches for part in images.chunk(self.accumulate)))
+        self._share_statistics()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -148,6 +218,8 @@ class Classification(L.LightningModule):
 
     def _evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
+        if not len(labels):  # another device has the split's last images
+            return
         logits = self(images)
         loss = cross_entropy(logits.float(), labels)
         self._update(self.evaluation_metrics[name], logits, labels, loss, weight=len(labels))
@@ -160,6 +232,15 @@ class Classification(L.LightningModule):
     def _update(metrics: Any, logits: Tensor, labels: Tensor, loss: Tensor, weight: int = 1) -> None:
         metrics["accuracy"].update(logits, labels)
         metrics["loss"].update(loss, weight=weight)
+
+
+def part_momentum(momentum: float, part: int, parts: int) -> float:
+    """The momentum of part `part` (from 0) of `parts`, so that all have the weight momentum / parts in the end.
+
+    What comes after part i leaves it 1 - (parts - 1 - i) * momentum / parts of its own.
+    """
+    share = momentum / parts
+    return share / (1 - (parts - 1 - part) * share)
 
 
 def _metrics(prefix: str, classes: int) -> MetricCollection:
