@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ from study.job import Job
 from study.models import build_network, trace_geometry
 from study.norms.fused import form
 from study.plan import PlannedTrial
+from study.reading import FULL_DISK, NO_SPACE
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
 from study.record.files import (
     SCHEMA,
@@ -43,7 +43,6 @@ from study.tasks.classification import Classification, DivergedError
 from study.team import Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -86,8 +85,8 @@ def _record_failure(folder: TrialFolder, error: Exception) -> str:
     state = read_json(folder.state) or {}
     if isinstance(error, LeavingError):
         state |= {"state": "interrupted", "reason": str(error)}
-    elif isinstance(error, OSError) and error.errno in _FULL:
-        state |= {"state": "interrupted", "reason": f"no space left on {folder.path}"}
+    elif isinstance(error, OSError) and error.errno in FULL_DISK:
+        state |= {"state": "interrupted", "reason": f"{NO_SPACE} {folder.path}"}
     else:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         trace = "".join(traceback.format_exception(error))
