@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.config import DEFAULT_SCALE, LAUNCHERS, StudyConfig, available, load_study
-from study.reading import Parser, UserError, allowed_names, read_yaml
+from study.reading import FULL_DISK, NO_SPACE, Parser, UserError, allowed_names, read_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +52,12 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = error.filename or "the disk of the results"
+        print(f"error: {NO_SPACE} {where}; free some, and the same command goes on", file=sys.stderr)
+        return SOME_FAILED
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return INTERRUPTED

@@ -77,6 +77,7 @@ class TrialConfig(_Closed):
     logit_init: Literal["ones", "random"] = "ones"
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     bn_statistics: Literal["moving", "batch"] = "moving"
+    sync_statistics: bool = False  # SyncBN, SyncSN: batch statistics over all of the gradient batch
     correction: Literal[0, 1] = 0
     gn_groups: Annotated[int, Field(ge=1)] = 32
 
@@ -98,6 +99,11 @@ class TrialConfig(_Closed):
     def gradient_batch(self) -> int:
         """Samples a gradient is averaged over, G * B."""
         return self.chunks * self.batch_size
+
+    @property
+    def statistics_batch(self) -> int:
+        """Samples that batch statistics are taken over: B, or G * B where they are synchronized."""
+        return self.gradient_batch if self.sync_statistics else self.batch_size
 
     @property
     def base_learning_rate(self) -> float:

@@ -38,8 +38,8 @@ class PlannedTrial:
 
     @property
     def statistics_batch(self) -> int:
-        """B: samples that batch statistics are taken over."""
-        return self.config.batch_size
+        """Samples that batch statistics are taken over: B, or G * B where they are synchronized."""
+        return self.config.statistics_batch
 
     @property
     def gradient_batch(self) -> int:
@@ -48,7 +48,7 @@ class PlannedTrial:
 
     @property
     def pool(self) -> tuple[str, ...]:
-        """The normalizers that a layer of this trial chooses from; without bn at B = 1."""
+        """The normalizers that a layer of this trial chooses from; without bn over one sample."""
         return effective_pool(self.config.norm, self.statistics_batch)
 
     @property
@@ -126,14 +126,15 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
             f"{study.name}: cell {cell}: fixed_gradient_batch={config.fixed_gradient_batch} is no multiple of "
             f"batch_size {config.batch_size}"
         )
-    for key, parts in (("devices_per_trial", run.devices_per_trial),
-                       ("accumulate", run.devices_per_trial * run.accumulate)):  # fmt: skip
-        if config.chunks % parts:
-            times = f" x run.devices_per_trial={run.devices_per_trial}" if parts != getattr(run, key) else ""
-            raise UserError(
-                f"{study.name}: run.{key}={getattr(run, key)}{times}: does not divide the {config.chunks} chunks of "
-                f"cell {cell}"
-            )
+    if config.chunks % (run.devices_per_trial * run.accumulate):
+        shares = {"devices_per_trial": run.devices_per_trial, "accumulate": run.accumulate}
+        product = " x ".join(f"run.{key}={count}" for key, count in shares.items() if count > 1)
+        raise UserError(f"{study.name}: {product}: does not divide the {config.chunks} chunks of cell {cell}")
+    if config.sync_statistics and run.accumulate > 1:
+        raise UserError(
+            f"{study.name}: cell {cell}: sync_statistics: run.accumulate={run.accumulate} would see a part of the "
+            "gradient batch at a time; allowed: 1"
+        )
     if config.precision == "float16" and config.logit_gradient_clip is not None:
         raise UserError(
             f"{study.name}: cell {cell}: logit_gradient_clip: would clip scaled gradients at precision=float16"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = "no space left on"
 
 
 class UserError(ValueError):

@@ -28,7 +28,8 @@ def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTri
     console.print(f"{study.title}\n{study.question}")
     console.print(
         f"{len(trials)} trials: {len(cells)} cells x {study.replicates} replicates, {study.scale} scale, "
-        f"data {study.base.dataset}, {study.base.epochs} epochs. G: chunks, B: statistics batch (batch_size).\n"
+        f"data {study.base.dataset}, {study.base.epochs} epochs. G: chunks, B: batch_size; batch statistics are over "
+        "`stat` samples, gradients over G*B.\n"
     )
     sizes: dict[str, Any] = {}
     # On a terminal the table fills before the user's eyes; in a pipe only the finished one is printed.
@@ -51,7 +52,7 @@ def _plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], sizes:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for factor in study.factors:
         table.add_column(factor)
-    for name in ("G", "B", "G*B", "device", "lr", "steps", "pool", "parameters", "norms", "ms/step", "time"):
+    for name in ("G", "B", "stat", "G*B", "device", "lr", "steps", "pool", "parameters", "norms", "ms/step", "time"):
         table.add_column(name, justify="left" if name == "pool" else "right")
     for cell, (trial, *_) in cells.items():
         size = sizes.get(cell)
@@ -62,7 +63,8 @@ def _plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], sizes:
         )  # fmt: skip
         table.add_row(
             *(str(level) for level in trial.levels.values()),
-            str(trial.config.chunks), str(trial.statistics_batch), str(trial.gradient_batch), str(trial.device_batch),
+            str(trial.config.chunks), str(trial.config.batch_size), str(trial.statistics_batch),
+            str(trial.gradient_batch), str(trial.device_batch),
             f"{trial.config.base_learning_rate:.4g}", str(trial.steps), " ".join(trial.pool), *measured,
         )  # fmt: skip
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ from study.job import Job
 from study.models import build_network, trace_geometry
 from study.norms.fused import form
 from study.plan import PlannedTrial
+from study.reading import FULL_DISK, NO_SPACE
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
 from study.record.files import (
     SCHEMA,
@@ -43,7 +43,6 @@ from study.tasks.classification import Classification, DivergedError
 from study.team import Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -86,8 +85,8 @@ def _record_failure(folder: TrialFolder, error: Exception) -> str:
     state = read_json(folder.state) or {}
     if isinstance(error, LeavingError):
         state |= {"state": "interrupted", "reason": str(error)}
-    elif isinstance(error, OSError) and error.errno in _FULL:
-        state |= {"state": "interrupted", "reason": f"no space left on {folder.path}"}
+    elif isinstance(error, OSError) and error.errno in FULL_DISK:
+        state |= {"state": "interrupted", "reason": f"{NO_SPACE} {folder.path}"}
     else:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         trace = "".join(traceback.format_exception(error))
@@ -123,7 +122,6 @@ def train(
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
     write_yaml(folder.trial, description)
-    write_json(folder.environment, _describe_environment(job))
     tracker = Tracker(
         folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
         config={**description, "environment": job.environment},
@@ -132,6 +130,7 @@ def train(
         raise LeavingError(leave.signal, step)
     status, reason, metrics = "done", None, {}
     with team_of(job.devices, _train_beside, job, checkpoint) as team:
+        write_json(folder.environment, _describe_environment(job))
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, leave, team)
         try:
             tested = _fit_and_test(job, team, splits, network, [*callbacks, recorder], checkpoint)
@@ -201,7 +200,7 @@ def _fit_and_test(
 
 def _build_network(job: Job) -> torch.nn.Module:
     """The network of one device: it sees one part of a gradient batch at a time."""
-    return build_network(job.trial.config, job.trial.seeds["init"], len(job.devices) * job.run.accumulate)
+    return build_network(job.trial.config, job.trial.seeds["init"], ranks=len(job.devices) * job.run.accumulate)
 
 
 def _build_trainer(epochs: int, device: torch.device, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
@@ -286,7 +285,8 @@ def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
 
 def _describe_environment(job: Job) -> dict[str, Any]:
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
-    kernels = form(torch.device(job.devices[0]).type)
+    sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
+    kernels = form(torch.device(job.devices[0]).type, sync=sync)
     return {**job.environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}
 
 

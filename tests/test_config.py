@@ -146,7 +146,8 @@ def test_every_field_of_a_trial_is_part_of_its_id() -> None:
     other = {"dataset": "cifar10", "train_samples": 5, "validation_fraction": 0.3, "augmentation": "none", "depth": 8,
              "width": 0.5, "zero_last_gamma": False, "dropout": 0.1, "initialization": "orthogonal", "norm": "bn",
              "batch_size": 2, "chunks": 1, "fixed_gradient_batch": 64, "logit_init": "random",
-             "norm_momentum": 0.2, "bn_statistics": "batch", "correction": 1, "gn_groups": 4, "epochs": 3,
+             "norm_momentum": 0.2, "bn_statistics": "batch", "sync_statistics": True, "correction": 1, "gn_groups": 4,
+             "epochs": 3,
              "solver": "adam", "learning_rate": 0.2, "scale_learning_rate": False, "momentum": 0.8, "weight_decay": 0.0,
              "decay": "step", "warmup_epochs": 1.0, "logit_learning_rate": 2.0, "logit_weight_decay": 0.1,
              "logit_gradient_clip": 1.0, "precision": "bfloat16"}  # fmt: skip

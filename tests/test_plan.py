@@ -27,6 +27,14 @@ def test_the_three_batch_numbers_and_the_learning_rate() -> None:
     assert trial.config.base_learning_rate == pytest.approx(0.1 * 64 / 256)
 
 
+def test_devices_and_parts_share_the_gradient_batch_and_leave_the_identity_alone() -> None:
+    overrides = ["norm=sn", "batch_size=16", "chunks=8"]
+    (one,) = plan_trials(load_study("depth_vs_batch", "smoke", overrides))
+    (many,) = plan_trials(load_study("depth_vs_batch", "smoke", [*overrides, "devices_per_trial=2", "accumulate=2"]))
+    assert (many.statistics_batch, many.gradient_batch, many.device_batch) == (16, 128, 32)
+    assert many.key == one.key
+
+
 def test_a_fixed_gradient_batch_leaves_b_alone_to_vary() -> None:
     study = load_study("depth_vs_batch", "smoke", ["fixed_gradient_batch=32", "batch_size=[2, 4, 32]"])
     trials = plan_trials(study)
@@ -56,6 +64,13 @@ def test_at_statistics_batch_one_bn_leaves_the_pool() -> None:
     assert pools["bn", 1] == ("bn",)
 
 
+def test_synchronized_statistics_are_over_the_gradient_batch_and_keep_bn_at_one_sample() -> None:
+    study = load_study("depth_vs_batch", "smoke", ["batch_size=[1, 2]", "chunks=4", "sync_statistics=true", "norm=sn"])
+    one, two = plan_trials(study)
+    assert (one.statistics_batch, two.statistics_batch) == (4, 8)
+    assert one.pool == two.pool == ("in", "ln", "bn")
+
+
 def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
     few = plan_trials(load_study("depth_vs_batch", "smoke"))
     many = plan_trials(load_study("depth_vs_batch", "smoke", ["replicates=2", "depth=[8, 14]"]))
@@ -73,6 +88,9 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (["solver=nesterov", "momentum=0.0"], "nesterov"),
         (["precision=float16", "logit_gradient_clip=1.0"], "logit_gradient_clip"),
         (["fixed_gradient_batch=24", "batch_size=16"], "no multiple of batch_size 16"),
+        (["devices_per_trial=3"], "run.devices_per_trial=3: does not divide the 8 chunks of cell"),
+        (["devices_per_trial=4", "accumulate=4"], "run.devices_per_trial=4 x run.accumulate=4: does not divide"),
+        (["sync_statistics=true", "accumulate=2"], "run.accumulate=2"),
     ],
 )
 def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> None:

@@ -53,9 +53,12 @@ def weight_maps(profiles: Mapping[str, Floats], trials: pd.DataFrame, statistic:
         column_titles=[f"ResNet-{depth}" for depth in depths],
     )  # fmt: skip
     for (depth, batch), group in _groups(trials, "depth", "batch_size"):
+        # At B = 1 without bn, unless statistics are synchronized: no weight there, rather than a weight of 0.
+        pool = max(group["pool"], key=len)
+        group = group[group["pool"].eq(pool)]
         mean = np.mean([profiles[key][STATISTICS.index(statistic)] for key in group["key"]], axis=0)
-        pool = group["pool"].iloc[0].split(",")  # at B = 1 without bn: no weight, rather than a weight of 0
-        weights = [mean[:, NORMALIZERS.index(name)] if name in pool else [None] * len(mean) for name in names]
+        members = pool.split(",")
+        weights = [mean[:, NORMALIZERS.index(name)] if name in members else [None] * len(mean) for name in names]
         figure.add_heatmap(
             z=weights, x=DEPTH_GRID, y=names, xgap=1, ygap=1,
             coloraxis="coloraxis", hovertemplate="depth %{x:.1f}, %{y}: %{z:.2f}<extra></extra>",

@@ -45,7 +45,7 @@ DRIVE = "import sys; from study.bench.driver import drive; drive(*sys.argv[1:])"
 
 
 class SleepingExecutor:
-    """At most `places` trials at once; each ends `seconds` after its start, give or take a half, by leaving its record."""
+    """At most `places` trials at once; each leaves its record `seconds` after its start, give or take a half."""
 
     outlives_driver = False
 
@@ -123,8 +123,8 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
         ),
     ]
     result.notes.append(
-        f"{trials:,} trials, {at_once:,} at a time. Plan and start: from the process's start to the first job; busy: the share of the "
-        "time after that in which the driver neither sleeps nor renames; lag: between a trial's end and its being taken in."
+        f"{trials:,} trials, {at_once:,} at a time. Own seconds: those in which the driver neither sleeps nor renames; "
+        "busy: their share; lag: from a trial's end to the driver's next look."
     )
     return result
 
@@ -145,7 +145,7 @@ def drive(file: str, out: str, source: str, at_once: str, seconds: str) -> None:
     lags = sorted(executor.lags)
     print(json.dumps({
         "trials": trials, "wall s": wall, "plan s": planned - begun, "own s": own, "records/s": trials / own,
-        "busy": own / wall, "lag s, median": lags[len(lags) // 2] if lags else None, "lag s, longest": lags[-1] if lags else None,
+        "busy": own / wall, "lag s": lags[-1] if lags else None,
         "MB": _peak_memory() / 1e6,
     }))  # fmt: skip
 

@@ -51,6 +51,7 @@ def build_norm(
     momentum: float = 0.1,
     correction: int = 0,
     chunks: int = 1,
+    sync: bool = False,
     groups: int = 32,
     statistics_batch: int | None = None,
     logit_init: Literal["ones", "random"] = "ones",
@@ -59,25 +60,28 @@ def build_norm(
 ) -> NormFactory:
     """A factory of the norm `name` (see `study.norms.names`) for one model with `dims` spatial dimensions.
 
-    Single norms are torch's layers, which are identical to pools of one; only `bn` over chunks and over a statistics
-    batch of one, which torch does not have, are ours. A gn has gcd(groups, num_features) groups. Random logits, of
-    `sn-random` or by `logit_init`, are drawn from `generator` layer by layer. `correction` is for switch norms only;
-    the other arguments are those of `SwitchNorm2d`.
+    Single norms are torch's layers, which are identical to pools of one; only `bn` over chunks, over a statistics
+    batch of one, and over ranks that may be CPUs, which torch does not have, are ours. A gn has gcd(groups,
+    num_features) groups. Random logits, of `sn-random` or by `logit_init`, are drawn from `generator` layer by layer.
+    `correction` is for switch norms only; the other arguments are those of `SwitchNorm2d`.
 
     The layers of an `sn-shared` factory share one pair of logits, so each model needs its own factory; those
     of `sn-stage` share theirs once `share_switches` has told the stages.
 
-    ValueError if the name is unknown, nothing is left of the pool, or the norm does not exist in `dims`.
+    ValueError if the name is unknown, nothing is left of the pool, the norm does not exist in `dims`, or `sync` comes
+    with chunks.
     """
     spec = parse_norm(name)
     pool = effective_pool(spec, statistics_batch)
     if dims not in _SWITCH_NORMS or (spec.kind == "ssn" and dims != 2):
         raise ValueError(f"norm {name!r} in {dims} dimensions is not allowed: 1, 2 or 3, and 2 for ssn")
+    if sync and chunks > 1:
+        raise ValueError(f"chunks {chunks} is not allowed with sync: 1, statistics are over the whole batch")
     build: Callable[[int], nn.Module]
-    if spec.kind == "bn" and chunks == 1 and statistics_batch != 1:
+    if spec.kind == "bn" and chunks == 1 and not sync and statistics_batch != 1:
         build = partial(_BATCH_NORMS[dims], eps=eps, momentum=momentum)
     elif spec.kind == "bn" and statistics_batch != 1:
-        build = partial(GhostBatchNorm, eps=eps, momentum=momentum, chunks=chunks)
+        build = partial(GhostBatchNorm, eps=eps, momentum=momentum, chunks=chunks, sync=sync)
     elif spec.kind in ("in", "ln", "gn"):
         build = partial(_build_group_norm, spec.kind, groups, eps)
     else:
@@ -91,6 +95,7 @@ def build_norm(
             pool=pool,
             correction=correction if spec.is_switch else 0,
             chunks=chunks,
+            sync=sync,
             groups=groups,
             logit_init=logit_init,
             trainable=not fixed,
@@ -197,7 +202,7 @@ def average_statistics(
 
 
 class GhostBatchNorm(_BatchNorm):
-    """`nn.BatchNorm` whose training statistics are taken over `chunks` consecutive chunks of the batch.
+    """`nn.BatchNorm` whose training statistics are over `chunks` consecutive chunks of the batch, or over all ranks.
 
     The arithmetic of a pool of bn, in a layer that chooses nothing.
 
@@ -205,9 +210,9 @@ class GhostBatchNorm(_BatchNorm):
         ValueError: in `forward`, if the batch is not divisible by `chunks`.
     """
 
-    def __init__(self, num_features: int, *, eps: float, momentum: float, chunks: int) -> None:
+    def __init__(self, num_features: int, *, eps: float, momentum: float, chunks: int, sync: bool = False) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
-        self.chunks = chunks
+        self.chunks, self.sync = chunks, sync
 
     def forward(self, input: Tensor) -> Tensor:
         """(G * B, C, *) of any number of dimensions."""
@@ -218,7 +223,7 @@ class GhostBatchNorm(_BatchNorm):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
-        y, batch = _pool_of_one(self, input, "bn", groups=1, chunks=self.chunks)
+        y, batch = _pool_of_one(self, input, "bn", groups=1, chunks=self.chunks, sync=self.sync)
         assert batch is not None
         track(self.running_mean, self.running_var, batch, self.momentum)
         return y
@@ -238,7 +243,9 @@ class _GroupNorm(nn.GroupNorm):
         return y
 
 
-def _pool_of_one(layer: Any, x: Tensor, name: str, *, groups: int, chunks: int) -> tuple[Tensor, Tensor | None]:
+def _pool_of_one(
+    layer: Any, x: Tensor, name: str, *, groups: int, chunks: int, sync: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """A single norm by the switch core, for layers that choose nothing."""
     one = layer.weight.new_ones(1)
     return normalize(
@@ -252,6 +259,7 @@ def _pool_of_one(layer: Any, x: Tensor, name: str, *, groups: int, chunks: int) 
         chunks=chunks,
         correction=0,
         eps=layer.eps,
+        sync=sync,
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from study.norms import plain
 from study.norms.build import BuildError, library
 from study.norms.names import NORMALIZERS, POOLS
+from study.norms.sync import count_ranks
 
 _OPTIONS = "int members, int groups, int chunks, int correction, float eps, bool softmax"
 _SCHEMAS = (
@@ -62,9 +63,9 @@ def available(device_type: str) -> bool:
     return _loaded[device_type]
 
 
-def form(device_type: str) -> str:
+def form(device_type: str, *, sync: bool = False) -> str:
     """`fused` or `plain`: which arithmetic a switch layer runs on this type of device. They differ by rounding."""
-    return "fused" if _enabled and available(device_type) else "plain"
+    return "fused" if _enabled and not (sync and count_ranks() > 1) and available(device_type) else "plain"
 
 
 def normalize(
@@ -79,15 +80,18 @@ def normalize(
     chunks: int,
     correction: int,
     eps: float,
+    sync: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `plain.normalize` does, by the kernels of x's device, or by itself where there are none.
+    """What `plain.normalize` does, by the kernels of x's device, or by itself: without kernels, and between ranks.
 
     A member whose two weights are exactly 0 is not computed: no mixing rule passes a gradient to such a weight.
     """
-    if not (_enabled and x.dtype in _DTYPES and x.numel() and available("cpu" if x.is_cpu else x.device.type)):
+    joins = sync and "bn" in pool and count_ranks() > 1
+    fits = x.dtype in _DTYPES and x.numel() and not joins
+    if not (_enabled and fits and available("cpu" if x.is_cpu else x.device.type)):
         return plain.normalize(
             x, switch, affine, stored,
-            softmax=softmax, pool=pool, groups=groups, chunks=chunks, correction=correction, eps=eps,
+            softmax=softmax, pool=pool, groups=groups, chunks=chunks, correction=correction, eps=eps, sync=sync,
         )  # fmt: skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     inputs = [each if each is None or each.dtype == dtype else each.to(dtype)

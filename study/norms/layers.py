@@ -52,6 +52,9 @@ class SwitchNorm(nn.Module):
             from it; `running_var` is then what the bn member used.
         chunks: in training, batch statistics are taken over this many consecutive chunks of the batch, and
             running statistics move once, by their average: what as many devices would do.
+        sync: in training, batch statistics are taken over the batches of all ranks of torch.distributed's default
+            process group, which are of one size (SyncSN; in, ln and gn are per sample anyway). With one process it
+            changes nothing; with several the layer runs its plain form. Not with chunks.
         groups: of the gn member; gcd(groups, C) are used, a number that divides C.
         logit_init: `ones` for uniform weights; `random` for weights drawn uniformly from the simplex,
             separately for means and variances.
@@ -79,6 +82,7 @@ class SwitchNorm(nn.Module):
         correction: int = 0,
         chunks: int = 1,
         *,
+        sync: bool = False,
         groups: int = 32,
         logit_init: Literal["ones", "random"] = "ones",
         trainable: bool = True,
@@ -94,12 +98,15 @@ class SwitchNorm(nn.Module):
             raise ValueError(f"logit_init {logit_init!r} is not allowed: 'ones' or 'random'")
         if chunks < 1 or groups < 1:
             raise ValueError(f"chunks {chunks} and groups {groups} are not allowed: at least 1")
+        if sync and chunks > 1:
+            raise ValueError(f"chunks {chunks} is not allowed with sync: 1, statistics are over the whole batch")
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
         self.pool = tuple(pool)
         self.correction = correction
         self.chunks = chunks
+        self.sync = sync
         self.groups = math.gcd(groups, num_features)
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
@@ -134,6 +141,7 @@ class SwitchNorm(nn.Module):
             chunks=self.chunks if self.training else 1,
             correction=self.correction,
             eps=self.eps,
+            sync=self.sync and self.training,
         )
         if batch is not None and running is not None:
             track(*running, batch, self.momentum)
@@ -157,7 +165,7 @@ class SwitchNorm(nn.Module):
         """The arguments that matter, as torch prints them."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, pool={','.join(self.pool)}, "
-            f"correction={self.correction}, chunks={self.chunks}"
+            f"correction={self.correction}, chunks={self.chunks}, sync={self.sync}"
         )
 
     def _mix(self) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from study.norms.mixing import softmax as softmax_rule
 from study.norms.mixing import sparsestmax
+from study.norms.sync import count_ranks, join_moments
 
 # What a member averages over, with (N, C) moments laid out as (chunks, samples, groups, channels of a group).
 _AXES = {"ln": (2, 3), "bn": (1,), "gn": (3,)}
@@ -26,6 +27,7 @@ def normalize(
     chunks: int,
     correction: int,
     eps: float,
+    sync: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Normalizes x (N, C, *spatial) by the mixed statistics of `pool`.
 
@@ -38,6 +40,7 @@ def normalize(
     batch, channels = x.shape[:2]
     pixels = math.prod(x.shape[2:])
     grid = (chunks, batch // chunks, groups, channels // groups)
+    ranks = count_ranks() if sync else 1
     column = (batch, channels, *[1] * (x.dim() - 2))
     weights = [softmax_rule(logits) if softmax else logits for logits in switch]
 
@@ -56,6 +59,8 @@ def normalize(
             # Mean of variances + variance of means: nothing large is subtracted from anything large.
             center, spread, _ = _moments(mean, _AXES[name])
             members[name] = center, var.mean(_AXES[name], keepdim=True) + spread
+            if name == "bn" and ranks > 1:
+                members[name] = join_moments(*members[name], count=grid[1] * pixels)
     mixed_mean = _weigh(weights[0], [members[name][0] for name in pool])
     mixed_var = _weigh(weights[1], [members[name][1] for name in pool])
 
@@ -68,7 +73,7 @@ def normalize(
         return y, None
     center, spread = (statistic.detach().mean(0).reshape(channels) for statistic in members["bn"])
     # torch's convention: biased variances normalize, running ones are unbiased.
-    count = grid[1] * pixels
+    count = ranks * grid[1] * pixels
     if correction == 0 and count > 1:
         spread = spread * (count / (count - 1))
     return y, torch.stack((center, spread))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,15 +22,16 @@ from rich.console import Console
 from study.config import StudyConfig
 from study.job import Job
 from study.plan import PlannedTrial
-from study.reading import UserError
+from study.reading import NO_SPACE, UserError
 from study.record.files import StudyFolder, TrialFolder, read_json, write_json
-from study.sweep.executor import Executor, Patience
+from study.sweep.executor import Executor, Retries
 from study.sweep.folder import check_folder, check_locks, write_study
 from study.sweep.progress import SweepProgress
 from study.sweep.storage import Book, check_storage, objective_curve, open_book
 
 SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
 POLL_SECONDS = 0.5
+FREE_BYTES = 2**20  # less is none: not even a state can be relied on to be written
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
 DETACHED = "STUDY_DETACHED"  # tells a driver in the background what it is
 ELSEWHERE_SECONDS = 2.0  # between looks at trials that something else works on
@@ -105,7 +107,7 @@ class Driver:
 
     def _run(self, book: Book) -> Outcome:
         self.outcome = Outcome()
-        self.patience = Patience(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
+        self.retries = Retries(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
         self.tracebacks: list[str] = []
         self.successes = 0
         with SweepProgress(self.console, book.total, self.executor.places) as self.progress:
@@ -173,12 +175,15 @@ class Driver:
     ) -> None:
         """Reads what became of a trial on which nothing works any more: a result, another attempt, or the end."""
         record = self._record(trial)
-        fate, reason = self.patience.judge(record, how)
+        fate, reason = self.retries.judge(record, how)
         if fate == "done":
             self._tell(book, trial, record)
             return
         if fate == "elsewhere":
             elsewhere.append(trial)
+            return
+        if reason.startswith(NO_SPACE) or shutil.disk_usage(self.folder.path).free < FREE_BYTES:
+            self.outcome.stopped = f"{NO_SPACE} {self.folder.path}; free some, and the same command goes on"
             return
         state = read_json(record.state) or {}
         if state.get("state") == "failed" and state.get("failures") == 1:

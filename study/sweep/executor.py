@@ -42,7 +42,7 @@ Fate = Literal["done", "elsewhere", "again", "given up"]
 
 
 @dataclass(kw_only=True)
-class Patience:
+class Retries:
     """How often a trial that has ended without a result is tried again.
 
     A trial may fail by itself `max_attempts` times, counted in its record over all restarts. It may be killed as
@@ -51,7 +51,7 @@ class Patience:
 
     max_attempts: int
     requeues: int
-    kills: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
     leaves: Counter[str] = field(default_factory=Counter)
 
     def judge(self, record: TrialFolder, how: str) -> tuple[Fate, str]:
@@ -64,8 +64,7 @@ class Patience:
         if state.get("state") == "interrupted":
             self.leaves[record.key] += 1
             return "again" if self.leaves[record.key] <= self.requeues else "given up", str(state.get("reason"))
-        if state.get("state") == "failed":
-            _, failures = record.attempts()
-            return "again" if failures < self.max_attempts else "given up", str(state.get("reason"))
-        self.kills[record.key] += 1
-        return "again" if self.kills[record.key] < self.max_attempts else "given up", f"its process {how}"
+        self.ends[record.key] += 1
+        worst = max(self.ends[record.key], record.attempts()[1])
+        reason = str(state.get("reason")) if state.get("state") == "failed" else f"its process {how}"
+        return "again" if worst < self.max_attempts else "given up", reason

@@ -112,11 +112,10 @@ def _train(job: Job, visible_gpus: str | None) -> None:
     gc.freeze()  # what was imported before the fork is no garbage, and looking through it takes time again and again
     threading.Thread(target=_follow_driver, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
-    with open(TrialFolder(job.folder).log, "a", buffering=1) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    from study.train import run_job  # imported already, by the forkserver
+    from study.team import print_into  # imported already, by the forkserver
+    from study.train import run_job
 
+    print_into(TrialFolder(job.folder).log)
     run_job(job)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import redirect_stderr
 from typing import Any, NamedTuple
 
 from study.config import LaunchConfig, RunConfig
@@ -207,7 +209,8 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
         additional_parameters={"requeue": True, **({"mem": launch.memory} if launch.memory else {}), **launch.sbatch},
     )
     try:
-        jobs = executor.map_array(_run_batch, batches, [launch] * len(batches))
+        with redirect_stderr(io.StringIO()):  # where submitit repeats what sbatch complains of
+            jobs = executor.map_array(_run_batch, batches, [launch] * len(batches))
     except submitit.core.utils.FailedJobError as error:
         reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error).splitlines()[0])
         raise UserError(f"launch: Slurm refuses the jobs: {reason.strip()}") from None

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from study.job import Job
 from study.record.files import TrialFolder, read_json, write_json
-from study.sweep.executor import Patience
+from study.sweep.executor import Retries
 from study.sweep.local import LocalExecutor
 from study.sweep.machine import count_places, find_devices, share_threads
 
@@ -31,7 +31,7 @@ def work(jobs: Sequence[Job], *, place: str, cores: int, requeues: int, grace: f
     devices = find_devices(run.device)
     places = min(count_places(run, devices, cores), len(waiting))
     pool = LocalExecutor(places, devices, share_threads(run, places, cores))
-    patience = Patience(max_attempts=run.max_attempts, requeues=requeues)
+    retries = Retries(max_attempts=run.max_attempts, requeues=requeues)
     running: dict[str, Job] = {}
     elsewhere: dict[str, float] = {}  # since when
     with _signals() as asked:
@@ -44,7 +44,7 @@ def work(jobs: Sequence[Job], *, place: str, cores: int, requeues: int, grace: f
                 for key, how in pool.wait(POLL_SECONDS).items():
                     job = running.pop(key)
                     record = TrialFolder(job.folder)
-                    fate, reason = patience.judge(record, how)
+                    fate, reason = retries.judge(record, how)
                     if fate == "given up":
                         _note_failure(record, reason)
                     since = elsewhere.setdefault(key, time.monotonic()) if fate == "elsewhere" else 0.0

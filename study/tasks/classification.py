@@ -198,7 +198,7 @@ class Classification(L.LightningModule):
 
     def on_validation_start(self) -> None:
         if self.config.bn_statistics == "batch":
-            count = -(-RECALIBRATION_BATCHES // self.config.chunks)
+            count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
             batches = islice(self.recalibration_batches, count)
             average_statistics(self.network, (part for images, _ in batches for part in images.chunk(self.accumulate)))
         self._share_statistics()

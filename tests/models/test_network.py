@@ -118,6 +118,14 @@ def test_random_logits_differ_by_layer_and_are_the_seeds() -> None:
     assert not torch.equal(weights[0], weights[1])
 
 
+@pytest.mark.parametrize(
+    ("sync", "ranks", "chunks"), [(False, 1, 4), (False, 2, 2), (False, 4, 1), (True, 1, 1), (True, 2, 1)]
+)
+def test_ranks_share_the_chunks_and_synchronized_layers_have_none(sync: bool, ranks: int, chunks: int) -> None:
+    layer = build_network(small(chunks=4, sync_statistics=sync), seed=0, ranks=ranks).layer1[0].bn1
+    assert (layer.chunks, layer.sync) == (chunks, sync)
+
+
 def test_stages_share_their_logits() -> None:
     network = build_network(small(norm="sn-stage", depth=14), seed=0)
     assert network.layer1[0].bn1.mean_weight is network.layer1[1].bn2.mean_weight

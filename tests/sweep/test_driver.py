@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from rich.console import Console
 
 from study.config import StudyConfig, load_study
 from study.job import Job
+from study.plan import plan_trials
 from study.reading import UserError
 from study.record.files import SCHEMA, StudyFolder, TrialFolder, file_facts, read_json, write_json
 from study.sweep.driver import Driver, Outcome
@@ -41,12 +46,7 @@ class FakeExecutor:
         attempt, failures = record.attempts()
         what = self.act(record, self.started.count(job.trial.key))
         if what == "done":
-            record.metrics.parent.mkdir(parents=True, exist_ok=True)
-            record.metrics.write_text("")
-            metrics = {"val_accuracy": 0.9}
-            files = {"metrics.jsonl": file_facts(record.metrics)}
-            result = {"schema": SCHEMA, "status": "done", "seconds": 1.0, "metrics": metrics, "files": files}
-            write_json(record.result, result)
+            write_done(record)
         elif what != "killed":
             state = {"state": "failed", "attempt": attempt + 1, "failures": failures + 1}
             write_json(record.state, {**state, "reason": what, "traceback": what})
@@ -61,6 +61,14 @@ class FakeExecutor:
 
     def close(self) -> None:
         pass
+
+
+def write_done(record: TrialFolder) -> None:
+    record.metrics.parent.mkdir(parents=True, exist_ok=True)
+    record.metrics.write_text("")
+    files = {"metrics.jsonl": file_facts(record.metrics)}
+    metrics = {"val_accuracy": 0.9}
+    write_json(record.result, {"schema": SCHEMA, "status": "done", "seconds": 1.0, "metrics": metrics, "files": files})
 
 
 def drive(path: Path, act: Act, *overrides: str, retry_failed: bool = False) -> tuple[Outcome, FakeExecutor, str]:
@@ -118,8 +126,6 @@ def test_a_failure_is_tried_three_times_then_left_until_it_is_asked_for(tmp_path
 def test_failures_are_counted_over_restarts_of_the_driver(tmp_path: Path) -> None:
     """One failure and a driver killed before the second attempt: the same command goes on with the trial."""
     study = load_study("depth_vs_batch", "smoke")
-    from study.plan import plan_trials
-
     trial = plan_trials(study)[0]
     record = StudyFolder(tmp_path).trial(trial.trial_id, 0)
     write_json(record.state, {"state": "failed", "attempt": 1, "failures": 1, "reason": "r", "traceback": "t"})
@@ -175,3 +181,110 @@ def test_the_record_of_what_failed_can_be_read(tmp_path: Path) -> None:
     record = next(StudyFolder(tmp_path).trials())
     assert record.status() == ("failed", f"ValueError: {record.key}")
     assert (read_json(record.state) or {})["failures"] == 3
+
+
+class QueueExecutor(FakeExecutor):
+    """An engine whose jobs outlive the driver: they stay in its queue until someone asks."""
+
+    limit = 1000
+    outlives_driver = True
+
+    def __init__(self, queued: Collection[str] = ()) -> None:
+        super().__init__(done)
+        self.queued = set(queued)
+
+    def adopt(self, keys: Collection[str]) -> set[str]:
+        return self.queued & set(keys)
+
+
+def test_a_detached_driver_queues_everything_and_leaves(tmp_path: Path) -> None:
+    study = load_study("depth_vs_batch", "smoke", ["replicates=2", "tracking.mode=disabled"])
+    executor = QueueExecutor()
+    driver = build(study, tmp_path, executor, Console(file=io.StringIO()))
+    driver.detach = True
+    outcome = driver.run()
+    assert (outcome.left, len(executor.started)) == (8, 8)
+
+
+def test_what_an_earlier_driver_has_queued_is_not_queued_again(tmp_path: Path) -> None:
+    study = load_study("depth_vs_batch", "smoke", ["tracking.mode=disabled"])
+    keys = [trial.key for trial in plan_trials(study)]
+    executor = QueueExecutor(keys[:3])
+
+    def end_adopted(seconds: float) -> dict[str, str]:
+        ended = {**executor.ended, **dict.fromkeys(executor.queued, "has a result")}
+        for key in executor.queued:
+            trial_id, _, replicate = key.rpartition("-r")
+            write_done(StudyFolder(tmp_path).trial(trial_id, int(replicate)))
+        executor.queued, executor.ended = set(), {}
+        return ended
+
+    executor.wait = end_adopted  # type: ignore[method-assign]
+    assert build(study, tmp_path, executor, Console(file=io.StringIO())).run().failed == {}
+    assert executor.started == keys[3:]
+
+
+def test_a_trial_that_is_trained_elsewhere_is_waited_for_and_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that an earlier driver left holds its lock for a while, then leaves its result."""
+    monkeypatch.setattr("study.sweep.driver.ELSEWHERE_SECONDS", 0.01)
+    study = load_study("depth_vs_batch", "smoke", ["tracking.mode=disabled", "norm=sn", "batch_size=2"])
+    (trial,) = plan_trials(study)
+    record = StudyFolder(tmp_path).trial(trial.trial_id, 0)
+    record.path.mkdir(parents=True)
+    lock = record.lock().acquire()
+    executor = FakeExecutor(lambda record, attempt: "killed")
+    waits = []
+
+    def wait(seconds: float) -> dict[str, str]:
+        waits.append(seconds)
+        if len(waits) == 5:
+            write_done(record)
+            lock.lock.release()
+        ended, executor.ended = executor.ended, {}
+        return ended
+
+    executor.wait = wait  # type: ignore[method-assign]
+    assert build(study, tmp_path, executor, Console(file=io.StringIO())).run().failed == {}
+    assert executor.started == [trial.key]
+    assert len(waits) >= 5
+
+
+def test_a_full_disk_stops_the_study_and_is_no_trial_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+        outcome, executor, _ = drive(tmp_path, lambda record, attempt: "killed")
+        assert outcome.stopped.startswith("no space left on")
+        assert executor.canceled
+        assert outcome.failed == {}
+    assert drive(tmp_path, done)[0].failed == {}
+
+
+def test_a_detached_driver_is_waited_for(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    write_json(folder.driver, {"pid": 1, "host": "h", "detached": True})
+    held = threading.Event()
+
+    def hold() -> None:
+        with folder.lock():
+            held.set()
+            time.sleep(2.0)
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    outcome, executor, said = drive(tmp_path, done)
+    assert "a detached driver, process 1 on h, is at work" in said
+    assert (outcome.failed, len(executor.started)) == ({}, 8)
+
+
+@pytest.mark.parametrize("how", ["refuses", "locks nobody out"])
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    def flock(file: Any, operation: int) -> None:
+        if how == "refuses":
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)  # in this process only: another one gets the lock that this one has not
+    with pytest.raises(UserError, match="this file system has no file locks"):
+        drive(tmp_path, done)
+    assert not list(tmp_path.glob(".lock-test*"))

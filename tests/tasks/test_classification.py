@@ -77,6 +77,17 @@ def test_at_one_sample_bn_leaves_the_pool_and_the_record_says_so(tmp_path: Path)
     assert result["pool"] == ["in", "ln"]
 
 
+def test_synchronized_statistics_on_one_device_are_those_of_one_large_batch(tmp_path: Path) -> None:
+    settings = ("bn_statistics=batch", "epochs=1")
+    synchronized = train(tmp_path / "sync" / "r0", "sync_statistics=true", "batch_size=1", "chunks=16", *settings)
+    whole = train(tmp_path / "whole" / "r0", "batch_size=16", "chunks=1", *settings)
+    for name in ("train_loss", "val_loss", "switch/var/bn"):
+        assert curve(synchronized, name) == curve(whole, name)
+    result = synchronized.read_result()
+    assert result is not None
+    assert (result["statistics_batch"], result["gradient_batch"], result["pool"]) == (16, 16, ["in", "ln", "bn"])
+
+
 def test_logits_at_rate_zero_stay_and_everything_else_learns(tmp_path: Path) -> None:
     record = train(tmp_path / "r0", "logit_learning_rate=0.0")
     assert final_weights(record).weight.sub(1 / 3).abs().max() < 1e-7
