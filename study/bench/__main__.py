@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -20,6 +21,15 @@ BENCHES = {
     "trial": "the harness against a bare loop that does the same training, and the fixed cost of a trial",
     "scale": "plan, status and report on 100, 1,000 and 10,000 synthetic records",
     "driver": "the driver with 10,000 trials of which 1,000 run at a time, on an engine that only sleeps",
+    "faults": "a study killed, stopped, starved and damaged in every way, against an undisturbed one",
+}
+FAULT_FLAGS = {
+    "--launcher": ("NAME", "where trials run: local, slurm or ray (default: local)"),
+    "--set": ("KEY=VALUE", "change a setting of the study; repeatable"),
+    "--out": ("DIR", "where studies are run (default: runs/bench)"),
+    "--only": ("FAULT,...", "these faults alone"),
+    "--storage": ("URL", "Optuna storage (default: SQLite in the study's folder)"),
+    "--restart-storage": ("COMMAND", "restarts the server of --storage"),
 }
 
 
@@ -36,6 +46,10 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", metavar="N", type=int, help="threads of torch (default: the benchmark's own)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
+    of_faults = parser.add_argument_group("of faults alone")
+    for flag, (metavar, text) in FAULT_FLAGS.items():
+        action = "append" if flag == "--set" else "store"
+        of_faults.add_argument(flag, metavar=metavar, help=text, action=action)
     options = parser.parse_args(arguments)
     if options.name is None:
         parser.print_help()
@@ -45,14 +59,22 @@ def run(arguments: Sequence[str]) -> int:
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads {options.threads}: must be at least 1")
     _check_device(options.device)
+    own = {flag.strip("-").replace("-", "_"): value for flag in FAULT_FLAGS if (value := _given(options, flag))}
+    if own and options.name != "faults":
+        flag = next(flag for flag in FAULT_FLAGS if _given(options, flag))
+        raise UserError(f"{flag}: unknown flag of {options.name}; faults has it")
     command = shlex.join(["python", "-m", "study.bench", *arguments])
     module = importlib.import_module(f"study.bench.{options.name}")
-    result = module.measure(quick=options.quick, threads=options.threads, device=options.device)
+    result = module.measure(quick=options.quick, threads=options.threads, device=options.device, **own)
     print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200), result, command)
     path = options.json or Path("runs/bench") / f"{options.name}.json"
     write_result(path, result, command)
     print(path)
     return 0
+
+
+def _given(options: argparse.Namespace, flag: str) -> Any:
+    return getattr(options, flag.strip("-").replace("-", "_"))
 
 
 def _check_device(device: str) -> None:
