@@ -14,6 +14,7 @@ from rich.console import Console
 
 from study.bench.result import print_result, write_result
 from study.reading import Parser, UserError, allowed_names
+from study.record.environment import hide_passwords
 
 BENCHES = {
     "norms": "time and peak memory of the norm layers over the layer shapes of ResNet-20 and ResNet-50",
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     if own and options.name != "faults":
         flag = next(flag for flag in FAULT_FLAGS if _given(options, flag))
         raise UserError(f"{flag}: unknown flag of {options.name}; faults has it")
-    command = shlex.join(["python", "-m", "study.bench", *arguments])
+    command = hide_passwords(shlex.join(["python", "-m", "study.bench", *arguments]))
     module = importlib.import_module(f"study.bench.{options.name}")
     result = module.measure(quick=options.quick, threads=options.threads, device=options.device, **own)
     print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200), result, command)

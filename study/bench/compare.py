@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -14,17 +15,18 @@ from study.record.files import FINISHED, StudyFolder, TrialFolder, read_attempts
 class Damage:
     """Of a study's trials, by key: those without a result, those trained twice, and how many numbers differ in each.
 
-    report: whether answers.json differs.
+    report: whether answers.json differs. untold: trials that Optuna's storage misses, or has more than once.
     """
 
     lost: set[str] = field(default_factory=set)
     twice: set[str] = field(default_factory=set)
     differing: dict[str, int] = field(default_factory=dict)
     report: bool = False
+    untold: int = 0
 
 
-def compare(whole: StudyFolder, disturbed: StudyFolder) -> Damage:
-    """What differs from the undisturbed study, which must be complete."""
+def compare(whole: StudyFolder, disturbed: StudyFolder, storage: str) -> Damage:
+    """What differs from the undisturbed study, which must be complete. `storage` is the URL of the disturbed one's."""
     damage = Damage()
     for reference in whole.trials():
         record = disturbed.trial(reference.trial_id, reference.replicate)
@@ -36,7 +38,21 @@ def compare(whole: StudyFolder, disturbed: StudyFolder) -> Damage:
             damage.twice.add(record.key)
     answers = [study.report / "answers.json" for study in (whole, disturbed)]
     damage.report = not answers[1].exists() or answers[0].read_bytes() != answers[1].read_bytes()
+    told = told_trials(disturbed.path.name, storage)
+    damage.untold = sum(abs(1 - told[record.key]) for record in whole.trials())
     return damage
+
+
+def told_trials(study: str, storage: str) -> Counter[str]:
+    """Trials by key, as often as Optuna has them; none where its storage cannot be read."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        trials = optuna.load_study(study_name=study, storage=storage).get_trials(deepcopy=False)
+    except Exception:  # a storage may be broken in any way, and is then of no use
+        return Counter()
+    return Counter(trial.user_attrs.get("key", "") for trial in trials)
 
 
 def count_differences(one: TrialFolder, other: TrialFolder) -> int:

@@ -163,7 +163,7 @@ class Campaign:
         stage = self.stages[-1]
         with suppress(StuckError):  # it shows in what is lost
             stage.finish()
-        damage = compare(self.whole.folder, stage.folder)
+        damage = compare(self.whole.folder, stage.folder, stage.storage)
         self.damages.append(damage)
         stage.close()
         if damage == Damage() and not stage.problems:
@@ -184,6 +184,7 @@ def report(result: Result, campaign: Campaign) -> None:
         Figure("trials run twice", sum(len(damage.twice) for damage in damages), 0),
         Figure("differing numbers", sum(sum(damage.differing.values()) for damage in damages), 0),
         Figure("differing reports", sum(damage.report for damage in damages), 0),
+        Figure("trials that Optuna misses or has twice", sum(damage.untold for damage in damages), 0),
         Figure("runs that ended otherwise than they should", len(problems), 0),
     ]
     for name, tally in campaign.tallies.items():

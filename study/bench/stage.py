@@ -145,6 +145,11 @@ class Stage:
         if self.setting.launcher == "local":
             self.wait_for(lambda: not self.training(), "the trials of a killed session go on")
 
+    @property
+    def storage(self) -> str:
+        """The URL of Optuna's storage."""
+        return self.setting.storage or f"sqlite:///{self.folder.storage}"
+
     def last_line(self) -> str:
         """The last that the last driver printed."""
         lines = self.log(len(self.started) - 1).read_text(errors="replace").strip().splitlines()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from study.bench import faults
@@ -59,9 +60,17 @@ def test_attempts_that_overlap_or_train_after_a_result_are_seen(twice: bool, lin
 def finished_study(path: Path) -> StudyFolder:
     folder = StudyFolder(path)
     write_study(folder, load_study("depth_vs_batch", "smoke", SETTINGS), Truth())
+    tell(folder, *(record.key for record in folder.trials()))
     folder.report.mkdir()
     (folder.report / "answers.json").write_text("{}")
     return folder
+
+
+def tell(folder: StudyFolder, *keys: str) -> None:
+    mirror = optuna.create_study(
+        study_name=folder.path.name, storage=f"sqlite:///{folder.storage}", load_if_exists=True
+    )
+    mirror.add_trials([optuna.create_trial(value=1.0, user_attrs={"key": key}) for key in keys])
 
 
 def a_trial(folder: StudyFolder) -> TrialFolder:
@@ -108,6 +117,10 @@ def change_a_status(folder: StudyFolder) -> None:
     vouch(a_trial(folder), status="diverged")
 
 
+def tell_again(folder: StudyFolder) -> None:
+    tell(folder, a_trial(folder).key)
+
+
 def change_the_report(folder: StudyFolder) -> None:
     (folder.report / "answers.json").write_text('{"a": 1}')
 
@@ -120,13 +133,14 @@ WRONG: list[tuple[Callable[[StudyFolder], None], str]] = [
     (change_a_weight, "differing numbers"),
     (change_a_status, "differing numbers"),
     (change_the_report, "differing reports"),
+    (tell_again, "trials that Optuna misses or has twice"),
 ]
 
 
 def test_a_copy_does_not_differ(tmp_path: Path) -> None:
-    whole = finished_study(tmp_path / "whole")
-    copy = shutil.copytree(whole.path, tmp_path / "copy")
-    assert compare(whole, StudyFolder(copy)) == Damage()
+    whole = finished_study(tmp_path / STUDY)
+    copy = shutil.copytree(whole.path, tmp_path / "copy" / STUDY)
+    assert compare(whole, StudyFolder(copy), f"sqlite:///{copy}/study.db") == Damage()
 
 
 # --------------------------------------------------------------------------------- the frame, without training
@@ -150,7 +164,7 @@ class Canned(Setting):
 def run_canned(path: Path, monkeypatch: pytest.MonkeyPatch, **faults_to_inject: Callable[[Stage], Any]) -> Result:
     """The faults in a study that is over as soon as it is started."""
     monkeypatch.setitem(faults.FAULTS, "local", faults_to_inject)
-    source = finished_study(path / "source")
+    source = finished_study(path / "source" / STUDY)
     setting = Canned(launcher="local", settings=(), stop_seconds=0, rng=random.Random(0), source=source.path)
     campaign, result = Campaign(path / "root", setting), Result("faults")
     campaign.run(list(faults_to_inject))
