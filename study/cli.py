@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -152,6 +153,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _run_in_background(folder, options)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # as Ctrl-C: trials leave with a checkpoint
     outcome = Driver(
         study=study,
         folder=folder,
@@ -244,6 +247,8 @@ def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFold
     """What the study's launcher stands for. Raises `UserError` where it is not to be had."""
     if study.launch.launcher != "local" and options.workers is not None:
         raise UserError("--workers: of the local launcher; launch.jobs limits what Slurm runs at once, Ray the cluster")
+    if study.launch.launcher != "local":
+        _check_precision(study, on_cpu=not study.launch.gpus)
     if study.launch.launcher == "slurm":
         from study.sweep.slurm import SlurmExecutor
 
@@ -256,7 +261,7 @@ def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFold
     from study.sweep.machine import count_cores, count_places, find_devices, share_threads
 
     devices = find_devices(study.run.device)
-    _check_precision(study, devices)
+    _check_precision(study, on_cpu=devices == ["cpu"])
     places = options.workers or count_places(study.run, devices, count_cores())
     return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
 
@@ -296,10 +301,10 @@ def _check_runnable(study: StudyConfig) -> None:
             load_images(dataset, study.run.data_root)
 
 
-def _check_precision(study: StudyConfig, devices: list[str]) -> None:
+def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
     """On a CPU, float16 would silently be bfloat16."""
     precisions = [study.base.precision, *(study.factors.get("precision") or [])]
-    if devices == ["cpu"] and "float16" in precisions:
+    if on_cpu and "float16" in precisions:
         raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
 
 

@@ -26,6 +26,7 @@ from study.norms.fused import form
 from study.plan import PlannedTrial
 from study.reading import FULL_DISK, NO_SPACE
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
+from study.record.environment import describe_machine
 from study.record.files import (
     SCHEMA,
     TrialFolder,
@@ -287,7 +288,9 @@ def _describe_environment(job: Job) -> dict[str, Any]:
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
     sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
     kernels = form(torch.device(job.devices[0]).type, sync=sync)
-    return {**job.environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}
+    elsewhere = platform.node() != job.environment["host"]
+    environment = {**job.environment, **(describe_machine() if elsewhere else {})}
+    return {**environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}
 
 
 def _set_up_process(job: Job) -> None:

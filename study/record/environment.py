@@ -16,10 +16,13 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "optuna", "wand
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Versions, commit, command, host. The same for every trial of a run."""
+    """Versions, commit, command, host. The same for every trial of a run on one machine."""
+    return {"command": command, "commit": git_commit(), **describe_machine()}
+
+
+def describe_machine() -> dict[str, Any]:
+    """What is this machine's own: a cluster's nodes may differ."""
     return {
-        "command": command,
-        "commit": git_commit(),
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
