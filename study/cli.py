@@ -153,8 +153,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _run_in_background(folder, options)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # as Ctrl-C: trials leave with a checkpoint
+    for number in ENDINGS:
+        signal.signal(number, _end)
     outcome = Driver(
         study=study,
         folder=folder,
@@ -241,6 +241,16 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 # --------------------------------------------------------------------------------------------------- helpers
+
+
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(*_: object) -> None:
+    """As Ctrl-C: trials leave with a checkpoint. Once; these signals often come twice, and must not cut that short."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFolder) -> Executor:
