@@ -41,7 +41,7 @@ from study.record.leave import Leave, LeavingError, listening
 from study.record.recorder import Follower, Recorder, finite
 from study.record.tracking import Tracker, let_go, prepare
 from study.tasks.classification import Classification, DivergedError
-from study.team import Team, print_into, team_of
+from study.team import GRACE_SECONDS, Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
@@ -91,7 +91,7 @@ def _record_failure(folder: TrialFolder, error: Exception) -> str:
     else:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         trace = "".join(traceback.format_exception(error))
-        state |= {"state": "failed", "failures": state.get("failures", 0) + 1, "reason": reason, "traceback": trace}
+        state |= {"state": "failed", "failures": folder.attempts()[1] + 1, "reason": reason, "traceback": trace}
     with suppress(OSError):  # the disk is still full: the next attempt finds the state of one that was killed
         write_json(folder.state, state)
     return str(state["state"])
@@ -163,6 +163,8 @@ def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
     except (DivergedError, LeavingError):
         pass  # the recorder's business
     except Exception as error:
+        if isinstance(error, RuntimeError):  # perhaps only because another rank is gone: then this process is, too
+            time.sleep(GRACE_SECONDS)
         _record_failure(folder, error)
         raise
 
