@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> int:
             options
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from study.record.environment import hide_passwords
+
+        print(f"error: {hide_passwords(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

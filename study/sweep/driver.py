@@ -102,6 +102,7 @@ class Driver:
                 trial = running.pop(key)
                 if not self._take_in(book, trial, how):
                     waiting.append(trial)
+            book.flush()
             self._prune(book, running)
 
     def _missing(self, book: Book, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
