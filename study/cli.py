@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
             options
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from study.record.environment import hide_passwords
+
+        print(f"error: {hide_passwords(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
         if error.errno not in FULL_DISK:
