@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +47,17 @@ LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is fre
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-def run_job(job: Job) -> None:
+def run_job(job: Job, leave: Leave | None = None) -> None:
     """Trains a trial unless its record is there, and leaves a result or the reason why there is none.
 
     What happened is read from the record, never from an exit code or a return value. SIGTERM, SIGUSR1 and SIGUSR2 ask
     the trial to leave, in the main thread of its process: it writes a checkpoint after the step it is at, and this
-    returns.
+    returns. A process that trains several, or takes long to import this, listens itself and hands its `leave` in.
     """
     folder = TrialFolder(job.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with listening() as leave, folder.lock().acquire(timeout=LOCK_SECONDS):
+        with nullcontext(leave) if leave else listening() as leave, folder.lock().acquire(timeout=LOCK_SECONDS):
             if folder.read_result() is None or folder.damaged_files():
                 _attempt(job, folder, leave)
     except Timeout:

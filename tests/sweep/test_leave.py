@@ -20,6 +20,7 @@ import wandb
 from study.job import Job
 from study.record import checkpoint, files, recorder
 from study.record.files import TrialFolder, read_attempts, read_json
+from study.record.leave import listening
 from study.tasks.classification import Classification
 from study.train import run_job
 from tests.sweep.test_resume import Killed, job, numbers, smoke_trial
@@ -140,6 +141,14 @@ def test_leaving_is_no_failure_and_says_why(
     assert (start["attempt"], start["step"], start["pid"], start["devices"]) == (1, 0, os.getpid(), ["cpu"])
     assert (end["attempt"], end["step"], end["how"]) == (1, 4, "interrupted")
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_between_two_trials_of_a_process_is_not_lost(tmp_path: Path) -> None:
+    work = job(smoke_trial(*SHORT), tmp_path / "r0")
+    with listening() as leave:
+        ask_to_leave()
+        run_job(work, leave)
+    assert TrialFolder(work.folder).status() == ("stale", "SIGTERM after step 0")
 
 
 def test_a_trial_that_leaves_takes_its_wandb_run_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
