@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
             options
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from study.record.environment import hide_passwords
+
+        print(f"error: {hide_passwords(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
         if error.errno not in FULL_DISK:
@@ -152,6 +155,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _run_in_background(folder, options)
+    for number in ENDINGS:
+        signal.signal(number, _end)
     outcome = Driver(
         study=study,
         folder=folder,
@@ -240,10 +245,22 @@ def _diff(options: argparse.Namespace) -> int:
 # --------------------------------------------------------------------------------------------------- helpers
 
 
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(*_: object) -> None:
+    """As Ctrl-C: trials leave with a checkpoint. Once; these signals often come twice, and must not cut that short."""
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFolder) -> Executor:
     """What the study's launcher stands for. Raises `UserError` where it is not to be had."""
     if study.launch.launcher != "local" and options.workers is not None:
         raise UserError("--workers: of the local launcher; launch.jobs limits what Slurm runs at once, Ray the cluster")
+    if study.launch.launcher != "local":
+        _check_precision(study, on_cpu=not study.launch.gpus)
     if study.launch.launcher == "slurm":
         from study.sweep.slurm import SlurmExecutor
 
@@ -256,7 +273,7 @@ def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFold
     from study.sweep.machine import count_cores, count_places, find_devices, share_threads
 
     devices = find_devices(study.run.device)
-    _check_precision(study, devices)
+    _check_precision(study, on_cpu=devices == ["cpu"])
     places = options.workers or count_places(study.run, devices, count_cores())
     return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
 
@@ -296,10 +313,10 @@ def _check_runnable(study: StudyConfig) -> None:
             load_images(dataset, study.run.data_root)
 
 
-def _check_precision(study: StudyConfig, devices: list[str]) -> None:
+def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
     """On a CPU, float16 would silently be bfloat16."""
     precisions = [study.base.precision, *(study.factors.get("precision") or [])]
-    if devices == ["cpu"] and "float16" in precisions:
+    if on_cpu and "float16" in precisions:
         raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
 
 

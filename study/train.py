@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from study.norms.fused import form
 from study.plan import PlannedTrial
 from study.reading import FULL_DISK, NO_SPACE
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
+from study.record.environment import describe_machine
 from study.record.files import (
     SCHEMA,
     TrialFolder,
@@ -40,23 +41,23 @@ from study.record.leave import Leave, LeavingError, listening
 from study.record.recorder import Follower, Recorder, finite
 from study.record.tracking import Tracker, let_go, prepare
 from study.tasks.classification import Classification, DivergedError
-from study.team import Team, print_into, team_of
+from study.team import GRACE_SECONDS, Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-def run_job(job: Job) -> None:
+def run_job(job: Job, leave: Leave | None = None) -> None:
     """Trains a trial unless its record is there, and leaves a result or the reason why there is none.
 
     What happened is read from the record, never from an exit code or a return value. SIGTERM, SIGUSR1 and SIGUSR2 ask
     the trial to leave, in the main thread of its process: it writes a checkpoint after the step it is at, and this
-    returns.
+    returns. A process that trains several, or takes long to import this, listens itself and hands its `leave` in.
     """
     folder = TrialFolder(job.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with listening() as leave, folder.lock().acquire(timeout=LOCK_SECONDS):
+        with nullcontext(leave) if leave else listening() as leave, folder.lock().acquire(timeout=LOCK_SECONDS):
             if folder.read_result() is None or folder.damaged_files():
                 _attempt(job, folder, leave)
     except Timeout:
@@ -90,7 +91,7 @@ def _record_failure(folder: TrialFolder, error: Exception) -> str:
     else:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         trace = "".join(traceback.format_exception(error))
-        state |= {"state": "failed", "failures": state.get("failures", 0) + 1, "reason": reason, "traceback": trace}
+        state |= {"state": "failed", "failures": folder.attempts()[1] + 1, "reason": reason, "traceback": trace}
     with suppress(OSError):  # the disk is still full: the next attempt finds the state of one that was killed
         write_json(folder.state, state)
     return str(state["state"])
@@ -162,6 +163,8 @@ def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
     except (DivergedError, LeavingError):
         pass  # the recorder's business
     except Exception as error:
+        if isinstance(error, RuntimeError):  # perhaps only because another rank is gone: then this process is, too
+            time.sleep(GRACE_SECONDS)
         _record_failure(folder, error)
         raise
 
@@ -287,7 +290,9 @@ def _describe_environment(job: Job) -> dict[str, Any]:
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
     sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
     kernels = form(torch.device(job.devices[0]).type, sync=sync)
-    return {**job.environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}
+    elsewhere = platform.node() != job.environment["host"]
+    environment = {**job.environment, **(describe_machine() if elsewhere else {})}
+    return {**environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}
 
 
 def _set_up_process(job: Job) -> None:

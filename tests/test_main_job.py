@@ -247,7 +247,18 @@ def test_help_needs_no_heavy_import(run_study: Run) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-FLAGS = ["--help", "--launcher", "--out", "--retry-failed", "--scale", "--set", "--storage", "--study", "--workers"]
+FLAGS = [
+    "--detach",
+    "--help",
+    "--launcher",
+    "--out",
+    "--retry-failed",
+    "--scale",
+    "--set",
+    "--storage",
+    "--study",
+    "--workers",
+]
 
 
 def test_the_command_line_is_a_frozen_set() -> None:
@@ -264,3 +275,21 @@ def test_status_of_a_study_that_never_ran(run_study: Run) -> None:
     assert done.returncode == 0
     assert "0 of 4 trials" in done.stdout
     assert time.monotonic() - started < 30  # a guard against a heavy import, not a measurement
+
+
+@pytest.mark.slow
+def test_a_detached_run_goes_on_by_itself_and_the_same_command_collects(run_study: Run, tmp_path: Path) -> None:
+    study = (*STUDY, "--set", "epochs=2", "--set", "norm=sn")
+    started = run_study(*study, "--detach")
+    assert started.returncode == 0, started.stderr
+    assert "status shows how far" in started.stdout
+    folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
+    assert folder.is_locked()  # it has signed before the command returns
+    assert "a detached driver is at work" in run_study("status", *study).stdout
+    twice = run_study(*study, "--detach")
+    assert (twice.returncode, len(twice.stderr.splitlines())) == (2, 1)
+    collected = run_study(*study)
+    assert collected.returncode == 0, collected.stderr
+    assert "waiting for it" in collected.stdout
+    assert [trial.attempts()[0] for trial in folder.trials()] == [1, 1]
+    assert "report:" in folder.driver_log.read_text()

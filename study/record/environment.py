@@ -16,10 +16,13 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "optuna", "wand
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Versions, commit, command, host. The same for every trial of a run."""
+    """Versions, commit, command, host. The same for every trial of a run on one machine."""
+    return {"command": command, "commit": git_commit(), **describe_machine()}
+
+
+def describe_machine() -> dict[str, Any]:
+    """What is this machine's own: a cluster's nodes may differ."""
     return {
-        "command": command,
-        "commit": git_commit(),
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -30,12 +33,17 @@ def describe_environment(command: str) -> dict[str, Any]:
 
 def command_line(arguments: list[str]) -> str:
     """The command as a user would type it again, without a password it may hold."""
-    return hide_passwords(shlex.join(["python", "run_study.py", *arguments]))
+    return shlex.join(["python", "run_study.py", *map(hide_passwords, arguments)])
 
 
 def hide_passwords(text: str) -> str:
-    """`postgresql://me:secret@host` -> `postgresql://me:***@host`."""
-    return re.sub(r"(\w+://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    """`postgresql://me:secret@host` -> `postgresql://me:***@host`, and `?password=secret` -> `?password=***`.
+
+    Also where the password has characters that a URL should not have: all up to the last @ of a word is hidden, or up
+    to the next @ of the line.
+    """
+    text = re.sub(r"(\w+://[^:/@\s]*):(\S*|[^@\n]*)@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*password=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def git_commit() -> str:

@@ -287,6 +287,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def append_line(path: Path, value: Any) -> None:
     """Appends a line of JSON. A kill may tear it: the next one starts on a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
         file.write((b"\n" if torn else b"") + json.dumps(value, allow_nan=False).encode() + b"\n")

@@ -28,8 +28,7 @@ GO_ON, STOP, LEAVE = range(3)  # what the recorder wishes, and all devices do
 class Recorder(Checkpoint):
     """After every epoch: metrics and switch weights to the record and the tracker; now and then a checkpoint.
 
-    Checkpoints are written at ends of epochs, within them when much time has passed, and when the trial is to leave.
-
+    A checkpoint is due at an epoch's end, within an epoch when that takes long, and when the trial is to leave.
     The whole history travels in the checkpoint. On a resume the files of the record are written anew from it, so they
     never hold an epoch twice or miss one, whatever state a kill has left them in. A `Checkpoint`, because Lightning
     calls those last: the epoch's metrics are complete by then.

@@ -147,6 +147,7 @@ class Driver:
                 for trial in [trial for trial in elsewhere if not self._record(trial).is_locked()]:
                     elsewhere.remove(trial)
                     self._take_in(book, trial, "was started elsewhere", waiting, elsewhere)
+            book.flush()
             self._prune(book, running)
 
     def _missing(self, book: Book, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:

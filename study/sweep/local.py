@@ -105,8 +105,9 @@ def _describe(exit_code: int | None) -> str:
 
 
 def _train(job: Job, visible_gpus: str | None) -> None:
-    """The trial's process. Ctrl-C is the driver's business; what the trial prints goes to its folder."""
+    """The trial's process. What a terminal sends is the driver's business; what it prints goes to its folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if visible_gpus is not None:  # the forkserver may be older than the task that it starts this for
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
     gc.freeze()  # what was imported before the fork is no garbage, and looking through it takes time again and again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from study.config import RunConfig
+from study.config import LaunchConfig, RunConfig
 from study.reading import UserError
 
 
@@ -38,6 +38,20 @@ def count_places(run: RunConfig, devices: list[str], cores: int) -> int:
             f"run.devices_per_trial={run.devices_per_trial}: allowed: 1 to {len(devices)}, the GPUs there are"
         )
     return len(devices) * run.trials_per_device // run.devices_per_trial
+
+
+def check_room(launch: LaunchConfig, run: RunConfig) -> None:
+    """Raises `UserError` where a job of a cluster would have no room for one trial."""
+    needed = run.devices_per_trial
+    if launch.gpus and run.device != "cpu":
+        if needed > max(1, launch.gpus):
+            raise UserError(f"launch.gpus={launch.gpus:g}: a trial takes run.devices_per_trial={needed}")
+    elif run.device == "cuda":
+        raise UserError("run.device=cuda: a job has no GPU; launch.gpus gives it some")
+    elif needed * run.threads > launch.cpus:
+        raise UserError(
+            f"launch.cpus={launch.cpus}: a trial takes {needed * run.threads}: run.devices_per_trial x run.threads"
+        )
 
 
 def share_threads(run: RunConfig, places: int, cores: int) -> int:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from study.config import LaunchConfig, RunConfig
 from study.job import Job
 from study.reading import UserError
+from study.sweep.machine import check_room
 from study.sweep.worker import work
 
 ANSWER_SECONDS = 5.0
@@ -25,6 +26,7 @@ class RayExecutor:
     limit = 10**9  # Ray queues
 
     def __init__(self, launch: LaunchConfig, run: RunConfig) -> None:
+        check_room(launch, run)
         self.ray = _connect(launch)
         self.launch = launch
         self.places = _count_places(self.ray.cluster_resources(), launch)
@@ -73,7 +75,7 @@ def _train(job: Job, launch: LaunchConfig) -> None:
     import ray
 
     node = ray.get_runtime_context().get_node_id()[:8]
-    work([job], place=f"ray node {node}", cores=launch.cpus, requeues=0, grace=GRACE_SECONDS)
+    work([job], launch, place=f"ray node {node}", requeues=0, grace=GRACE_SECONDS)
 
 
 def _connect(launch: LaunchConfig) -> Any:

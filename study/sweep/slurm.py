@@ -17,6 +17,7 @@ from study.config import LaunchConfig, RunConfig
 from study.job import Job
 from study.reading import UserError, allowed_names
 from study.record.files import StudyFolder, read_json, write_json
+from study.sweep.machine import check_room
 from study.sweep.worker import work
 
 LOOK_SECONDS = 5.0  # between two questions to Slurm, one for all jobs
@@ -82,7 +83,7 @@ class SlurmExecutor:
         for name, keys in list(self.jobs.items()):
             queued = self.queue.get(name)
             if queued is None and self.looked > self.changed:
-                ended |= dict.fromkeys(keys, f"has gone with Slurm job {name}")
+                ended |= dict.fromkeys(keys, f"has gone with Slurm job {name} ({self.folder.jobs}/{name}_*.out)")
                 del self.jobs[name]
             elif queued is not None and queued.state != "PENDING":
                 finished = {key for key in keys if self._has_result(key)}
@@ -119,8 +120,8 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     running any more. A time limit, and a signal from anywhere else, find it running.
     """
     name = _own_name()
-    was_asked = work(jobs, place=f"slurm {name}", cores=launch.cpus, requeues=launch.requeues,
-                     grace=GRACE_SHARE * launch.warning_seconds)  # fmt: skip
+    grace = GRACE_SHARE * launch.warning_seconds
+    was_asked = work(jobs, launch, place=f"slurm {name}", requeues=launch.requeues, grace=grace)
     lives = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if not was_asked or all((job.folder / "result.json").exists() for job in jobs):
         return
@@ -152,6 +153,7 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
         raise UserError(
             f"launch.gpus={launch.gpus}: Slurm gives whole GPUs; run.trials_per_device puts several trials on one"
         )
+    check_room(launch, run)
     try:
         lines = _call("sinfo", "--noheader", "--format=%R %l %P").splitlines()
     except (OSError, subprocess.SubprocessError) as error:

@@ -6,8 +6,10 @@ The driver is the only writer. Records are the truth: an Optuna study that is lo
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import optuna
@@ -17,7 +19,8 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from study.config import Range, StudyConfig, derive_seed
@@ -25,6 +28,8 @@ from study.plan import PlannedTrial, plan_trial, plan_trials
 from study.reading import UserError
 from study.record.environment import hide_passwords
 from study.record.files import StudyFolder, TrialFolder, read_metrics, set_aside
+from study.sweep.mirror import add_trials, remove_trials, stored_attributes
+from study.sweep.patience import Patience, reason, tell_when_away
 
 WORST = {"maximize": -1e9, "minimize": 1e9}  # stands for a diverged trial: Optuna takes NaN for a crash
 
@@ -40,6 +45,9 @@ class Book(Protocol):
     def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         """Takes in the result of a finished trial."""
 
+    def flush(self) -> None:
+        """Writes what was told, if the storage answers; what it leaves is written later, all of it with the round."""
+
     def best(self) -> str:
         """What a search has found, in a line; empty for a grid, which the report is for."""
 
@@ -47,16 +55,24 @@ class Book(Protocol):
         """The epoch at which a trial with these objective values should have ended, or None."""
 
 
-_STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError)
+_STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, RuntimeError, ValueError)
+OPENING_SECONDS = 5.0  # a server may be starting up
+# Short: the driver has trials to look after. `tcp_user_timeout` (ms) is for a network that swallows what is sent.
+_CONNECT = {"sqlite": {"timeout": 1}, "postgresql": {"connect_timeout": 5, "tcp_user_timeout": 10_000}}
 
 
 def check_storage(url: str) -> None:
-    """Raises `UserError`, without the password, for a storage that does not open."""
+    """Raises `UserError`, without the password, for a storage that does not open within a few seconds."""
+    name = f"--storage {hide_passwords(url)}"
     try:
-        optuna.storages.RDBStorage(url)
+        Patience(name, print, limit=OPENING_SECONDS).insist(lambda: _connect(url))
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{name}: a Python package is missing: {error.__cause__ or error}; for PostgreSQL: "
+                        "pip install 'psycopg[binary]'") from None  # fmt: skip
     except _STORAGE_ERRORS as error:
-        reason = hide_passwords(str(error).splitlines()[0])
-        raise UserError(f"--storage {hide_passwords(url)}: cannot be opened: {reason}") from None
+        raise UserError(f"{name}: cannot be opened: {reason(error)}") from None
 
 
 def open_book(study: StudyConfig, folder: StudyFolder, url: str | None, say: Callable[[str], object] = print) -> Book:
@@ -68,52 +84,79 @@ def open_book(study: StudyConfig, folder: StudyFolder, url: str | None, say: Cal
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     build = Grid if study.search is None else Search
     if url is not None:
-        storage = optuna.storages.RDBStorage(url)
-        _check_owner(study.name, storage, folder)
-        return build(study, folder, storage)
-    own = f"sqlite:///{folder.storage}"
+        patience = Patience(f"--storage {hide_passwords(url)}", say)
+        storage = patience.insist(lambda: _connect(url))
+        patience.insist(lambda: _check_owner(study.name, storage, folder))
+        return patience.insist(lambda: build(study, folder, storage, patience))
+    own, patience = f"sqlite:///{folder.storage}", Patience(str(folder.storage), say)
     try:
-        return build(study, folder, optuna.storages.RDBStorage(own))
+        return patience.insist(lambda: build(study, folder, _connect(own), patience))
     except UserError:
         raise
     except _STORAGE_ERRORS:
         say(f"{folder.storage}: damaged, set aside as {set_aside(folder.storage).name}; made anew from the records")
-        return build(study, folder, optuna.storages.RDBStorage(own))
+        return build(study, folder, _connect(own), patience)
+
+
+def _connect(url: str) -> optuna.storages.RDBStorage:
+    parsed = make_url(url)
+    if re.match(r"[^:]+://[^:/@]*:[^@]*[/@][^?]*@", url):
+        # It would be read wrongly, and an error could tell a part of it.
+        raise ValueError("in a password, @ is written as %40, / as %2F, : as %3A and % as %25")
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    options = {"pool_pre_ping": True, "connect_args": dict(_CONNECT.get(parsed.get_backend_name(), {}))}
+    storage = optuna.storages.RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=options)
+    tell_when_away(storage.engine)
+    return storage
 
 
 class Grid:
     """All cells of the plan. Optuna only shows them; a trial is added when its record is finished."""
 
-    def __init__(self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.BaseStorage) -> None:
-        self.folder, self.trials = folder, plan_trials(study)
+    def __init__(
+        self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.RDBStorage, patience: Patience
+    ) -> None:
+        self.folder, self.trials, self.patience = folder, plan_trials(study), patience
         self.total = len(self.trials)
         self.distributions = _distributions(study)
         self.metric = study.analysis.metric
+        self.engine = storage.engine
         shape = json.dumps({factor: str(levels) for factor, levels in study.factors.items()}, sort_keys=True)
         self.optuna = _open(study, storage, "maximize", folder)
         if self.optuna.user_attrs.get("factors", shape) != shape:
             # Optuna cannot widen a categorical parameter: a study that has gained levels is mirrored anew.
-            optuna.delete_study(study_name=study.name, storage=storage)
-            self.optuna = _open(study, storage, "maximize", folder)
+            remove_trials(self.optuna, self.engine)
         self.optuna.set_user_attr("factors", shape)
-        self.told = {trial.user_attrs["key"] for trial in self.optuna.get_trials(deepcopy=False)}
+        self.told = stored_attributes(self.optuna, self.engine, "key")
+        self.untold: dict[str, FrozenTrial] = {}
 
     def rounds(self) -> Iterator[list[PlannedTrial]]:
         yield self.trials
+        self.patience.insist(self._write)
 
     def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         if trial.key in self.told:
             return
         record = self.folder.trial(trial.trial_id, trial.replicate)
-        self.optuna.add_trial(
-            create_trial(
-                params=trial.levels,
-                distributions=self.distributions,
-                value=_objective(result, self.metric, "maximize"),
-                user_attrs={"key": trial.key, **_attributes(trial, record, result)},
-            )
+        self.untold[trial.key] = create_trial(
+            params=trial.levels,
+            distributions=self.distributions,
+            value=_objective(result, self.metric, "maximize"),
+            user_attrs={"key": trial.key, **_attributes([trial], [record], [result])},
         )
-        self.told.add(trial.key)
+
+    def flush(self) -> None:
+        self.patience.attempt(self._write)
+
+    def _write(self) -> None:
+        if self.patience.pause:  # a commit may have come through, and only its answer been lost
+            self.told = stored_attributes(self.optuna, self.engine, "key")
+        new = [trial for key, trial in self.untold.items() if key not in self.told]
+        if new:
+            add_trials(self.optuna, self.engine, new)
+        self.told.update(self.untold)
+        self.untold.clear()
 
     def best(self) -> str:
         return ""
@@ -129,9 +172,11 @@ class Search:
     suggested depends neither on how many workers there are nor on what was interrupted.
     """
 
-    def __init__(self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.BaseStorage) -> None:
+    def __init__(
+        self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.RDBStorage, patience: Patience
+    ) -> None:
         assert study.search is not None
-        self.study, self.folder, self.settings = study, folder, study.search
+        self.study, self.folder, self.settings, self.patience = study, folder, study.search, patience
         self.total = study.search.n_trials * study.replicates
         self.distributions = _distributions(study)
         self.optuna = _open(study, storage, study.search.direction, folder)
@@ -142,17 +187,23 @@ class Search:
     def rounds(self) -> Iterator[list[PlannedTrial]]:
         for start in range(0, self.settings.n_trials, self.settings.round_size):
             numbers = range(start, min(start + self.settings.round_size, self.settings.n_trials))
-            cells = {number: self._suggest(number) for number in numbers}
+            cells = {number: self.patience.insist(partial(self._suggest, number)) for number in numbers}
             replicates = range(self.study.replicates)
             trials = {n: [plan_trial(self.study, cells[n], r) for r in replicates] for n in numbers}
             yield list({trial.key: trial for group in trials.values() for trial in group}.values())
             for number in numbers:
-                self._tell(number, trials[number])
+                self.patience.insist(partial(self._tell, number, trials[number]))
 
     def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         self.results[trial.key] = result  # told when the round is complete
 
+    def flush(self) -> None:
+        pass
+
     def best(self) -> str:
+        return self.patience.insist(self._best)
+
+    def _best(self) -> str:
         if not any(trial.state == TrialState.COMPLETE for trial in self.optuna.get_trials(deepcopy=False)):
             return ""
         best = self.optuna.best_trial
@@ -161,6 +212,11 @@ class Search:
 
     def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
         """Compares with the trials of earlier rounds only, so that the answer does not depend on who is faster."""
+        found: list[int | None] = []
+        self.patience.attempt(lambda: found.append(self._prune_at(trial, values)))
+        return found[0] if found else None  # asked again soon, and once more when the trial has ended
+
+    def _prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
         for epoch in sorted(values):
             frozen = create_trial(
                 state=TrialState.RUNNING,
@@ -173,11 +229,12 @@ class Search:
         return None
 
     def _suggest(self, number: int) -> dict[str, Any]:
-        known = self.optuna.get_trials(deepcopy=False)
         self.optuna.sampler = self._sampler(number)
-        # A kill may have left a trial without all of its parameters: it is taken up again, under its number.
+        # A kill, or a storage that was away, may have left a trial without all of its parameters: it is taken up again.
+        known = self.optuna.get_trials(deepcopy=False)
         trial = optuna.trial.Trial(self.optuna, known[number]._trial_id) if number < len(known) else self.optuna.ask()
         assert trial.number == number, "one driver writes to a study"
+        _ = trial.relative_params  # drawn now, not with the seed of whichever factor is the first without a value
         for factor, distribution in self.distributions.items():
             self.optuna.sampler = self._sampler(number, factor)
             trial._suggest(factor, distribution)  # what `ask` does with its distributions
@@ -210,12 +267,12 @@ class Search:
         """
         trial = optuna.trial.Trial(self.optuna, self.optuna.get_trials(deepcopy=False)[number]._trial_id)
         folders = [self.folder.trial(planned.trial_id, planned.replicate) for planned in trials]
-        for name, value in _attributes(trials[0], folders[0], results[0]).items():
+        for name, value in _attributes(trials, folders, results).items():
             trial.set_user_attr(name, value)
         if len(trials) > 1:
             return None
         curve = objective_curve(folders[0], self.settings.objective)
-        pruned_at = self.prune_at(trials[0], curve)
+        pruned_at = self._prune_at(trials[0], curve)
         for epoch, value in curve.items():
             if pruned_at is None or epoch <= pruned_at:
                 trial.report(value, epoch)
@@ -267,13 +324,22 @@ def _objective(result: dict[str, Any], name: str, direction: str) -> float:
     return WORST[direction] if value is None else float(value)
 
 
-def _attributes(trial: PlannedTrial, folder: TrialFolder, result: dict[str, Any]) -> dict[str, Any]:
-    """What the Optuna dashboard shows of a trial beside its parameters."""
-    switches = {name: value for name, value in result["metrics"].items() if name.startswith("switch/")}
+def _attributes(
+    trials: Sequence[PlannedTrial], records: Sequence[TrialFolder], results: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the Optuna dashboard shows beside the parameters: of one trial, or of all replicates of a cell together.
+
+    For several, switch weights are their means, and the record is the folder that holds all of theirs.
+    """
+    weights: dict[str, list[float]] = {}
+    for result in results:
+        for name, value in result["metrics"].items():
+            if name.startswith("switch/") and value is not None:
+                weights.setdefault(name, []).append(value)
     return {
-        "trial_id": trial.trial_id,
-        "replicate": trial.replicate,
-        "status": result["status"],
-        "record": str(folder.path),
-        "switch_weights": switches,
+        "trial_id": trials[0].trial_id,
+        "replicates": [trial.replicate for trial in trials],
+        "status": ", ".join(sorted({result["status"] for result in results})),
+        "record": str(records[0].path if len(records) == 1 else records[0].path.parent),
+        "switch_weights": {name: sum(values) / len(values) for name, values in weights.items()},
     }

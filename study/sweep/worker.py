@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from study.config import LaunchConfig
 from study.job import Job
 from study.record.files import TrialFolder, read_json, write_json
 from study.sweep.executor import Retries
@@ -20,17 +21,18 @@ ELSEWHERE_SECONDS = 60.0  # how long a trial that something else works on is wai
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def work(jobs: Sequence[Job], *, place: str, cores: int, requeues: int, grace: float) -> bool:
-    """Trains the trials of `jobs`, as many at once as `cores` or GPUs allow, each until it has a result or is given up.
+def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, requeues: int, grace: float) -> bool:
+    """Trains the trials of `jobs`, as many at once as its cores or GPUs allow, each until it is done or given up.
 
     On SIGTERM, SIGUSR1 or SIGUSR2 every trial leaves after its next step, or is killed after `grace` seconds. Returns
     whether it was such a signal that ended the work. What has become of the trials, their records say.
     """
     waiting = deque(replace(job, place=place) for job in jobs)
     run = jobs[0].run
-    devices = find_devices(run.device)
-    places = min(count_places(run, devices, cores), len(waiting))
-    pool = LocalExecutor(places, devices, share_threads(run, places, cores))
+    # Without GPUs of its own a job may see those of others.
+    devices = find_devices(run.device) if launch.gpus else ["cpu"]
+    places = min(count_places(run, devices, launch.cpus), len(waiting))
+    pool = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
     retries = Retries(max_attempts=run.max_attempts, requeues=requeues)
     running: dict[str, Job] = {}
     elsewhere: dict[str, float] = {}  # since when

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,39 @@ def test_an_incomplete_last_batch_is_dropped() -> None:
     loader = TrainingLoader(numbered(10), 4, augmentation="none", seed=0)
     assert len(loader) == 2
     assert [len(labels) for _, labels in loader] == [4, 4]
+
+
+def test_the_parts_of_a_batch_are_consecutive_and_make_it_up() -> None:
+    data = Images(images=torch.randn(20, 1, 8, 8), labels=torch.arange(20))
+    loaders = [
+        TrainingLoader(data, 8, augmentation="shift_flip", seed=0, part=(r, n)) for n in (1, 2) for r in range(n)
+    ]
+    for whole, first, second in zip(*loaders, strict=True):
+        for kind in range(2):
+            assert torch.equal(whole[kind], torch.cat([first[kind], second[kind]]))
+
+
+def test_a_loader_goes_on_where_its_state_was_taken_and_the_next_epoch_is_whole() -> None:
+    def labels(loader: TrainingLoader, count: int | None = None) -> list[list[int]]:
+        return [batch.tolist() for _, batch in islice(loader, count)]
+
+    loader, resumed = (TrainingLoader(numbered(), 4, augmentation="none", seed=0) for _ in range(2))
+    loader.set_epoch(3)
+    whole = labels(loader)
+    drawn = labels(loader, 2)
+    resumed.load_state_dict(loader.state_dict())
+    assert drawn + labels(resumed) == whole
+    assert resumed.state_dict() == {"epoch": 3, "batch": 5}
+    for each in (loader, resumed):
+        each.set_epoch(4)
+    assert labels(resumed) == labels(loader)
+
+
+@pytest.mark.parametrize("n", [1, 7, 12])
+def test_the_parts_of_an_evaluation_are_equally_long_and_hold_every_image_once(n: int) -> None:
+    parts = [list(EvaluationLoader(numbered(n), 2, part=(rank, 3))) for rank in range(3)]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(torch.cat([labels for part in parts for _, labels in part]).tolist()) == list(range(n))
 
 
 @pytest.mark.parametrize("augmentation", ["shift", "shift_flip"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
+import pytest
+
 from study.record.environment import command_line, describe_environment
 
 
@@ -19,7 +21,20 @@ def test_a_command_can_be_typed_again() -> None:
     assert shlex.split(command_line(arguments)) == ["python", "run_study.py", *arguments]
 
 
-def test_a_password_never_reaches_a_record() -> None:
-    line = command_line(["--storage", "postgresql://me:s3cret@host/db"])
-    assert "s3cret" not in line
-    assert "me:***@host" in line
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:s3cret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql+psycopg://me:s3%40cret@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
+        ("postgresql://me:a@b/s3cret:d%@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:s3 cret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&password=s3:/cret&sslmode=require", "postgresql://host/db?user=me&password=***&sslmode=require"),
+        ("postgresql://host/db?sslpassword=s3cret", "postgresql://host/db?sslpassword=***"),
+        ("https://host:8080/path", "https://host:8080/path"),
+    ],
+)  # fmt: skip
+def test_a_password_never_reaches_a_record(url: str, shown: str) -> None:
+    for arguments in (["--storage", url], [f"--storage={url}"], ["--set", f"data_root={url}"]):
+        line = command_line(arguments)
+        assert "cret" not in line
+        assert shown in shlex.split(line)[-1]

@@ -11,7 +11,9 @@ from study.record.files import (
     SCHEMA,
     StudyFolder,
     TrialFolder,
+    append_line,
     file_facts,
+    read_attempts,
     read_json,
     read_metrics,
     set_aside,
@@ -140,3 +142,14 @@ def test_what_is_set_aside_keeps_its_content_under_another_name(tmp_path: Path) 
     assert not path.exists()
     assert aside.read_text() == "bad"
     assert aside.name.startswith("last.ckpt.damaged-")
+
+
+def test_an_attempts_log_with_a_torn_line_is_read_and_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "attempts.jsonl"
+    append_line(log, {"attempt": 1})
+    with log.open("a") as file:
+        file.write('{"attempt": 2, "pi')
+    append_line(log, {"attempt": 3})
+    append_line(log, {"attempt": 4})
+    assert [line["attempt"] for line in read_attempts(log)] == [1, 3, 4]
+    assert read_attempts(tmp_path / "none.jsonl") == []

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+import wandb
 
 from study.job import Job
 from study.record import checkpoint, files, recorder
 from study.record.files import TrialFolder, read_attempts, read_json
+from study.record.leave import listening
 from study.tasks.classification import Classification
 from study.train import run_job
 from tests.sweep.test_resume import Killed, job, numbers, smoke_trial
@@ -140,6 +143,22 @@ def test_leaving_is_no_failure_and_says_why(
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_between_two_trials_of_a_process_is_not_lost(tmp_path: Path) -> None:
+    work = job(smoke_trial(*SHORT), tmp_path / "r0")
+    with listening() as leave:
+        ask_to_leave()
+        run_job(work, leave)
+    assert TrialFolder(work.folder).status() == ("stale", "SIGTERM after step 0")
+
+
+def test_a_trial_that_leaves_takes_its_wandb_run_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next trial of this process would write into it."""
+    work = replace(job(smoke_trial(*SHORT), tmp_path / "r0"), wandb_mode="offline")
+    disturb(monkeypatch, work, "training_step", 3, ask_to_leave)
+    assert list(TrialFolder(work.folder).wandb.glob("offline-run-*"))
+    assert wandb.run is None
+
+
 def test_a_trial_leaves_within_the_test_and_tests_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = smoke_trial(*SHORT)
     whole, left = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "left" / "r0")
@@ -259,13 +278,3 @@ def test_checkpoints_within_an_epoch_take_a_fiftieth_of_the_time(
     work = job(trial, tmp_path / "r0")
     run_job(work)
     assert saved == [1, 14, 27, 40, 53, 66, 70]
-
-
-def test_an_attempts_log_with_a_torn_line_is_read_and_goes_on(tmp_path: Path) -> None:
-    log = tmp_path / "attempts.jsonl"
-    files.append_line(log, {"attempt": 1})
-    with log.open("a") as file:
-        file.write('{"attempt": 2, "pi')
-    files.append_line(log, {"attempt": 3})
-    files.append_line(log, {"attempt": 4})
-    assert [line["attempt"] for line in read_attempts(log)] == [1, 3, 4]

@@ -168,7 +168,9 @@ def test_a_job_that_is_gone_ends_its_trials_and_a_slurm_that_is_silent_ends_none
     fake.queue = None
     assert executor.wait(0) == {}
     fake.queue = "1_1|PENDING|Resources|\n"
-    assert executor.wait(0) == {first.trial.key: "has gone with Slurm job 1_0"}
+    (gone,) = executor.wait(0).items()
+    assert gone[0] == first.trial.key
+    assert gone[1] == f"has gone with Slurm job 1_0 ({tmp_path}/jobs/1_0_*.out)"
     fake.queue = "1_1|RUNNING|None|node1\n"
     write_json(second.folder / "result.json", {})
     assert executor.wait(0) == {second.trial.key: "has a result"}
@@ -185,7 +187,7 @@ def test_a_second_driver_adopts_what_is_queued(fake: Slurm, tmp_path: Path) -> N
     assert executor.adopt([first.trial.key, second.trial.key, "other-r0"]) == {second.trial.key}
     assert executor.wait(0) == {}
     fake.queue = ""
-    assert executor.wait(0) == {second.trial.key: "has gone with Slurm job 1_1"}
+    assert list(executor.wait(0)) == [second.trial.key]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import create_trial
 
 from study.config import StudyConfig, load_study
 from study.plan import PlannedTrial
 from study.record.files import SCHEMA, StudyFolder, write_bytes
+from study.sweep.mirror import add_trials, remove_trials, stored_attributes
 from study.sweep.storage import WORST, Book, open_book
 
 
@@ -34,6 +37,7 @@ def test_a_grid_is_mirrored_with_levels_status_and_switch_weights(folder: StudyF
     assert len(trials) == book.total == 4
     book.tell(trials[0], result(0.9))
     book.tell(trials[1], result(None, "diverged"))
+    book.flush()
     first, second = stored(study, folder)
     assert first.params == trials[0].levels
     assert first.value == 0.9
@@ -46,8 +50,9 @@ def test_telling_again_changes_nothing(folder: StudyFolder) -> None:
     for _ in range(2):
         book = open_book(study, folder, None)
         (trials,) = book.rounds()
-        book.tell(trials[0], result(0.9))
-        book.tell(trials[0], result(0.9))
+        for _ in range(2):
+            book.tell(trials[0], result(0.9))
+            book.flush()
     assert len(stored(study, folder)) == 1
 
 
@@ -61,6 +66,7 @@ def test_a_grid_that_gains_levels_is_mirrored_anew(folder: StudyFolder) -> None:
     (trials,) = book.rounds()
     for trial in trials:
         book.tell(trial, result(0.5))
+    book.flush()
     assert len(stored(wide, folder)) == 8
 
 
@@ -104,6 +110,37 @@ def test_a_suggestion_killed_half_way_is_taken_up_again(folder: StudyFolder) -> 
     half = optuna.load_study(study_name=study.name, storage=f"sqlite:///{folder.storage}")
     half.ask()  # a trial without any of its parameters
     assert play(book) == whole
+
+
+def test_a_cell_of_several_replicates_shows_them_together(folder: StudyFolder) -> None:
+    study = search(n_trials=1).model_copy(update={"replicates": 2})
+    book = open_book(study, folder, None)
+    for trials in book.rounds():
+        for trial, weight in zip(trials, (0.2, 0.4), strict=True):
+            book.tell(trial, {**result(0.5), "metrics": {"val_accuracy": 0.5, "switch/mean/bn": weight}})
+    (cell,) = stored(study, folder)
+    assert cell.user_attrs["replicates"] == [0, 1]
+    assert cell.user_attrs["switch_weights"]["switch/mean/bn"] == pytest.approx(0.3)
+    assert cell.user_attrs["record"] == str(folder.path / "trials" / cell.user_attrs["trial_id"])
+
+
+def test_mirrored_trials_are_as_optuna_itself_would_add_them(tmp_path: Path) -> None:
+    storages = [optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/{name}.db") for name in ("ours", "optunas")]
+    ours, optunas = [optuna.create_study(storage=storage, direction="maximize") for storage in storages]
+    space = {"norm": CategoricalDistribution(["sn", "bn"]), "depth": CategoricalDistribution([8, 14]),
+             "learning_rate": FloatDistribution(0.01, 1.0, log=True)}  # fmt: skip
+    trials = [
+        create_trial(params={"norm": norm, "depth": depth, "learning_rate": 0.1}, distributions=space,
+                     value=0.1 * depth, user_attrs={"key": f"{norm}{depth}", "switch_weights": {"bn": 0.5}})
+        for norm in ("sn", "bn") for depth in (8, 14)
+    ]  # fmt: skip
+    for some in (trials[:1], trials[1:]):
+        add_trials(ours, storages[0].engine, some)
+        optunas.add_trials(some)
+    assert ours.trials == optunas.trials
+    assert stored_attributes(ours, storages[0].engine, "key") == {"sn8", "sn14", "bn8", "bn14"}
+    remove_trials(ours, storages[0].engine)
+    assert optuna.load_study(study_name=ours.study_name, storage=storages[0]).trials == []
 
 
 def test_a_search_finds_what_is_better_than_chance(folder: StudyFolder) -> None:

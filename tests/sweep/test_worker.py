@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from study.bench.trial import make_job
-from study.config import load_study
+from study.config import LaunchConfig, load_study
 from study.job import Job
 from study.plan import plan_trials
 from study.record.files import SCHEMA, StudyFolder, TrialFolder, read_json, write_json
@@ -93,7 +93,7 @@ def run_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, act: Act, trials
     folder = StudyFolder(tmp_path)
     planned = plan_trials(load_study("depth_vs_batch", "laptop"))[:trials]
     jobs = [make_job(trial, folder.trial(trial.trial_id, trial.replicate).path, threads=1) for trial in planned]
-    return worker.work(jobs, place="slurm 7_1", cores=2, requeues=1, grace=5.0), pool
+    return worker.work(jobs, LaunchConfig(cpus=2), place="slurm 7_1", requeues=1, grace=5.0), pool
 
 
 def test_a_job_trains_each_of_its_trials_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from study.config import RunConfig, TrackingConfig, load_study
 from study.job import Job
 from study.plan import plan_trials
 from study.record.files import TrialFolder, read_metrics
+from study.tasks.classification import part_momentum
 from study.train import run_job
 
 
@@ -106,3 +107,13 @@ def test_half_precision_trains_to_nearly_the_same_losses(tmp_path: Path) -> None
 def test_every_kind_of_norm_trains(tmp_path: Path, norm: str) -> None:
     record = train(tmp_path / "r0", f'norm=["{norm}"]', "epochs=1")
     assert len(curve(record, "val_accuracy")) == 1
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1.0])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_running_statistics_move_by_the_average_of_parts(momentum: float, parts: int) -> None:
+    statistics = [3.0 + part**2 for part in range(parts)]
+    running = 7.0
+    for part, statistic in enumerate(statistics):
+        running += part_momentum(momentum, part, parts) * (statistic - running)
+    assert running == pytest.approx(7.0 + momentum * (sum(statistics) / parts - 7.0))
