@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +30,7 @@ from study.reading import UserError, allowed_names
 
 ROUNDS = 3  # how often each fault is injected; once with --quick
 STOP_SECONDS, QUICK_STOP_SECONDS = 30.0, 10.0
-TRIES = 5  # studies that end before a fault has found its moment
+TRIES = 5  # times that a fault may come too late
 BESIDE = "none (trials beside)"
 
 Trial = tuple[int, str]  # the number of a study, and a trial's key
@@ -116,13 +117,17 @@ class Campaign:
             raise UserError(f"the study does not run undisturbed: {self.whole.last_line().removeprefix('error: ')}")
 
     def _inject(self, name: str, tally: Tally) -> None:
+        why = ""
         for _ in range(TRIES):
             try:
                 stage = self._stage(small_disk=name in NEEDS_SMALL_DISK)
                 self._hit(stage, name, tally)
                 return
             except StudyOverError:
+                why = "the study was over"
                 self._end_study()
+            except (ProcessLookupError, subprocess.CalledProcessError) as error:  # what it was to hit has just ended
+                why = str(getattr(error, "stderr", "") or error)
             except (NotPossibleError, SmallDiskError) as error:
                 tally.remarks.append(f"not possible here: {error}")
                 return
@@ -131,7 +136,7 @@ class Campaign:
                 stage.problems.append(str(error))
                 self._end_study()
                 return
-        tally.remarks.append(f"{TRIES} studies ended before it found its moment")
+        tally.remarks.append(f"came too late {TRIES} times: {why}")
 
     def _hit(self, stage: Stage, name: str, tally: Tally) -> None:
         """Where the fault has left a driver, sees trials train again. Raises as the fault, before it has hit."""

@@ -42,11 +42,13 @@ def kill_driver(stage: Stage) -> Hit:
 
 
 def end_driver(stage: Stage, number: int) -> Hit:
-    """A signal that asks the driver to go; Ctrl-C is answered with an exit code of its own."""
+    """A signal that asks the driver to go: Ctrl-C, or what ends a session."""
     hit = stage.moment()
     code = stage.signal_driver(number)
-    if number == signal.SIGINT and code != INTERRUPTED:
-        stage.problems.append(f"Ctrl-C: exit code {code}, not {INTERRUPTED}: {stage.last_line()}")
+    if code != INTERRUPTED:
+        stage.problems.append(
+            f"{signal.Signals(number).name}: exit code {code}, not {INTERRUPTED}: {stage.last_line()}"
+        )
     return _records(hit)
 
 
@@ -191,7 +193,7 @@ def restart_storage(stage: Stage) -> Hit:
     if stage.setting.restart_storage is None:
         raise NotPossibleError("needs --storage URL and --restart-storage COMMAND")
     hit = stage.moment()
-    subprocess.run(shlex.split(stage.setting.restart_storage), check=True, capture_output=True)  # noqa: S603
+    subprocess.run(shlex.split(stage.setting.restart_storage), check=True, capture_output=True, text=True)  # noqa: S603
     return _records(hit)
 
 
@@ -213,7 +215,7 @@ def call_slurm(stage: Stage, *command: str) -> Hit:
     """Does something to the job of a trial that trains, and to no other."""
     hit = stage.moment()
     job = stage.setting.rng.choice([trial for trial in hit if trial.job.startswith("slurm ")]).job
-    subprocess.run([*command, job.removeprefix("slurm ")], check=True, capture_output=True)  # noqa: S603
+    subprocess.run([*command, job.removeprefix("slurm ")], check=True, capture_output=True, text=True)  # noqa: S603
     return [trial.record for trial in hit if trial.job == job]
 
 
