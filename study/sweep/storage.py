@@ -229,9 +229,11 @@ class Search:
         return None
 
     def _suggest(self, number: int) -> dict[str, Any]:
+        known = self.optuna.get_trials(deepcopy=False)
+        if number < len(known) and known[number].state.is_finished():
+            return dict(known[number].params)
         self.optuna.sampler = self._sampler(number)
         # A kill, or a storage that was away, may have left a trial without all of its parameters: it is taken up again.
-        known = self.optuna.get_trials(deepcopy=False)
         trial = optuna.trial.Trial(self.optuna, known[number]._trial_id) if number < len(known) else self.optuna.ask()
         assert trial.number == number, "one driver writes to a study"
         _ = trial.relative_params  # drawn now, not with the seed of whichever factor is the first without a value
