@@ -117,8 +117,9 @@ def damage_checkpoint(stage: Stage, spoil: Callable[[bytes, Stage], bytes]) -> H
 
 
 def damage_record(stage: Stage, name: str) -> Hit:
-    """A file of a finished trial, between two runs."""
-    stage.finish()
+    """A file of a finished trial, between two runs; several between the same two."""
+    if not stage.over:
+        stage.finish()
     whole = [record for record in stage.folder.trials() if record.read_result() and not record.damaged_files()]
     if not whole:
         raise StudyOverError

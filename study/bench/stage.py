@@ -93,6 +93,7 @@ class Stage:
         self.driver: subprocess.Popen[bytes] | None = None
         self.started: list[subprocess.Popen[bytes]] = []
         self.problems: list[str] = []
+        self.over = False  # since the last start
 
     # ------------------------------------------------------------------------------------------ the driver
 
@@ -111,6 +112,7 @@ class Stage:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
         self.started.append(driver)
+        self.over = False
         return driver
 
     def log(self, start: int) -> Path:
@@ -122,6 +124,7 @@ class Stage:
         if self.driver is not None and self.driver.poll() is not None:
             code, self.driver = self.driver.returncode, None
             if code == 0:
+                self.over = True
                 raise StudyOverError
             self.problems.append(f"a driver ended with exit code {code}: {self.last_line()}")
         if len(self.problems) > RUNS:
