@@ -74,10 +74,10 @@ def is_norm(module: nn.Module) -> bool:
 
 
 class _Tracer(torch.fx.Tracer):
-    """Keeps norm layers whole: their inside is not part of the network's geometry."""
+    """Keeps norm layers whole, whose inside is not part of the network's geometry, and convolutions of any class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_norm(m) or super().is_leaf_module(m, module_qualified_name)
+        return is_norm(m) or isinstance(m, _WINDOWS) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _first(size: int | tuple[int, ...]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, conv1x1
+from torch.nn.functional import conv2d
+from torchvision.models.resnet import BasicBlock
 
 
 class SmallResNet(nn.Module):
@@ -46,12 +47,25 @@ class SmallResNet(nn.Module):
         return logits
 
 
+class _Shortcut(nn.Conv2d):
+    """A 1x1 convolution that takes its stride first: the same numbers.
+
+    oneDNN, on CPUs, takes it in a buffer that is too small where channels are last and fewer than 8 (with AVX-512, 16),
+    and writes past its end (uxlfoundation/oneDNN#6035).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
+        down, right = self.stride
+        return conv2d(input[:, :, ::down, ::right], self.weight)
+
+
 def _stage(
     inputs: int, outputs: int, blocks: int, stride: int, norm_layer: Callable[[int], nn.Module]
 ) -> nn.Sequential:
     shortcut = None
     if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), norm_layer(outputs))
+        shortcut = nn.Sequential(_Shortcut(inputs, outputs, 1, stride, bias=False), norm_layer(outputs))
     first = BasicBlock(inputs, outputs, stride, shortcut, norm_layer=norm_layer)
     rest = [BasicBlock(outputs, outputs, norm_layer=norm_layer) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)

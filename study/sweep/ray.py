@@ -75,7 +75,7 @@ def _train(job: Job, launch: LaunchConfig) -> None:
     import ray
 
     node = ray.get_runtime_context().get_node_id()[:8]
-    work([job], launch, place=f"ray node {node}", requeues=0, grace=GRACE_SECONDS)
+    work([job], launch, place=f"ray node {node}", grace=GRACE_SECONDS)
 
 
 def _connect(launch: LaunchConfig) -> Any:

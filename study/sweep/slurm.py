@@ -121,7 +121,7 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     """
     name = _own_name()
     grace = GRACE_SHARE * launch.warning_seconds
-    was_asked = work(jobs, launch, place=f"slurm {name}", requeues=launch.requeues, grace=grace)
+    was_asked = work(jobs, launch, place=f"slurm {name}", grace=grace)
     lives = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if not was_asked or all((job.folder / "result.json").exists() for job in jobs):
         return

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 from study.config import LaunchConfig
 from study.job import Job
 from study.record.files import TrialFolder, read_json, write_json
+from study.record.leave import listening
 from study.sweep.executor import Retries
 from study.sweep.local import LocalExecutor
 from study.sweep.machine import count_places, find_devices, share_threads
 
 POLL_SECONDS = 0.5
 ELSEWHERE_SECONDS = 60.0  # how long a trial that something else works on is waited for
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, requeues: int, grace: float) -> bool:
+def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float) -> bool:
     """Trains the trials of `jobs`, as many at once as its cores or GPUs allow, each until it is done or given up.
 
     On SIGTERM, SIGUSR1 or SIGUSR2 every trial leaves after its next step, or is killed after `grace` seconds. Returns
@@ -33,12 +31,12 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, requeues: int
     devices = find_devices(run.device) if launch.gpus else ["cpu"]
     places = min(count_places(run, devices, launch.cpus), len(waiting))
     pool = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
-    retries = Retries(max_attempts=run.max_attempts, requeues=requeues)
+    retries = Retries(max_attempts=run.max_attempts, requeues=launch.requeues)
     running: dict[str, Job] = {}
     elsewhere: dict[str, float] = {}  # since when
-    with _signals() as asked:
+    with listening() as leave:  # in place of the engine's handlers, which would go on, or pickle
         try:
-            while (waiting or running) and not asked:
+            while (waiting or running) and not leave.signal:
                 while waiting and len(running) < places:
                     job = waiting.popleft()
                     running[job.trial.key] = job
@@ -54,19 +52,7 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, requeues: int
                         waiting.append(job)
         finally:
             pool.close(grace)
-    return bool(asked)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects signals that ask to leave. Replaces the handlers of the engine, which would go on or pickle."""
-    asked: list[int] = []
-    before = {number: signal.signal(number, lambda received, _: asked.append(received)) for number in SIGNALS}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return leave.signal is not None
 
 
 def _note_failure(record: TrialFolder, reason: str) -> None:

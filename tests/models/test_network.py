@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from torchvision import models as torchvision_models
 
 from study.config import LARGE_DEPTHS, SMALL_DEPTHS, TrialConfig
 from study.models import build_network
+from study.models.resnet import _Shortcut
 from study.norms import switch_weights
 
 SCHEMES = ("he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "orthogonal")
@@ -131,3 +136,38 @@ def test_stages_share_their_logits() -> None:
     assert network.layer1[0].bn1.mean_weight is network.layer1[1].bn2.mean_weight
     assert network.layer1[0].bn1.mean_weight is not network.layer2[0].bn1.mean_weight
     assert network.bn1.mean_weight is not network.layer1[0].bn1.mean_weight
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+def test_a_shortcut_is_a_strided_convolution(size: int) -> None:
+    ours = _Shortcut(4, 8, 1, 2, bias=False).double()
+    reference = nn.Conv2d(4, 8, 1, 2, bias=False).double()
+    reference.load_state_dict(ours.state_dict())
+    images = torch.randn(3, 4, size, size, dtype=torch.float64)
+    outcomes = []
+    for layer in (ours, reference):
+        x = images.clone().requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        outcomes.append((y.detach(), x.grad, layer.weight.grad))
+    for mine, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+HEAP_CHECK = """
+import torch
+from study.config import TrialConfig
+from study.models import build_network
+for dataset, channels, size, width in (("digits", 1, 8, 0.25), ("cifar10", 3, 32, 0.5)):
+    network = build_network(TrialConfig(dataset=dataset, depth=8, width=width, norm="sn", chunks=2, batch_size=4), 0)
+    for batch in (8, 16, 24) * 2:
+        network(torch.randn(batch, channels, size, size)).sum().backward()
+"""
+
+
+@pytest.mark.skipif(ctypes.util.find_library("c_malloc_debug") is None, reason="glibc has no libc_malloc_debug here")
+def test_training_writes_nothing_outside_of_its_memory() -> None:
+    """Convolutions of few channels, channels last: see `_Shortcut`."""
+    environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
+    done = subprocess.run([sys.executable, "-c", HEAP_CHECK], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -191,6 +191,37 @@ def test_a_second_driver_adopts_what_is_queued(fake: Slurm, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("state", "lives", "finished", "requeued"),
+    [
+        ("RUNNING", 0, False, True),
+        ("RUNNING", 1, False, True),
+        ("RUNNING", 2, False, False),  # the cap
+        ("COMPLETING", 0, False, False),  # Slurm requeues what it preempts, and nobody what a user cancels
+        ("", 0, False, False),
+        ("RUNNING", 0, True, False),
+    ],
+)
+def test_a_job_that_was_asked_to_leave_requeues_itself_up_to_a_cap(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, lives: int, finished: bool, requeued: bool
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def call(*command: str) -> str:
+        calls.append(command)
+        return f"{state}\n"
+
+    monkeypatch.setattr(engine, "_call", call)
+    monkeypatch.setattr(engine, "work", lambda *_, **__: True)
+    for name, value in {"ARRAY_JOB_ID": 7, "ARRAY_TASK_ID": 3, "RESTART_COUNT": lives}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    (job,) = jobs(tmp_path, 1)
+    if finished:
+        write_json(job.folder / "result.json", {})
+    engine._run_batch([job], LaunchConfig(requeues=2))
+    assert (("scontrol", "requeue", "7_3") in calls) == requeued
+
+
+@pytest.mark.parametrize(
     ("text", "minutes"),
     [("infinite", float("inf")), ("1:00:00", 60), ("30:00", 30), ("2-00:30:00", 2910), ("10", 1 / 6)],
 )

@@ -15,6 +15,7 @@ from study.config import LaunchConfig, load_study
 from study.job import Job
 from study.plan import plan_trials
 from study.record.files import SCHEMA, StudyFolder, TrialFolder, read_json, write_json
+from study.record.leave import SIGNALS
 from study.sweep import worker
 from study.sweep.executor import Retries
 
@@ -93,7 +94,7 @@ def run_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, act: Act, trials
     folder = StudyFolder(tmp_path)
     planned = plan_trials(load_study("depth_vs_batch", "laptop"))[:trials]
     jobs = [make_job(trial, folder.trial(trial.trial_id, trial.replicate).path, threads=1) for trial in planned]
-    return worker.work(jobs, LaunchConfig(cpus=2), place="slurm 7_1", requeues=1, grace=5.0), pool
+    return worker.work(jobs, LaunchConfig(cpus=2, requeues=1), place="slurm 7_1", grace=5.0), pool
 
 
 def test_a_job_trains_each_of_its_trials_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_job_tries_again_and_says_why_it_gave_up(monkeypatch: pytest.MonkeyPat
     assert trial.attempts()[1] == 0  # held against nobody: the same command tries again
 
 
-@pytest.mark.parametrize("number", worker.SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_job_and_leaves_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ) -> None:
