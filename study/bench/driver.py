@@ -100,13 +100,12 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     runs = {}
     with tempfile.TemporaryDirectory(prefix="study-driver-") as scratch:
         file = describe_study(Path(scratch), trials)
-        for name, duration in (("in haste", 0.0), ("in time", seconds), ("again", 0.0)):
-            out = StudyFolder(Path(scratch) / "runs" / file.stem)
-            source = StudyFolder(Path(scratch) / "records")
-            if name != "again":
-                _clear(out, source)
-                make_records(source, load_study(str(file)))
-            runs[name] = _drive(file, out, source, at_once, duration)
+        source, out = StudyFolder(Path(scratch) / "records"), StudyFolder(Path(scratch) / "runs" / file.stem)
+        make_records(source, load_study(str(file)))
+        runs["in haste"] = _drive(file, out, source, at_once, 0.0)
+        _put_back(out, source)
+        runs["in time"] = _drive(file, out, source, at_once, seconds)
+        runs["again"] = _drive(file, out, source, at_once, 0.0)
     result.rows = [{"run": name, **facts} for name, facts in runs.items()]
     full = not quick
     result.figures = [
@@ -150,9 +149,10 @@ def drive(file: str, out: str, source: str, at_once: str, seconds: str) -> None:
     }))  # fmt: skip
 
 
-def _clear(*folders: StudyFolder) -> None:
-    for folder in folders:
-        shutil.rmtree(folder.path, ignore_errors=True)
+def _put_back(out: StudyFolder, source: StudyFolder) -> None:
+    shutil.rmtree(source.path / "trials")
+    os.rename(out.path / "trials", source.path / "trials")
+    shutil.rmtree(out.path)
 
 
 def _drive(file: Path, out: StudyFolder, source: StudyFolder, at_once: int, seconds: float) -> dict[str, Any]:
