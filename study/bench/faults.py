@@ -28,7 +28,7 @@ from study.bench.stage import SCALE, SETTINGS, STUDY, Setting, SmallDiskError, S
 from study.config import load_study
 from study.reading import UserError, allowed_names
 
-ROUNDS = 3  # how often each fault is injected; once with --quick
+ROUNDS = 2  # how often each fault is injected; once with --quick
 STOP_SECONDS, QUICK_STOP_SECONDS = 30.0, 10.0
 TRIES = 5  # times that a fault may come too late
 BESIDE = "none (trials beside)"

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,11 @@ def cut_off_wandb(stage: Stage) -> Hit:
         port = server.getsockname()[1]  # closed again: nobody answers
     environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
     stage.driver = stage.start("--set", "tracking.mode=auto", environment=environment)
-    return _records(stage.moment())
+    hit = _records(stage.moment())
+    with suppress(StudyOverError):  # they must end without it; the others are spared, W&B lets each wait for 30 s
+        stage.wait_for(lambda: bool(stage.running()) and all(record.read_result() for record in hit), "trials wait")
+    stage.halt()
+    return hit
 
 
 # ---------------------------------------------------------------------------------------------------- Slurm

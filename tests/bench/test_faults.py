@@ -281,7 +281,8 @@ def test_faults_of_slurm_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_faults_of_ray_lose_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+def test_faults_of_ray_lose_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--require-services"):
+        pytest.importorskip("ray")
     result = inject(tmp_path, "--launcher", "ray", "--only", "kill-worker,kill-node")
     assert any("two Ray nodes" in note for note in result["notes"])
