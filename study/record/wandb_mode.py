@@ -13,22 +13,28 @@ import wandb
 from study.config import TrackingConfig
 
 Mode = Literal["online", "offline", "disabled"]
-_ENVIRONMENT: dict[str, Mode] = {"online": "online", "disabled": "disabled"}
 ANSWER_SECONDS = 5.0
 
 
 def resolve_mode(tracking: TrackingConfig) -> Mode:
-    """`online`, `offline` or `disabled`. `auto` is online for a user who is logged in and whose server answers in 5 s.
+    """`online`, `offline` or `disabled`. Online takes a server that answers in 5 s; with `auto`, a login too.
 
-    Asked once a study, not once a trial. $WANDB_MODE decides where it is set.
+    Asked once a study: a server that does not answer would cost each trial half a minute.
     """
-    if tracking.mode != "auto":
-        return tracking.mode
-    if os.environ.get("WANDB_MODE"):
-        return _ENVIRONMENT.get(os.environ["WANDB_MODE"], "offline")
-    if not wandb.login(prompt=False, verify=False):
+    asked = asked_mode(tracking)
+    if asked in ("offline", "disabled"):
+        return asked
+    if asked == "auto" and not wandb.login(prompt=False, verify=False):
         return "offline"
     return "online" if _answers(str(wandb.Settings().base_url)) else "offline"
+
+
+def asked_mode(tracking: TrackingConfig) -> Mode | Literal["auto"]:
+    """What the study asks for, or else $WANDB_MODE."""
+    if tracking.mode != "auto" or not os.environ.get("WANDB_MODE"):
+        return tracking.mode
+    known: dict[str, Mode] = {"online": "online", "disabled": "disabled"}
+    return known.get(os.environ["WANDB_MODE"], "offline")
 
 
 def _answers(url: str) -> bool:

@@ -225,9 +225,14 @@ class Driver:
     @cached_property
     def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
         """Asked when the first trial is to run: a finished study needs neither W&B nor its server."""
-        from study.record.wandb_mode import resolve_mode
+        from study.record.wandb_mode import asked_mode, resolve_mode
 
-        return resolve_mode(self.study.tracking)
+        mode = resolve_mode(self.study.tracking)
+        if asked_mode(self.study.tracking) == "online" and mode == "offline":
+            self.progress.say(
+                "W&B does not answer: trials are recorded offline; `wandb sync` brings them there", "yellow"
+            )
+        return mode
 
     def _record(self, trial: PlannedTrial) -> TrialFolder:
         return self.folder.trial(trial.trial_id, trial.replicate)

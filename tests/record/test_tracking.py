@@ -36,7 +36,7 @@ def test_without_an_account_it_is_offline(no_account: None) -> None:
     assert resolve_mode(AUTO) == "offline"
 
 
-@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_a_stated_mode_is_taken(no_account: None, mode: str) -> None:
     assert resolve_mode(TrackingConfig(mode=mode)) == mode
 
@@ -61,10 +61,15 @@ def test_logged_in_with_a_server_that_answers_it_is_online(logged_in: pytest.Mon
         threading.Thread(target=server.handle_request, daemon=True).start()  # answers 501: it answers
         at(f"http://127.0.0.1:{server.server_port}", logged_in)
         assert resolve_mode(AUTO) == "online"
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert resolve_mode(TrackingConfig(mode="online")) == "online"
 
 
 def test_logged_in_with_a_server_that_refuses_it_is_offline(logged_in: pytest.MonkeyPatch) -> None:
     at("http://127.0.0.1:9", logged_in)
+    assert resolve_mode(AUTO) == "offline"
+    assert resolve_mode(TrackingConfig(mode="online")) == "offline"  # once, not half a minute a trial
+    logged_in.setenv("WANDB_MODE", "online")
     assert resolve_mode(AUTO) == "offline"
 
 
