@@ -275,14 +275,16 @@ def test_local_faults_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_faults_of_slurm_lose_nothing(tmp_path: Path) -> None:
-    inject(tmp_path, "--launcher", "slurm", "--only", "kill-job,warn-job,kill-driver", "--set", "launch.partition=main")
+    inject(tmp_path, "--launcher", "slurm", "--only", "kill-job,term-job", "--set", "launch.partition=main")
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_faults_of_ray_lose_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--require-services"):
         pytest.importorskip("ray")
-    result = inject(tmp_path, "--launcher", "ray", "--only", "kill-worker,kill-node")
+    result = inject(tmp_path, "--launcher", "ray", "--only", "kill-node")
     assert any("two Ray nodes" in note for note in result["notes"])

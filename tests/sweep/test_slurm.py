@@ -70,7 +70,7 @@ def test_a_detached_study_is_collected_later_and_has_the_numbers_of_a_local_one(
 def test_a_job_out_of_time_goes_on_in_its_next_life_and_a_cancelled_one_does_not(
     slurm: Path, run_study: Run, tmp_path: Path
 ) -> None:
-    long = ("batch_size=2", "epochs=25")
+    long = ("batch_size=2", "epochs=16")
     folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
     assert run_study(*on_slurm(*long), "--detach").returncode == 0
     (job,) = read_json(folder.queue)["slurm"]
