@@ -270,15 +270,15 @@ def inject(path: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_local_faults_lose_nothing(tmp_path: Path) -> None:
-    result = inject(tmp_path, "--only", "truncate-checkpoint,kill-driver,truncate-result")
-    assert [row["trials hit"] for row in result["rows"][:3]] == [1, 2, 1]
+    result = inject(tmp_path, "--only", "truncate-checkpoint,kill-driver")
+    assert [row["trials hit"] for row in result["rows"][:2]] == [1, 2]
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_faults_of_slurm_lose_nothing(tmp_path: Path) -> None:
-    inject(tmp_path, "--launcher", "slurm", "--only", "kill-job,term-job", "--set", "launch.partition=main")
+    inject(tmp_path, "--launcher", "slurm", "--only", "term-job", "--set", "launch.partition=main")
 
 
 @pytest.mark.ray

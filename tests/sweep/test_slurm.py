@@ -46,12 +46,12 @@ def said(*command: str) -> str:
 def test_a_detached_study_is_collected_later_and_has_the_numbers_of_a_local_one(
     slurm: Path, run_study: Run, tmp_path: Path
 ) -> None:
-    queued = run_study(*on_slurm("epochs=2", "launch.trials_per_job=2"), "--detach")
+    queued = run_study(*on_slurm("epochs=1", "launch.trials_per_job=2"), "--detach")
     assert queued.returncode == 0, queued.stderr
     assert "2 trials are queued" in queued.stdout
-    status = run_study("status", *on_slurm("epochs=2"))
+    status = run_study("status", *on_slurm("epochs=1"))
     assert "Slurm job" in status.stdout
-    collected = run_study(*on_slurm("epochs=2", "batch_size=[2, 16, 8]"))  # a level more: only that is new
+    collected = run_study(*on_slurm("epochs=1", "batch_size=[2, 16, 8]"))  # a level more: only that is new
     assert collected.returncode == 0, collected.stderr
     folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
     on_cluster = all_numbers(folder)
@@ -61,7 +61,7 @@ def test_a_detached_study_is_collected_later_and_has_the_numbers_of_a_local_one(
     assert len(jobs) == 2  # two trials of the first job, one of the second
     assert all(job.startswith("slurm ") for job in jobs)
     shutil.rmtree(folder.path)
-    assert run_study(*STUDY, "--set", "epochs=2", "--set", "batch_size=[2, 16, 8]").returncode == 0
+    assert run_study(*STUDY, "--set", "epochs=1", "--set", "batch_size=[2, 16, 8]").returncode == 0
     assert all_numbers(folder) == on_cluster
 
 
