@@ -6,6 +6,7 @@ At the laptop scale: digits, small ResNets, 8 chunks of B.
 from __future__ import annotations
 
 import os
+import platform
 import statistics
 import tempfile
 import time
@@ -195,7 +196,7 @@ def _run_study(study: StudyConfig, folder: Path, workers: int, threads: int, dev
     with open(os.devnull, "w") as nowhere:
         driver = Driver(
             study=study, folder=StudyFolder(folder), executor=LocalExecutor(workers, [device], threads),
-            environment={"host": ""}, console=Console(file=nowhere), command_for=lambda trial: "",
+            environment={"host": platform.node()}, console=Console(file=nowhere), command_for=lambda trial: "",
         )  # fmt: skip
         started = time.perf_counter()
         outcome = driver.run()
@@ -207,7 +208,7 @@ def make_job(trial: PlannedTrial, folder: Path, *, threads: int, device: str = "
     """A job as the driver makes it."""
     return Job(
         trial=trial, folder=folder, study="bench", run=RunConfig(), tracking=TrackingConfig(mode=mode),
-        wandb_mode=mode, environment={"host": ""}, command="", devices=(device,), threads=threads,
+        wandb_mode=mode, environment={"host": platform.node()}, command="", devices=(device,), threads=threads,
     )  # fmt: skip
 
 
