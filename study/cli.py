@@ -294,8 +294,12 @@ def _run_in_background(folder: StudyFolder, options: argparse.Namespace) -> int:
         )  # fmt: skip
     while driver.poll() is None and (read_json(folder.driver) or {}).get("pid") != driver.pid:
         time.sleep(0.1)
+    code = driver.poll()
+    if code:
+        print(f"process {driver.pid} has ended with exit code {code}; see {folder.driver_log}", file=sys.stderr)
+        return code
     print(f"process {driver.pid} runs the study; it prints to {folder.driver_log}. status shows how far it is")
-    return driver.poll() or DONE
+    return DONE
 
 
 def _check_runnable(study: StudyConfig) -> None:

@@ -79,9 +79,10 @@ class Driver:
             self._sign()
             book = open_book(self.study, self.folder, self.storage, self.console.print)
             write_study(self.study, self.folder, self.environment)
+            stops = "leaves the queue alone" if self.executor.outlives_driver else "stops"
             self.console.print(
                 f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, up to {self.executor.places} "
-                "trials at once. Ctrl-C stops; the same command goes on."
+                f"trials at once. Ctrl-C {stops}; the same command goes on."
             )
             return self._run(book)
 
