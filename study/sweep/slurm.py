@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from study.config import LaunchConfig, RunConfig
 from study.job import Job
 from study.reading import UserError, allowed_names
-from study.record.files import StudyFolder, read_json, write_json
+from study.record.files import StudyFolder, TrialFolder, read_json, write_json
 from study.sweep.machine import check_room
 from study.sweep.worker import work
 
@@ -107,7 +107,12 @@ class SlurmExecutor:
 
     def _has_result(self, key: str) -> bool:
         trial_id, _, replicate = key.rpartition("-r")
-        return self.folder.trial(trial_id, int(replicate)).result.exists()
+        return is_whole(self.folder.trial(trial_id, int(replicate)))
+
+
+def is_whole(record: TrialFolder) -> bool:
+    """Whether a trial is done; one with a damaged record is in the queue to be trained again."""
+    return record.read_result() is not None and not record.damaged_files()
 
 
 # --------------------------------------------------------------------------------------------- in the job
@@ -123,7 +128,7 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     grace = GRACE_SHARE * launch.warning_seconds
     was_asked = work(jobs, launch, place=f"slurm {name}", grace=grace)
     lives = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if not was_asked or all((job.folder / "result.json").exists() for job in jobs):
+    if not was_asked or all(is_whole(TrialFolder(job.folder)) for job in jobs):
         return
     state = _call("squeue", "--noheader", "--format=%T", f"--jobs={name}").strip()
     if state == "RUNNING" and lives < launch.requeues:

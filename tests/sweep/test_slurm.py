@@ -13,7 +13,7 @@ import pytest
 
 from study.config import LaunchConfig, RunConfig
 from study.reading import UserError
-from study.record.files import StudyFolder, read_json, write_json
+from study.record.files import SCHEMA, StudyFolder, read_json, write_json
 from study.sweep import slurm as engine
 from tests.conftest import Run
 from tests.sweep.test_resume import all_numbers
@@ -109,6 +109,9 @@ def test_what_slurm_cannot_give_is_one_line(slurm: Path, run_study: Run, monkeyp
 # ------------------------------------------------------------------------------------------------- its rules
 
 
+RESULT = {"schema": SCHEMA, "status": "done", "metrics": {}, "files": {}}
+
+
 class Slurm:
     """Slurm's answers, made up."""
 
@@ -172,7 +175,9 @@ def test_a_job_that_is_gone_ends_its_trials_and_a_slurm_that_is_silent_ends_none
     assert gone[0] == first.trial.key
     assert gone[1] == f"has gone with Slurm job 1_0 ({tmp_path}/jobs/1_0_*.out)"
     fake.queue = "1_1|RUNNING|None|node1\n"
-    write_json(second.folder / "result.json", {})
+    write_json(second.folder / "result.json", {**RESULT, "files": {"metrics.jsonl": {"bytes": 7}}})
+    assert executor.wait(0) == {}  # damaged: that is why it is queued
+    write_json(second.folder / "result.json", RESULT)
     assert executor.wait(0) == {second.trial.key: "has a result"}
     fake.queue = ""
     assert executor.wait(0) == {}
@@ -216,7 +221,7 @@ def test_a_job_that_was_asked_to_leave_requeues_itself_up_to_a_cap(
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     (job,) = jobs(tmp_path, 1)
     if finished:
-        write_json(job.folder / "result.json", {})
+        write_json(job.folder / "result.json", RESULT)
     engine._run_batch([job], LaunchConfig(requeues=2))
     assert (("scontrol", "requeue", "7_3") in calls) == requeued
 
