@@ -310,11 +310,11 @@ def _check_runnable(study: StudyConfig) -> None:
     trials = plan_trials(study) if study.search is None else plan_corners(study)
     datasets = {trial.config.dataset for trial in trials}
     data_folder(study.run.data_root)
-    if datasets - {"digits"}:  # those ship with a library; opening others downloads them once, before the workers
-        from study.data.load import load_images
+    if datasets - {"digits"}:  # those ship with a library, and this imports torch
+        from study.data.load import check_data
 
         for dataset in sorted(datasets - {"digits"}):
-            load_images(dataset, study.run.data_root)
+            check_data(dataset, study.run.data_root)
 
 
 def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:

@@ -22,6 +22,16 @@ from study.reading import UserError, allowed_names, check_mapping, parse_yaml, r
 
 SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 LARGE_DEPTHS = (18, 34, 50, 101, 152)
+NO_NORM = "none"  # of a head without norm layers
+
+Task = Literal["classification", "segmentation", "detection"]
+Head = Literal["fcn", "deeplabv3", "faster_rcnn", "mask_rcnn"]
+HEADS: dict[str, tuple[Head, ...]] = {
+    "classification": (),
+    "segmentation": ("fcn", "deeplabv3"),
+    "detection": ("mask_rcnn", "faster_rcnn"),
+}
+"""The heads of each task; the first is the default."""
 
 
 # ---------------------------------------------------------------------------------------------- a trial
@@ -41,6 +51,10 @@ def _check_depth(depth: int) -> int:
     return depth
 
 
+def _check_head_norm(name: str | None) -> str | None:
+    return name if name in (None, NO_NORM) else _check_norm(str(name))
+
+
 def _check_dataset(name: str) -> str:
     if name not in DATASETS:
         raise ValueError(allowed_names(name, DATASETS))
@@ -53,6 +67,9 @@ class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+_HeadNorm = Annotated[str | None, AfterValidator(_check_head_norm)]  # None: the backbone's; "none": no norm
+
+
 class TrialConfig(_Closed):
     """The science of one training run. Every field is part of the trial's identity; nothing else is."""
 
@@ -60,7 +77,23 @@ class TrialConfig(_Closed):
     dataset: Annotated[str, AfterValidator(_check_dataset)] = "digits"
     train_samples: Annotated[int, Field(ge=1)] | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    augmentation: Literal["none", "shift", "shift_flip", "random_resized_crop"] = "shift"
+    augmentation: Literal["none", "shift", "shift_flip", "flip", "random_resized_crop", "scale_flip", "crop_flip"] = (
+        "shift"
+    )
+    color: Literal["none", "lighting", "jitter"] = "none"  # of random_resized_crop; jitter is on top of lighting
+    mild_epochs: Annotated[int, Field(ge=0)] = 0  # the last epochs, with milder crops
+
+    # task
+    task: Task = "classification"
+    head: Head | None = None  # None: the first of the task's
+    output_stride: Literal[1, 2, 4, 8, 16] | None = None  # of a dilated backbone; None: the plain one
+    deep_supervision: Annotated[float, Field(ge=0)] = 0.0  # weight of a second decoder, on the last stage but one
+    box_head: Literal["conv", "mlp"] = "conv"  # four convolutions with norms and a linear layer, or two linear layers
+    decoder_norm: _HeadNorm = None
+    fpn_norm: _HeadNorm = None
+    box_head_norm: _HeadNorm = None
+    mask_head_norm: _HeadNorm = None
+    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 0  # that do not learn: the stem is the first
 
     # network
     depth: Annotated[int, AfterValidator(_check_depth)] = 20
@@ -81,19 +114,37 @@ class TrialConfig(_Closed):
     correction: Literal[0, 1] = 0
     gn_groups: Annotated[int, Field(ge=1)] = 32
 
+    # start; a rule other than scratch takes what it needs from the trial or file that the study's start section names
+    start_rule: Literal["scratch", "fine_tune", "argmax", "frozen", "transplant", "permute", "shared"] = "scratch"
+    start_source: str | None = None  # the id of that trial, or a file's digest; follows from the study
+    start_epoch: Annotated[int, Field(ge=0)] = 0  # of `frozen`: switch weights learn until then
+    start_fresh: bool = False  # switch weights alone: the backbone is drawn anew
+    start_thaw: bool = False  # choices that a sparse norm has fixed learn again
+
     # optimization
-    epochs: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=0)] = 100
+    epoch_steps: Annotated[int, Field(ge=1)] | None = None  # of an epoch; None: once through the training split
     solver: Literal["sgd", "nesterov", "adam", "adamw", "rmsprop"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     scale_learning_rate: bool = True
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    norm_weight_decay: Annotated[float, Field(ge=0)] | None = None  # of gamma and beta; None: as of weights
+    bias_weight_decay: Annotated[float, Field(ge=0)] | None = None  # of other biases
+    bias_learning_rate: Annotated[float, Field(ge=0)] = 1.0  # times that of weights
     decay: Literal["step", "cosine", "poly", "linear", "constant"] = "cosine"
+    decay_milestones: list[Annotated[float, Field(gt=0, le=1)]] = [0.3, 0.6, 0.9]  # of step: parts of training
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the learning rate
     logit_learning_rate: Annotated[float, Field(ge=0)] = 1.0
     logit_weight_decay: Annotated[float, Field(ge=0)] = 0.0
     logit_gradient_clip: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @property
+    def task_head(self) -> Head | None:
+        """The head that the network has; None for a classifier."""
+        return self.head or next(iter(HEADS[self.task]), None)
 
     @property
     def gradient_batch(self) -> int:

@@ -9,12 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import StudyConfig, TrialConfig, derive_seeds, trial_id
+from study.config import HEADS, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds, trial_id
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
-from study.reading import UserError
-
-LARGEST_SHIFTED = 64  # pixels; larger images are cropped and scaled instead of shifted
+from study.reading import UserError, allowed_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class PlannedTrial:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch; the incomplete last batch is dropped, so that every batch has G chunks of B."""
-        return self.split[0] // self.gradient_batch
+        return self.config.epoch_steps or self.split[0] // self.gradient_batch
 
     @property
     def steps(self) -> int:
@@ -114,11 +112,14 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     except ValueError as error:
         raise UserError(f"{study.name}: cell {cell}: {error}") from None
     facts = DATASETS[config.dataset]
-    if (config.augmentation == "random_resized_crop") != (facts.image_size > LARGEST_SHIFTED):
+    if config.augmentation not in facts.augmentations:
         raise UserError(
-            f"{study.name}: cell {cell}: augmentation={config.augmentation} does not fit the {facts.image_size}-pixel "
-            f"images of {config.dataset}; allowed: random_resized_crop for large images, the others for small ones"
+            f"{study.name}: cell {cell}: augmentation={config.augmentation} does not fit {config.dataset}; "
+            f"{allowed_names(config.augmentation, facts.augmentations)}"
         )
+    _check_task(config, f"{study.name}: cell {cell}")
+    if config.epochs < 1 and config.start_rule == "scratch":
+        raise UserError(f"{study.name}: cell {cell}: epochs=0: allowed for a trial that starts from another one")
     if config.depth in (18, 34) and config.width != 1:
         raise UserError(f"{study.name}: cell {cell}: width={config.width}: allowed for depth {config.depth}: 1.0")
     if config.fixed_gradient_batch not in (None, config.gradient_batch):
@@ -151,3 +152,22 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
             f"{config.batch_size}) exceeds the {trial.split[0]} training samples of {config.dataset}"
         )
     return trial
+
+
+def _check_task(config: TrialConfig, where: str) -> None:
+    """Raises `UserError` where data set, head and backbone do not fit the task."""
+    facts = DATASETS[config.dataset]
+    if config.task not in facts.tasks:
+        fitting = [name for name, known in DATASETS.items() if config.task in known.tasks]
+        raise UserError(
+            f"{where}: {config.dataset} has no labels for task={config.task}; allowed: {', '.join(fitting)}"
+        )
+    if config.head is not None and config.head not in HEADS[config.task]:
+        heads = HEADS[config.task] or ("none",)
+        raise UserError(f"{where}: head={config.head} does not fit task={config.task}; allowed: {', '.join(heads)}")
+    strides = (1, 2, 4) if config.depth in SMALL_DEPTHS else (8, 16)
+    if config.output_stride is not None and (config.task != "segmentation" or config.output_stride not in strides):
+        raise UserError(
+            f"{where}: output_stride={config.output_stride}: of depth {config.depth} allowed for segmentation: "
+            f"{', '.join(map(str, strides))}"
+        )

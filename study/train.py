@@ -18,8 +18,8 @@ import torch
 from filelock import Timeout
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from study.data.load import load_splits
-from study.data.memory import EvaluationLoader, Splits, TrainingLoader
+from study.data.batches import Data, SplitName
+from study.data.load import load_data
 from study.job import Job
 from study.models import build_network, trace_geometry
 from study.norms.fused import form
@@ -44,6 +44,7 @@ from study.tasks.classification import Classification, DivergedError
 from study.team import GRACE_SECONDS, Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
+SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -118,7 +119,7 @@ def train(
         "step": step, "devices": job.devices,
     })  # fmt: skip
 
-    splits = load_splits(trial.config, trial.seeds["split"], job.run.data_root)  # downloads, before others read
+    data = load_data(trial.config, trial.seeds, job.run.data_root)  # downloads, before others read
     network = _build_network(job)
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
@@ -134,7 +135,7 @@ def train(
         write_json(folder.environment, _describe_environment(job))
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, leave, team)
         try:
-            tested = _fit_and_test(job, team, splits, network, [*callbacks, recorder], checkpoint)
+            tested = _fit_and_test(job, team, data, network, [*callbacks, recorder], checkpoint)
             metrics = {name: finite(value) for name, value in tested.items()}
             if recorder.pruned:
                 status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
@@ -158,8 +159,8 @@ def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
     print_into(folder.log)
     _set_up_process(job)
     try:
-        splits = load_splits(job.trial.config, job.trial.seeds["split"], job.run.data_root)
-        _fit_and_test(job, team, splits, _build_network(job), [Follower(team)], checkpoint)
+        data = load_data(job.trial.config, job.trial.seeds, job.run.data_root)
+        _fit_and_test(job, team, data, _build_network(job), [Follower(team)], checkpoint)
     except (DivergedError, LeavingError):
         pass  # the recorder's business
     except Exception as error:
@@ -172,7 +173,7 @@ def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
 def _fit_and_test(
     job: Job,
     team: Team,
-    splits: Splits,
+    data: Data,
     network: torch.nn.Module,
     callbacks: list[L.Callback],
     checkpoint: Path | None,
@@ -180,20 +181,14 @@ def _fit_and_test(
     """Trains `network` on this process's part of every batch: the metrics of the last epoch and of the test."""
     config, seed = job.trial.config, job.trial.seeds["data"]
     device = torch.device(job.devices[team.rank])
-    splits = splits.to(device)
-
-    def batches(augmentation: str) -> TrainingLoader:
-        return TrainingLoader(splits.train, config.gradient_batch, augmentation=augmentation, seed=seed, part=team.part)
-
-    training = batches(config.augmentation)
+    data = data.to(device)
+    training = data.training(config.augmentation, team.part)
     module = Classification(
         network, config, steps_per_epoch=len(training), seed=seed, team=team, accumulate=job.run.accumulate
     )
     if config.bn_statistics == "batch":
-        module.recalibration_batches = batches("none")
-    validation, fitted, test = (
-        EvaluationLoader(split, part=team.part) for split in (splits.validation, splits.train, splits.test)
-    )
+        module.recalibration_batches = data.training("none", team.part)
+    validation, fitted, test = (data.evaluation(split, team.part) for split in SPLITS)
     trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], callbacks)
     trainer.fit(module, training, validation, ckpt_path=checkpoint)
     module.check_weights()

@@ -61,7 +61,7 @@ def test_a_resolved_study_reads_back_equal() -> None:
     [
         (["epocs=3"], ["epocs", "nearest: epochs"]),
         (["base.epocs=3"], ["--set base.epocs=3", "base.epocs", "nearest: epochs"]),
-        (["epochs=0"], ["--set epochs=0", "base.epochs", "0", "greater than or equal to 1"]),
+        (["epochs=-1"], ["--set epochs=-1", "base.epochs", "-1", "greater than or equal to 0"]),
         (["epochs=true"], ["base.epochs", "integer"]),
         (["solver=sgdd"], ["base.solver", "'sgdd'", "allowed: sgd, nesterov, adam", "nearest: sgd"]),
         (["depth=[8, 21]"], ["factors.depth", "21", "nearest: 20"]),

@@ -1,15 +1,28 @@
-"""A data set by name -> its three splits."""
+"""A data set by name -> what a trial trains and is evaluated on."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
 from study.config import TrialConfig
 from study.data import cifar, digits, fashion_mnist
+from study.data.batches import Data
 from study.data.catalog import DATASETS, split_sizes
 from study.data.files import data_folder
-from study.data.memory import Images, Splits
+from study.data.memory import Images, MemoryData, Splits
 from study.reading import UserError
+
+
+def load_data(config: TrialConfig, seeds: Mapping[str, int], data_root: str | None = None) -> Data:
+    """The data of a trial. Raises `UserError` where files are missing."""
+    return MemoryData(load_splits(config, seeds["split"], data_root), config, seeds["data"])
+
+
+def check_data(dataset: str, data_root: str | None = None) -> None:
+    """Finds the files, or downloads them, once and before the workers. Raises `UserError` where they are missing."""
+    load_images(dataset, data_root)
 
 
 def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:

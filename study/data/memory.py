@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from study.config import derive_seed
+from study.config import TrialConfig, derive_seed
+from study.data.batches import SplitName, epoch_order
 
 EVALUATION_BATCH = 512
 SHIFT = 1 / 8  # of the image's width: 4 pixels at 32x32, 1 at 8x8
@@ -45,6 +46,27 @@ class Splits:
         return Splits(train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
 
 
+class MemoryData:
+    """A trial's `Data` from splits in memory."""
+
+    set_aside: Sequence[str] = ()
+
+    def __init__(self, splits: Splits, config: TrialConfig, seed: int) -> None:
+        self.splits, self.config, self.seed = splits, config, seed
+
+    def to(self, device: torch.device) -> MemoryData:
+        return MemoryData(self.splits.to(device), self.config, self.seed)
+
+    def training(self, augmentation: str, part: tuple[int, int] = (0, 1)) -> TrainingLoader:
+        return TrainingLoader(
+            self.splits.train, self.config.gradient_batch, augmentation=augmentation, seed=self.seed, part=part,
+            steps=self.config.epoch_steps,
+        )  # fmt: skip
+
+    def evaluation(self, split: SplitName, part: tuple[int, int] = (0, 1)) -> EvaluationLoader:
+        return EvaluationLoader(getattr(self.splits, split), part=part)
+
+
 class TrainingLoader:
     """Batches of one epoch, in an order and with an augmentation that depend on (seed, epoch, index) alone.
 
@@ -53,13 +75,21 @@ class TrainingLoader:
     `state_dict` at a checkpoint, and a loader that was given it goes on with the batch that follows.
 
     part: (r, R) takes the r-th of R equal consecutive parts of every batch.
+    steps: of an epoch; None: once through the data.
     """
 
     def __init__(
-        self, data: Images, batch_size: int, *, augmentation: str, seed: int, part: tuple[int, int] = (0, 1)
+        self,
+        data: Images,
+        batch_size: int,
+        *,
+        augmentation: str,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+        steps: int | None = None,
     ) -> None:
         self.data, self.batch_size, self.seed, self.epoch = data, batch_size, seed, 0
-        self.part, self.first, self.drawn = part, 0, 0
+        self.part, self.steps, self.first, self.drawn = part, steps, 0, 0
         self.flips = augmentation == "shift_flip"
         size = data.images.shape[-1]
         self.reach = 0 if augmentation == "none" else max(1, round(SHIFT * size))
@@ -69,7 +99,7 @@ class TrainingLoader:
         self.windows = padded.unfold(2, size, 1).unfold(3, size, 1)
 
     def __len__(self) -> int:
-        return len(self.data) // self.batch_size
+        return self.steps or len(self.data) // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Must be called before the epoch's first batch is drawn."""
@@ -84,8 +114,8 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator: nothing is drawn before the first batch, so that set_epoch comes in time after a resume too.
         device, n = self.data.labels.device, len(self.data)
-        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
-        order = torch.randperm(n, generator=generator).to(device)
+        count = self.steps * self.batch_size if self.steps else None
+        order = epoch_order(n, self.epoch, self.seed, count).to(device)
         generator = torch.Generator().manual_seed(derive_seed("augmentation", self.seed, self.epoch))
         down, right = torch.randint(2 * self.reach + 1, (2, n), generator=generator).to(device)
         flip = (torch.rand(n, generator=generator) < 0.5).to(device)

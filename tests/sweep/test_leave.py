@@ -175,13 +175,13 @@ def test_a_trial_that_is_asked_before_its_first_step_leaves_at_once(
     from study import train
 
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
-    load = train.load_splits
+    load = train.load_data
 
     def asked_while_loading(*arguments: Any) -> Any:
         ask_to_leave()
         return load(*arguments)
 
-    monkeypatch.setattr(train, "load_splits", asked_while_loading)
+    monkeypatch.setattr(train, "load_data", asked_while_loading)
     run_job(work)
     assert TrialFolder(work.folder).status() == ("stale", "SIGTERM after step 0")
     assert not TrialFolder(work.folder).last_checkpoint.exists()

@@ -135,7 +135,7 @@ def test_a_failure_leaves_its_reason_and_traceback(tmp_path: Path, monkeypatch: 
     def broken(*_: object) -> None:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("study.train.load_splits", broken)
+    monkeypatch.setattr("study.train.load_data", broken)
     work = job(smoke_trial("epochs=1"), tmp_path / "r0")
     run_job(work)
     assert TrialFolder(work.folder).status() == ("failed", "RuntimeError: no such luck")
