@@ -40,7 +40,8 @@ from study.record.files import (
 from study.record.leave import Leave, LeavingError, listening
 from study.record.recorder import Follower, Recorder, finite
 from study.record.tracking import Tracker, let_go, prepare
-from study.tasks.classification import Classification, DivergedError
+from study.tasks.classification import Classification
+from study.tasks.training import DivergedError
 from study.team import GRACE_SECONDS, Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
