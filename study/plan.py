@@ -20,7 +20,8 @@ class PlannedTrial:
     """One training run of the plan: a cell (`levels` of every factor) at one replicate.
 
     device_batch: samples in one device's memory at a time. All of the gradient batch, or its part where the run takes
-    it on several devices or in several parts.
+    it on several devices or in several parts. A detector takes B at a time: what its heads see of a sample are regions,
+    of which no two samples have the same number.
     """
 
     trial_id: str
@@ -103,9 +104,10 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     except ValidationError as error:
         raise UserError(f"{study.name}: cell {cell}: {error.errors()[0]['msg']}") from None
     run = study.run
+    parts = config.chunks if config.task == "detection" else run.devices_per_trial * run.accumulate
     trial = PlannedTrial(
         trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config,
-        device_batch=config.gradient_batch // (run.devices_per_trial * run.accumulate),
+        device_batch=config.gradient_batch // parts,
     )  # fmt: skip
     try:
         _ = trial.pool
@@ -131,6 +133,11 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         shares = {"devices_per_trial": run.devices_per_trial, "accumulate": run.accumulate}
         product = " x ".join(f"run.{key}={count}" for key, count in shares.items() if count > 1)
         raise UserError(f"{study.name}: {product}: does not divide the {config.chunks} chunks of cell {cell}")
+    if config.sync_statistics and config.task == "detection" and config.chunks > run.devices_per_trial:
+        raise UserError(
+            f"{study.name}: cell {cell}: sync_statistics: of a detector takes a device for each of the "
+            f"{config.chunks} chunks; run.devices_per_trial={run.devices_per_trial}"
+        )
     if config.sync_statistics and run.accumulate > 1:
         raise UserError(
             f"{study.name}: cell {cell}: sync_statistics: run.accumulate={run.accumulate} would see a part of the "
