@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from study.data.catalog import DATASETS
 from study.norms.names import DEFAULT_POOL, parse_norm
@@ -67,6 +67,10 @@ class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+_Parts = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # YAML has lists alone
+]
 _HeadNorm = Annotated[str | None, AfterValidator(_check_head_norm)]  # None: the backbone's; "none": no norm
 
 
@@ -133,7 +137,7 @@ class TrialConfig(_Closed):
     bias_weight_decay: Annotated[float, Field(ge=0)] | None = None  # of other biases
     bias_learning_rate: Annotated[float, Field(ge=0)] = 1.0  # times that of weights
     decay: Literal["step", "cosine", "poly", "linear", "constant"] = "cosine"
-    decay_milestones: list[Annotated[float, Field(gt=0, le=1)]] = [0.3, 0.6, 0.9]  # of step: parts of training
+    decay_milestones: _Parts = (0.3, 0.6, 0.9)  # of step: parts of training
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the learning rate
     logit_learning_rate: Annotated[float, Field(ge=0)] = 1.0
