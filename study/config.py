@@ -32,6 +32,14 @@ HEADS: dict[str, tuple[Head, ...]] = {
     "detection": ("mask_rcnn", "faster_rcnn"),
 }
 """The heads of each task; the first is the default."""
+HEAD_ROLES: dict[Head | None, tuple[str, ...]] = {
+    None: (),
+    "fcn": ("decoder",),
+    "deeplabv3": ("decoder",),
+    "faster_rcnn": ("fpn", "box_head"),
+    "mask_rcnn": ("fpn", "box_head", "mask_head"),
+}
+"""Where a network has norm layers beside its backbone's, by its head."""
 
 
 # ---------------------------------------------------------------------------------------------- a trial
@@ -149,6 +157,14 @@ class TrialConfig(_Closed):
     def task_head(self) -> Head | None:
         """The head that the network has; None for a classifier."""
         return self.head or next(iter(HEADS[self.task]), None)
+
+    @property
+    def norms(self) -> dict[str, str]:
+        """The norm of each role that the network has, the backbone first; `none` for a head without norm layers."""
+        heads = {role: getattr(self, f"{role}_norm") or self.norm for role in HEAD_ROLES[self.task_head]}
+        if self.box_head == "mlp" and "box_head" in heads:
+            heads["box_head"] = NO_NORM
+        return {"backbone": self.norm, **heads}
 
     @property
     def gradient_batch(self) -> int:

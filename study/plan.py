@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import HEADS, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds, trial_id
+from study.config import HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds, trial_id
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
 from study.reading import UserError, allowed_names
@@ -48,7 +48,8 @@ class PlannedTrial:
     @property
     def pool(self) -> tuple[str, ...]:
         """The normalizers that a layer of this trial chooses from; without bn over one sample."""
-        return effective_pool(self.config.norm, self.statistics_batch)
+        pools = list(_pools(self.config).values())
+        return next((pool for pool in pools if len(pool) > 1), pools[0])
 
     @property
     def split(self) -> tuple[int, int, int]:
@@ -161,8 +162,14 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     return trial
 
 
+def _pools(config: TrialConfig) -> dict[str, tuple[str, ...]]:
+    """The pool of each role that has norm layers."""
+    return {role: effective_pool(norm, config.statistics_batch) for role, norm in config.norms.items()
+            if norm != NO_NORM}  # fmt: skip
+
+
 def _check_task(config: TrialConfig, where: str) -> None:
-    """Raises `UserError` where data set, head and backbone do not fit the task."""
+    """Raises `UserError` where data set, head, backbone and norms do not fit the task or each other."""
     facts = DATASETS[config.dataset]
     if config.task not in facts.tasks:
         fitting = [name for name, known in DATASETS.items() if config.task in known.tasks]
@@ -178,3 +185,17 @@ def _check_task(config: TrialConfig, where: str) -> None:
             f"{where}: output_stride={config.output_stride}: of depth {config.depth} allowed for segmentation: "
             f"{', '.join(map(str, strides))}"
         )
+    choices = {role: pool for role, pool in _pools(config).items() if len(pool) > 1}
+    if len(set(choices.values())) > 1:  # a record has one pool
+        pools = ", ".join(f"{role} {'+'.join(pool)}" for role, pool in choices.items())
+        raise UserError(f"{where}: norms that choose from different pools ({pools}); allowed: one pool in a trial")
+    stages = 0 if config.task == "classification" else 4 if config.depth in SMALL_DEPTHS else 5
+    if config.freeze_stages > stages:
+        raise UserError(
+            f"{where}: freeze_stages={config.freeze_stages}: of depth {config.depth} allowed for {config.task}: "
+            f"at most {stages}"
+        )
+    if config.task == "detection" and config.sync_statistics:
+        raise UserError(f"{where}: sync_statistics: images and regions differ in size between devices; allowed: false")
+    if config.task == "detection" and config.dropout:
+        raise UserError(f"{where}: dropout={config.dropout}: detection has no layer for it; allowed: 0")

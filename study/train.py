@@ -21,7 +21,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from study.data.batches import Data, SplitName
 from study.data.load import load_data
 from study.job import Job
-from study.models import build_network, trace_geometry
+from study.models import build_network, count_norms, trace_geometry
 from study.norms.fused import form
 from study.plan import PlannedTrial
 from study.reading import FULL_DISK, NO_SPACE
@@ -39,6 +39,7 @@ from study.record.files import (
 )
 from study.record.leave import Leave, LeavingError, listening
 from study.record.recorder import Follower, Recorder, finite
+from study.record.switches import choosing
 from study.record.tracking import Tracker, let_go, prepare
 from study.tasks import TASKS, DivergedError
 from study.tasks.training import EVALUATIONS
@@ -124,6 +125,7 @@ def train(
     network = _build_network(job)
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
+    layers = choosing(network, layers)
     write_yaml(folder.trial, description)
     tracker = Tracker(
         folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
@@ -246,6 +248,7 @@ def _describe(trial: PlannedTrial, job: Job, network: torch.nn.Module, norm_laye
         "pool": list(trial.pool),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "norm_layers": norm_layers,
+        "norm_census": count_norms(network),
         "seeds": trial.seeds,
         "command": job.command,
     }
