@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
@@ -79,3 +81,11 @@ class AveragePrecision(MeanAveragePrecision):
             for ours, theirs in (("ap", "map"), ("ap50", "map_50"))
         }
         return {name: value.where(value >= 0, torch.nan) for name, value in values.items()}
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        # torchmetrics exchanges image by image, and waits for ever for a rank that has fewer.
+        own = apply_to_collection({name: getattr(self, name) for name in self._defaults}, Tensor, Tensor.cpu)
+        states: list[Any] = [None] * dist.get_world_size(process_group)
+        dist.all_gather_object(states, own, group=process_group)
+        for name in own:
+            setattr(self, name, [image for state in states for image in state[name]])
