@@ -20,7 +20,14 @@ if TYPE_CHECKING:
         switch_weights,
     )
     from study.norms.fused import plain_norms
-    from study.norms.layers import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, set_radius
+    from study.norms.layers import (
+        SparseSwitchNorm2d,
+        SwitchNorm1d,
+        SwitchNorm2d,
+        SwitchNorm3d,
+        set_radius,
+        thaw_switches,
+    )
     from study.norms.mixing import sparsestmax
 
 __all__ = [
@@ -40,6 +47,7 @@ __all__ = [
     "sparsestmax",
     "switch_parameters",
     "switch_weights",
+    "thaw_switches",
 ]
 
 
