@@ -150,7 +150,12 @@ def test_every_field_of_a_trial_is_part_of_its_id() -> None:
              "epochs": 3,
              "solver": "adam", "learning_rate": 0.2, "scale_learning_rate": False, "momentum": 0.8, "weight_decay": 0.0,
              "decay": "step", "warmup_epochs": 1.0, "logit_learning_rate": 2.0, "logit_weight_decay": 0.1,
-             "logit_gradient_clip": 1.0, "precision": "bfloat16"}  # fmt: skip
+             "logit_gradient_clip": 1.0, "precision": "bfloat16", "color": "jitter", "mild_epochs": 5,
+             "task": "segmentation", "head": "fcn", "output_stride": 8, "deep_supervision": 0.4, "box_head": "mlp",
+             "decoder_norm": "gn", "fpn_norm": "gn", "box_head_norm": "gn", "mask_head_norm": "gn", "freeze_stages": 2,
+             "start_rule": "argmax", "start_source": "x", "start_epoch": 2, "start_fresh": True, "start_thaw": True,
+             "epoch_steps": 100, "norm_weight_decay": 0.0, "bias_weight_decay": 0.0, "bias_learning_rate": 2.0,
+             "decay_milestones": (0.5,), "warmup_start": 0.3}  # fmt: skip
     assert other.keys() == TrialConfig.model_fields.keys()
     ids = {trial_id(TrialConfig(**{field: value}), []) for field, value in other.items()}  # type: ignore[arg-type]
     assert len(ids) == len(other)

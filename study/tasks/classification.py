@@ -2,253 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as L
-import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from study.config import TrialConfig, derive_seed
 from study.data.catalog import DATASETS
-from study.norms import SparseSwitchNorm2d, average_statistics, set_radius, switch_parameters
-from study.tasks.optimization import build_optimizer, build_schedule
-from study.team import Team
-
-RECALIBRATION_BATCHES = 200  # statistics batches; the SN authors' number
-LOOK_STEPS = 50  # steps between looks at the loss and updates of the metrics: each look waits for the device
-TEAM_LOOK_STEPS = 10  # of several devices, which exchange what they have seen, and can leave, at looks only
-UNSEEN_NUMBERS = 2**20  # logits that are kept for a look
+from study.tasks.training import TrainingModule, build_mean
 
 
-class DivergedError(Exception):
-    """The training loss became NaN or Inf. This ends the trial, and is its result."""
+class Classification(TrainingModule):
+    """Batches are images (N, C, H, W) and labels (N,); the network gives logits (N, classes)."""
 
+    main_metric = "accuracy"
 
-class Classification(L.LightningModule):
-    """Trains `network` on batches (images (N, C, H, W), labels (N,)).
+    def count_seen(self) -> int:
+        return self.config.gradient_batch * DATASETS[self.config.dataset].classes
 
-    Validation gives `val_*`; testing takes the training split (`fit_*`, in evaluation mode and without augmentation)
-    and the test split (`test_*`), in this order.
+    def build_training_metrics(self) -> dict[str, Metric]:
+        return {"accuracy": self._build_accuracy()}
 
-    Each of a `team` trains on its part of every batch, and takes it in `accumulate` parts: one backward pass each, one
-    step. Between looks, a device has its own running statistics and has seen its own losses; after one, all have the
-    same, so that a checkpoint is that of any number of devices.
-    """
+    def build_evaluation_metrics(self) -> dict[str, Metric]:
+        return {"accuracy": self._build_accuracy(), "loss": build_mean()}
 
-    def __init__(
-        self,
-        network: nn.Module,
-        config: TrialConfig,
-        *,
-        steps_per_epoch: int,
-        seed: int,
-        team: Team = Team(),  # noqa: B008  # frozen
-        accumulate: int = 1,
-    ) -> None:
-        super().__init__()
-        self.automatic_optimization = False  # a fifth of Lightning's calls around a step are its closures' and hooks'
-        self.network, self.config, self.seed = network, config, seed
-        self.team, self.accumulate = team, accumulate
-        self.steps_per_epoch = steps_per_epoch
-        self.learning_rate = config.base_learning_rate
-        classes = DATASETS[config.dataset].classes
-        longest = LOOK_STEPS if team.ranks == 1 else TEAM_LOOK_STEPS
-        self.look_steps = max(1, min(longest, UNSEEN_NUMBERS // (config.gradient_batch * classes)))
-        self.train_metrics = _metrics("train_", classes)
-        self.train_metrics.persistent(True)  # in a checkpoint within an epoch
-        for metric in self.train_metrics.values():
-            metric.sync_on_compute = False  # each has seen what all have
-        evaluations = ("val", "fit", "test")
-        self.evaluation_metrics = nn.ModuleDict({name: _metrics(f"{name}_", classes) for name in evaluations})
-        self.is_sparse = any(isinstance(module, SparseSwitchNorm2d) for module in network.modules())
-        self.tracking: list[Any] = [
-            module for module in network.modules() if isinstance(getattr(module, "running_mean", None), Tensor)
-        ]
-        self.unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # logits, labels, loss of steps since a look
-        # What the last epoch came to, for the recorder. `log_dict` would take ten times as long as the metrics take.
-        self.epoch_metrics: dict[str, float] = {}
-        self.recalibration_batches: Iterable[tuple[Tensor, Tensor]] = ()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook that runs, some thirty times a step; `nn.Module` looks for parameters in each.
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes)."""
-        logits: Tensor = self.network(images)
-        return logits
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(self.network, self.config)
-        schedule = build_schedule(optimizer, self.config, self.steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # ------------------------------------------------------------------------------------------ training
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["unseen"] = [torch.stack(parts) for parts in zip(*self.unseen, strict=True)]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.unseen = list(zip(*checkpoint["unseen"], strict=True))
-
-    def on_train_start(self) -> None:
-        self.unseen = [(logits.to(self.device), labels.to(self.device), loss.to(self.device))
-                       for logits, labels, loss in self.unseen]  # fmt: skip
-        if self.team.ranks > 1 and self.unseen:  # by one device alone, of whole batches
-            self._look(self.global_step % self.steps_per_epoch, Team())
-
-    def on_train_epoch_start(self) -> None:
-        loader: Any = self.trainer.train_dataloader
-        loader.set_epoch(self.current_epoch)
-        self.unseen.clear()
-
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        if self.config.dropout:  # dropout draws from the global generator: counter-based, so that a resume repeats it
-            rank = (self.team.rank,) if self.team.rank else ()
-            torch.manual_seed(derive_seed("dropout", self.seed, self.global_step, *rank))
-        if batch_idx == self.steps_per_epoch - 1:  # the epoch's last is logged
-            self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        if self.is_sparse:
-            set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
-        optimizer.zero_grad()
-        if self.accumulate == 1:
-            logits, loss = self._learn(images, labels)
-        else:
-            logits, loss = self._learn_in_parts(images, labels)
-        self.unseen.append((logits, labels, loss))
-        if (batch_idx + 1) % self.look_steps == 0:
-            self._look(batch_idx + 1, self.team)
-        if self.team.ranks > 1:
-            learned = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            self.team.average([parameter.grad for parameter in learned if parameter.grad is not None])
-        optimizer.step()
-        schedule.step()
-
-    def _learn(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the gradients of the mean loss; logits and loss, detached."""
+    def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Cross-entropy; logits and labels for the metrics."""
         logits = self(images)
-        loss = cross_entropy(logits, labels)
-        self.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
-        return logits.detach(), loss.detach()
+        return cross_entropy(logits, targets), (logits.detach(), targets)
 
-    def _learn_in_parts(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of equal parts in turn. Running statistics come out as if they moved once, by the parts' average."""
-        seen = []
-        for part, batch in enumerate(zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)):
-            for layer in self.tracking:
-                layer.momentum = part_momentum(self.config.norm_momentum, part, self.accumulate)
-            seen.append(self._learn(*batch))
-        logits, losses = zip(*seen, strict=True)
-        return torch.cat(logits), torch.stack(losses).mean()
+    def update_training(self, metrics: Any, seen: Sequence[Tensor]) -> None:
+        logits, labels = seen
+        metrics["accuracy"].update(logits.flatten(0, -2), labels.flatten())
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.config.logit_gradient_clip is not None:
-            nn.utils.clip_grad_norm_(switch_parameters(self.network), self.config.logit_gradient_clip)
-
-    def on_train_epoch_end(self) -> None:
-        self._look(self.steps_per_epoch, self.team)
-        self._close(self.train_metrics)
-        self.epoch_metrics["learning_rate"] = self.learning_rate
-
-    def check_weights(self) -> None:
-        """Raises `DivergedError` after a last step that broke the weights: no training loss follows to show it."""
-        if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
-            raise DivergedError("the weights were not finite after the last step")
-
-    def _look(self, steps: int, team: Team) -> None:
-        """Takes the last of this epoch's `steps` into the metrics, many at once: an update costs as much as a layer.
-
-        Raises `DivergedError` with the first step whose loss was not finite.
-        """
-        if not self.unseen:
-            return
-        logits, labels, losses = (torch.stack(parts) for parts in zip(*self.unseen, strict=True))
-        if team.ranks > 1:  # (steps, a device's samples, ...) of every device to (steps, samples, ...)
-            logits, labels = (torch.cat(team.gather(own).unbind(), 1) for own in (logits, labels))
-            losses = team.gather(losses).mean(0)
-            self._share_statistics()
-        bad = ~torch.isfinite(losses)
-        if bad.any():
-            step = self.current_epoch * self.steps_per_epoch + steps - len(losses) + int(bad.int().argmax())
-            raise DivergedError(f"the training loss was not finite at step {step}")
-        self._update(self.train_metrics, logits.flatten(0, 1), labels.flatten(), losses)
-        self.unseen.clear()
-
-    def _share_statistics(self) -> None:
-        """Averages running statistics over devices. Exact at any time, as they move by sums and fixed factors."""
-        self.team.average([
-            statistic for layer in self.tracking for statistic in (layer.running_mean, layer.running_var)
-        ])  # fmt: skip
-
-    # ---------------------------------------------------------------------------------------- evaluation
-
-    def on_validation_start(self) -> None:
-        if self.config.bn_statistics == "batch":
-            count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
-            batches = islice(self.recalibration_batches, count)
-            average_statistics(self.network, (part for images, _ in batches for part in images.chunk(self.accumulate)))
-        self._share_statistics()
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._close(self.evaluation_metrics["val"])
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(("fit", "test")[dataloader_idx], batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._close(self.evaluation_metrics["fit"])
-        self._close(self.evaluation_metrics["test"])
-
-    def _evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch
-        if not len(labels):  # another device has the split's last images
-            return
+    def update_evaluation(self, metrics: Any, images: Any, targets: Any) -> None:
         logits = self(images)
-        loss = cross_entropy(logits.float(), labels)
-        self._update(self.evaluation_metrics[name], logits, labels, loss, weight=len(labels))
+        metrics["accuracy"].update(logits, targets)
+        metrics["loss"].update(cross_entropy(logits.float(), targets), weight=len(targets))
 
-    def _close(self, metrics: Any) -> None:
-        self.epoch_metrics |= {name: float(value) for name, value in metrics.compute().items()}
-        metrics.reset()
-
-    @staticmethod
-    def _update(metrics: Any, logits: Tensor, labels: Tensor, loss: Tensor, weight: int = 1) -> None:
-        metrics["accuracy"].update(logits, labels)
-        metrics["loss"].update(loss, weight=weight)
-
-
-def part_momentum(momentum: float, part: int, parts: int) -> float:
-    """The momentum of part `part` (from 0) of `parts`, so that all have the weight momentum / parts in the end.
-
-    What comes after part i leaves it 1 - (parts - 1 - i) * momentum / parts of its own.
-    """
-    share = momentum / parts
-    return share / (1 - (parts - 1 - part) * share)
-
-
-def _metrics(prefix: str, classes: int) -> MetricCollection:
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
-            "loss": MeanMetric(nan_strategy="disable"),  # a loss that is not a number must stay so
-        },
-        prefix=prefix,
-        compute_groups=False,
-    )
+    def _build_accuracy(self) -> Metric:
+        return MulticlassAccuracy(DATASETS[self.config.dataset].classes, average="micro", validate_args=False)

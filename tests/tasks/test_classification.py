@@ -12,7 +12,7 @@ from study.config import RunConfig, TrackingConfig, load_study
 from study.job import Job
 from study.plan import plan_trials
 from study.record.files import TrialFolder, read_metrics
-from study.tasks.classification import part_momentum
+from study.tasks.training import part_momentum
 from study.train import run_job
 
 
