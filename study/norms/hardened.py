@@ -102,8 +102,11 @@ def _feeding(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Convolutions whose output nothing but one norm takes, which takes nothing else: (convolution, norm)."""
     takers: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
     sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
-    for root, graph in _graphs(model):
-        called = {node: root.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+    # A module may keep what it sees: a twin is traced, which has the same tensors.
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    own = dict(zip(twin.modules(), model.modules(), strict=True))
+    for root, graph in _graphs(twin):
+        called = {node: own[root.get_submodule(str(node.target))] for node in graph.nodes if node.op == "call_module"}
         for node, module in called.items():
             if isinstance(module, _CONVOLUTIONS):
                 takers[module] |= {called.get(user) for user in node.users}
