@@ -221,9 +221,13 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    study, folder = _study(options)
-    if not folder.config.exists():
-        raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
+    from study.record.files import StudyFolder
+
+    folder = StudyFolder(options.out / options.study)
+    if options.study in available("studies") or not folder.config.exists():  # else it was imported, or came from afar
+        study, folder = _study(options)
+        if not folder.config.exists():
+            raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
     _print_report(_console(), folder)
     return DONE
 

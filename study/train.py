@@ -28,13 +28,12 @@ from study.reading import FULL_DISK, NO_SPACE
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
 from study.record.environment import describe_machine
 from study.record.files import (
-    SCHEMA,
     TrialFolder,
     append_line,
-    file_facts,
     read_json,
     set_aside,
     write_json,
+    write_result,
     write_yaml,
 )
 from study.record.leave import Leave, LeavingError, listening
@@ -149,7 +148,7 @@ def train(
     recorder.write_switch_weights()
     tracker.log_switch_weights(recorder.history[-1], layers, trial.pool)
     tracker.finish(status, metrics)
-    _write_result(folder, trial, description, {
+    write_result(folder, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
         "notes": notes,
@@ -263,19 +262,6 @@ def _final_metrics(
     fit, validation = found.get("fit_score"), found.get("val_score")
     gap = fit - validation if fit is not None and validation is not None else None
     return {**found, "generalization_gap": gap}
-
-
-def _write_result(folder: TrialFolder, trial: PlannedTrial, description: dict[str, Any], facts: dict[str, Any]) -> None:
-    """The last file of a record: it vouches for the others."""
-    repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "device_batch", "pool", "parameters",
-                "norm_layers")  # fmt: skip
-    files = (folder.trial, folder.environment, folder.metrics, folder.switch_weights)
-    write_json(folder.result, {
-        "schema": SCHEMA,
-        **{key: description[key] for key in repeated},
-        **facts,
-        "files": {file.name: file_facts(file) for file in files},
-    })  # fmt: skip
 
 
 def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
