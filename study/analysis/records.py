@@ -41,7 +41,7 @@ class StudyRecords:
         a factor, norm, depth, batch_size, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
     weights: switch weights of every trial and epoch: the columns of `switch_weights.parquet`, text coded.
     switch: those of each trial's last epoch, with its key; of the backbone, which all tasks have.
-    switch_epochs: means over the backbone's layers: key, epoch, scope ("network", "stage 1"), statistic, normalizer, weight.
+    switch_epochs: means over its layers: key, epoch, scope ("network", "stage 1"), statistic, normalizer, weight.
     curves: metrics by epoch: key, epoch, name, value.
     unplanned: keys of trials on disk that the plan does not name.
     """
