@@ -32,6 +32,7 @@ from study.reading import UserError
 MODULES: dict[str, ModuleType] = {"imagenet": imagenet, "coco": coco, "cityscapes": cityscapes, "ade20k": ade20k}
 EVALUATION_BATCH = {"classification": 128, "segmentation": 1, "detection": 1}  # unpadded, where images differ in size
 TRIES = 100  # samples in a row that may be unusable before it is taken for the disk's fault
+WORKERS = "fork" if sys.platform == "linux" else "spawn"  # not forkserver's: they would outlive a trial that is killed
 CPU = torch.device("cpu")
 STRIDE = 8  # padded images are a multiple of it
 UNREADABLE = (None, errno.ENOENT, errno.EACCES, errno.EISDIR, errno.EIO)  # a file's fault; None: Pillow's own
@@ -73,8 +74,10 @@ def load_stream(config: TrialConfig, seeds: Mapping[str, int], data_root: str | 
         "validation": Samples(source=pool, indices=order[:validation]),
         "test": Samples(source=test, indices=torch.arange(len(test))),
     }
-    return StreamedData(splits=splits, config=config, seed=seeds["data"], workers=workers,
-                        set_aside=[*pool.set_aside, *test.set_aside])  # fmt: skip
+    return StreamedData(
+        splits=splits, config=config, seed=seeds["data"], workers=workers,
+        set_aside=[*_count(config.dataset, pool, test), *pool.set_aside, *test.set_aside],
+    )  # fmt: skip
 
 
 def _open_parts(dataset: str, data_root: str | None, *, subset: bool) -> tuple[Source, Source]:
@@ -88,6 +91,12 @@ def _open_parts(dataset: str, data_root: str | None, *, subset: bool) -> tuple[S
                 f"{example}; copy all of it from {MODULES[dataset].PAGE}, or set train_samples to use what is there"
             )
     return pool, test
+
+
+def _count(dataset: str, pool: Source, test: Source) -> list[str]:
+    """A line where not all is there: which images a trial has seen then depends on more than its configuration."""
+    there, published = (len(pool), len(test)), (DATASETS[dataset].train, DATASETS[dataset].test)
+    return [f"{dataset}: {there} images here, of {published} published"] if there != published else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +122,9 @@ class StreamedData:
     def read(self, reader: Reader, requests: Iterable[Request]) -> Iterator[Batch]:
         """Batches in the order of requests, on the device. Raises `UserError` where no sample can be used."""
         loader = DataLoader(
-            reader, sampler=requests, batch_size=None, collate_fn=_as_it_is, num_workers=self.workers,
-            worker_init_fn=_follow_parent_alone, pin_memory=self.device.type == "cuda",
+            reader, sampler=requests, batch_size=None, collate_fn=_as_it_is, pin_memory=self.device.type == "cuda",
+            num_workers=self.workers, worker_init_fn=_follow_parent_alone,
+            multiprocessing_context=WORKERS if self.workers else None,
             generator=torch.Generator(),  # else it would draw from the global one
         )  # fmt: skip
         for batch, unusable in loader:

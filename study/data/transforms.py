@@ -45,7 +45,7 @@ def evaluation_transform(dataset: str) -> v2.Transform:
     if dataset == "imagenet":
         return _normalized(*_centre(size))
     if dataset == "ade20k":
-        return _normalized(v2.RandomShortestSize([size], LONGEST_SIDE, antialias=True))
+        return _normalized(v2.Resize(size, max_size=LONGEST_SIDE, antialias=True))
     return _normalized()  # Cityscapes at its own size; COCO is resized by the detector
 
 

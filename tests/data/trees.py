@@ -19,10 +19,10 @@ def write_image(path: Path, seed: int, size: tuple[int, int] = SIZE) -> None:
     Image.fromarray(coarse).resize(size[::-1]).save(path)
 
 
-def write_mask(path: Path, labels: Any) -> None:
+def write_mask(path: Path, labels: Any, size: tuple[int, int] = SIZE) -> None:
     """Stripes of `labels` from left to right."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = SIZE
+    height, width = size
     row = np.repeat(np.array(labels, np.uint8), -(-width // len(labels)))[:width]
     Image.fromarray(np.tile(row, (height, 1))).save(path)
 
@@ -38,15 +38,13 @@ def write_imagenet(root: Path, train: int = 8, test: int = 3) -> Path:
 
 
 def write_ade20k(root: Path, train: int = 8, test: int = 3) -> Path:
-    """Masks of labels 0, 1 and 150, and the image's number."""
+    """Images of several sizes; masks of labels 0, 1 and 150, and the image's number."""
     folder = root / "ADEChallengeData2016"
     for part, count in (("training", train), ("validation", test)):
         for index in range(count):
-            write_image(folder / "images" / part / f"ADE_{part}_{index:08}.jpg", index, (SIZE[0] + 4 * index, SIZE[1]))
-            write_mask(folder / "annotations" / part / f"ADE_{part}_{index:08}.png", [0, 1, 150, index + 1])
-            with Image.open(folder / "annotations" / part / f"ADE_{part}_{index:08}.png") as mask:
-                resized = mask.resize((SIZE[1], SIZE[0] + 4 * index), Image.Resampling.NEAREST)
-            resized.save(folder / "annotations" / part / f"ADE_{part}_{index:08}.png")
+            stem, size = f"ADE_{part}_{index:08}", (SIZE[0] + 4 * index, SIZE[1])
+            write_image(folder / "images" / part / f"{stem}.jpg", index, size)
+            write_mask(folder / "annotations" / part / f"{stem}.png", [0, 1, 150, index + 1], size)
     return folder
 
 
