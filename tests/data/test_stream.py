@@ -404,8 +404,8 @@ def test_a_trial_on_imagenet_through_the_command_line(tmp_path: Path, run_study:
     folder = write_imagenet(tmp_path / "data")
     spoil_image(folder / "val/n01440764/n01440764_0.JPEG")
     settings = {
-        "dataset": "imagenet", "augmentation": "random_resized_crop", "train_samples": 4, "depth": 18, "norm": "bn",
-        "data_root": tmp_path / "data", "batch_size": 2, "chunks": 1, "epochs": 1, "replicates": 1,
+        "dataset": "imagenet", "augmentation": "random_resized_crop", "train_samples": 4, "depth": 18, "width": 1.0,
+        "norm": "bn", "data_root": tmp_path / "data", "batch_size": 2, "chunks": 1, "epochs": 1, "replicates": 1,
         "tracking.mode": "disabled",
     }  # fmt: skip
     flags = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
