@@ -318,7 +318,8 @@ def _check_runnable(study: StudyConfig) -> None:
         from study.data.load import check_data
 
         for dataset in sorted(datasets - {"digits"}):
-            check_data(dataset, study.run.data_root)
+            wanted = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
+            check_data(dataset, study.run.data_root, subset=None not in wanted)
 
 
 def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:

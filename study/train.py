@@ -45,6 +45,7 @@ from study.tasks.training import EVALUATIONS
 from study.team import GRACE_SECONDS, Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
+NOTED_LINES = 20
 SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -120,7 +121,7 @@ def train(
         "step": step, "devices": job.devices,
     })  # fmt: skip
 
-    data = load_data(trial.config, trial.seeds, job.run.data_root)  # downloads, before others read
+    data = load_data(trial.config, trial.seeds, job.run.data_root, job.run.loader_workers)  # downloads, before others
     network = _build_network(job)
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
@@ -151,7 +152,7 @@ def train(
     write_result(folder, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
-        "notes": notes,
+        "set_aside": len(data.set_aside), "notes": [*notes, *_shorten(data.set_aside)],
     })  # fmt: skip
     return status, recorder.steps[-1]
 
@@ -162,7 +163,7 @@ def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
     print_into(folder.log)
     _set_up_process(job)
     try:
-        data = load_data(job.trial.config, job.trial.seeds, job.run.data_root)
+        data = load_data(job.trial.config, job.trial.seeds, job.run.data_root, job.run.loader_workers)
         _fit_and_test(job, team, data, _build_network(job), [Follower(team)], checkpoint)
     except (DivergedError, LeavingError):
         pass  # the recorder's business
@@ -262,6 +263,12 @@ def _final_metrics(
     fit, validation = found.get("fit_score"), found.get("val_score")
     gap = fit - validation if fit is not None and validation is not None else None
     return {**found, "generalization_gap": gap}
+
+
+def _shorten(lines: Sequence[str]) -> list[str]:
+    """What of the data was set aside, for people to read: with a count where there is much."""
+    rest = len(lines) - NOTED_LINES
+    return [f"set aside: {line}" for line in lines[:NOTED_LINES]] + ([f"set aside: {rest} more"] if rest > 0 else [])
 
 
 def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
