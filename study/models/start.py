@@ -1,0 +1,152 @@
+"""How a network starts from another one: its weights by name, and rules for what its layers are to choose.
+
+What a layer chooses is a pair of weights (K,) over its pool, for means and for variances.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from study.config import derive_seed
+from study.models.geometry import LayerGeometry
+from study.norms import switch_weights
+from study.reading import UserError
+
+Choice = tuple[Tensor, Tensor]
+Choices = dict[str, Choice]  # by layer
+COUNTER = "num_batches_tracked"  # of torch's batch norms, without a use here; other files lack it
+
+
+class ChosenLayer(NamedTuple):
+    """What a layer of another network chose, and where it sits there."""
+
+    role: str
+    depth_fraction: float
+    choice: Choice
+
+
+class StartError(UserError):
+    """What a trial is to start from cannot be read, or does not fit its network."""
+
+
+# ------------------------------------------------------------------------------------------------- weights
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, leave: str | None = None) -> None:
+    """Sets all parameters and buffers but those whose name starts with `leave`.
+
+    Raises `StartError` where one is missing or has another shape.
+    """
+    own = {name: value for name, value in network.state_dict().items() if leave is None or not name.startswith(leave)}
+    for name, value in own.items():
+        given = weights.get(name)
+        if given is None and not name.endswith(COUNTER):
+            raise StartError(f"does not fit: it has no {name}")
+        if given is not None and given.shape != value.shape:
+            raise StartError(f"does not fit: {name} is {(*given.shape,)} there and {(*value.shape,)} here")
+    network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+
+
+def fits(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether `weights` are those of such a network, head and all."""
+    own = network.state_dict()
+    return own.keys() == weights.keys() and all(weights[name].shape == value.shape for name, value in own.items())
+
+
+# ------------------------------------------------------------------------------------------------- choices
+
+
+def read_choices(network: nn.Module, part: nn.Module | None = None) -> Choices:
+    """What the switch layers of `network` choose now, or those of them that are in `part`."""
+    inside = set((part or network).modules())
+    return {
+        name: (layer.mean, layer.var)
+        for name, layer in switch_weights(network).items()
+        if network.get_submodule(name) in inside
+    }
+
+
+def fix_choices(network: nn.Module, choices: Choices) -> None:
+    """Has layers choose `choices` from now on: their logits learn no more."""
+    for name, choice in choices.items():
+        layer: Any = network.get_submodule(name)
+        layer.fix_weights(*choice)
+
+
+def hold_choices(network: nn.Module, names: Sequence[str]) -> None:
+    """Has layers choose from now on what they choose now."""
+    for name in names:
+        layer: Any = network.get_submodule(name)
+        layer.hold()
+
+
+def harden_choices(choices: Choices) -> Choices:
+    """One-hot at the largest weight, the first where several are."""
+    return {
+        name: (one_hot(mean.argmax(), len(mean)).to(mean), one_hot(var.argmax(), len(var)).to(var))
+        for name, (mean, var) in choices.items()
+    }
+
+
+def share_choices(choices: Choices, layers: Sequence[LayerGeometry]) -> Choices:
+    """The mean over the layers of a role, in each of them."""
+    shared: Choices = {}
+    for names in _by_role(choices, layers):
+        mean, var = (torch.stack([choices[name][statistic] for name in names]).mean(0) for statistic in (0, 1))
+        shared |= dict.fromkeys(names, (mean, var))
+    return shared
+
+
+def permute_choices(choices: Choices, layers: Sequence[LayerGeometry], seed: int) -> Choices:
+    """The same choices dealt to other layers of their role: no layer keeps its own, unless it is alone."""
+    generator = torch.Generator().manual_seed(derive_seed("permute", seed))
+    dealt: Choices = {}
+    for names in _by_role(choices, layers):
+        order = _derange(len(names), generator)
+        dealt |= {name: choices[names[other]] for name, other in zip(names, order, strict=True)}
+    return dealt
+
+
+def transplant_choices(layers: Sequence[LayerGeometry], source: Sequence[ChosenLayer]) -> Choices:
+    """What the layers of another network chose, at the nearest relative depth within the role; of two, the shallower.
+
+    Relative depth is 0 at the first layer of a role and 1 at its last one: a network with a head behind its backbone is
+    deeper than the backbone alone. Roles that the other network lacks are left out.
+    """
+    chosen: Choices = {}
+    for role in {layer.role for layer in source}:
+        theirs = [layer for layer in source if layer.role == role]
+        ours = [layer for layer in layers if layer.role == role]
+        depths = _relative_depths([layer.depth_fraction for layer in theirs])
+        for layer, depth in zip(ours, _relative_depths([layer.depth_fraction for layer in ours]), strict=True):
+            nearest = min(range(len(theirs)), key=lambda index: round(abs(depths[index] - depth), 9))
+            chosen[layer.layer] = theirs[nearest].choice
+    return chosen
+
+
+def _by_role(choices: Choices, layers: Sequence[LayerGeometry]) -> list[list[str]]:
+    """The layers that have a choice, role by role, in order of execution."""
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for layer in layers:
+        if layer.layer in choices:
+            names[layer.role].append(layer.layer)
+    return list(names.values())
+
+
+def _derange(size: int, generator: torch.Generator) -> list[int]:
+    """A permutation that leaves nothing in its place, all of them equally likely: about one draw in three is one."""
+    while True:
+        order: list[int] = torch.randperm(size, generator=generator).tolist()
+        if size < 2 or all(place != index for index, place in enumerate(order)):
+            return order
+
+
+def _relative_depths(fractions: Sequence[float]) -> list[float]:
+    first, last = min(fractions, default=0.0), max(fractions, default=0.0)
+    return [(fraction - first) / (last - first) if last > first else 0.0 for fraction in fractions]
