@@ -45,7 +45,8 @@ def resolve_start(study: StudyConfig, where: str) -> StudyConfig:
     """
     start = study.start
     if start.checkpoint is not None:
-        source: str | dict[str, object] = _digest(Path(start.checkpoint), f"{where}: start.checkpoint={start.checkpoint}")
+        file = Path(start.checkpoint)
+        source: str | dict[str, object] = _digest(file, f"{where}: start.checkpoint={file}")
     elif start.trial is not None:
         outside = source_outside(start)
         folders = (TrialFolder(outside.locate(replicate)) for replicate in range(study.replicates))
