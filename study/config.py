@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from study.data.catalog import DATASETS
 from study.norms.names import DEFAULT_POOL, parse_norm
@@ -32,6 +32,14 @@ HEADS: dict[str, tuple[Head, ...]] = {
     "detection": ("mask_rcnn", "faster_rcnn"),
 }
 """The heads of each task; the first is the default."""
+HEAD_ROLES: dict[Head | None, tuple[str, ...]] = {
+    None: (),
+    "fcn": ("decoder",),
+    "deeplabv3": ("decoder",),
+    "faster_rcnn": ("fpn", "box_head"),
+    "mask_rcnn": ("fpn", "box_head", "mask_head"),
+}
+"""Where a network has norm layers beside its backbone's, by its head."""
 
 StartRule = Literal["scratch", "fine_tune", "argmax", "frozen", "transplant", "permute", "shared"]
 START_OPTIONS: dict[str, tuple[StartRule, ...]] = {
@@ -75,6 +83,10 @@ class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+_Parts = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # YAML has lists alone
+]
 _HeadNorm = Annotated[str | None, AfterValidator(_check_head_norm)]  # None: the backbone's; "none": no norm
 
 
@@ -141,7 +153,7 @@ class TrialConfig(_Closed):
     bias_weight_decay: Annotated[float, Field(ge=0)] | None = None  # of other biases
     bias_learning_rate: Annotated[float, Field(ge=0)] = 1.0  # times that of weights
     decay: Literal["step", "cosine", "poly", "linear", "constant"] = "cosine"
-    decay_milestones: list[Annotated[float, Field(gt=0, le=1)]] = [0.3, 0.6, 0.9]  # of step: parts of training
+    decay_milestones: _Parts = (0.3, 0.6, 0.9)  # of step: parts of training
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the learning rate
     logit_learning_rate: Annotated[float, Field(ge=0)] = 1.0
@@ -153,6 +165,14 @@ class TrialConfig(_Closed):
     def task_head(self) -> Head | None:
         """The head that the network has; None for a classifier."""
         return self.head or next(iter(HEADS[self.task]), None)
+
+    @property
+    def norms(self) -> dict[str, str]:
+        """The norm of each role that the network has, the backbone first; `none` for a head without norm layers."""
+        heads = {role: getattr(self, f"{role}_norm") or self.norm for role in HEAD_ROLES[self.task_head]}
+        if self.box_head == "mlp" and "box_head" in heads:
+            heads["box_head"] = NO_NORM
+        return {"backbone": self.norm, **heads}
 
     @property
     def gradient_batch(self) -> int:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from study.config import TrialConfig
-from study.data.catalog import DATASETS
+from study.data.batches import Batch
+from study.data.catalog import DATASETS, DatasetFacts
 from study.models import build_network, trace_geometry
 from study.plan import PlannedTrial
+from study.tasks import TASKS
 from study.tasks.optimization import build_optimizer
 
 LARGEST_BATCH_PIXELS = 2**19  # a bigger batch is measured in part and scaled up
+LARGEST_SIDE = 256  # pixels; so is a larger image
 BUDGET_SECONDS = 1.0
 STEPS = 3
 
@@ -34,16 +36,10 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
     """Parameters, norm layers and seconds of one trial on this machine's CPU, one thread."""
     config, facts = trial.config, DATASETS[trial.config.dataset]
     # What does not change the work is left out, so that cells that differ in it share one measurement.
-    same: dict[str, object] = {
-        "initialization": "he_normal",
-        "logit_init": "ones",
-        "epochs": 1,
-        "train_samples": None,
-        "start_rule": "scratch",
-        "start_source": None,
-        "start_epoch": 0,
-    }
-    samples = LARGEST_BATCH_PIXELS // (facts.image_size**2 * facts.channels)
+    same: dict[str, object] = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None,
+                               "start_rule": "scratch", "start_source": None, "start_epoch": 0}  # fmt: skip
+    side = _measured_side(facts)
+    samples = LARGEST_BATCH_PIXELS // (side**2 * facts.channels)
     if config.gradient_batch > samples:  # a part of the batch is measured, and scaled up
         same |= {"chunks": samples, "batch_size": 1} if config.batch_size == 1 else {"chunks": 1, "batch_size": samples}
     measured = config.model_copy(update=same)
@@ -53,7 +49,7 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
         parameters, norm_layers, seconds = _measure(measured)
     finally:
         torch.set_num_threads(threads)
-    step = seconds * config.gradient_batch / measured.gradient_batch
+    step = seconds * config.gradient_batch / measured.gradient_batch * (facts.image_size / side) ** 2
     return CellSize(parameters, norm_layers, step, step * trial.steps)
 
 
@@ -62,15 +58,14 @@ def _measure(config: TrialConfig) -> tuple[int, int, float]:
     """Parameters, norm layers, and seconds of one training step."""
     network = build_network(config, seed=0)
     norm_layers = len(trace_geometry(network))
-    facts, batch = DATASETS[config.dataset], config.gradient_batch
-    images = torch.randn(batch, facts.channels, facts.image_size, facts.image_size)
-    labels = torch.randint(facts.classes, (batch,))
+    module = TASKS[config.task](network, config, steps_per_epoch=1, seed=0)
+    batch = _imagine_batch(config)
     optimizer = build_optimizer(network, config)
 
     def step() -> float:
         started = time.perf_counter()
         optimizer.zero_grad()
-        torch.autograd.backward(cross_entropy(network(images), labels))
+        torch.autograd.backward(module.compute_loss(*batch)[0])
         optimizer.step()
         return time.perf_counter() - started
 
@@ -78,3 +73,23 @@ def _measure(config: TrialConfig) -> tuple[int, int, float]:
     while len(times) <= STEPS and sum(times) < BUDGET_SECONDS:
         times.append(step())
     return sum(parameter.numel() for parameter in network.parameters()), norm_layers, min(times)
+
+
+def _measured_side(facts: DatasetFacts) -> int:
+    return min(facts.image_size, LARGEST_SIDE)
+
+
+def _imagine_batch(config: TrialConfig) -> Batch:
+    """A gradient batch of noise, with one object in the middle of every image."""
+    facts, samples = DATASETS[config.dataset], config.gradient_batch
+    side = _measured_side(facts)
+    images = torch.randn(samples, facts.channels, side, side)
+    if config.task == "classification":
+        return images, torch.randint(facts.classes, (samples,))
+    if config.task == "segmentation":
+        return images, torch.randint(facts.segments or 1, (samples, side, side))
+    low, high = side // 4, side - side // 4
+    mask = torch.zeros(1, side, side, dtype=torch.uint8)
+    mask[:, low:high, low:high] = 1
+    box = torch.tensor([[low, low, high, high]], dtype=torch.float32)
+    return list(images), [{"boxes": box, "labels": torch.tensor([1]), "masks": mask}] * samples

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import HEADS, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds, trial_id
+from study.config import HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds, trial_id
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
 from study.reading import UserError, allowed_names
@@ -21,7 +21,8 @@ class PlannedTrial:
     """One training run of the plan: a cell (`levels` of every factor) at one replicate.
 
     device_batch: samples in one device's memory at a time. All of the gradient batch, or its part where the run takes
-    it on several devices or in several parts.
+    it on several devices or in several parts. A detector takes B at a time: what its heads see of a sample are regions,
+    of which no two samples have the same number.
     """
 
     trial_id: str
@@ -54,7 +55,8 @@ class PlannedTrial:
     @property
     def pool(self) -> tuple[str, ...]:
         """The normalizers that a layer of this trial chooses from; without bn over one sample."""
-        return effective_pool(self.config.norm, self.statistics_batch)
+        pools = list(_pools(self.config).values())
+        return next((pool for pool in pools if len(pool) > 1), pools[0])
 
     @property
     def split(self) -> tuple[int, int, int]:
@@ -125,10 +127,10 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     except ValidationError as error:
         raise UserError(f"{study.name}: cell {cell}: {error.errors()[0]['msg']}") from None
     run = study.run
+    parts = config.chunks if config.task == "detection" else run.devices_per_trial * run.accumulate
     trial = PlannedTrial(
         trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config,
-        device_batch=config.gradient_batch // (run.devices_per_trial * run.accumulate),
-        source=_source(study, levels, config),
+        device_batch=config.gradient_batch // parts, source=_source(study, levels, config),
     )  # fmt: skip
     try:
         _ = trial.pool
@@ -157,6 +159,11 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         shares = {"devices_per_trial": run.devices_per_trial, "accumulate": run.accumulate}
         product = " x ".join(f"run.{key}={count}" for key, count in shares.items() if count > 1)
         raise UserError(f"{study.name}: {product}: does not divide the {config.chunks} chunks of cell {cell}")
+    if config.sync_statistics and config.task == "detection" and config.chunks > run.devices_per_trial:
+        raise UserError(
+            f"{study.name}: cell {cell}: sync_statistics: of a detector takes a device for each of the "
+            f"{config.chunks} chunks; run.devices_per_trial={run.devices_per_trial}"
+        )
     if config.sync_statistics and run.accumulate > 1:
         raise UserError(
             f"{study.name}: cell {cell}: sync_statistics: run.accumulate={run.accumulate} would see a part of the "
@@ -191,8 +198,14 @@ def _say(levels: Mapping[str, Any]) -> str:
     return ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
 
 
+def _pools(config: TrialConfig) -> dict[str, tuple[str, ...]]:
+    """The pool of each role that has norm layers."""
+    return {role: effective_pool(norm, config.statistics_batch) for role, norm in config.norms.items()
+            if norm != NO_NORM}  # fmt: skip
+
+
 def _check_task(config: TrialConfig, where: str) -> None:
-    """Raises `UserError` where data set, head and backbone do not fit the task."""
+    """Raises `UserError` where data set, head, backbone and norms do not fit the task or each other."""
     facts = DATASETS[config.dataset]
     if config.task not in facts.tasks:
         fitting = [name for name, known in DATASETS.items() if config.task in known.tasks]
@@ -208,3 +221,17 @@ def _check_task(config: TrialConfig, where: str) -> None:
             f"{where}: output_stride={config.output_stride}: of depth {config.depth} allowed for segmentation: "
             f"{', '.join(map(str, strides))}"
         )
+    choices = {role: pool for role, pool in _pools(config).items() if len(pool) > 1}
+    if len(set(choices.values())) > 1:  # a record has one pool
+        pools = ", ".join(f"{role} {'+'.join(pool)}" for role, pool in choices.items())
+        raise UserError(f"{where}: norms that choose from different pools ({pools}); allowed: one pool in a trial")
+    stages = 0 if config.task == "classification" else 4 if config.depth in SMALL_DEPTHS else 5
+    if config.freeze_stages > stages:
+        raise UserError(
+            f"{where}: freeze_stages={config.freeze_stages}: of depth {config.depth} allowed for {config.task}: "
+            f"at most {stages}"
+        )
+    if config.task == "detection" and config.sync_statistics:
+        raise UserError(f"{where}: sync_statistics: images and regions differ in size between devices; allowed: false")
+    if config.task == "detection" and config.dropout:
+        raise UserError(f"{where}: dropout={config.dropout}: detection has no layer for it; allowed: 0")

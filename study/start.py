@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from study.config import TrialConfig
-from study.models import build_network, trace_geometry
+from study.models import backbone_of, build_network, trace_geometry
 from study.models.start import (
     ChosenLayer,
     StartError,
@@ -31,7 +31,7 @@ from study.norms import SparseSwitchNorm2d
 from study.reading import read_yaml
 from study.record.checkpoint import find_damage
 from study.record.files import TrialFolder
-from study.record.switches import read_last_weights
+from study.record.switches import choosing, read_last_weights
 
 HEAD = "fc."  # what a classifier has and a backbone lacks
 
@@ -42,7 +42,7 @@ def start_network(network: nn.Module, config: TrialConfig, seed: int, path: Path
     path: the folder of the trial to start from, or a file of weights. What is fixed here learns no more, and belongs
     into no solver. Raises `StartError` where the start cannot be read or does not fit.
     """
-    rule, layers = config.start_rule, trace_geometry(network)
+    rule, layers = config.start_rule, choosing(network, trace_geometry(network))
     if rule == "transplant":
         fix_choices(network, transplant_choices(layers, read_chosen_layers(TrialFolder(path))))
         return
@@ -102,11 +102,6 @@ def take_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Modu
         return backbone
     except StartError as error:
         raise StartError(f"{file}: {error}") from None
-
-
-def backbone_of(network: nn.Module) -> nn.Module:
-    """The ResNet in a network, with the parameter names of a classifier; a classifier itself."""
-    return network
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:

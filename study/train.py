@@ -21,7 +21,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from study.data.batches import Data, SplitName
 from study.data.load import load_data
 from study.job import Job
-from study.models import build_network, trace_geometry
+from study.models import build_network, count_norms, trace_geometry
 from study.norms.fused import form
 from study.plan import PlannedTrial
 from study.reading import FULL_DISK, NO_SPACE
@@ -39,10 +39,11 @@ from study.record.files import (
 )
 from study.record.leave import Leave, LeavingError, listening
 from study.record.recorder import Follower, Recorder, finite
+from study.record.switches import choosing
 from study.record.tracking import Tracker, let_go, prepare
 from study.start import Freezing, start_network
-from study.tasks.classification import Classification
-from study.tasks.training import DivergedError
+from study.tasks import TASKS, DivergedError
+from study.tasks.training import EVALUATIONS
 from study.team import GRACE_SECONDS, Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
@@ -126,6 +127,7 @@ def train(
     network = _build_network(job)
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
+    layers = choosing(network, layers)
     write_yaml(folder.trial, description)
     tracker = Tracker(
         folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
@@ -144,7 +146,8 @@ def train(
                 status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
         except DivergedError as error:
             status, reason = "diverged", str(error)
-    metrics = _final_metrics(recorder.last_metrics(), metrics, diverged=status == "diverged")
+    main_metric = TASKS[trial.config.task].main_metric
+    metrics = _final_metrics(recorder.last_metrics(), metrics, main_metric, diverged=status == "diverged")
     recorder.write_switch_weights()
     tracker.log_switch_weights(recorder.history[-1], layers, trial.pool)
     tracker.finish(status, metrics)
@@ -186,8 +189,8 @@ def _fit_and_test(
     device = torch.device(job.devices[team.rank])
     data = data.to(device)
     training = data.training(config.augmentation, team.part)
-    module = Classification(
-        network, config, steps_per_epoch=len(training), seed=seed, team=team, accumulate=job.run.accumulate
+    module = TASKS[config.task](
+        network, config, steps_per_epoch=len(training), seed=seed, team=team, accumulate=_parts(job)
     )
     if config.bn_statistics == "batch" or config.start_rule != "scratch":
         module.recalibration_batches = data.training("none", team.part)
@@ -209,10 +212,15 @@ def _build_network(job: Job) -> torch.nn.Module:
     A trial that goes on from its checkpoint starts, too: what its rule fixes is then no parameter of the solver.
     """
     config, seed = job.trial.config, job.trial.seeds["init"]
-    network = build_network(config, seed, ranks=len(job.devices) * job.run.accumulate)
+    network = build_network(config, seed, ranks=len(job.devices) * _parts(job))
     if job.start is not None:
         start_network(network, config, seed, job.start)
     return network
+
+
+def _parts(job: Job) -> int:
+    """How many parts a device takes its share of a gradient batch in."""
+    return job.trial.gradient_batch // (len(job.devices) * job.trial.device_batch)
 
 
 def _build_trainer(epochs: int, device: torch.device, precision: str, callbacks: list[L.Callback]) -> L.Trainer:
@@ -248,29 +256,27 @@ def _describe(trial: PlannedTrial, job: Job, network: torch.nn.Module, norm_laye
         "config": trial.config.model_dump(mode="json"),
         "statistics_batch": trial.statistics_batch,
         "gradient_batch": trial.gradient_batch,
-        "device_batch": trial.gradient_batch // (len(job.devices) * job.run.accumulate),
+        "device_batch": trial.device_batch,
         "devices": len(job.devices),
-        "accumulate": job.run.accumulate,
+        "accumulate": _parts(job),
         "pool": list(trial.pool),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "norm_layers": norm_layers,
+        "norm_census": count_norms(network),
         "seeds": trial.seeds,
         "command": job.command,
     }
 
 
 def _final_metrics(
-    last: dict[str, float | None], tested: dict[str, float | None], *, diverged: bool
+    last: dict[str, float | None], tested: dict[str, float | None], main_metric: str, *, diverged: bool
 ) -> dict[str, float | None]:
     """Metrics of the last epoch and of the splits evaluated after it; all null for a diverged trial."""
-    names = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "fit_accuracy", "fit_loss", "test_accuracy",
-             "test_loss")  # fmt: skip
-    found = {} if diverged else {**last, **tested}
-    metrics = {name: found.get(name) for name in names}
-    fit, validation = metrics["fit_accuracy"], metrics["val_accuracy"]
+    names = [f"{split}_{name}" for split in EVALUATIONS for name in ("score", main_metric, "loss")]
+    found = {**dict.fromkeys([*names, "train_loss"]), **({} if diverged else {**last, **tested})}
+    fit, validation = found.get("fit_score"), found.get("val_score")
     gap = fit - validation if fit is not None and validation is not None else None
-    switches = {name: value for name, value in found.items() if name.startswith("switch/")}
-    return {**metrics, "generalization_gap": gap, **switches}
+    return {**found, "generalization_gap": gap}
 
 
 def _write_result(folder: TrialFolder, trial: PlannedTrial, description: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ def test_every_field_of_a_trial_is_part_of_its_id() -> None:
              "decoder_norm": "gn", "fpn_norm": "gn", "box_head_norm": "gn", "mask_head_norm": "gn", "freeze_stages": 2,
              "start_rule": "argmax", "start_source": "x", "start_epoch": 2, "start_fresh": True, "start_thaw": True,
              "epoch_steps": 100, "norm_weight_decay": 0.0, "bias_weight_decay": 0.0, "bias_learning_rate": 2.0,
-             "decay_milestones": [0.5], "warmup_start": 0.3}  # fmt: skip
+             "decay_milestones": (0.5,), "warmup_start": 0.3}  # fmt: skip
     assert other.keys() == TrialConfig.model_fields.keys()
     ids = {trial_id(TrialConfig(**{field: value}), []) for field, value in other.items()}  # type: ignore[arg-type]
     assert len(ids) == len(other)

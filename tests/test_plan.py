@@ -71,6 +71,11 @@ def test_synchronized_statistics_are_over_the_gradient_batch_and_keep_bn_at_one_
     assert one.pool == two.pool == ("in", "ln", "bn")
 
 
+def test_a_detector_takes_b_samples_at_a_time() -> None:
+    trial, *_ = plan_trials(load_study("depth_vs_batch", "smoke", ["task=detection", "dataset=scenes", "batch_size=2"]))
+    assert (trial.device_batch, trial.gradient_batch) == (2, 16)
+
+
 def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
     few = plan_trials(load_study("depth_vs_batch", "smoke"))
     many = plan_trials(load_study("depth_vs_batch", "smoke", ["replicates=2", "depth=[8, 14]"]))
@@ -94,6 +99,7 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (["fixed_gradient_batch=24", "batch_size=16"], "no multiple of batch_size 16"),
         (["devices_per_trial=3"], "run.devices_per_trial=3: does not divide the 8 chunks of cell"),
         (["devices_per_trial=4", "accumulate=4"], "run.devices_per_trial=4 x run.accumulate=4: does not divide"),
+        (["sync_statistics=true", "task=detection", "dataset=scenes"], "a device for each of the 8 chunks"),
         (["sync_statistics=true", "accumulate=2"], "run.accumulate=2"),
     ],
 )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
-from study.config import TrialConfig
-from study.data import cifar, digits, fashion_mnist
+from study.config import TrialConfig, derive_seed
+from study.data import cifar, digits, fashion_mnist, scenes
 from study.data.batches import Data
 from study.data.catalog import DATASETS, split_sizes
 from study.data.files import data_folder
 from study.data.memory import Images, MemoryData, Splits
 from study.reading import UserError
+
+GLYPHS = {"scenes": "digits", "scenes_fashion": "fashion_mnist"}
+"""What the objects of scenes are."""
 
 
 def load_data(config: TrialConfig, seeds: Mapping[str, int], data_root: str | None = None) -> Data:
@@ -22,7 +26,7 @@ def load_data(config: TrialConfig, seeds: Mapping[str, int], data_root: str | No
 
 def check_data(dataset: str, data_root: str | None = None) -> None:
     """Finds the files, or downloads them, once and before the workers. Raises `UserError` where they are missing."""
-    load_images(dataset, data_root)
+    load_images(GLYPHS.get(dataset, dataset), data_root)
 
 
 def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:
@@ -30,21 +34,39 @@ def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) ->
 
     A published test split is kept as it is. Raises `UserError` where the files are missing.
     """
-    pool, test = load_images(config.dataset, data_root)
-    facts = DATASETS[config.dataset]
+    sizes = split_sizes(config.dataset, config.validation_fraction, config.train_samples)
+    if config.dataset in GLYPHS:
+        train, validation, test = _compose_scenes(config, sizes, seed, data_root)
+    else:
+        train, validation, test = _split_images(config.dataset, sizes, seed, data_root)
+    mean = train.images.mean((0, 2, 3), keepdim=True)
+    std = train.images.std((0, 2, 3), keepdim=True)
+    train, validation, test = (replace(part, images=(part.images - mean) / std) for part in (train, validation, test))
+    return Splits(train=train, validation=validation, test=test)
+
+
+def _compose_scenes(config: TrialConfig, sizes: Sequence[int], seed: int, data_root: str | None) -> list[Images]:
+    """Scenes for training, validation and test, each of glyphs that no other has."""
+    dataset = GLYPHS[config.dataset]
+    glyphs = _split_images(dataset, split_sizes(dataset, config.validation_fraction, None), seed, data_root)
+    parts = [
+        scenes.compose(part, samples, derive_seed("scenes", seed, number))
+        for number, (part, samples) in enumerate(zip(glyphs, sizes, strict=True))
+    ]
+    return [scenes.classify(part) for part in parts] if config.task == "classification" else parts
+
+
+def _split_images(dataset: str, sizes: Sequence[int], seed: int, data_root: str | None) -> list[Images]:
+    """Published images for training, validation and test, as they are."""
+    pool, test = load_images(dataset, data_root)
+    facts = DATASETS[dataset]
     if (len(pool), test and len(test)) != (facts.train, facts.test):
-        raise UserError(f"run.data_root={data_root}: {config.dataset}: {len(pool)} training images, not {facts.train}")
-    n_train, n_validation, n_test = split_sizes(config.dataset, config.validation_fraction, config.train_samples)
+        raise UserError(f"run.data_root={data_root}: {dataset}: {len(pool)} training images, not {facts.train}")
+    n_train, n_validation, n_test = sizes
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     if test is None:
         test, order = pool.take(order[:n_test]), order[n_test:]
-    validation, train = pool.take(order[:n_validation]), pool.take(order[n_validation:][:n_train])
-    mean = train.images.mean((0, 2, 3), keepdim=True)
-    std = train.images.std((0, 2, 3), keepdim=True)
-    train, validation, test = (
-        Images(images=(part.images - mean) / std, labels=part.labels) for part in (train, validation, test)
-    )
-    return Splits(train=train, validation=validation, test=test)
+    return [pool.take(order[n_validation:][:n_train]), pool.take(order[:n_validation]), test]
 
 
 def load_images(dataset: str, data_root: str | None = None) -> tuple[Images, Images | None]:

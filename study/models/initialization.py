@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from study.config import derive_seed
+from study.models.geometry import backbone_path
+
+CLASSIFIER = ("fc", "fc.1")  # of images, without and with dropout before it
 
 # fan_out, as the recipe of the SN paper: N(0, sqrt(2 / (k k C_out))).
 _SCHEMES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
@@ -21,31 +25,42 @@ _SCHEMES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
 }
 
 
+# Layers of detectors that the study does not initialize, as torchvision and Detectron do.
+_OWN: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
+    "rpn.": lambda w, g: nn.init.normal_(w, std=0.01, generator=g),
+    "backbone.fpn.": lambda w, g: nn.init.kaiming_uniform_(w, a=1, generator=g),
+    "roi_heads.mask_predictor.": _SCHEMES["he_normal"],
+}
+
+
 @torch.no_grad()
 def initialize(network: nn.Module, scheme: str, seed: int, *, zero_last_gamma: bool) -> None:
-    """Draws every convolution by `scheme` and every linear layer by torch's default, in place.
+    """Draws every convolution by `scheme` and what classifies by torch's default of linear layers, in place.
 
-    Each parameter has its own generator, seeded by (seed, name): a network's convolutions do not depend on what its
-    norms draw. With `zero_last_gamma` the last norm of every residual branch starts at 0 (Goyal et al., 2017), so
-    that a block starts as the identity.
+    The pyramid, the proposals and the last layers of masks keep torchvision's schemes. Each parameter has its own
+    generator, seeded by (seed, name), for a backbone the name inside of it: convolutions do not depend on what norms
+    draw, nor those of a backbone on the task. With `zero_last_gamma` the last norm of every residual branch starts at
+    0 (Goyal et al., 2017), so that a block starts as the identity.
     """
-    draw = _SCHEMES[scheme]
-    linear = 0
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
+    for path, module in network.named_modules():
+        name = backbone_path(path) or path
+        if isinstance(module, nn.Linear) or path.endswith(".classify"):
+            _draw_classifier(module, seed, "linear0" if name in CLASSIFIER else name)
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            draw = next((own for prefix, own in _OWN.items() if path.startswith(prefix)), _SCHEMES[scheme])
             draw(module.weight, _generator(seed, name, "weight"))
             if module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, nn.Linear):
-            bound = 1 / math.sqrt(module.in_features)
-            for parameter in ("weight", "bias"):  # by position: dropout before the classifier changes its name
-                generator = _generator(seed, f"linear{linear}", parameter)
-                getattr(module, parameter).uniform_(-bound, bound, generator=generator)
-            linear += 1
         elif zero_last_gamma and isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)
         elif zero_last_gamma and isinstance(module, Bottleneck):
             nn.init.zeros_(module.bn3.weight)
+
+
+def _draw_classifier(layer: Any, seed: int, name: str) -> None:
+    bound = 1 / math.sqrt(layer.weight[0].numel())
+    for parameter in ("weight", "bias"):
+        getattr(layer, parameter).uniform_(-bound, bound, generator=_generator(seed, name, parameter))
 
 
 def _generator(seed: int, *name: str) -> torch.Generator:

@@ -114,19 +114,16 @@ def permute_choices(choices: Choices, layers: Sequence[LayerGeometry], seed: int
 
 
 def transplant_choices(layers: Sequence[LayerGeometry], source: Sequence[ChosenLayer]) -> Choices:
-    """What the layers of another network chose, at the nearest relative depth within the role; of two, the shallower.
+    """What the layers of another network chose, at the nearest depth within the role; of two, the shallower.
 
-    Relative depth is 0 at the first layer of a role and 1 at its last one: a network with a head behind its backbone is
-    deeper than the backbone alone. Roles that the other network lacks are left out.
+    Roles that the other network lacks are left out.
     """
     chosen: Choices = {}
-    for role in {layer.role for layer in source}:
-        theirs = [layer for layer in source if layer.role == role]
-        ours = [layer for layer in layers if layer.role == role]
-        depths = _relative_depths([layer.depth_fraction for layer in theirs])
-        for layer, depth in zip(ours, _relative_depths([layer.depth_fraction for layer in ours]), strict=True):
-            nearest = min(range(len(theirs)), key=lambda index: round(abs(depths[index] - depth), 9))
-            chosen[layer.layer] = theirs[nearest].choice
+    for layer in layers:
+        theirs = [other for other in source if other.role == layer.role]
+        if theirs:
+            distances = [round(abs(other.depth_fraction - layer.depth_fraction), 9) for other in theirs]
+            chosen[layer.layer] = theirs[distances.index(min(distances))].choice
     return chosen
 
 
@@ -145,8 +142,3 @@ def _derange(size: int, generator: torch.Generator) -> list[int]:
         order: list[int] = torch.randperm(size, generator=generator).tolist()
         if size < 2 or all(place != index for index, place in enumerate(order)):
             return order
-
-
-def _relative_depths(fractions: Sequence[float]) -> list[float]:
-    first, last = min(fractions, default=0.0), max(fractions, default=0.0)
-    return [(fraction - first) / (last - first) if last > first else 0.0 for fraction in fractions]

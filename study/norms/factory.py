@@ -164,7 +164,7 @@ def average_statistics(
 
     This is the SN authors' "batch average". `forward(model, batch)` runs a batch, by default `model(batch)`.
     Only layers with running statistics are in training mode meanwhile, so dropout is off; parameters, modes
-    and momenta stay. A layer that runs several times a batch averages over all its runs.
+    and momenta stay. A layer that runs several times a batch averages over all its runs; one that is `frozen` stays.
 
     ValueError if there are running statistics but no batch.
     """
@@ -175,7 +175,9 @@ def average_statistics(
     momenta = [(layer, layer.momentum) for layer in layers]
     runs: Counter[nn.Module] = Counter()
 
-    def weigh_run(layer: Any, _: Any) -> None:
+    def weigh_run(layer: Any, inputs: Any) -> None:
+        if not inputs[0].numel():  # of a detector's head where there is nothing to see
+            return
         if layer not in runs:  # NaN would survive a momentum of 1
             layer.running_mean.zero_()
             layer.running_var.fill_(1.0)
@@ -300,8 +302,9 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _tracks_statistics(module: nn.Module) -> bool:
-    # A frozen batch norm has statistics but no momentum: nothing moves them.
-    return isinstance(getattr(module, "running_mean", None), Tensor) and hasattr(module, "momentum")
+    # torchvision's frozen batch norm has statistics but no momentum: nothing moves them.
+    tracks = isinstance(getattr(module, "running_mean", None), Tensor) and hasattr(module, "momentum")
+    return tracks and not getattr(module, "frozen", False)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -45,7 +46,8 @@ class Recorder(Checkpoint):
         leave: Leave,
         team: Team,
     ) -> None:
-        self.folder, self.trial, self.layers, self.tracker = folder, trial, layers, tracker
+        self.folder, self.trial, self.tracker = folder, trial, tracker
+        self.layers = layers  # that choose
         self.checkpoint_seconds, self.leave, self.team = checkpoint_seconds, leave, team
         self.rows: list[dict[str, Any]] = []
         self.steps: list[int] = []
@@ -119,16 +121,24 @@ class Recorder(Checkpoint):
         return {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}
 
     def network_means(self, epoch: int) -> dict[str, float]:
-        """Switch weights averaged over layers, each layer counting the same: `switch/<statistic>/<normalizer>`."""
-        return _means(self.history[epoch], self.trial.pool, "switch")
+        """Switch weights averaged over layers, each layer counting the same.
+
+        Of the backbone, to be compared between tasks: `switch/<statistic>/<normalizer>`. Of a head:
+        `switch/<role>/<statistic>/<normalizer>`.
+        """
+        return self._means_by(epoch, lambda place: "switch" if place.role == "backbone" else f"switch/{place.role}")
 
     def stage_means(self, epoch: int) -> dict[str, float]:
-        """The same stage by stage: `switch/stage<k>/<statistic>/<normalizer>`."""
+        """The same of the backbone's stages: `switch/stage<k>/<statistic>/<normalizer>`."""
+        return self._means_by(epoch, lambda place: f"switch/stage{place.stage}" if place.role == "backbone" else None)
+
+    def _means_by(self, epoch: int, name: Callable[[LayerGeometry], str | None]) -> dict[str, float]:
+        """Means over the layers of equal name; those without one do not count."""
+        names = [name(place) for place in self.layers]
         means: dict[str, float] = {}
-        for stage in sorted({layer.stage for layer in self.layers}):
-            chosen = [index for index, layer in enumerate(self.layers) if layer.stage == stage]
-            if len(self.history[epoch]):
-                means |= _means(self.history[epoch][chosen], self.trial.pool, f"switch/stage{stage}")
+        for prefix in dict.fromkeys(filter(None, names)):
+            chosen = [index for index, other in enumerate(names) if other == prefix]
+            means |= _means(self.history[epoch][chosen], self.trial.pool, prefix)
         return means
 
     def write_switch_weights(self) -> None:
@@ -139,12 +149,10 @@ class Recorder(Checkpoint):
         )  # fmt: skip
         write_bytes(self.folder.switch_weights, table)
 
-    def _observe(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, metrics: dict[str, float]
-    ) -> list[dict[str, Any]]:
+    def _observe(self, trainer: L.Trainer, pl_module: Any, metrics: dict[str, float]) -> list[dict[str, Any]]:
         """Takes the state after an epoch into the history and returns its metric rows."""
         epoch, step = len(self.history), trainer.global_step
-        self.history.append(snapshot(pl_module))
+        self.history.append(snapshot(pl_module.network, self.layers))
         self.steps.append(step)
         new = self._rows(epoch, step, {**metrics, **self.network_means(epoch)})
         self.rows += new
@@ -212,9 +220,7 @@ def finite(value: float) -> float | None:
 
 
 def _means(weights: Tensor, pool: tuple[str, ...], prefix: str) -> dict[str, float]:
-    """Means over layers of (layers, statistics, pool); nothing without a layer that chooses."""
-    if not len(weights):
-        return {}
+    """Means over layers of (layers, statistics, pool)."""
     mean = weights.double().mean(0)
     return {
         f"{prefix}/{statistic}/{normalizer}": float(mean[s, k])

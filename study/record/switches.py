@@ -28,19 +28,28 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-def snapshot(network: nn.Module) -> Tensor:
-    """The switch weights of every layer now: (layers, statistics, pool); (0, 2, 0) without a layer that chooses.
+def choosing(network: nn.Module, layers: Sequence[LayerGeometry]) -> list[LayerGeometry]:
+    """Those of the norm layers that choose.
 
     A pool of one leaves no choice: the core runs it where torch has no such layer, and there is nothing to record.
     """
+    from study.norms import switch_weights
+
+    weights = switch_weights(network)
+    return [place for place in layers if place.layer in weights and len(weights[place.layer].pool) > 1]
+
+
+def snapshot(network: nn.Module, layers: Sequence[LayerGeometry]) -> Tensor:
+    """The switch weights of `layers` now, which choose: (layers, statistics, pool); (0, 2, 0) without a layer."""
     import torch
 
     from study.norms import switch_weights
 
-    layers = [layer for layer in switch_weights(network).values() if len(layer.pool) > 1]
     if not layers:
         return torch.empty(0, len(STATISTICS), 0)
-    return torch.stack([torch.stack([layer.mean, layer.var]) for layer in layers]).float().cpu()
+    weights = switch_weights(network)
+    chosen = (weights[place.layer] for place in layers)
+    return torch.stack([torch.stack([layer.mean, layer.var]) for layer in chosen]).float().cpu()
 
 
 def parquet_bytes(
@@ -51,13 +60,15 @@ def parquet_bytes(
     trial_id: str,
     replicate: int,
 ) -> bytes:
-    """The table of a history (epochs, layers, statistics, pool), epoch 0 before training, as a parquet file."""
+    """The table of a history (epochs, layers, statistics, pool), epoch 0 before training, as a parquet file.
+
+    A receptive field that has no number is null.
+    """
     epoch, layer, statistic, normalizer = (axis.ravel() for axis in np.indices(history.shape))
     rows = len(epoch)
 
     def of_layer(field: str) -> object:
-        values = np.array([getattr(place, field) for place in layers])
-        return values[layer] if rows else []
+        return pa.array([getattr(place, field) for place in layers], SCHEMA.field(field).type).take(pa.array(layer))
 
     columns = {
         "trial_id": [trial_id] * rows, "replicate": np.full(rows, replicate), "epoch": epoch,

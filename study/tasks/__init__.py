@@ -1,1 +1,17 @@
-"""What is trained: LightningModules, and the solvers they share."""
+"""What is trained: a LightningModule a task, and the solvers they share."""
+
+from __future__ import annotations
+
+from study.config import Task
+from study.tasks.classification import Classification
+from study.tasks.detection import Detection
+from study.tasks.segmentation import Segmentation
+from study.tasks.training import DivergedError, TrainingModule
+
+__all__ = ["TASKS", "DivergedError", "TrainingModule"]
+
+TASKS: dict[Task, type[TrainingModule]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "detection": Detection,
+}

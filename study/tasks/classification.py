@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from study.data.catalog import DATASETS
-from study.tasks.training import TrainingModule
+from study.tasks.training import TrainingModule, build_mean
 
 
 class Classification(TrainingModule):
@@ -26,7 +26,7 @@ class Classification(TrainingModule):
         return {"accuracy": self._build_accuracy()}
 
     def build_evaluation_metrics(self) -> dict[str, Metric]:
-        return {"accuracy": self._build_accuracy()}
+        return {"accuracy": self._build_accuracy(), "loss": build_mean()}
 
     def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Cross-entropy; logits and labels for the metrics."""

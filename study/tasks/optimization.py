@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from study.config import TrialConfig
+from study.models.geometry import is_norm
 from study.norms import switch_parameters
 
-STEP_DECAY = (0.3, 0.6, 0.9)  # of the epochs, a factor of 10 each: 30, 60 and 90 of the paper's 100
 POLY_POWER = 0.9
 
 
@@ -19,18 +19,42 @@ def build_optimizer(network: nn.Module, config: TrialConfig) -> optim.Optimizer:
     """The solver, with the switch logits in a parameter group of their own.
 
     The logits have their own learning rate (a multiple of the base's) and weight decay: decay would pull them to
-    uniform and bias what is measured. All other parameters, gamma and beta too, share one group, as the SN recipe.
+    uniform and bias what is measured. All other parameters, gamma and beta too, share one group, as the SN recipe,
+    unless the configuration tells norms or biases apart.
     """
     logits = switch_parameters(network)
-    chosen = {id(parameter) for parameter in logits}
-    rest = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in chosen]
-    rate = config.base_learning_rate
-    groups = [{"params": rest, "lr": rate, "weight_decay": config.weight_decay}]
-    if logits:
-        groups.append(
-            {"params": logits, "lr": rate * config.logit_learning_rate, "weight_decay": config.logit_weight_decay}
+    rate, decay = config.base_learning_rate, config.weight_decay
+    norms, biases, weights = _tell_apart(network, {id(parameter) for parameter in logits})
+    norm_decay = decay if config.norm_weight_decay is None else config.norm_weight_decay
+    bias_decay = decay if config.bias_weight_decay is None else config.bias_weight_decay
+    if norm_decay == bias_decay == decay and config.bias_learning_rate == 1:  # fewer groups are fewer calls
+        chosen = {id(parameter) for parameter in logits}
+        weights = [p for p in network.parameters() if p.requires_grad and id(p) not in chosen]
+        norms, biases = [], []
+    groups: list[dict[str, object]] = [
+        {"params": parameters, "lr": rate * multiple, "weight_decay": group_decay}
+        for parameters, multiple, group_decay in (
+            (weights, 1.0, decay),
+            (norms, 1.0, norm_decay),
+            (biases, config.bias_learning_rate, bias_decay),
+            (logits, config.logit_learning_rate, config.logit_weight_decay),
         )
+        if parameters
+    ]
     return _SOLVERS[config.solver](groups, config.momentum)
+
+
+def _tell_apart(network: nn.Module, logits: set[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What learns and is no logit: gammas and betas, other biases, and weights."""
+    norms: dict[int, Tensor] = {}
+    biases: dict[int, Tensor] = {}
+    weights: dict[int, Tensor] = {}
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in logits:
+                kind = norms if is_norm(module) else biases if name == "bias" else weights
+                kind[id(parameter)] = parameter
+    return list(norms.values()), list(biases.values()), list(weights.values())
 
 
 # The fused forms make one call of all parameters: on small networks the calls cost more than the arithmetic.
@@ -52,21 +76,34 @@ def build_schedule(
         decay=config.decay,
         total=config.epochs * steps_per_epoch,
         warmup=config.warmup_epochs * steps_per_epoch,
+        milestones=tuple(config.decay_milestones),
+        start=config.warmup_start,
     )
     return optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def learning_rate_factor(step: int, *, decay: str, total: int, warmup: float) -> float:
+def learning_rate_factor(
+    step: int,
+    *,
+    decay: str,
+    total: int,
+    warmup: float,
+    milestones: Sequence[float] = (0.3, 0.6, 0.9),
+    start: float = 0.0,
+) -> float:
     """The learning rate at `step` (from 0) as a fraction of its base: a linear warm-up, then the decay.
 
-    Of a warm-up of w steps the first has 1 / (w + 1), and the first step after it 1. Step decay counts from the start
-    of training, the others from the end of the warm-up.
+    A warm-up of w steps goes from `start` to 1, which is the first step after it; from 0 the first step has
+    1 / (w + 1). Step decay divides by 10 at each of the `milestones`, parts of the whole training; the others count
+    from the end of the warm-up.
     """
-    if step < warmup:
+    if step < warmup and start == 0:
         return (step + 1) / (math.floor(warmup) + 1)
+    if step < warmup:
+        return start + (1 - start) * step / warmup
     progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
     if decay == "step":
-        return float(0.1 ** sum(step >= part * total for part in STEP_DECAY))
+        return float(0.1 ** sum(step >= round(part * total) for part in milestones))
     if decay == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     if decay == "poly":

@@ -61,12 +61,12 @@ class TrainingModule(L.LightningModule):
         self.learning_rate = config.base_learning_rate
         longest = LOOK_STEPS if team.ranks == 1 else TEAM_LOOK_STEPS
         self.look_steps = max(1, min(longest, UNSEEN_NUMBERS // self.count_seen()))
-        self.train_metrics = self._collect("train_", self.build_training_metrics())
+        self.train_metrics = _collect("train_", {**self.build_training_metrics(), "loss": build_mean()})
         self.train_metrics.persistent(True)  # in a checkpoint within an epoch
         for metric in self.train_metrics.values():
             metric.sync_on_compute = False  # each has seen what all have
         self.evaluation_metrics = nn.ModuleDict(
-            {name: self._collect(f"{name}_", self.build_evaluation_metrics()) for name in EVALUATIONS}
+            {name: _collect(f"{name}_", self.build_evaluation_metrics()) for name in EVALUATIONS}
         )
         self.is_sparse = any(isinstance(module, SparseSwitchNorm2d) for module in network.modules())
         self.tracking: list[Any] = [
@@ -255,11 +255,14 @@ class TrainingModule(L.LightningModule):
         self.epoch_metrics |= values
         metrics.reset()
 
-    @staticmethod
-    def _collect(prefix: str, metrics: dict[str, Metric]) -> MetricCollection:
-        # A loss that is not a number must stay so.
-        losses = {} if "loss" in metrics else {"loss": MeanMetric(nan_strategy="disable")}
-        return MetricCollection({**metrics, **losses}, prefix=prefix, compute_groups=False)
+
+def build_mean() -> Metric:
+    """Of losses: one that is not a number must stay so."""
+    return MeanMetric(nan_strategy="disable")
+
+
+def _collect(prefix: str, metrics: dict[str, Metric]) -> MetricCollection:
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
 
 
 def part_momentum(momentum: float, part: int, parts: int) -> float:

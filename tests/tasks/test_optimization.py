@@ -34,6 +34,32 @@ def test_a_network_without_switches_has_one_group() -> None:
     assert len(build_optimizer(network, config(norm="gn")).param_groups) == 1
 
 
+def test_norms_and_biases_can_be_told_apart() -> None:
+    network = build_network(config(), seed=0)
+    settings = config(
+        weight_decay=0.1, norm_weight_decay=0.0, bias_weight_decay=0.2, bias_learning_rate=2.0, learning_rate=1.0,
+        scale_learning_rate=False,
+    )  # fmt: skip
+    groups = build_optimizer(network, settings).param_groups
+    of = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    assert len(of) == sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    found = {name: of[id(parameter)] for name, parameter in network.named_parameters()}
+    assert found["conv1.weight"] == found["fc.weight"] == (1.0, 0.1)
+    assert found["bn1.weight"] == found["layer3.0.bn2.bias"] == (1.0, 0.0)
+    assert found["fc.bias"] == (2.0, 0.2)
+    assert found["bn1.mean_weight"] == (1.0, 0.0)
+
+
+def test_a_warm_up_may_start_above_zero_and_steps_fall_at_milestones() -> None:
+    def factor(step: int) -> float:
+        return learning_rate_factor(
+            step, decay="step", total=180_000, warmup=500, milestones=(2 / 3, 0.888889), start=1 / 3
+        )
+
+    assert [factor(step) for step in (0, 250, 500)] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert [factor(step) for step in (119_999, 120_000, 159_999, 160_000)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
 def test_fixed_ratios_are_not_trained() -> None:
     network = build_network(config(norm="sn-uniform"), seed=0)
     assert len(build_optimizer(network, config(norm="sn-uniform")).param_groups) == 1

@@ -1,0 +1,56 @@
+"""Semantic segmentation with cross-entropy over pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from study.data.batches import IGNORED
+from study.data.catalog import DATASETS
+from study.tasks.training import TrainingModule, build_mean
+
+
+class Segmentation(TrainingModule):
+    """Batches are images (N, C, H, W) and classes of pixels (N, H, W), of which `IGNORED` ones do not count.
+
+    The network gives logits (N, classes, H, W), in training with deep supervision also those of a second decoder.
+    `miou` is the mean over classes of a whole split's intersection over union; classes that are neither there nor
+    predicted are left out.
+    """
+
+    main_metric = "miou"
+
+    def build_evaluation_metrics(self) -> dict[str, Metric]:
+        classes = DATASETS[self.config.dataset].segments
+        assert classes is not None, "refused by the plan"
+        options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
+        return {
+            "miou": MulticlassJaccardIndex(classes, average="macro", **options),
+            "pixel_accuracy": MulticlassAccuracy(classes, average="micro", **options),
+            "loss": build_mean(),
+        }
+
+    def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Cross-entropy, and `deep_supervision` times that of the second decoder."""
+        logits, auxiliary = self(images)
+        loss = _cross_entropy(logits, targets)
+        if auxiliary is not None:
+            loss = loss + self.config.deep_supervision * _cross_entropy(auxiliary, targets)
+        return loss, ()
+
+    def update_evaluation(self, metrics: Any, images: Any, targets: Any) -> None:
+        logits, _ = self(images)
+        predictions, counted = logits.argmax(1), int((targets != IGNORED).sum())
+        for name in ("miou", "pixel_accuracy"):
+            metrics[name].update(predictions, targets)
+        metrics["loss"].update(_cross_entropy(logits, targets), weight=counted)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over pixels that count; 0 where none does."""
+    total = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
