@@ -314,6 +314,10 @@ def _check_runnable(study: StudyConfig) -> None:
     trials = plan_trials(study) if study.search is None else plan_corners(study)
     datasets = {trial.config.dataset for trial in trials}
     data_folder(study.run.data_root)
+    if study.start.checkpoint is not None:
+        from study.start import check_checkpoint
+
+        check_checkpoint(Path(study.start.checkpoint), [trial.config for trial in trials])
     if datasets - {"digits"}:  # those ship with a library, and this imports torch
         from study.data.load import check_data
 
@@ -333,7 +337,12 @@ def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTr
     """The command that trains one trial again, with the replicates before it."""
     from study.record.environment import command_line
 
-    levels = [f"factors.{factor}={json.dumps([level])}" for factor, level in trial.levels.items()]
+    cells = [dict(trial.levels)]
+    while study.cell(cells[0]).start_rule != "scratch" and (source := study.source_levels(cells[0])):
+        cells.insert(0, source)  # what it starts from has to be trained first
+    levels = [
+        f"factors.{factor}={json.dumps(list(dict.fromkeys(cell[factor] for cell in cells)))}" for factor in trial.levels
+    ]
     settings = [*options.set, *levels, f"replicates={trial.replicate + 1}"]
     if study.search is not None:
         settings.append("search=null")

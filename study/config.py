@@ -41,6 +41,14 @@ HEAD_ROLES: dict[Head | None, tuple[str, ...]] = {
 }
 """Where a network has norm layers beside its backbone's, by its head."""
 
+StartRule = Literal["scratch", "fine_tune", "argmax", "frozen", "transplant", "permute", "shared"]
+START_OPTIONS: dict[str, tuple[StartRule, ...]] = {
+    "start_epoch": ("frozen",),
+    "start_fresh": ("argmax", "frozen", "permute", "shared"),
+    "start_thaw": ("fine_tune", "frozen"),
+}
+"""What qualifies a start rule, and the rules that it qualifies."""
+
 
 # ---------------------------------------------------------------------------------------------- a trial
 
@@ -127,7 +135,7 @@ class TrialConfig(_Closed):
     gn_groups: Annotated[int, Field(ge=1)] = 32
 
     # start; a rule other than scratch takes what it needs from the trial or file that the study's start section names
-    start_rule: Literal["scratch", "fine_tune", "argmax", "frozen", "transplant", "permute", "shared"] = "scratch"
+    start_rule: StartRule = "scratch"
     start_source: str | None = None  # the id of that trial, or a file's digest; follows from the study
     start_epoch: Annotated[int, Field(ge=0)] = 0  # of `frozen`: switch weights learn until then
     start_fresh: bool = False  # switch weights alone: the backbone is drawn anew
@@ -232,6 +240,46 @@ class Range(_Closed):
         return self
 
 
+class StartConfig(_Closed):
+    """What trials with a start rule start from: by default the trial of their own cell at `start_rule: scratch`.
+
+    cell: levels in which the start trial's cell differs from the trial's own, at the same replicate.
+    trial: the folder of a finished trial of any study instead: `.../<trial id>`, at the same replicate, or
+        `.../<trial id>/r0`, that one for all.
+    checkpoint: a file of weights instead.
+    rule: the base's `start_rule`. epoch, fresh, thaw: `start_epoch` and so on, of the trials whose rule has them.
+    base: settings of the trials that start from another, over the study's base: `{epochs: 0}`.
+    source: what `trial` was trained with, or the digest of `checkpoint`. It follows from them.
+    """
+
+    cell: dict[str, Any] = {}
+    trial: str | None = None
+    checkpoint: str | None = None
+    rule: StartRule | None = Field(default=None, exclude=True)  # moved to the base when a study is read
+    epoch: Annotated[int, Field(ge=0)] | None = None
+    fresh: bool | None = None
+    thaw: bool | None = None
+    base: dict[str, Any] = {}
+    source: dict[str, Any] | str | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether trials start from something outside of their study."""
+        return self.trial is not None or self.checkpoint is not None
+
+    @property
+    def pinned(self) -> int | None:
+        """The replicate of `trial` that every trial starts from; None for its own."""
+        found = re.search(r"/r(\d+)/*$", self.trial or "")
+        return int(found[1]) if found else None
+
+    def settings(self, rule: StartRule) -> dict[str, Any]:
+        """What is set for trials of this rule alone."""
+        given = {"start_epoch": self.epoch, "start_fresh": self.fresh, "start_thaw": self.thaw}
+        options = {name: value for name, value in given.items() if value is not None and rule in START_OPTIONS[name]}
+        return {**self.base, **options}
+
+
 class SearchConfig(_Closed):
     """An Optuna search over the factors instead of the full grid.
 
@@ -313,6 +361,7 @@ class StudyConfig(_Closed):
     base: TrialConfig
     factors: dict[str, list[Any] | Range]
     replicates: Annotated[int, Field(ge=1)]
+    start: StartConfig = StartConfig()
     search: SearchConfig | None = None
     analysis: AnalysisConfig = AnalysisConfig()
     run: RunConfig = RunConfig()
@@ -321,10 +370,39 @@ class StudyConfig(_Closed):
 
     def cell(self, levels: Mapping[str, Any]) -> TrialConfig:
         """The trial of one level of every factor."""
-        config = TrialConfig(**{**self.base.model_dump(), **levels})
+        base = self.base.model_dump()
+        config = TrialConfig(**{**base, **levels})
+        if config.start_rule != "scratch":
+            settings = {**self.start.settings(config.start_rule), "start_source": self._source_id(levels)}
+            config = TrialConfig(**{**base, **settings, **levels})
         if config.fixed_gradient_batch is None:
             return config
         return config.model_copy(update={"chunks": max(1, config.fixed_gradient_batch // config.batch_size)})
+
+    def source_levels(self, levels: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The cell of this study that a trial of these levels starts from; None for one that starts elsewhere.
+
+        The cell that others start from may have a start rule itself, and starts from scratch then: there is no cycle.
+        """
+        if self.start.elsewhere:
+            return None
+        own = {"start_rule": self.base.start_rule, **levels}
+        source = {**own, "start_rule": "scratch", **self.start.cell}
+        return source if source != own else {**own, "start_rule": "scratch"}
+
+    def source_config(self, levels: Mapping[str, Any]) -> TrialConfig | None:
+        """What the trial that a trial of these levels starts from was trained with; None for a file of weights."""
+        cell, source = self.source_levels(levels), self.start.source
+        if cell is not None:
+            return self.cell(cell)
+        return TrialConfig(**source) if isinstance(source, dict) else None
+
+    def _source_id(self, levels: Mapping[str, Any]) -> str:
+        """Names a start by its science, in whichever study and folder it lies."""
+        config = self.source_config(levels)
+        if config is None:
+            return str(self.start.source)
+        return trial_id(config, []) + ("" if self.start.pinned is None else f"-r{self.start.pinned}")
 
 
 # ---------------------------------------------------------------------------------------------- loading
@@ -378,7 +456,11 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
         if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
             value = [value]  # one level
         _overlay(merged, _nest(path, value), f"--set {override}", origin)
-    return _validate(merged, origin)
+    if isinstance(merged.get("start"), dict) and merged["start"].get("source") is not None:
+        raise UserError(f"{_source('start.source', origin)}: start.source: it follows from start.trial or checkpoint")
+    from study.source import resolve_start  # which reads trials, and those know what a trial is from here
+
+    return resolve_start(_validate(merged, origin), _source("start", origin))
 
 
 def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
@@ -418,6 +500,7 @@ def _nest(path: str, value: Any) -> dict[str, Any]:
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "base": TrialConfig,
+    "start": StartConfig,
     "run": RunConfig,
     "launch": LaunchConfig,
     "tracking": TrackingConfig,
@@ -434,7 +517,7 @@ def _resolve_key(key: str, merged: dict[str, Any]) -> str:
     if head in merged["factors"]:
         return f"factors.{key}"
     for section, model in _SECTIONS.items():
-        if head in model.model_fields:
+        if head in model.model_fields and section != "start":  # whose names say nothing by themselves
             return f"{section}.{key}"
     names = [*StudyConfig.model_fields, *TrialConfig.model_fields, *RunConfig.model_fields]
     raise UserError(f"--set {key}: unknown key; {allowed_names(head, names)}")
@@ -445,6 +528,10 @@ def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
         where = _source("factors", origin)
         raise UserError(f"{where}: factors: {merged['factors']!r}: expected factors and their levels")
     factors = {name: _read_range(name, levels, origin) for name, levels in merged.get("factors", {}).items()}
+    start, base = merged.get("start"), merged.get("base", {})
+    if isinstance(start, dict) and isinstance(base, dict) and start.get("rule") is not None:
+        origin["base.start_rule"] = _source("start.rule", origin)
+        merged = {**merged, "base": {**base, "start_rule": start["rule"]}}
     try:
         config = StudyConfig(**{**merged, "factors": factors})
     except ValidationError as error:
@@ -453,7 +540,48 @@ def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
         where = _source("search.pruner", origin)
         raise UserError(f"{where}: search.pruner: a pruner compares single trials; it needs replicates: 1")
     checked = {factor: _check_levels(config, factor, origin) for factor in config.factors}
-    return config.model_copy(update={"factors": checked})
+    return _check_start(config.model_copy(update={"factors": checked}), origin)
+
+
+def _check_start(study: StudyConfig, origin: dict[str, str]) -> StudyConfig:
+    """The study with the levels of its start cell in their one spelling. Raises `UserError` where it makes no sense."""
+    start, where = study.start, _source("start", origin)
+    if study.base.start_source is not None or "start_source" in study.factors:
+        raise UserError(f"{_source('base.start_source', origin)}: start_source: it follows from the study's start")
+    levels = study.factors.get("start_rule", [study.base.start_rule])
+    assert isinstance(levels, list), "a range of names is refused"
+    rules = [rule for rule in levels if rule != "scratch"]
+    if not rules:
+        if start != StartConfig():
+            raise UserError(f"{where}: start: nothing starts there; give start.rule, or levels of start_rule")
+        return study
+    if bool(start.cell) + bool(start.trial) + bool(start.checkpoint) > 1:
+        raise UserError(f"{where}: start: one of cell, trial and checkpoint is allowed")
+    if study.search is not None and not start.elsewhere:
+        raise UserError(f"{where}: start: a search has no cells to start from; allowed: start.trial, start.checkpoint")
+    for option, fitting in START_OPTIONS.items():
+        name = option.removeprefix("start_")
+        if getattr(start, name) and not set(rules) & set(fitting):
+            raise UserError(f"{where}: start.{name}: of start_rule={' or '.join(fitting)}; here it is {rules[0]}")
+    for name in start.base:
+        if name not in TrialConfig.model_fields or name in study.factors or name.startswith("start_"):
+            allowed = [known for known in TrialConfig.model_fields
+                       if known not in study.factors and not known.startswith("start_")]  # fmt: skip
+            raise UserError(f"{where}: start.base.{name}: {allowed_names(name, allowed)}")
+    try:
+        TrialConfig(**{**study.base.model_dump(), **start.base})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}: start.base.{first['loc'][0]}: {first['input']!r}: {_explain(first)}") from None
+    cell = {}
+    for factor, level in start.cell.items():
+        if factor not in study.factors:
+            raise UserError(f"{where}: start.cell.{factor}: is no factor; {allowed_names(factor, study.factors)}")
+        try:
+            cell[factor] = getattr(TrialConfig(**{factor: level}), factor)
+        except ValidationError as error:
+            raise UserError(f"{where}: start.cell.{factor}: {level!r}: {_explain(error.errors()[0])}") from None
+    return study.model_copy(update={"start": start.model_copy(update={"cell": cell, "rule": None})})
 
 
 def _read_range(factor: str, levels: Any, origin: dict[str, str]) -> Any:
@@ -479,12 +607,13 @@ def _check_levels(config: StudyConfig, factor: str, origin: dict[str, str]) -> l
     if isinstance(given, Range) and factor not in _CONTINUOUS:
         raise UserError(f"{where}: not every number between is allowed; give a list. Ranges: {', '.join(_CONTINUOUS)}")
     levels = [given.low, given.high] if isinstance(given, Range) else given
+    alone = config.model_copy(update={"start": StartConfig()})  # what is wrong with a start is not the level's fault
     if not levels:
         raise UserError(f"{where}: no levels")
     spelled: list[Any] = []
     for level in levels:
         try:
-            value = getattr(config.cell({factor: level}), factor)
+            value = getattr(alone.cell({factor: level}), factor)
         except ValidationError as error:
             raise UserError(f"{where}: {level!r}: {_explain(error.errors()[0])}") from None
         if value in spelled:

@@ -36,7 +36,8 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
     """Parameters, norm layers and seconds of one trial on this machine's CPU, one thread."""
     config, facts = trial.config, DATASETS[trial.config.dataset]
     # What does not change the work is left out, so that cells that differ in it share one measurement.
-    same: dict[str, object] = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None}
+    same: dict[str, object] = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None,
+                               "start_rule": "scratch", "start_source": None, "start_epoch": 0}  # fmt: skip
     side = _measured_side(facts)
     samples = LARGEST_BATCH_PIXELS // (side**2 * facts.channels)
     if config.gradient_batch > samples:  # a part of the batch is measured, and scaled up

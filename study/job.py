@@ -22,6 +22,7 @@ class Job:
     wandb_mode: Literal["online", "offline", "disabled"]
     environment: dict[str, Any]
     command: str
+    start: Path | None = None  # the folder of the trial that it starts from, or a file of weights
     devices: tuple[str, ...] = ("cpu",)  # a rank each
     threads: int = 1
     place: str = ""  # the cluster's name of the job that it runs in

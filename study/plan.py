@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from study.config import HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig,
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
 from study.reading import UserError, allowed_names
+from study.source import Source, check_split, check_start, source_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,12 @@ class PlannedTrial:
     levels: dict[str, Any]
     config: TrialConfig
     device_batch: int
+    source: Source | None = None  # what it starts from
+
+    @property
+    def waits_for(self) -> str | None:
+        """The key of the trial of this study that it starts from."""
+        return f"{self.source.cell}-r{self.replicate}" if self.source and self.source.cell else None
 
     @property
     def key(self) -> str:
@@ -82,7 +89,22 @@ def plan_trials(study: StudyConfig) -> list[PlannedTrial]:
     levels = {factor: values for factor, values in study.factors.items() if isinstance(values, list)}
     cells = [dict(zip(levels, combination, strict=True)) for combination in itertools.product(*levels.values())]
     first = [plan_trial(study, cell, 0) for cell in cells]  # what is checked does not depend on the replicate
+    _check_sources(study, first)
     return [replace(trial, replicate=replicate) for replicate in range(study.replicates) for trial in first]
+
+
+def _check_sources(study: StudyConfig, trials: Sequence[PlannedTrial]) -> None:
+    """Raises `UserError` where the cell that a trial starts from is not planned itself."""
+    planned = {trial.trial_id for trial in trials}
+    for trial in trials:
+        if trial.source and trial.source.cell and trial.source.cell not in planned:
+            levels = study.source_levels(trial.levels) or {}
+            lacking = {factor: level for factor, level in levels.items() if level not in study.factors.get(factor, [])}
+            cell = ", ".join(f"{factor}={level}" for factor, level in (lacking or levels).items())
+            raise UserError(
+                f"{study.name}: cell {_say(trial.levels)}: it starts from a cell that is not planned: "
+                f"{cell}{' is no level' if lacking else ''}; add it, or name another in start.cell"
+            )
 
 
 def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
@@ -99,7 +121,7 @@ def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
 
 def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) -> PlannedTrial:
     """The trial of one cell. Raises `UserError` where the cell cannot run."""
-    cell = ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
+    cell = _say(levels)
     try:
         config = study.cell(levels)
     except ValidationError as error:
@@ -108,7 +130,7 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     parts = config.chunks if config.task == "detection" else run.devices_per_trial * run.accumulate
     trial = PlannedTrial(
         trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config,
-        device_batch=config.gradient_batch // parts,
+        device_batch=config.gradient_batch // parts, source=_source(study, levels, config),
     )  # fmt: skip
     try:
         _ = trial.pool
@@ -121,6 +143,9 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
             f"{allowed_names(config.augmentation, facts.augmentations)}"
         )
     _check_task(config, f"{study.name}: cell {cell}")
+    source = None if config.start_rule == "scratch" else study.source_config(levels)
+    check_start(config, source, f"{study.name}: cell {cell}")
+    check_split(config, source, study.start, study.replicates, f"{study.name}: cell {cell}")
     if config.epochs < 1 and config.start_rule == "scratch":
         raise UserError(f"{study.name}: cell {cell}: epochs=0: allowed for a trial that starts from another one")
     if config.depth in (18, 34) and config.width != 1:
@@ -160,6 +185,17 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
             f"{config.batch_size}) exceeds the {trial.split[0]} training samples of {config.dataset}"
         )
     return trial
+
+
+def _source(study: StudyConfig, levels: Mapping[str, Any], config: TrialConfig) -> Source | None:
+    if config.start_rule == "scratch":
+        return None
+    cell = study.source_levels(levels)
+    return source_outside(study.start) if cell is None else Source(cell=trial_id(study.cell(cell), list(study.factors)))
+
+
+def _say(levels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
 
 
 def _pools(config: TrialConfig) -> dict[str, tuple[str, ...]]:

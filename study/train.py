@@ -40,6 +40,7 @@ from study.record.leave import Leave, LeavingError, listening
 from study.record.recorder import Follower, Recorder, finite
 from study.record.switches import choosing
 from study.record.tracking import Tracker, let_go, prepare
+from study.start import Freezing, start_network
 from study.tasks import TASKS, DivergedError
 from study.tasks.training import EVALUATIONS
 from study.team import GRACE_SECONDS, Team, print_into, team_of
@@ -114,7 +115,8 @@ def train(
     trial = job.trial
     notes: list[str] = []  # what a user should know of, shown by the driver
     _set_aside_damage(folder, notes.append)
-    checkpoint = newest_checkpoint(folder, notes.append)
+    # A trial of no epochs has a checkpoint for others to start from, and begins anew itself.
+    checkpoint = newest_checkpoint(folder, notes.append) if trial.config.epochs else None
     step = 0 if checkpoint is None else step_of(checkpoint)
     append_line(folder.attempts_log, {
         "attempt": attempt, "pid": os.getpid(), "host": platform.node(), "job": job.place, "time": time.time(),
@@ -190,19 +192,30 @@ def _fit_and_test(
     module = TASKS[config.task](
         network, config, steps_per_epoch=len(training), seed=seed, team=team, accumulate=_parts(job)
     )
-    if config.bn_statistics == "batch":
+    if config.bn_statistics == "batch" or config.start_rule != "scratch":
         module.recalibration_batches = data.training("none", team.part)
     validation, fitted, test = (data.evaluation(split, team.part) for split in SPLITS)
+    if config.start_rule == "frozen" and config.start_epoch:
+        callbacks = [Freezing(network, config.start_epoch), *callbacks]
     trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], callbacks)
     trainer.fit(module, training, validation, ckpt_path=checkpoint)
+    if not config.epochs:
+        trainer.validate(module, validation, verbose=False)
     module.check_weights()
     trainer.test(module, [fitted, test], verbose=False)
     return module.epoch_metrics
 
 
 def _build_network(job: Job) -> torch.nn.Module:
-    """The network of one device: it sees one part of a gradient batch at a time."""
-    return build_network(job.trial.config, job.trial.seeds["init"], ranks=len(job.devices) * _parts(job))
+    """The network of one device, as it starts: it sees one part of a gradient batch at a time.
+
+    A trial that goes on from its checkpoint starts, too: what its rule fixes is then no parameter of the solver.
+    """
+    config, seed = job.trial.config, job.trial.seeds["init"]
+    network = build_network(config, seed, ranks=len(job.devices) * _parts(job))
+    if job.start is not None:
+        start_network(network, config, seed, job.start)
+    return network
 
 
 def _parts(job: Job) -> int:
@@ -239,6 +252,7 @@ def _describe(trial: PlannedTrial, job: Job, network: torch.nn.Module, norm_laye
         "replicate": trial.replicate,
         "study": job.study,
         "levels": trial.levels,
+        "start": None if job.start is None else trial.waits_for or str(job.start),
         "config": trial.config.model_dump(mode="json"),
         "statistics_batch": trial.statistics_batch,
         "gradient_batch": trial.gradient_batch,

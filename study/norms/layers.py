@@ -161,6 +161,11 @@ class SwitchNorm(nn.Module):
             logits.copy_(self._invert(weights))
             logits.requires_grad_(False)
 
+    def hold(self) -> None:
+        """Fixes the weights as they are."""
+        for logits in (self.mean_weight, self.var_weight):
+            logits.requires_grad_(False)
+
     def extra_repr(self) -> str:
         """The arguments that matter, as torch prints them."""
         return (
@@ -178,8 +183,8 @@ class SwitchNorm(nn.Module):
 
     @staticmethod
     def _invert(weights: Tensor) -> Tensor:
-        """Logits that the mixing rule turns into `weights`."""
-        return weights.log()
+        """Logits that the mixing rule turns into `weights`: of a weight of 0, one that is finite as a parameter is."""
+        return weights.log().clamp(min=torch.finfo(weights.dtype).min / 2)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() not in self.input_dims or x.shape[1] != self.num_features:
@@ -225,7 +230,7 @@ class SparseSwitchNorm2d(SwitchNorm):
     """`SwitchNorm` of (N, C, H, W) with sparse weights, one-hot in the end (Shao et al., 1903.03793).
 
     Its mixing rule is `sparsestmax`. Further buffers: the scalar `radius`; whether the choice is made, the scalars
-    `mean_fixed` and `var_fixed`, and which, the one-hot `mean_choice` and `var_choice` (K,). `set_radius` moves them.
+    `mean_fixed` and `var_fixed`, and which, `mean_choice` and `var_choice` (K,). `set_radius` fixes one-hot ones.
     """
 
     input_dims = (4,)
@@ -264,6 +269,18 @@ class SparseSwitchNorm2d(SwitchNorm):
             logits.requires_grad_(True)
         for state in (self.radius, self.mean_fixed, self.var_fixed, self.mean_choice, self.var_choice):
             state.zero_()
+
+    def fix_weights(self, mean: Tensor, var: Tensor) -> None:
+        """As `SwitchNorm.fix_weights`, whatever the radius becomes."""
+        super().fix_weights(mean, var)
+        self.mean_choice.copy_(mean)
+        self.var_choice.copy_(var)
+        self.mean_fixed.fill_(True)
+        self.var_fixed.fill_(True)
+
+    def hold(self) -> None:
+        """Fixes the weights as they are, whatever the radius becomes."""
+        self.fix_weights(*self.switch_weights()[1:])
 
     def _mix(self) -> tuple[Tensor, Tensor]:
         # A choice that is fixed is kept apart from its logits: the solver's momentum goes on moving those.

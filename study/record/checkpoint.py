@@ -35,7 +35,7 @@ def newest_checkpoint(folder: TrialFolder, warn: Callable[[str], None]) -> Path 
     for path in (folder.last_checkpoint, folder.previous_checkpoint):
         if not path.exists():
             continue
-        problem = _damage(path)
+        problem = find_damage(path)
         if problem is None:
             return path
         warn(f"{path}: damaged ({problem}), set aside as {set_aside(path).name}")
@@ -47,7 +47,7 @@ def step_of(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="meta", weights_only=True)["global_step"])
 
 
-def _damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None.
 
     A flipped bit inside a tensor loads without complaint, so the checksums of the archive are compared first.

@@ -298,6 +298,11 @@ def write_result(folder: TrialFolder, description: dict[str, Any], facts: dict[s
     })  # fmt: skip
 
 
+def note_failure(record: TrialFolder, reason: str) -> None:
+    """Says of a trial why it has no result, where its own process has not: held against nobody, and tried again."""
+    write_json(record.state, {**(read_json(record.state) or {}), "state": "failed", "reason": reason})
+
+
 def append_line(path: Path, value: Any) -> None:
     """Appends a line of JSON. A kill may tear it: the next one starts on a line of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)

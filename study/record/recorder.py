@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from study.models.geometry import LayerGeometry
@@ -102,6 +103,14 @@ class Recorder(Checkpoint):
         if leaving:
             self._go(trainer)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Of a trial of no epochs, which is validated by itself: epoch 0 is its last, and has the metrics of one."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.rows += self._rows(0, trainer.global_step, pl_module.epoch_metrics)
+            write_bytes(self.folder.metrics, "".join(_line(row) for row in self.rows).encode())
+            self._track(0)
+            self._save(trainer)
+
     def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if self.leave.signal:  # the last epoch's checkpoint is there
             self._go(trainer)
@@ -145,13 +154,16 @@ class Recorder(Checkpoint):
         epoch, step = len(self.history), trainer.global_step
         self.history.append(snapshot(pl_module.network, self.layers))
         self.steps.append(step)
-        values = {**metrics, **self.network_means(epoch)}
-        new = [
+        new = self._rows(epoch, step, {**metrics, **self.network_means(epoch)})
+        self.rows += new
+        return new
+
+    @staticmethod
+    def _rows(epoch: int, step: int, values: dict[str, float]) -> list[dict[str, Any]]:
+        return [
             {"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": finite(value)}
             for name, value in values.items()
         ]
-        self.rows += new
-        return new
 
     def _track(self, epoch: int) -> None:
         metrics = {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}

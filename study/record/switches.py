@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -81,3 +83,13 @@ def parquet_bytes(
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
+
+
+def read_last_weights(file: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
+    """What the layers of a finished trial choose in the end: their places, and weights (layers, statistics, pool)."""
+    table = pq.read_table(file, schema=SCHEMA)
+    last = table.filter(pc.equal(table["epoch"], pc.max(table["epoch"])))
+    layers = len(last["layer_index"].unique())
+    weights = last["weight"].to_numpy().reshape(layers, len(STATISTICS), -1)
+    rows = last.num_rows // max(1, layers)
+    return last.take(np.arange(layers) * rows).to_pylist(), weights

@@ -10,10 +10,10 @@ import os
 import platform
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from filelock import Timeout
@@ -23,11 +23,12 @@ from study.config import StudyConfig
 from study.job import Job
 from study.plan import PlannedTrial
 from study.reading import NO_SPACE, UserError
-from study.record.files import StudyFolder, TrialFolder, read_json, write_json
+from study.record.files import StudyFolder, TrialFolder, note_failure, read_json, write_json
 from study.sweep.executor import Executor, Retries
 from study.sweep.folder import check_folder, check_locks, write_study
 from study.sweep.progress import SweepProgress
 from study.sweep.storage import Book, check_storage, objective_curve, open_book
+from study.sweep.waiting import Waiting
 
 SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
 POLL_SECONDS = 0.5
@@ -127,14 +128,19 @@ class Driver:
 
     def _run_round(self, book: Book, trials: Sequence[PlannedTrial]) -> None:
         """Runs the trials of a round that have no result, several at a time, each until it has one or is given up."""
-        missing = {trial.key: trial for trial in self._missing(book, trials)}
+        waiting = Waiting()
+        missing = {trial.key: trial for trial in self._missing(book, trials, waiting)}
         running = {key: missing.pop(key) for key in self.executor.adopt(missing.keys())}
-        waiting = deque(missing.values())
+        for trial in missing.values():
+            waiting.put(trial)
         elsewhere: list[PlannedTrial] = []
         looked = 0.0
-        while (waiting or running or elsewhere) and not self.outcome.stopped:
+        self._give_up(waiting)
+        while (waiting.ready or running or elsewhere) and not self.outcome.stopped:
             free = max(0, self.executor.limit - len(running))
-            starting = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            starting = [waiting.ready.popleft() for _ in range(min(free, len(waiting.ready)))]
+            if self.detach:  # nobody will be there to submit the others later
+                starting += waiting.take_held()
             running |= {trial.key: trial for trial in starting}
             if starting:
                 self.executor.submit([self._job(trial) for trial in starting])
@@ -148,10 +154,20 @@ class Driver:
                 for trial in [trial for trial in elsewhere if not self._record(trial).is_locked()]:
                     elsewhere.remove(trial)
                     self._take_in(book, trial, "was started elsewhere", waiting, elsewhere)
+            self._give_up(waiting)
             book.flush()
             self._prune(book, running)
 
-    def _missing(self, book: Book, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+    def _give_up(self, waiting: Waiting) -> None:
+        """Notes trials that start from one that has come to nothing: tried again when that one is, and has weights."""
+        for key, reason in waiting.lost.items():
+            self.outcome.failed[key] = reason
+            trial_id, _, replicate = key.rpartition("-r")
+            note_failure(self.folder.trial(trial_id, int(replicate)), reason)
+            self.progress.say(f"{key}: failed: {reason}", "red")
+        waiting.lost.clear()
+
+    def _missing(self, book: Book, trials: Sequence[PlannedTrial], waiting: Waiting) -> list[PlannedTrial]:
         """Trials without a finished record; finished ones are told, failed ones stay failed unless to be retried."""
         missing = []
         for trial in trials:
@@ -162,9 +178,11 @@ class Driver:
                 self.progress.say(f"{record.path}: damaged: {', '.join(damaged)}; the trial goes on", "yellow")
             if result is not None:
                 book.tell(trial, result)
+                waiting.settle(trial.key, result["status"])
                 self.progress.skip()
             elif record.attempts()[1] >= self.study.run.max_attempts and not self.retry_failed:
                 self.outcome.failed[trial.key] = record.status()[1]
+                waiting.settle(trial.key, "failed")
             else:
                 if self.retry_failed:
                     record.state.unlink(missing_ok=True)
@@ -173,13 +191,13 @@ class Driver:
         return missing
 
     def _take_in(
-        self, book: Book, trial: PlannedTrial, how: str, waiting: deque[PlannedTrial], elsewhere: list[PlannedTrial]
+        self, book: Book, trial: PlannedTrial, how: str, waiting: Waiting, elsewhere: list[PlannedTrial]
     ) -> None:
         """Reads what became of a trial on which nothing works any more: a result, another attempt, or the end."""
         record = self._record(trial)
         fate, reason = self.retries.judge(record, how)
         if fate == "done":
-            self._tell(book, trial, record)
+            waiting.settle(trial.key, self._tell(book, trial, record))
             return
         if fate == "elsewhere":
             elsewhere.append(trial)
@@ -196,12 +214,14 @@ class Driver:
                 return
         if fate == "again":
             self.progress.say(f"{trial.key}: {reason}; trying again", "yellow")
-            waiting.append(trial)
+            waiting.put(trial)
             return
         self.outcome.failed[trial.key] = reason
+        waiting.settle(trial.key, "failed")
         self.progress.say(f"{trial.key}: failed: {reason} (see {record.log})", "red")
 
-    def _tell(self, book: Book, trial: PlannedTrial, record: TrialFolder) -> None:
+    def _tell(self, book: Book, trial: PlannedTrial, record: TrialFolder) -> str:
+        """Takes in the result of a trial; returns its status."""
         result = record.read_result()
         assert result is not None
         self.successes += 1
@@ -209,6 +229,7 @@ class Driver:
             self.progress.say(note, "yellow")
         book.tell(trial, result)
         self.progress.finished(trial.key, _cost(trial), result)
+        return str(result["status"])
 
     def _all_fail_alike(self) -> bool:
         seen = self.tracebacks
@@ -248,7 +269,16 @@ class Driver:
             wandb_mode=self._wandb_mode,
             environment=self.environment,
             command=self.command_for(trial),
+            start=self._start(trial),
         )
+
+    def _start(self, trial: PlannedTrial) -> Path | None:
+        """Where that lies which a trial starts from."""
+        if trial.source is None:
+            return None
+        if trial.source.cell:
+            return self.folder.trial(trial.source.cell, trial.replicate).path
+        return trial.source.locate(trial.replicate).absolute()
 
 
 def _cost(trial: PlannedTrial) -> float:

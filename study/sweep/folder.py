@@ -32,6 +32,10 @@ def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
         now = getattr(study.base, name)
         if now != before and name not in study.factors:
             raise UserError(f"{folder.config}: planned with {name}={before}, now {name}={now}; {hint}")
+    starts = [each.start.model_dump(exclude={"trial", "checkpoint"}) for each in (planned, study)]  # they may move
+    for name, before in starts[0].items():
+        if before != starts[1][name]:
+            raise UserError(f"{folder.config}: planned with start.{name}={before}, now {starts[1][name]}; {hint}")
     if planned.search is None and study.search is None:
         return
     # Later suggestions follow from earlier ones: only the number of trials may grow.

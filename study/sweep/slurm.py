@@ -18,6 +18,7 @@ from study.job import Job
 from study.reading import UserError, allowed_names
 from study.record.files import StudyFolder, TrialFolder, read_json, write_json
 from study.sweep.machine import check_room
+from study.sweep.waiting import in_waves
 from study.sweep.worker import work
 
 LOOK_SECONDS = 5.0  # between two questions to Slurm, one for all jobs
@@ -63,16 +64,25 @@ class SlurmExecutor:
         return set(mine)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues jobs as arrays. Raises `UserError` where Slurm refuses them."""
-        size = self.launch.trials_per_job
-        batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-        largest = _largest_array()
-        for start in range(0, len(batches), largest):
-            part = batches[start : start + largest]
-            names = _submit(part, self.folder, self.launch)
-            self.jobs |= {name: {job.trial.key for job in batch} for name, batch in zip(names, part, strict=True)}
-            _note_jobs(self.folder, {name: sorted(self.jobs[name]) for name in names})
+        """Queues jobs as arrays, those that start from others behind these. Raises `UserError` where Slurm refuses."""
+        by_key, largest, size = {job.trial.key: job for job in jobs}, _largest_array(), self.launch.trials_per_job
+        for wave in in_waves([job.trial for job in jobs]):
+            after = self._arrays({trial.waits_for for trial in wave})
+            batches = [
+                [by_key[trial.key] for trial in wave[start : start + size]] for start in range(0, len(wave), size)
+            ]
+            for start in range(0, len(batches), largest):
+                self._submit_array(batches[start : start + largest], after)
         self.changed = time.monotonic()
+
+    def _submit_array(self, batches: Sequence[Sequence[Job]], after: Sequence[str]) -> None:
+        names = _submit(batches, self.folder, with_dependency(self.launch, after))
+        self.jobs |= {name: {job.trial.key for job in batch} for name, batch in zip(names, batches, strict=True)}
+        _note_jobs(self.folder, {name: sorted(self.jobs[name]) for name in names})
+
+    def _arrays(self, keys: Collection[str | None]) -> list[str]:
+        """The arrays that have trials which are waited for."""
+        return sorted({name.partition("_")[0] for name, held in self.jobs.items() if held & set(keys)})
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Trials with a result, and those whose job has left Slurm's queue."""
@@ -113,6 +123,15 @@ class SlurmExecutor:
 def is_whole(record: TrialFolder) -> bool:
     """Whether a trial is done; one with a damaged record is in the queue to be trained again."""
     return record.read_result() is not None and not record.damaged_files()
+
+
+def with_dependency(launch: LaunchConfig, after: Sequence[str]) -> LaunchConfig:
+    """Jobs that wait for the end of others, however that is: what starts from a trial looks itself what it has left."""
+    if not after:
+        return launch
+    given = [str(launch.sbatch["dependency"])] if "dependency" in launch.sbatch else []
+    dependency = ",".join([*given, "afterany:" + ":".join(after)])
+    return launch.model_copy(update={"sbatch": {**launch.sbatch, "dependency": dependency}})
 
 
 # --------------------------------------------------------------------------------------------- in the job
