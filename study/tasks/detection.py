@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
+from study.config import derive_seed
 from study.tasks.training import DivergedError, TrainingModule, build_mean
 
 LOSSES = {  # torchvision's names, and ours
@@ -50,6 +51,17 @@ class Detection(TrainingModule):
         losses = self.network(images, targets)
         parts = [losses[name] for name in self.losses]
         return torch.stack(parts).sum(), tuple(part.detach() for part in parts)
+
+    def pass_through(self, images: Any, targets: Any) -> None:
+        # With targets: heads are to see regions as in training, not what the network takes for objects.
+        torch.manual_seed(derive_seed("statistics", self.seed, self.global_step))
+        network: Any = self.network
+        parts = (network, network.rpn, network.roi_heads)
+        for part in parts:
+            part.training = True
+        network(images, targets)
+        for part in parts:
+            part.training = False
 
     def update_training(self, metrics: Any, seen: Sequence[Tensor]) -> None:
         for name, values in zip(self.losses, seen, strict=True):
