@@ -77,10 +77,18 @@ def plan_trials(study: StudyConfig) -> list[PlannedTrial]:
     """
     if study.search is not None:
         raise UserError(f"{study.name}: a search has no fixed plan; its trials are suggested as it goes")
-    levels = {factor: values for factor, values in study.factors.items() if isinstance(values, list)}
-    cells = [dict(zip(levels, combination, strict=True)) for combination in itertools.product(*levels.values())]
-    first = [plan_trial(study, cell, 0) for cell in cells]  # what is checked does not depend on the replicate
+    first = [plan_trial(study, cell, 0) for cell in plan_cells(study)]  # what is checked holds for every replicate
     return [replace(trial, replicate=replicate) for replicate in range(study.replicates) for trial in first]
+
+
+def plan_cells(study: StudyConfig) -> list[dict[str, Any]]:
+    """The cells of a grid study, each a level of every factor: the union of its blocks, each a full cross."""
+    cells: dict[str, dict[str, Any]] = {}
+    for block in study.blocks or [list(study.factors)]:
+        levels = [study.factors[factor] if factor in block else [study.base_level(factor)] for factor in study.factors]
+        for combination in itertools.product(*levels):
+            cells.setdefault(repr(combination), dict(zip(study.factors, combination, strict=True)))
+    return list(cells.values())
 
 
 def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
@@ -104,7 +112,8 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         raise UserError(f"{study.name}: cell {cell}: {error.errors()[0]['msg']}") from None
     run = study.run
     trial = PlannedTrial(
-        trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config,
+        trial_id=trial_id(config, list(study.factors), {name: levels[name] for name in study.joint}),
+        replicate=replicate, levels=dict(levels), config=config,
         device_batch=config.gradient_batch // (run.devices_per_trial * run.accumulate),
     )  # fmt: skip
     try:

@@ -82,7 +82,7 @@ def _draw_useful(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Fi
             f"Paired. Bars: {analysis.confidence * 100:g} % intervals over replicates (grey points).",
         )  # fmt: skip
     if len(done):
-        yield figures.metric_by_norm(done, norms, analysis.metric)
+        yield figures.metric_by_norm(done, norms, records.study.metric)
     if records.curves["key"].isin(done["key"]).any():
         yield figures.learning_curves(records.curves, done, norms, "val_accuracy")
 
