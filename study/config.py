@@ -329,9 +329,12 @@ class StudyConfig(_Closed):
         return base if base in levels else levels[0]
 
     def fields_of(self, factor: str) -> list[str]:
-        """The fields of a trial that change with a factor's level; its own, if it is one, first."""
-        own = [factor] if factor in TrialConfig.model_fields else []
-        return list(dict.fromkeys([*own, *(name for fields in self.joint.get(factor, {}).values() for name in fields)]))
+        """The fields of a trial in which the levels of a factor differ."""
+        levels = self.factors[factor]
+        if isinstance(levels, Range):
+            return [factor]
+        first, *others = (self.cell({factor: level}).model_dump() for level in levels)
+        return [name for name in first if any(other[name] != first[name] for other in others)]
 
     def values(self, field: str) -> list[Any]:
         """Every value that a field may have in the study's trials, the base's first; of a range its ends."""
