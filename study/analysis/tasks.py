@@ -83,8 +83,8 @@ def _rule(confidence: float) -> str:
     return (
         f"{EFFECT} Supported: the {confidence * 100:g} % interval of the effect of task, or of dataset, lies above 1. "
         f"Not supported: it lies below {MARGIN:g} for each of them that varies. Otherwise: not enough evidence. It "
-        f"needs {MIN_CELLS * 100:g} % of the planned cells and 3 replicates. Where tasks have no data set in common, the two "
-        f"cannot be told apart and count as one factor, {TOGETHER}. Heads are shown and do not decide."
+        f"needs {MIN_CELLS * 100:g} % of the planned cells and 3 replicates. Where tasks have no data set in common, "
+        f"the two cannot be told apart and count as one factor, {TOGETHER}. Heads are shown and do not decide."
     )
 
 

@@ -144,7 +144,8 @@ def _history(trial: PlannedTrial, layers: list[Any], truth: Truth, random: np.ra
         of_heads = np.array([layer.role != "backbone" for layer in layers])
         logits[of_heads, :, pool.index("bn")] += truth.bn_logit_of_heads
     if "ln" in pool:
-        logits[..., pool.index("ln")] += np.linspace(0, 1, len(layers))[:, None]
+        backbone = sum(layer.role == "backbone" for layer in layers)
+        logits[..., pool.index("ln")] += (np.arange(len(layers)) / (backbone - 1))[:, None]
     grown = 1 - 0.5 ** np.arange(epochs)
     weights = np.exp(grown[:, None, None, None] * logits)
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
