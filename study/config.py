@@ -311,15 +311,22 @@ class StudyConfig(_Closed):
 
     def cell(self, levels: Mapping[str, Any]) -> TrialConfig:
         """The trial of one level of every factor."""
-        fields = self.base.model_dump()
-        for factor, level in levels.items():
-            if factor in TrialConfig.model_fields:
-                fields[factor] = level
-            fields |= self.joint.get(factor, {}).get(str(level), {})
-        config = TrialConfig(**fields)
+        config = TrialConfig(**{**self.base.model_dump(), **self.settings(levels)})
         if config.fixed_gradient_batch is None:
             return config
         return config.model_copy(update={"chunks": max(1, config.fixed_gradient_batch // config.batch_size)})
+
+    def settings(self, levels: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a trial that these levels set: their own, and what goes with them."""
+        fields = {factor: level for factor, level in levels.items() if factor in TrialConfig.model_fields}
+        for factor, level in levels.items():
+            fields |= self.joint.get(factor, {}).get(str(level), {})
+        return fields
+
+    def cell_id(self, config: TrialConfig, levels: Mapping[str, Any]) -> str:
+        """The id of a cell's trials: `trial_id`, with the names of levels that are no field's."""
+        joint = {factor: level for factor, level in levels.items() if factor not in TrialConfig.model_fields}
+        return trial_id(config, list(self.factors), joint)
 
     def base_level(self, factor: str) -> Any:
         """The level of a factor where others vary: the base's, if it is one of its levels; else the first."""
@@ -403,7 +410,9 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
         path, value = _resolve_key(key, merged), parse_yaml(text, f"--set {override}")
         if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
             value = [value]  # one level
-        _overlay(merged, _nest(path, value), f"--set {override}", origin)
+        layer = _nest(path, value)
+        _overlay(merged, layer, f"--set {override}", origin)
+        spare -= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
     if isinstance(merged["factors"], dict) and isinstance(merged.get("joint"), dict):
         for factor in spare - merged["factors"].keys():
             merged["joint"].pop(factor, None)

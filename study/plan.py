@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import HEADS, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds, trial_id
+from study.config import HEADS, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
 from study.reading import UserError, allowed_names
@@ -112,8 +112,7 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         raise UserError(f"{study.name}: cell {cell}: {error.errors()[0]['msg']}") from None
     run = study.run
     trial = PlannedTrial(
-        trial_id=trial_id(config, list(study.factors), {name: levels[name] for name in study.joint}),
-        replicate=replicate, levels=dict(levels), config=config,
+        trial_id=study.cell_id(config, levels), replicate=replicate, levels=dict(levels), config=config,
         device_batch=config.gradient_batch // (run.devices_per_trial * run.accumulate),
     )  # fmt: skip
     try:

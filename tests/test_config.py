@@ -145,7 +145,7 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(override
         (MINIMAL + "bse: {epochs: 3}", ["mine.yaml", "bse", "nearest: base"]),
         (MINIMAL + "base: {epochs: many}", ["mine.yaml", "base.epochs", "'many'"]),
         (MINIMAL + "title: again", ["mine.yaml", "'title' appears twice"]),
-        ("title: t\nquestion: q\nfactors: {solver: }\n", ["smoke.yaml", "factors.solver"]),
+        ("title: t\nquestion: q\nfactors: {momentum: }\n", ["smoke.yaml", "factors.momentum"]),
         ("just text", ["mine.yaml", "expected keys and values"]),
     ],
 )

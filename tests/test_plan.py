@@ -157,3 +157,26 @@ def test_a_factor_of_several_fields_has_named_levels() -> None:
                                                              "replicates=1"]))  # fmt: skip
     assert alone.config == wide.config
     assert alone.trial_id[-8:] == wide.trial_id[-8:]
+
+
+def test_impacts_varies_each_weak_factor_alone_and_at_every_batch_size() -> None:
+    study = load_study("impacts", "laptop", ["replicates=1"])
+    trials = plan_trials(study)
+    assert len(trials) == 4 + 2 + 2 * 2 + 2 * 2  # depth x B, and at each B the other levels of the three
+    base = {factor: study.base_level(factor) for factor in study.factors}
+    changed = [{factor for factor, level in trial.levels.items() if level != base[factor]} for trial in trials]
+    assert all(len(factors - {"depth", "batch_size"}) <= 1 for factors in changed)
+    assert {trial.config.learning_rate for trial in trials if trial.config.solver == "sgd"} == {1.2}
+    assert all(trial.config.learning_rate < 1.2 for trial in trials if trial.config.solver != "sgd")
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "workstation"])
+def test_settings_of_tasks_share_a_recipe_and_can_be_told_apart(scale: str) -> None:
+    trials = plan_trials(load_study("tasks", scale, ["replicates=1"]))
+    settings = {(trial.config.task, trial.config.dataset) for trial in trials}
+    tasks = {task for task, _ in settings}
+    assert tasks == {"classification", "segmentation", "detection"}
+    assert any({task for task, dataset in settings if dataset == one} == tasks for _, one in settings)
+    assert len({dataset for task, dataset in settings if task == "classification"}) == 2
+    if scale != "smoke":
+        assert len({(trial.steps, trial.config.learning_rate, trial.gradient_batch) for trial in trials}) == 1
