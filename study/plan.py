@@ -167,11 +167,6 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         shares = {"devices_per_trial": run.devices_per_trial, "accumulate": run.accumulate}
         product = " x ".join(f"run.{key}={count}" for key, count in shares.items() if count > 1)
         raise UserError(f"{study.name}: {product}: does not divide the {config.chunks} chunks of cell {cell}")
-    if config.sync_statistics and config.task == "detection" and config.chunks > run.devices_per_trial:
-        raise UserError(
-            f"{study.name}: cell {cell}: sync_statistics: of a detector takes a device for each of the "
-            f"{config.chunks} chunks; run.devices_per_trial={run.devices_per_trial}"
-        )
     if config.sync_statistics and run.accumulate > 1:
         raise UserError(
             f"{study.name}: cell {cell}: sync_statistics: run.accumulate={run.accumulate} would see a part of the "

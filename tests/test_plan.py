@@ -101,7 +101,7 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (["fixed_gradient_batch=24", "batch_size=16"], "no multiple of batch_size 16"),
         (["devices_per_trial=3"], "run.devices_per_trial=3: does not divide the 8 chunks of cell"),
         (["devices_per_trial=4", "accumulate=4"], "run.devices_per_trial=4 x run.accumulate=4: does not divide"),
-        (["sync_statistics=true", "task=detection", "dataset=scenes"], "a device for each of the 8 chunks"),
+        (["sync_statistics=true", "task=detection", "dataset=scenes"], "regions differ in size between devices"),
         (["sync_statistics=true", "accumulate=2"], "run.accumulate=2"),
         ([*DETECTION, "norm=sn", "fpn_norm=sn[in,ln]"], "backbone in+ln+bn, fpn in+ln, box_head in+ln+bn"),
         ([*DETECTION, "norm=bn", "fpn_norm=sn[in,ln]", "mask_head_norm=ssn"], "fpn in+ln, mask_head in+ln+bn"),
