@@ -18,7 +18,7 @@ from study.config import derive_seed
 from study.data.memory import Images
 
 SIZE = 64  # pixels of a side
-OBJECTS = 6  # of a scene, at most
+OBJECTS = 4  # of a scene, at most
 INK = 0.25  # of a glyph's brightest pixel: what is brighter is the object
 HAZE = 0.8  # its brightness
 LEAST_AREA = 24  # pixels of an object that must be seen,
@@ -27,24 +27,24 @@ BLOCK = 32  # scenes composed at a time
 
 # What is drawn for a scene, evenly: the shape, and from where to where.
 DRAWS: dict[str, tuple[tuple[int, ...], float, float]] = {
-    "objects": ((), 2, OBJECTS + 1),
+    "objects": ((), 1, OBJECTS + 1),
     "glyph": ((OBJECTS,), 0, 1),
-    "size": ((OBJECTS,), 14, 38),  # pixels
+    "size": ((OBJECTS,), 16, 42),  # pixels
     "aspect": ((OBJECTS,), 0.8, 1.25),
     "angle": ((OBJECTS,), -0.4, 0.4),
-    "centre": ((OBJECTS, 2), 9, SIZE - 9),
-    "tint": ((OBJECTS, 3), -1, 1),
-    "contrast": ((OBJECTS,), 0.2, 0.6),
-    "ground": ((3,), 0.25, 0.75),
-    "patches": ((3, 4, 4), -0.2, 0.2),
+    "centre": ((OBJECTS, 2), 12, SIZE - 12),
+    "tint": ((OBJECTS, 3), 0.05, 1),
+    "contrast": ((OBJECTS,), 0.5, 1.0),
+    "ground": ((3,), 0.1, 0.4),
+    "patches": ((3, 4, 4), -0.12, 0.12),
     "grain": ((1, 20, 20), -1, 1),
-    "grain_strength": ((), 0, 0.25),
+    "grain_strength": ((), 0, 0.15),
     "wave": ((2,), -1, 1),  # radians a pixel, right and down
-    "wave_strength": ((3,), -0.12, 0.12),
-    "light": ((), 0.2, 1.0),
-    "shade": ((2,), -0.5, 0.5),  # of the light, from the centre to the right and lower edge
+    "wave_strength": ((3,), -0.08, 0.08),
+    "light": ((), 0.25, 1.0),
+    "shade": ((2,), -0.4, 0.4),  # of the light, from the centre to the right and lower edge
     "haze": ((), 0, 0.4),
-    "noise": ((), 0, 0.08),
+    "noise": ((), 0, 0.06),
 }
 
 
@@ -78,7 +78,7 @@ def classify(scenes: Images) -> Images:
 def _areas(masks: Tensor) -> Tensor:
     """Pixels that are seen of every object, (N, objects)."""
     kinds = OBJECTS + 1
-    own = masks.flatten(1) + kinds * torch.arange(len(masks))[:, None]
+    own = masks.flatten(1) + kinds * torch.arange(len(masks), dtype=torch.int32)[:, None]
     return torch.bincount(own.flatten(), minlength=kinds * len(masks)).view(-1, kinds)[:, 1:]
 
 
@@ -96,13 +96,15 @@ def _paint_objects(glyphs: Tensor, draws: Mapping[str, Tensor], masks: Tensor) -
     """Paints objects from the nearest to the farthest, then the ground, and numbers the pixels of `masks`."""
     image = torch.zeros(len(masks), 3, SIZE, SIZE)
     uncovered = torch.ones(len(masks), 1, SIZE, SIZE)
-    tint = draws["tint"] / draws["tint"].abs().amax(2, keepdim=True) * draws["contrast"][..., None]
+    tint = draws["tint"] / draws["tint"].amax(2, keepdim=True) * draws["contrast"][..., None]
     colour = draws["ground"][:, None] + tint
     for number, glyph in enumerate(_place(glyphs, draws)):
         shape = glyph > INK
-        seen = shape & (masks[:, None] == 0)
+        free = masks[:, None] == 0
+        seen = shape & free
         area, whole = (pixels.flatten(1).sum(1, dtype=torch.int32) for pixels in (seen, shape))
-        kept = (area >= LEAST_AREA) & (area >= LEAST_SHARE * whole) & (number < draws["objects"].floor())
+        wanted = (number < draws["objects"].floor()) | free.flatten(1).all(1)  # no scene is empty
+        kept = wanted & (area >= LEAST_AREA) & (area >= LEAST_SHARE * whole)
         masks.masked_fill_((seen & _wide(kept))[:, 0], number + 1)
         cover = (5 * (glyph - INK) + 0.5).clamp(0, 1) * uncovered * _wide(kept)
         image.addcmul_(cover * (0.6 + 0.4 * glyph), colour[:, number, :, None, None])
