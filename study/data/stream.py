@@ -95,8 +95,13 @@ def _open_parts(dataset: str, data_root: str | None, *, subset: bool) -> tuple[S
 
 def _count(dataset: str, pool: Source, test: Source) -> list[str]:
     """A line where not all is there: which images a trial has seen then depends on more than its configuration."""
-    there, published = (len(pool), len(test)), (DATASETS[dataset].train, DATASETS[dataset].test)
-    return [f"{dataset}: {there} images here, of {published} published"] if there != published else []
+    facts = DATASETS[dataset]
+    if (len(pool), len(test)) == (facts.train, facts.test):
+        return []
+    return [
+        f"{dataset}: all but {len(pool)} of {facts.train} training and {len(test)} of {facts.test} validation images "
+        "published"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
