@@ -503,13 +503,7 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
             levels, source = offered.get(factor, list(merged.get("joint", {}).get(factor, {}))), scale_file
         _overlay(merged, {"factors": {factor: levels}}, str(source), origin)
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise UserError(f"--set {override}: expected key=value")
-        path, value = _resolve_key(key, merged), parse_yaml(text, f"--set {override}")
-        if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
-            value = [value]  # one level
-        layer = _nest(path, value)
+        layer = _read_override(override, merged)
         _overlay(merged, layer, f"--set {override}", origin)
         spare -= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
     if isinstance(merged["factors"], dict) and isinstance(merged.get("joint"), dict):
@@ -549,6 +543,17 @@ def _overlay(target: dict[str, Any], layer: dict[str, Any], source: str, origin:
         else:
             target[key] = value
         origin[path] = source
+
+
+def _read_override(override: str, merged: dict[str, Any]) -> dict[str, Any]:
+    """`key=value` as a layer."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise UserError(f"--set {override}: expected key=value")
+    path, value = _resolve_key(key, merged), parse_yaml(text, f"--set {override}")
+    if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
+        value = [value]  # one level
+    return _nest(path, value)
 
 
 def _nest(path: str, value: Any) -> dict[str, Any]:

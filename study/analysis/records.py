@@ -124,8 +124,7 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     records = [_read_trial(trial, plan) for trial, plan in planned]
     known = {trial.path for trial, _ in planned}
     weights = _join_weights(records)
-    of_backbone = pc.equal(weights["role"].cast(pa.string()), BACKBONE)
-    backbone, heads = weights.filter(of_backbone), weights.filter(pc.invert(of_backbone))
+    backbone, heads = _split_roles(weights)
     return StudyRecords(
         folder=folder, study=study, provenance=provenance,
         trials=_trial_table([record.row for record in records], list(study.factors)),
@@ -291,10 +290,12 @@ def _join_weights(records: Sequence[_TrialRecord]) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
-def _of_backbone(weights: pa.Table) -> pa.Table:
-    """The rows of backbones' layers."""
-    roles = weights["role"].combine_chunks()
-    return weights.filter(pc.equal(roles.indices, pc.index(roles.dictionary, "backbone")))
+def _split_roles(weights: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows of backbones, and all others."""
+    if weights["role"].unique().to_pylist() in ([], [BACKBONE]):  # nothing to copy
+        return weights, weights.slice(0, 0)
+    of_backbone = pc.equal(weights["role"].cast(pa.string()), BACKBONE)
+    return weights.filter(of_backbone), weights.filter(pc.invert(of_backbone))
 
 
 def _last_epochs(weights: pa.Table) -> pd.DataFrame:

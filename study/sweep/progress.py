@@ -48,8 +48,10 @@ class SweepProgress:
         self.seconds += result["seconds"]
         self.cost_done += cost
         self.cost_left -= cost
-        accuracy = result["metrics"].get("val_accuracy")
-        outcome = result["status"] if accuracy is None else f"validation accuracy {accuracy:.3f}"
+        metrics = result["metrics"]
+        name = "accuracy" if "val_accuracy" in metrics else "score"
+        value = metrics.get(f"val_{name}")
+        outcome = result["status"] if value is None else f"validation {name} {value:.3f}"
         left = self._time_left()
         self.bar.update(self.task, completed=self.done, left=left)
         # On a terminal the bar says it; a log file wants a line.
