@@ -221,9 +221,13 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    study, folder = _study(options)
-    if not folder.config.exists():
-        raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
+    from study.record.files import StudyFolder
+
+    folder = StudyFolder(options.out / options.study)
+    if options.study in available("studies") or not folder.config.exists():  # else it was imported, or came from afar
+        study, folder = _study(options)
+        if not folder.config.exists():
+            raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
     _print_report(_console(), folder)
     return DONE
 
@@ -318,7 +322,8 @@ def _check_runnable(study: StudyConfig) -> None:
         from study.data.load import check_data
 
         for dataset in sorted(datasets - {"digits"}):
-            check_data(dataset, study.run.data_root)
+            wanted = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
+            check_data(dataset, study.run.data_root, subset=None not in wanted)
 
 
 def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:

@@ -310,6 +310,7 @@ class RunConfig(_Closed):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
     data_root: str | None = None
+    loader_workers: Annotated[int, Field(ge=0)] = 2  # processes a device that read streamed images; 0: the trial itself
     device: Literal["auto", "cpu", "cuda"] = "auto"
     trials_per_device: Annotated[int, Field(ge=1)] = 1  # on a GPU, which one small network leaves idle
     devices_per_trial: Annotated[int, Field(ge=1)] = 1  # (G, B) over so many real devices

@@ -27,7 +27,7 @@ from study.models.start import (
     share_choices,
     transplant_choices,
 )
-from study.norms import SparseSwitchNorm2d
+from study.norms import thaw_switches
 from study.reading import read_yaml
 from study.record.checkpoint import find_damage
 from study.record.files import TrialFolder
@@ -51,7 +51,7 @@ def start_network(network: nn.Module, config: TrialConfig, seed: int, path: Path
     choices = read_choices(donor, take_weights(donor, config, path))
     if rule == "fine_tune" or config.start_epoch:
         if config.start_thaw:
-            _thaw(donor)
+            thaw_switches(donor)
         return  # they learn, to the end or until `Freezing`
     if rule == "frozen" and not config.start_fresh:
         hold_choices(network, list(choices))  # to the last bit
@@ -141,9 +141,3 @@ def read_chosen_layers(folder: TrialFolder) -> list[ChosenLayer]:
         ChosenLayer(str(place["role"]), float(str(place["depth_fraction"])), (mean, var))
         for place, (mean, var) in zip(places, torch.tensor(weights), strict=True)
     ]
-
-
-def _thaw(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, SparseSwitchNorm2d):
-            module.thaw()  # type: ignore[operator]

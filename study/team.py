@@ -87,7 +87,7 @@ def team_of(devices: Sequence[str], follow: Callable[..., None], *arguments: obj
     context.set_forkserver_preload([follow.__module__])
     processes = [
         context.Process(
-            target=_run_rank, args=(team, devices[team.rank], store.port, follow, arguments), daemon=True,
+            target=_run_rank, args=(team, devices[team.rank], store.port, follow, arguments),
             name=f"rank {team.rank}",
         )
         for team in others

@@ -28,13 +28,12 @@ from study.reading import FULL_DISK, NO_SPACE
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
 from study.record.environment import describe_machine
 from study.record.files import (
-    SCHEMA,
     TrialFolder,
     append_line,
-    file_facts,
     read_json,
     set_aside,
     write_json,
+    write_result,
     write_yaml,
 )
 from study.record.leave import Leave, LeavingError, listening
@@ -47,6 +46,7 @@ from study.tasks.training import EVALUATIONS
 from study.team import GRACE_SECONDS, Team, print_into, team_of
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
+NOTED_LINES = 20
 SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -123,7 +123,7 @@ def train(
         "step": step, "devices": job.devices,
     })  # fmt: skip
 
-    data = load_data(trial.config, trial.seeds, job.run.data_root)  # downloads, before others read
+    data = load_data(trial.config, trial.seeds, job.run.data_root, job.run.loader_workers)  # downloads, before others
     network = _build_network(job)
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
@@ -151,10 +151,10 @@ def train(
     recorder.write_switch_weights()
     tracker.log_switch_weights(recorder.history[-1], layers, trial.pool)
     tracker.finish(status, metrics)
-    _write_result(folder, trial, description, {
+    write_result(folder, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
-        "notes": notes,
+        "set_aside": len(data.set_aside), "notes": [*notes, *_shorten(data.set_aside)],
     })  # fmt: skip
     return status, recorder.steps[-1]
 
@@ -165,7 +165,7 @@ def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
     print_into(folder.log)
     _set_up_process(job)
     try:
-        data = load_data(job.trial.config, job.trial.seeds, job.run.data_root)
+        data = load_data(job.trial.config, job.trial.seeds, job.run.data_root, job.run.loader_workers)
         _fit_and_test(job, team, data, _build_network(job), [Follower(team)], checkpoint)
     except (DivergedError, LeavingError):
         pass  # the recorder's business
@@ -279,17 +279,10 @@ def _final_metrics(
     return {**found, "generalization_gap": gap}
 
 
-def _write_result(folder: TrialFolder, trial: PlannedTrial, description: dict[str, Any], facts: dict[str, Any]) -> None:
-    """The last file of a record: it vouches for the others."""
-    repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "device_batch", "pool", "parameters",
-                "norm_layers")  # fmt: skip
-    files = (folder.trial, folder.environment, folder.metrics, folder.switch_weights)
-    write_json(folder.result, {
-        "schema": SCHEMA,
-        **{key: description[key] for key in repeated},
-        **facts,
-        "files": {file.name: file_facts(file) for file in files},
-    })  # fmt: skip
+def _shorten(lines: Sequence[str]) -> list[str]:
+    """What of the data was set aside, for people to read: with a count where there is much."""
+    rest = len(lines) - NOTED_LINES
+    return [f"set aside: {line}" for line in lines[:NOTED_LINES]] + ([f"set aside: {rest} more"] if rest > 0 else [])
 
 
 def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:

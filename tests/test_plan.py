@@ -8,6 +8,8 @@ from study.config import load_study
 from study.plan import plan_trials
 from study.reading import UserError
 
+DETECTION = ("task=detection", "dataset=scenes", "depth=8")
+
 
 def test_a_plan_holds_every_cell_once_at_every_replicate_in_replicate_order() -> None:
     study = load_study("depth_vs_batch", "laptop", ["replicates=3"])
@@ -101,6 +103,12 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (["devices_per_trial=4", "accumulate=4"], "run.devices_per_trial=4 x run.accumulate=4: does not divide"),
         (["sync_statistics=true", "task=detection", "dataset=scenes"], "a device for each of the 8 chunks"),
         (["sync_statistics=true", "accumulate=2"], "run.accumulate=2"),
+        ([*DETECTION, "norm=sn", "fpn_norm=sn[in,ln]"], "backbone in+ln+bn, fpn in+ln, box_head in+ln+bn"),
+        ([*DETECTION, "norm=bn", "fpn_norm=sn[in,ln]", "mask_head_norm=ssn"], "fpn in+ln, mask_head in+ln+bn"),
+        ([*DETECTION, "freeze_stages=5"], "of depth 8 allowed for detection: at most 4"),
+        (["freeze_stages=1"], "allowed for classification: at most 0"),
+        ([*DETECTION, "sync_statistics=true"], "sync_statistics"),
+        ([*DETECTION, "dropout=0.5"], "dropout=0.5"),
     ],
 )
 def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> None:
@@ -108,3 +116,17 @@ def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> Non
         plan_trials(load_study("depth_vs_batch", "smoke", overrides))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("norms", "pool"),
+    [
+        (["norm=bn", "mask_head_norm=sn[in,bn]"], ("in", "bn")),
+        (["norm=ssn", "fpn_norm=gn", "box_head_norm=none"], ("in", "ln", "bn")),
+        (["norm=gn"], ("gn",)),
+        (["norm=bn", "box_head=mlp", "box_head_norm=sn"], ("bn",)),  # two linear layers have no norm
+    ],
+)
+def test_the_pool_is_that_of_the_layers_that_choose_wherever_they_are(norms: list[str], pool: tuple[str, ...]) -> None:
+    (trial, *_) = plan_trials(load_study("depth_vs_batch", "smoke", [*DETECTION, "batch_size=2", *norms]))
+    assert trial.pool == pool

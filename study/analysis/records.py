@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -39,8 +40,8 @@ class StudyRecords:
     trials: a row a planned trial (of a search: a trial found on disk). Columns: key, trial_id, replicate, one
         a factor, norm, depth, batch_size, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
     weights: switch weights of every trial and epoch: the columns of `switch_weights.parquet`, text coded.
-    switch: those of each trial's last epoch, with its key.
-    switch_epochs: means over layers: key, epoch, scope ("network", "stage 1"), statistic, normalizer, weight.
+    switch: those of each trial's last epoch, with its key; of the backbone, which all tasks have.
+    switch_epochs: means over its layers: key, epoch, scope ("network", "stage 1"), statistic, normalizer, weight.
     curves: metrics by epoch: key, epoch, name, value.
     unplanned: keys of trials on disk that the plan does not name.
     """
@@ -104,10 +105,11 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     records = [_read_trial(trial, plan) for trial, plan in planned]
     known = {trial.path for trial, _ in planned}
     weights = _join_weights(records)
+    backbone = _of_backbone(weights)
     return StudyRecords(
         folder=folder, study=study, provenance=provenance,
         trials=_trial_table([record.row for record in records], list(study.factors)),
-        weights=weights.drop_columns("key"), switch=_last_epochs(weights), switch_epochs=_means_by_epoch(weights),
+        weights=weights.drop_columns("key"), switch=_last_epochs(backbone), switch_epochs=_means_by_epoch(backbone),
         curves=pd.DataFrame([row for record in records for row in record.curves], columns=list(_CURVE_COLUMNS)),
         unplanned=tuple(_key(trial) for trial in on_disk if trial.path not in known),
     )  # fmt: skip
@@ -266,6 +268,12 @@ def _join_weights(records: Sequence[_TrialRecord]) -> pa.Table:
             key = pa.DictionaryArray.from_arrays(codes, pa.array([record.row["key"]]))
             tables.append(record.weights.append_column("key", key))
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _of_backbone(weights: pa.Table) -> pa.Table:
+    """The rows of backbones' layers."""
+    roles = weights["role"].combine_chunks()
+    return weights.filter(pc.equal(roles.indices, pc.index(roles.dictionary, "backbone")))
 
 
 def _last_epochs(weights: pa.Table) -> pd.DataFrame:

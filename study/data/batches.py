@@ -48,7 +48,8 @@ class Data(Protocol):
         evaluation, where the last one may be empty.
     """
 
-    set_aside: Sequence[str]
+    @property
+    def set_aside(self) -> Sequence[str]: ...
 
     def to(self, device: torch.device) -> Data: ...
 

@@ -21,3 +21,22 @@ def missing_files(dataset: str, root: Path, files: str, folders: Sequence[str]) 
     """The one line that says which files were looked for, where, and what to do."""
     places = " or ".join(str(root / folder) for folder in folders)
     return UserError(f"run.data_root={root}: {dataset}: no {files} in {places}; leave data_root out to download")
+
+
+def find_tree(dataset: str, root: Path, folders: Sequence[str], needed: Sequence[str], page: str) -> Path:
+    """The first of `folders` below `root` that holds all that is `needed`.
+
+    Raises `UserError` that names what is missing in the folder that has most of it, the layout, and the `page` where
+    the data set is obtained.
+    """
+
+    def missing(folder: str) -> list[str]:
+        return [name for name in needed if not (root / folder / name).exists()]
+
+    nearest = min(folders, key=lambda folder: len(missing(folder)))
+    if missing(nearest):
+        raise UserError(
+            f"run.data_root={root}: {dataset}: no {missing(nearest)[0]} in {root / nearest}; "
+            f"expected {', '.join(needed)}, from {page}"
+        )
+    return root / nearest

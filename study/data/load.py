@@ -13,20 +13,32 @@ from study.data.batches import Data
 from study.data.catalog import DATASETS, split_sizes
 from study.data.files import data_folder
 from study.data.memory import Images, MemoryData, Splits
+from study.data.stream import check_stream, load_stream
 from study.reading import UserError
 
 GLYPHS = {"scenes": "digits", "scenes_fashion": "fashion_mnist"}
 """What the objects of scenes are."""
 
 
-def load_data(config: TrialConfig, seeds: Mapping[str, int], data_root: str | None = None) -> Data:
-    """The data of a trial. Raises `UserError` where files are missing."""
+def load_data(config: TrialConfig, seeds: Mapping[str, int], data_root: str | None = None, workers: int = 0) -> Data:
+    """The data of a trial. Raises `UserError` where files are missing.
+
+    workers: processes that read streamed data; 0: the trial's own does.
+    """
+    if DATASETS[config.dataset].streamed:
+        return load_stream(config, seeds, data_root, workers)
     return MemoryData(load_splits(config, seeds["split"], data_root), config, seeds["data"])
 
 
-def check_data(dataset: str, data_root: str | None = None) -> None:
-    """Finds the files, or downloads them, once and before the workers. Raises `UserError` where they are missing."""
-    load_images(GLYPHS.get(dataset, dataset), data_root)
+def check_data(dataset: str, data_root: str | None = None, *, subset: bool = False) -> None:
+    """Finds the files, or downloads them, once and before the trials. Raises `UserError` where they are missing.
+
+    subset: trials say how many images they take: of streamed data, not all that is published need be there.
+    """
+    if DATASETS[dataset].streamed:
+        check_stream(dataset, data_root, subset=subset)
+    else:
+        load_images(GLYPHS.get(dataset, dataset), data_root)
 
 
 def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:
@@ -85,4 +97,4 @@ def load_images(dataset: str, data_root: str | None = None) -> tuple[Images, Ima
             cifar.load(root, "train", classes=classes, download=download),
             cifar.load(root, "test", classes=classes, download=download),
         )
-    raise UserError(f"dataset={dataset}: can be planned, but not trained on yet: it has no loader")
+    raise AssertionError(f"{dataset} is not held in memory")

@@ -148,10 +148,10 @@ class _Shortcut(nn.Conv2d):
     and writes past its end (uxlfoundation/oneDNN#6035).
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(N, C, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
         down, right = self.stride
-        return conv2d(input[:, :, ::down, ::right], self.weight)
+        return conv2d(input[:, :, ::down, ::right], weight, bias)
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int, norm_layer: NormLayer) -> nn.Sequential:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
         switch_weights,
     )
     from study.norms.fused import plain_norms
-    from study.norms.layers import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, set_radius
+    from study.norms.hardened import harden
+    from study.norms.layers import (
+        SparseSwitchNorm2d,
+        SwitchNorm1d,
+        SwitchNorm2d,
+        SwitchNorm3d,
+        set_radius,
+        thaw_switches,
+    )
     from study.norms.mixing import sparsestmax
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "build_norm",
     "convert_norms",
     "effective_pool",
+    "harden",
     "parse_norm",
     "plain_norms",
     "set_radius",
@@ -40,12 +49,13 @@ __all__ = [
     "sparsestmax",
     "switch_parameters",
     "switch_weights",
+    "thaw_switches",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("factory", "layers", "fused", "mixing"):
+        for module in ("factory", "layers", "fused", "mixing", "hardened"):
             loaded = import_module(f"study.norms.{module}")
             if name in vars(loaded):
                 return vars(loaded)[name]

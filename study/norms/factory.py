@@ -120,9 +120,9 @@ def convert_norms(model: nn.Module, name: str, **options: Any) -> nn.Module:
     converted: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for child_name, child in parent._modules.items():
-            if child is not None and _is_norm(child):
+            if child is not None and is_norm(child):
                 if child not in converted:
-                    converted[child] = _convert(child, factory)
+                    converted[child] = convert(child, factory)
                 parent._modules[child_name] = converted[child]
     if parse_norm(name).control == "stage":
         share_switches(model, key=lambda path: path.split(".")[0])
@@ -238,7 +238,7 @@ class _GroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` that allows a single value per group, where y = bias, and is as fast channels last."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.is_contiguous():
+        if input.is_contiguous() or torch.compiler.is_exporting():
             return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         # torch is several times slower here, and more in half precision.
         y, _ = _pool_of_one(self, input, "gn", groups=self.num_groups, chunks=1)
@@ -288,17 +288,18 @@ def _share(origin: nn.Module, layer: nn.Module) -> None:
 
 
 def _switch_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    return ((path, module) for path, module in model.named_modules() if _is_switch(module))
+    return ((path, module) for path, module in model.named_modules() if is_switch(module))
 
 
-def _is_switch(module: nn.Module) -> bool:
+def is_switch(module: nn.Module) -> bool:
     """Whether `module` is a `SwitchLayer`; `isinstance` of a protocol takes as long as a small layer."""
     return callable(getattr(type(module), "switch_weights", None))
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether `module` normalizes: what `convert_norms` replaces."""
     norms = (nn.GroupNorm, _InstanceNorm)
-    return isinstance(module, norms) or _is_switch(module) or hasattr(module, "running_mean")
+    return isinstance(module, norms) or is_switch(module) or hasattr(module, "running_mean")
 
 
 def _tracks_statistics(module: nn.Module) -> bool:
@@ -308,7 +309,7 @@ def _tracks_statistics(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _convert(old: Any, factory: NormFactory) -> nn.Module:
+def convert(old: Any, factory: NormFactory) -> nn.Module:
     """A new layer with the channels, affine values, running statistics, mode, device and dtype of `old`."""
     state = old.state_dict()
     kept = {name: state[name] for name in ("weight", "bias", "running_mean", "running_var") if name in state}

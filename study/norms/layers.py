@@ -256,6 +256,20 @@ class SparseSwitchNorm2d(SwitchNorm):
         fix_choice(self.var_weight, self.radius, self.var_fixed, self.var_choice)
 
     @torch.no_grad()
+    def thaw(self) -> None:
+        """Lets a choice that was made be made again: nothing is fixed, the radius is 0, and logits learn.
+
+        At one-hot weights no logit has a gradient. They move halfway to the centre of the simplex, where the member
+        that was chosen still leads and every member has a weight and a gradient: (2/3, 1/6, 1/6) in a pool of three.
+        Weights that are not one-hot are what their logits say at radius 0. A solver's state of old logits is stale.
+        """
+        for logits, weights in zip((self.mean_weight, self.var_weight), self._mix(), strict=True):
+            if weights.amax() >= 1.0:
+                logits.copy_((weights + 1 / len(self.pool)) / 2)
+            logits.requires_grad_(True)
+        for state in (self.radius, self.mean_fixed, self.var_fixed, self.mean_choice, self.var_choice):
+            state.zero_()
+
     def fix_weights(self, mean: Tensor, var: Tensor) -> None:
         """As `SwitchNorm.fix_weights`, whatever the radius becomes."""
         super().fix_weights(mean, var)
@@ -296,3 +310,10 @@ def set_radius(model: nn.Module, radius: float) -> None:
     for module in model.modules():
         if isinstance(module, SparseSwitchNorm2d):
             module.set_radius(radius)
+
+
+def thaw_switches(model: nn.Module) -> None:
+    """Thaws all sparse layers of `model`: to be called before a solver is built; `set_radius` fixes them again."""
+    for module in model.modules():
+        if isinstance(module, SparseSwitchNorm2d):
+            module.thaw()

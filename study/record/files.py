@@ -285,6 +285,19 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def write_result(folder: TrialFolder, description: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Writes the last file of a record: it repeats some of trial.yaml, and vouches for the other files."""
+    repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "device_batch", "pool", "parameters",
+                "norm_layers")  # fmt: skip
+    files = (folder.trial, folder.environment, folder.metrics, folder.switch_weights)
+    write_json(folder.result, {
+        "schema": SCHEMA,
+        **{key: description[key] for key in repeated},
+        **facts,
+        "files": {file.name: file_facts(file) for file in files},
+    })  # fmt: skip
+
+
 def note_failure(record: TrialFolder, reason: str) -> None:
     """Says of a trial why it has no result, where its own process has not: held against nobody, and tried again."""
     write_json(record.state, {**(read_json(record.state) or {}), "state": "failed", "reason": reason})

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
+from study.config import derive_seed
 from study.tasks.training import DivergedError, TrainingModule, build_mean
 
 LOSSES = {  # torchvision's names, and ours
@@ -49,6 +52,17 @@ class Detection(TrainingModule):
         parts = [losses[name] for name in self.losses]
         return torch.stack(parts).sum(), tuple(part.detach() for part in parts)
 
+    def pass_through(self, images: Any, targets: Any) -> None:
+        # With targets: heads are to see regions as in training, not what the network takes for objects.
+        torch.manual_seed(derive_seed("statistics", self.seed, self.global_step))
+        network: Any = self.network
+        parts = (network, network.rpn, network.roi_heads)
+        for part in parts:
+            part.training = True
+        network(images, targets)
+        for part in parts:
+            part.training = False
+
     def update_training(self, metrics: Any, seen: Sequence[Tensor]) -> None:
         for name, values in zip(self.losses, seen, strict=True):
             metrics[LOSSES[name]].update(values)
@@ -79,3 +93,11 @@ class AveragePrecision(MeanAveragePrecision):
             for ours, theirs in (("ap", "map"), ("ap50", "map_50"))
         }
         return {name: value.where(value >= 0, torch.nan) for name, value in values.items()}
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        # torchmetrics exchanges image by image, and waits for ever for a rank that has fewer.
+        own = apply_to_collection({name: getattr(self, name) for name in self._defaults}, Tensor, Tensor.cpu)
+        states: list[Any] = [None] * dist.get_world_size(process_group)
+        dist.all_gather_object(states, own, group=process_group)
+        for name in own:
+            setattr(self, name, [image for state in states for image in state[name]])

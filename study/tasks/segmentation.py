@@ -35,11 +35,15 @@ class Segmentation(TrainingModule):
         }
 
     def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Cross-entropy, and `deep_supervision` times that of the second decoder."""
+        """Cross-entropy, and `deep_supervision` times that of the second decoder.
+
+        The mean over every B samples, which a device would have, and of those: (G, B) is the same on any devices.
+        """
         logits, auxiliary = self(images)
-        loss = _cross_entropy(logits, targets)
+        size = self.config.batch_size
+        loss = _cross_entropy(logits, targets, size)
         if auxiliary is not None:
-            loss = loss + self.config.deep_supervision * _cross_entropy(auxiliary, targets)
+            loss = loss + self.config.deep_supervision * _cross_entropy(auxiliary, targets, size)
         return loss, ()
 
     def update_evaluation(self, metrics: Any, images: Any, targets: Any) -> None:
@@ -47,10 +51,13 @@ class Segmentation(TrainingModule):
         predictions, counted = logits.argmax(1), int((targets != IGNORED).sum())
         for name in ("miou", "pixel_accuracy"):
             metrics[name].update(predictions, targets)
-        metrics["loss"].update(_cross_entropy(logits, targets), weight=counted)
+        metrics["loss"].update(_cross_entropy(logits, targets, len(targets)), weight=counted)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean over pixels that count; 0 where none does."""
-    total = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+def _cross_entropy(logits: Tensor, targets: Tensor, size: int) -> Tensor:
+    """The mean over the pixels that count of every `size` samples, 0 where none does, and the mean of those."""
+    losses = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+    sums, counts = (
+        values.view(-1, size, *values.shape[1:]).flatten(1).sum(1) for values in (losses, targets != IGNORED)
+    )
+    return (sums / counts.clamp(min=1)).mean()

@@ -103,6 +103,10 @@ class TrainingModule(L.LightningModule):
         """Takes a batch into the metrics of an evaluation."""
         raise NotImplementedError
 
+    def pass_through(self, images: Any, targets: Any) -> None:
+        """Has every norm layer see a batch as it would in training; no module but those is in training mode."""
+        self.network(images)
+
     # ------------------------------------------------------------------------------------------------ shared
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -226,8 +230,8 @@ class TrainingModule(L.LightningModule):
         if self.config.bn_statistics == "batch" or self.config.start_rule != "scratch":
             count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
             batches = islice(self.recalibration_batches, count)
-            parts = (part for batch in batches for part, _ in split_batch(batch, self.accumulate))
-            average_statistics(self.network, parts)
+            parts = (part for batch in batches for part in split_batch(batch, self.accumulate))
+            average_statistics(self.network, parts, lambda _, part: self.pass_through(*part))
         self._share_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -76,3 +76,5 @@ def test_quick_mode_measures_everything(tmp_path: Path, name: str) -> None:
     bars = [figure for figure in result["figures"] if figure["bar"] is not None]
     assert bars
     assert all(figure["value"] > 0 for figure in result["figures"])
+    hardened = [figure for figure in result["figures"] if figure["name"].startswith("hardened / sn")]
+    assert len(hardened) == (2 if name == "step" else 0)

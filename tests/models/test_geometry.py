@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
+import torch
 
 from study.config import TrialConfig
 from study.models import build_network, trace_geometry
-from study.models.geometry import LayerGeometry
+from study.models.geometry import LayerGeometry, backbone_path, is_norm
+from tests.models.samples import config_of
 
 
+@cache
 def geometry(depth: int, norm: str = "sn", dataset: str = "imagenet") -> list[LayerGeometry]:
     return trace_geometry(build_network(TrialConfig(dataset=dataset, depth=depth, norm=norm, chunks=1), seed=0))
 
@@ -49,3 +54,64 @@ def test_depth_fractions_run_from_zero_to_one_in_order_of_execution() -> None:
     assert (places[0].depth_fraction, places[-1].depth_fraction) == (0, 1)
     assert places[0].layer == "bn1"
     assert places[1].layer == "layer1.0.bn1"
+
+
+@pytest.mark.parametrize("head", ["fcn", "deeplabv3", "faster_rcnn", "mask_rcnn"])
+def test_every_layer_has_its_name_its_role_and_its_depth_within_it(head: str) -> None:
+    network = build_network(config_of(head, norm="sn", deep_supervision=0.4), seed=0)
+    places = trace_geometry(network)
+    assert [place.layer_index for place in places] == list(range(len(places)))
+    assert {place.layer for place in places} == {name for name, module in network.named_modules() if is_norm(module)}
+    roles = {role: [place for place in places if place.role == role] for role in config_of(head).norms}
+    assert sum(map(len, roles.values())) == len(places)
+    for layers in roles.values():
+        assert (layers[0].depth_fraction, layers[-1].depth_fraction) == (0, 1)
+    assert {place.stage for place in places if place.role != "backbone"} == {4}
+
+
+@pytest.mark.parametrize("head", ["fcn", "mask_rcnn"])
+def test_a_backbone_has_one_geometry_whatever_the_task(head: str) -> None:
+    def of_backbone(head: str | None) -> list[tuple[object, ...]]:
+        places = trace_geometry(build_network(config_of(head), seed=0))
+        return [
+            (backbone_path(p.layer), p.layer_index, p.depth_fraction, p.stage, p.receptive_field)
+            for p in places if p.role == "backbone"
+        ]  # fmt: skip
+
+    assert of_backbone(head) == of_backbone(None)
+
+
+def test_what_sees_all_of_the_image_or_regions_has_no_receptive_field() -> None:
+    decoder = trace_geometry(build_network(config_of("deeplabv3"), seed=0))
+    unbounded = {place.layer.removeprefix("decoder.") for place in decoder if place.receptive_field is None}
+    assert unbounded == {"pyramid.pool.1.1", "project.1", "conv.1"}
+    detector = trace_geometry(build_network(config_of("mask_rcnn"), seed=0))
+    assert {p.role for p in detector if p.receptive_field is None} == {"box_head", "mask_head"}
+
+
+@pytest.mark.parametrize(("head", "stride"), [("fcn", 1), ("fcn", 2), ("faster_rcnn", None)])
+def test_receptive_fields_are_as_wide_as_gradients_reach(head: str, stride: int | None) -> None:
+    """With positive weights and fixed statistics every pixel that a layer can see has a gradient."""
+    network = build_network(config_of(head, norm="bn", zero_last_gamma=False, output_stride=stride), seed=0).eval()
+    for parameter in network.parameters():
+        parameter.data.abs_().add_(0.1)
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in network.named_modules():
+        if is_norm(module):
+            module.register_forward_hook(lambda _, inputs, __, name=name: seen.__setitem__(name, inputs[0]))
+    images = torch.rand(1, 3, 64, 64, requires_grad=True)
+    network.backbone(images) if head == "faster_rcnn" else network(images)
+    for place in trace_geometry(network):
+        if place.receptive_field is None:
+            continue
+        maps = seen[place.layer].sum(1)[0]
+        middle = maps.shape[-1] // 2
+        widths = [reach(maps[middle + y, middle + x], images) for y, x in ((0, 0), (1, 1))]
+        assert max(widths) == place.receptive_field, place.layer
+
+
+def reach(pixel: torch.Tensor, images: torch.Tensor) -> int:
+    """Pixels from the first to the last column that has a gradient."""
+    (gradient,) = torch.autograd.grad(pixel, images, retain_graph=True)
+    columns = gradient.abs().sum((0, 1, 2)).nonzero()
+    return int(columns.max() - columns.min()) + 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from study.norms import SparseSwitchNorm2d, set_radius
+from study.norms import SparseSwitchNorm2d, set_radius, thaw_switches
 
 pytestmark = pytest.mark.usefixtures("form")
 
@@ -107,3 +107,60 @@ def test_pool_of_one_is_fixed_at_once():
     set_radius(layer, 0.0)
     assert fixed(layer) == (True, True)
     assert layer.switch_weights().mean.tolist() == [1.0]
+
+
+def fixed_layer(pool=("in", "ln", "bn")):
+    """A layer that has chosen, after the schedule's end."""
+    layer = SparseSwitchNorm2d(4, pool=pool, logit_init="random", generator=torch.Generator().manual_seed(0))
+    set_radius(layer, 1.0)
+    return layer
+
+
+def learn(layer):
+    """The weights after a step of SGD on the logits."""
+    optimizer = torch.optim.SGD([layer.mean_weight, layer.var_weight], lr=0.01)
+    x, target = torch.randn(2, 4, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    (layer(x) * target).sum().backward()
+    optimizer.step()
+    return torch.stack(layer.switch_weights()[1:])
+
+
+@pytest.mark.parametrize("pool", [("in", "ln", "bn"), ("in", "ln"), ("in", "ln", "bn", "gn")])
+def test_a_thawed_choice_leads_and_learns(pool):
+    layer = fixed_layer(pool)
+    chosen = torch.stack(layer.switch_weights()[1:])
+    thaw_switches(nn.Sequential(layer))
+    before = torch.stack(layer.switch_weights()[1:])
+    assert fixed(layer) == (False, False)
+    assert before.argmax(1).tolist() == chosen.argmax(1).tolist()
+    after = learn(layer)
+    assert ((after - before).abs() > 1e-6).all()  # every weight, of means and of variances
+    torch.testing.assert_close(after.sum(1), torch.ones(2))
+    assert (after > 0).all()
+
+
+def test_a_thawed_choice_is_fixed_again_by_the_schedule():
+    layer = fixed_layer()
+    chosen = layer.switch_weights().mean.argmax()
+    layer.thaw()
+    with torch.no_grad():
+        layer.mean_weight[chosen] -= 1.0  # what training may find
+    for step in range(101):
+        set_radius(layer, step / 100)
+    assert fixed(layer) == (True, True)
+    assert layer.switch_weights().mean.argmax() != chosen
+    assert sorted(layer.switch_weights().mean.tolist()) == [0.0, 0.0, 1.0]
+
+
+def test_thawing_leaves_an_open_choice_alone():
+    layer = build([2.0, 0.5, 0.0], [1.0, 0.9, 0.8])
+    set_radius(layer, 0.1)
+    layer.thaw()
+    assert layer.var_weight.tolist() == pytest.approx([1.0, 0.9, 0.8])
+
+
+def test_transplanted_weights_are_thawed():
+    layer = SparseSwitchNorm2d(4)
+    layer.fix_weights(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+    layer.thaw()
+    assert (learn(layer) > 0).all()

@@ -21,7 +21,7 @@ from study.job import Job
 from study.record import checkpoint, files, recorder
 from study.record.files import TrialFolder, read_attempts, read_json
 from study.record.leave import listening
-from study.tasks.classification import Classification
+from study.tasks import TrainingModule
 from study.train import run_job
 from tests.sweep.test_resume import Killed, job, numbers, smoke_trial
 
@@ -33,16 +33,16 @@ class Disturbance:
     """Does something once, at a hook of the module, when a trial has taken so many steps."""
 
     def __init__(self, patch: pytest.MonkeyPatch, hook: str, step: int, act: Callable[[], None]) -> None:
-        original = getattr(Classification, hook)
+        original = getattr(TrainingModule, hook)
         self.happened = False
 
-        def disturbed(module: Classification, *arguments: Any) -> Any:
+        def disturbed(module: TrainingModule, *arguments: Any) -> Any:
             if module.global_step == step and not self.happened:
                 self.happened = True
                 act()
             return original(module, *arguments)
 
-        patch.setattr(Classification, hook, disturbed)
+        patch.setattr(TrainingModule, hook, disturbed)
 
 
 def ask_to_leave() -> None:
@@ -97,6 +97,20 @@ def test_a_trial_that_leaves_again_and_again_is_an_undisturbed_one_bit_for_bit(
     assert [line["step"] for line in attempts if "how" not in line] == [
         0, 1, middle + 1, STEPS, STEPS + 1, STEPS + middle + 1, 2 * STEPS - 1, 2 * STEPS,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_other_tasks_leave_and_go_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    trial = smoke_trial(
+        f"task={task}", "dataset=scenes", "width=0.25", "train_samples=12", "validation_fraction=0.005", "batch_size=1",
+        "chunks=2", "deep_supervision=0.4", "epochs=2",
+    )  # fmt: skip
+    whole, left = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "left" / "r0")
+    run_job(whole)
+    for hook, step in (("training_step", 3), ("validation_step", 6), ("training_step", 9)):
+        disturb(monkeypatch, left, hook, step, ask_to_leave)
+    run_job(left)
+    assert numbers(TrialFolder(left.folder)) == numbers(TrialFolder(whole.folder))
 
 
 def test_killed_after_checkpoints_within_an_epoch_and_between_looks(
@@ -262,9 +276,9 @@ def test_checkpoints_within_an_epoch_take_a_fiftieth_of_the_time(
     """With a clock on which a step takes a second, and a checkpoint as long as it is told to."""
     now, saved = [0.0], []
     monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    original = Classification.training_step
+    original = TrainingModule.training_step
 
-    def step(module: Classification, *arguments: Any) -> None:
+    def step(module: TrainingModule, *arguments: Any) -> None:
         now[0] += 1.0
         original(module, *arguments)
 
@@ -272,7 +286,7 @@ def test_checkpoints_within_an_epoch_take_a_fiftieth_of_the_time(
         now[0] += 0.25  # 12.5 s between two, at 2 % of the time
         saved.append(trainer.global_step)
 
-    monkeypatch.setattr(Classification, "training_step", step)
+    monkeypatch.setattr(TrainingModule, "training_step", step)
     monkeypatch.setattr(L.Trainer, "save_checkpoint", save)
     trial = smoke_trial("epochs=1", "chunks=1", "train_samples=140")
     work = job(trial, tmp_path / "r0")

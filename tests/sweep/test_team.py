@@ -72,6 +72,18 @@ def test_devices_and_parts_change_no_number_beyond_rounding(tmp_path: Path, norm
         assert batches == [2, 16, 16 // (devices * accumulate)]
 
 
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_other_tasks_over_devices(tmp_path: Path, task: str) -> None:
+    small = ("dataset=scenes", "width=0.25", "train_samples=16", "validation_fraction=0.005")
+    settings = (f"task={task}", "chunks=4", "batch_size=1", "epochs=1", *small)
+    one, two = (train(job(tmp_path / f"{n}" / "r0", *settings, devices=n)) for n in (1, 2))
+    weights = [pd.read_parquet(folder.switch_weights).weight.to_list() for folder in (one, two)]
+    assert weights[1] == pytest.approx(weights[0], rel=1e-3)
+    first, second = ((folder.read_result() or {})["metrics"] for folder in (one, two))
+    assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-3)
+    assert second["test_score"] == pytest.approx(first["test_score"], rel=0.02, abs=1e-3)
+
+
 @pytest.mark.parametrize("norm", ["sn", "bn", "ssn"])
 def test_synchronized_statistics_over_devices_are_those_of_the_whole_batch(tmp_path: Path, norm: str) -> None:
     settings = (f"norm={norm}", "sync_statistics=true")

@@ -1,0 +1,417 @@
+"""Streamed data: read from files in their published formats; what comes out depends on counters alone."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from study.config import TrialConfig, derive_seeds
+from study.data.batches import IGNORED, Data
+from study.data.load import check_data, load_data
+from study.data.stream import MODULES, TRIES
+from study.reading import UserError
+from tests.conftest import Run
+from tests.data.trees import WRITERS, write_ade20k, write_cityscapes, write_coco, write_imagenet
+
+TASKS = {"imagenet": "classification", "coco": "detection", "cityscapes": "segmentation", "ade20k": "segmentation"}
+AUGMENTATIONS = {
+    "imagenet": "random_resized_crop", "coco": "flip", "cityscapes": "crop_flip", "ade20k": "scale_flip",
+}  # fmt: skip
+
+
+def configure(dataset: str, **fields: Any) -> TrialConfig:
+    """Two steps an epoch of two samples each, of a tree of eight."""
+    given = {"chunks": 1, "batch_size": 2, "train_samples": 5, **fields}
+    return TrialConfig(dataset=dataset, task=TASKS[dataset], augmentation=AUGMENTATIONS[dataset], **given)
+
+
+def load(root: Path, config: TrialConfig, workers: int = 0) -> Data:
+    return load_data(config, derive_seeds(0), str(root), workers)
+
+
+def flatten(value: Any) -> list[Tensor]:
+    """The tensors of batches, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for item in (value.values() if isinstance(value, dict) else value) for tensor in flatten(item)]
+
+
+def equal(first: Iterable[Any], second: Iterable[Any]) -> bool:
+    pairs = list(zip(flatten(list(first)), flatten(list(second)), strict=True))
+    return bool(pairs) and all(torch.equal(one, other) for one, other in pairs)
+
+
+def files_of(data: Any, split: str) -> list[str]:
+    samples = data.splits[split]
+    return [samples.source.name(int(index)) for index in samples.indices]
+
+
+# ------------------------------------------------------------------------------------------ order
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+def test_an_epoch_resumed_within_is_the_uninterrupted_one_with_any_number_of_workers(
+    tmp_path: Path, dataset: str
+) -> None:
+    WRITERS[dataset](tmp_path)
+    config = configure(dataset, color="jitter" if dataset == "imagenet" else "none")
+    loaders = {workers: load(tmp_path, config, workers).training(config.augmentation) for workers in (0, 2)}
+    for loader in loaders.values():
+        loader.set_epoch(1)
+    whole = list(loaders[0])
+    assert len(whole) == len(loaders[0]) == 2
+    begun = list(islice(loaders[2], 1))
+    resumed = load(tmp_path, config).training(config.augmentation)
+    resumed.load_state_dict(loaders[2].state_dict())
+    assert equal(begun + list(resumed), whole)
+
+
+def test_epochs_differ_in_order_and_draws(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    loader = load(tmp_path, configure("imagenet", batch_size=5)).training("random_resized_crop")
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.set_epoch(epoch)
+        epochs.append(list(loader))
+    assert equal(epochs[0], epochs[2])
+    assert not equal(epochs[0], epochs[1])
+
+
+def test_an_epoch_of_given_steps_goes_on_through_passes(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    loader = load(tmp_path, configure("coco", epoch_steps=5)).training("none")
+    images = [image for batch, _ in loader for image in batch]
+    assert len(images) == 10
+    assert len({image.sum().item() for image in images}) == 5
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+def test_the_parts_of_a_batch_make_it_up(tmp_path: Path, dataset: str) -> None:
+    WRITERS[dataset](tmp_path)
+    config = configure(dataset, batch_size=4)
+    data = load(tmp_path, config)
+    (whole,), (first,), (second,) = (data.training(config.augmentation, part) for part in ((0, 1), (0, 2), (1, 2)))
+    for kind in range(2):
+        assert equal(whole[kind], [*first[kind], *second[kind]])
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "coco"])
+def test_the_parts_of_an_evaluation_are_equally_long_and_hold_every_image_once(tmp_path: Path, dataset: str) -> None:
+    WRITERS[dataset](tmp_path)
+    data = load(tmp_path, configure(dataset))
+    parts = [list(data.evaluation("test", (rank, 2))) for rank in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    images = [image for part in parts for batch, _ in part for image in batch]
+    assert sorted(image.sum().item() for image in images) == sorted(
+        image.sum().item() for batch, _ in data.evaluation("test") for image in batch
+    )
+    assert len(images) == 3
+
+
+def test_drawing_batches_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    state = torch.get_rng_state()
+    list(load(tmp_path, configure("imagenet")).training("random_resized_crop"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_splits_are_cut_from_the_training_part_by_the_seed(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    config = configure("imagenet", validation_fraction=0.25)
+    data, other = (load_data(config, derive_seeds(replicate), str(tmp_path)) for replicate in (0, 1))
+    train, validation = files_of(data, "train"), files_of(data, "validation")
+    assert (len(train), len(validation), len(files_of(data, "test"))) == (5, 2, 3)
+    assert not set(train) & set(validation)
+    assert files_of(other, "train") != train
+    assert all(name.startswith("val/") for name in files_of(data, "test"))
+
+
+# ------------------------------------------------------------------------------------------ formats
+
+
+def test_imagenet_classes_are_the_sorted_folders(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    _, labels = next(iter(load(tmp_path, configure("imagenet")).evaluation("test")))
+    assert labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_cityscapes_labels_become_train_ids(tmp_path: Path, kind: str) -> None:
+    write_cityscapes(tmp_path, kind=kind)
+    _, mask = next(iter(load(tmp_path, configure("cityscapes")).evaluation("test")))
+    assert mask[0, 0].unique_consecutive().tolist() == [0, IGNORED, 18]
+
+
+def test_ade20k_labels_move_down_by_one(tmp_path: Path) -> None:
+    write_ade20k(tmp_path)
+    masks = [mask for _, mask in load(tmp_path, configure("ade20k")).evaluation("test")]
+    assert [mask[0, 0].unique_consecutive().tolist() for mask in masks] == [[IGNORED, 0, 149, n] for n in range(3)]
+
+
+def test_coco_objects_have_boxes_labels_and_masks_that_agree(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    _, (target,) = next(iter(load(tmp_path, configure("coco")).evaluation("test")))
+    assert target["boxes"].tolist() == [[4, 8, 20, 24], [30, 0, 40, 40]]  # cut at the image's edge; no crowd
+    assert target["labels"].tolist() == [1, 80]
+    for (x1, y1, x2, y2), mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
+        inside = torch.zeros_like(mask)
+        inside[y1:y2, x1:x2] = 1
+        assert torch.equal(mask, inside)
+
+
+def test_a_flip_takes_boxes_and_masks_along(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    loader = load(tmp_path, configure("coco", epoch_steps=8)).training("flip")
+    targets = [target for _, batch in loader for target in batch]
+    lefts = {target["boxes"][0, 0].item() for target in targets}
+    assert lefts == {4, 56 - 20}
+    for target in targets:
+        x1, y1, x2, y2 = target["boxes"][0].int().tolist()
+        assert target["masks"][0, y1:y2, x1:x2].all()
+
+
+def test_an_image_without_objects_has_empty_targets(tmp_path: Path) -> None:
+    write_coco(tmp_path, edit=lambda content: content["annotations"].clear())
+    _, (target, _) = next(iter(load(tmp_path, configure("coco")).training("flip")))
+    assert [tuple(target[key].shape) for key in ("boxes", "labels", "masks")] == [(0, 4), (0,), (0, 40, 56)]
+
+
+def test_images_are_normalized_and_evaluated_at_their_sizes(tmp_path: Path) -> None:
+    shapes = {}
+    for dataset, write in WRITERS.items():
+        write(tmp_path)
+        images, _ = next(iter(load(tmp_path, configure(dataset)).evaluation("test")))
+        shapes[dataset] = tuple(images[0].shape)
+        assert images[0].dtype == torch.float32
+        assert images[0].min() < 0 < images[0].max() < 3
+    assert shapes == {
+        "imagenet": (3, 224, 224),
+        "ade20k": (3, 450, 630),
+        "cityscapes": (3, 40, 56),
+        "coco": (3, 40, 56),
+    }
+
+
+def test_images_of_several_sizes_are_padded_with_pixels_that_do_not_count(tmp_path: Path) -> None:
+    write_ade20k(tmp_path)
+    config = configure("ade20k", batch_size=5)
+    images, masks = next(iter(load(tmp_path, config).training("none")))
+    assert images.shape[2:] == masks.shape[1:]
+    assert all(side % 8 == 0 for side in masks.shape[1:])
+    padding = (images == 0).all(1)
+    assert padding.any()
+    assert (masks[padding] == IGNORED).all()
+
+
+def test_the_last_epochs_have_milder_crops(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    config = configure("imagenet", epochs=3, mild_epochs=1, batch_size=5)
+    data = load(tmp_path, config)
+    mild, plain = data.training("random_resized_crop"), data.training("none")
+    for loader in (mild, plain):
+        loader.set_epoch(2)
+    for image, same in zip(next(iter(mild))[0], next(iter(plain))[0], strict=True):
+        assert torch.equal(image, same) or torch.equal(image.flip(-1), same)
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+
+def spoil_image(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def set_aside(data: Data) -> list[str]:
+    return [line for line in data.set_aside if "published" not in line]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_does_not_decode_is_replaced_in_training_and_left_out_in_evaluation(
+    tmp_path: Path, workers: int
+) -> None:
+    folder = write_imagenet(tmp_path)
+    config = configure("imagenet", epoch_steps=3)
+    data = load(tmp_path, config, workers)
+    bad = files_of(data, "train")[1]
+    spoil_image(folder / bad)
+    assert [len(labels) for _, labels in data.training("random_resized_crop")] == [2, 2, 2]
+    (line,) = set_aside(data)
+    assert line.startswith(f"{bad}: ")
+    assert sum(len(labels) for _, labels in data.evaluation("train")) == 4
+
+
+def test_what_replaces_a_sample_does_not_depend_on_workers_or_resume(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path)
+    config = configure("coco", epoch_steps=5)
+    data, other = load(tmp_path, config), load(tmp_path, config, 2)
+    (folder / files_of(data, "train")[0]).unlink()
+    loader, resumed = data.training("flip"), other.training("flip")
+    whole = list(loader)
+    begun = list(islice(loader, 3))
+    resumed.load_state_dict(loader.state_dict())
+    assert equal(begun + list(resumed), whole)
+    assert set_aside(other) == set_aside(data) != []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda mask: mask.point(lambda label: 200), "unknown labels: 200"),
+        (lambda mask: mask.convert("RGB"), "RGB"),
+        (lambda mask: mask.resize((9, 9), Image.Resampling.NEAREST), "another size"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_sets_its_image_aside(
+    tmp_path: Path, spoil: Callable[[Image.Image], Image.Image], why: str
+) -> None:
+    folder = write_ade20k(tmp_path)
+    data = load(tmp_path, configure("ade20k"))
+    image = Path(files_of(data, "test")[0])
+    path = folder / "annotations/validation" / f"{image.stem}.png"
+    with Image.open(path) as mask:
+        spoiled = spoil(mask)
+    spoiled.save(path)
+    masks = [mask for _, mask in data.evaluation("test")]
+    assert [len(mask) for mask in masks] == [0, 1, 1]
+    (line,) = set_aside(data)
+    assert line.startswith(str(image))
+    assert why in line
+
+
+def test_every_label_of_a_mask_is_known_or_named() -> None:
+    tables = {name: module.label_table() for name, module in MODULES.items() if hasattr(module, "label_table")}
+    counts = {name: len(set(table.tolist()) - {-1, IGNORED}) for name, table in tables.items()}
+    assert counts == {"cityscapes": 19, "ade20k": 150}
+    assert {name: int((table >= 0).sum()) for name, table in tables.items()} == {"cityscapes": 34, "ade20k": 151}
+
+
+def test_boxes_of_no_area_and_unknown_categories_are_left_out_and_named(tmp_path: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"] = [4, 8, 0, 16]
+        content["annotations"][1]["category_id"] = 12
+
+    write_coco(tmp_path, edit=edit)
+    data = load(tmp_path, configure("coco"))
+    lines = set_aside(data)
+    assert ["no area" in lines[0], "unknown category 12" in lines[1], len(lines)] == [True, True, 2]
+
+
+@pytest.mark.parametrize("segmentation", [[], {"counts": [3], "size": [40, 56]}, {"size": [40, 56]}, "polygon", None])
+def test_a_mask_of_coco_that_cannot_be_read_sets_its_image_aside(tmp_path: Path, segmentation: Any) -> None:
+    folder = write_coco(tmp_path)
+    path = folder / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = segmentation
+    path.write_text(json.dumps(content))
+    data = load(tmp_path, configure("coco"))
+    assert sum(len(images) for images, _ in data.evaluation("test")) == 2
+    assert [line.partition(":")[0] for line in set_aside(data)] == ["val2017/000000000000.jpg"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_where_nothing_can_be_used_training_ends_with_one_line(tmp_path: Path, workers: int) -> None:
+    folder = write_imagenet(tmp_path)
+    data = load(tmp_path, configure("imagenet"), workers)
+    for path in (folder / "train").rglob("*.JPEG"):
+        spoil_image(path)
+    with pytest.raises(UserError, match=f"no usable sample in {TRIES}") as caught:
+        list(data.training("random_resized_crop"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+def test_missing_data_are_named_with_their_place_layout_and_origin(tmp_path: Path, dataset: str) -> None:
+    with pytest.raises(UserError, match=f"^run.data_root={tmp_path}: {dataset}: no .* expected .* from http") as caught:
+        check_data(dataset, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+def test_a_part_of_the_data_is_refused_unless_the_trial_says_how_much_it_takes(tmp_path: Path, dataset: str) -> None:
+    WRITERS[dataset](tmp_path)
+    check_data(dataset, str(tmp_path), subset=True)
+    with pytest.raises(UserError, match=r"8 training images .* not the published .* train_samples"):
+        check_data(dataset, str(tmp_path))
+
+
+def test_more_training_images_than_there_are_is_refused(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    with pytest.raises(UserError, match="train_samples=7: allowed: 1 to 6"):
+        load(tmp_path, configure("imagenet", train_samples=7))
+
+
+def test_half_copied_pairs_and_listed_images_are_set_aside(tmp_path: Path) -> None:
+    (write_ade20k(tmp_path) / "annotations/training/ADE_training_00000003.png").unlink()
+    (write_coco(tmp_path) / "train2017/000000000003.jpg").unlink()
+    for dataset, image in (
+        ("ade20k", "images/training/ADE_training_00000003.jpg"),
+        ("coco", "train2017/000000000003.jpg"),
+    ):
+        lines = set_aside(load(tmp_path, configure(dataset)))
+        assert [line.partition(":")[0] for line in lines] == [image]
+
+
+def test_validation_images_of_imagenet_that_lie_flat_are_explained(tmp_path: Path) -> None:
+    folder = write_imagenet(tmp_path, test=0)
+    (folder / "val").mkdir()
+    with pytest.raises(UserError, match="lie flat"):
+        check_data("imagenet", str(tmp_path))
+
+
+def test_classes_of_imagenet_that_differ_between_parts_are_refused(tmp_path: Path) -> None:
+    folder = write_imagenet(tmp_path)
+    (folder / "val/n01443537").rename(folder / "val/n99999999")
+    with pytest.raises(UserError, match="n01443537 is in one of them only"):
+        check_data("imagenet", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"images": [', "[]", '{"images": []}', '{"images": [], "annotations": [], "categories": []}']
+)
+def test_a_json_file_of_coco_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
+    path = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=str(path)) as caught:
+        check_data("coco", str(tmp_path), subset=True)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ processes
+
+
+def test_a_signal_to_all_processes_of_a_job_ends_no_worker(tmp_path: Path) -> None:
+    write_imagenet(tmp_path)
+    batches = iter(load(tmp_path, configure("imagenet", epoch_steps=12), 2).training("random_resized_crop"))
+    next(batches)
+    for name in ("TERM", "USR1", "INT"):
+        for worker in multiprocessing.active_children():
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert len(list(batches)) == 11
+
+
+@pytest.mark.slow
+def test_a_trial_on_imagenet_through_the_command_line(tmp_path: Path, run_study: Run) -> None:
+    folder = write_imagenet(tmp_path / "data")
+    spoil_image(folder / "val/n01440764/n01440764_0.JPEG")
+    settings = {
+        "dataset": "imagenet", "augmentation": "random_resized_crop", "train_samples": 4, "depth": 18, "width": 1.0,
+        "norm": "bn", "data_root": tmp_path / "data", "batch_size": 2, "chunks": 1, "epochs": 1, "replicates": 1,
+        "tracking.mode": "disabled",
+    }  # fmt: skip
+    flags = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
+    done = run_study("run", "--study", "distinct", "--scale", "smoke", *flags)
+    assert done.returncode == 0, done.stderr
+    (result,) = (tmp_path / "runs").rglob("result.json")
+    record = json.loads(result.read_text())
+    assert (record["status"], record["steps"]) == ("done", 2)
+    assert any("n01440764_0.JPEG" in note for note in record["notes"])

@@ -1,0 +1,236 @@
+"""A hardened network gives what the network gave, in torch's own layers, and exports."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torchvision.ops import FrozenBatchNorm2d
+
+from study.models.resnet import SmallResNet
+from study.norms import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, build_norm, harden, set_radius
+from study.norms.layers import SwitchNorm, SwitchWeights
+
+POOL = ("in", "ln", "bn", "gn")
+C = 4
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@torch.no_grad()
+def trained(model):
+    """The model in float64, with all values as training might leave them: no two layers alike."""
+    model = model.double().eval()
+    for seed, (name, value) in enumerate(model.state_dict().items()):
+        if value.is_floating_point() and not name.endswith(("_weight", "_choice", "radius")):
+            noise = draw(*value.shape, seed=seed)
+            value.copy_(noise.square() + 0.5 if name.endswith("running_var") else value + 0.3 * noise)
+    return model
+
+
+def fixed(mean, var=None, layer_type=SwitchNorm2d, pool=POOL, **options):
+    """A switch layer with one-hot weights."""
+    layer = layer_type(C, pool=pool, groups=2, **options)
+    rows = torch.eye(len(pool))
+    layer.fix_weights(rows[pool.index(mean)], rows[pool.index(var or mean)])
+    return layer
+
+
+def kinds(model):
+    return {type(module) for module in model.modules()}
+
+
+def assert_same(model, x):
+    """Hardens the model: equal outputs, in evaluation, and no layer that chooses. Returns the copy."""
+    before = copy.deepcopy(model.state_dict())
+    hardened = harden(model)
+    torch.testing.assert_close(hardened(x), model(x))
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    assert not any(isinstance(module, SwitchNorm) for module in hardened.modules())
+    return hardened
+
+
+@pytest.mark.parametrize("name", POOL)
+def test_a_one_hot_layer_is_native(name):
+    model = trained(nn.Sequential(nn.Conv2d(3, C, 3), fixed(name), nn.ReLU(), nn.Conv2d(C, 2, 1)))
+    hardened = assert_same(model, draw(2, 3, 7, 6))
+    assert isinstance(hardened[1], nn.Identity if name == "bn" else nn.GroupNorm)
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("mean", POOL)
+@pytest.mark.parametrize("var", POOL)
+def test_any_choice_keeps_its_outputs(mean, var, correction):
+    model = trained(nn.Sequential(nn.Conv2d(3, C, 3), fixed(mean, var, correction=correction)))
+    assert_same(model, draw(2, 3, 7, 6))
+    assert_same(model, draw(1, 3, 3, 3))  # maps of one pixel
+
+
+def test_weights_that_are_not_one_hot_stay():
+    model = trained(nn.Sequential(nn.Conv2d(3, C, 3), SwitchNorm2d(C, logit_init="random")))
+    assert_same(model, draw(2, 3, 7, 6))
+
+
+@pytest.mark.parametrize("pool", [("in", "ln", "bn"), ("in", "ln"), ("bn",)])
+def test_a_sparse_layer_at_the_end_of_its_schedule(pool):
+    layer = SparseSwitchNorm2d(C, pool=pool, logit_init="random", generator=torch.Generator().manual_seed(1))
+    set_radius(layer, 1.0)
+    assert_same(trained(nn.Sequential(nn.Conv2d(3, C, 3), layer)), draw(2, 3, 7, 6))
+
+
+@pytest.mark.parametrize(
+    ("layer_type", "convolution", "shape"),
+    [(SwitchNorm1d, nn.Conv1d, (3, 3, 5)), (SwitchNorm3d, nn.Conv3d, (2, 3, 4, 3, 3))],
+)
+@pytest.mark.parametrize("name", POOL)
+def test_other_dimensions(layer_type, convolution, shape, name):
+    model = trained(nn.Sequential(convolution(3, C, 2, bias=False), fixed(name, layer_type=layer_type)))
+    assert_same(model, draw(*shape))
+
+
+def test_layers_by_themselves():
+    assert isinstance(assert_same(trained(fixed("bn")), draw(2, C, 3, 3)), nn.BatchNorm2d)
+    assert_same(trained(nn.Sequential(nn.Linear(3, C), fixed("bn", layer_type=SwitchNorm1d))), draw(5, 3))
+
+
+@pytest.mark.parametrize("norm", ["sn", "sn-tied", "sn-shared", "ssn"])
+def test_a_residual_network(norm):
+    model = SmallResNet(8, build_norm(norm), channels=1, width=0.25)
+    layers = [module for module in model.modules() if isinstance(module, SwitchNorm)]
+    for place, layer in enumerate(layers):
+        choice = torch.eye(3)[(2 if norm == "sn-shared" else place) % 3]
+        layer.fix_weights(choice, choice)
+    hardened = assert_same(trained(model), draw(2, 1, 8, 8))
+    folded = sum(isinstance(module, nn.Identity) for module in hardened.modules())
+    assert folded == (len(layers) if norm == "sn-shared" else len(layers) // 3)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [build_norm("bn"), build_norm("bn", chunks=2), FrozenBatchNorm2d, lambda size: nn.BatchNorm2d(size, affine=False)],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_native_batch_norms_are_folded(build, bias):
+    model = trained(nn.Sequential(nn.Conv2d(3, C, 3, bias=bias), build(C)))
+    assert isinstance(assert_same(model, draw(2, 3, 7, 6))[1], nn.Identity)
+
+
+class Tangled(nn.Module):
+    """Two convolutions that may not be folded: one feeds more than a norm, two feed one norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.read_twice, self.first, self.second = (nn.Conv2d(C, C, 3, padding=1) for _ in range(3))
+        self.norm, self.joint = fixed("bn"), fixed("bn")
+
+    def forward(self, x):
+        y = self.read_twice(x)
+        y = self.norm(y) + y
+        return self.joint(self.first(y)) + self.joint(self.second(y))
+
+
+class Standardized(nn.Conv2d):
+    """A convolution that does more with its weight."""
+
+    def forward(self, input):
+        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+
+
+def hooked(convolution):
+    convolution.register_forward_hook(lambda module, inputs, output: output * 2)
+    return convolution
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tangled(),
+        nn.Sequential(weight_norm(nn.Conv2d(C, C, 3)), fixed("bn")),
+        nn.Sequential(Standardized(C, C, 3), fixed("bn")),
+        nn.Sequential(hooked(nn.Conv2d(C, C, 3)), fixed("bn")),
+        nn.Sequential(nn.ConvTranspose2d(C, C, 3), fixed("bn")),
+    ],
+    ids=["tangled", "parametrized", "own forward", "hook", "transposed"],
+)
+def test_what_may_not_be_folded_is_a_batch_norm(model):
+    hardened = assert_same(trained(model), draw(2, C, 7, 6))
+    assert nn.BatchNorm2d in kinds(hardened)
+    assert nn.Identity not in kinds(hardened)
+
+
+class Scale(nn.Module):
+    """Keeps what it sees first, as torchvision's pooling of regions does."""
+
+    seen = None
+
+    def forward(self, x):
+        self.seen = x.amax() if self.seen is None else self.seen
+        return x / self.seen
+
+
+class Twice(nn.Module):
+    """A convolution and its norm, which run twice, in a network that cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), fixed("bn"))
+        self.same, self.scale = self.block[0], Scale()
+
+    def forward(self, x):
+        return self.scale(self.block(self.block(x))) if x.mean() < 100 else x
+
+
+def test_a_network_that_depends_on_its_data_is_folded_in_its_parts():
+    hardened = assert_same(trained(Twice()), draw(2, C, 7, 6))
+    assert nn.BatchNorm2d not in kinds(hardened)
+
+
+def test_a_shared_weight_is_folded_for_each():
+    one, other = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1)
+    other.weight = one.weight
+    assert_same(trained(nn.Sequential(one, fixed("bn"), other, fixed("bn"))), draw(2, C, 3, 3))
+
+
+def test_a_foreign_layer_is_refused():
+    class Foreign(nn.Module):
+        def switch_weights(self):
+            return SwitchWeights(("in",), torch.ones(1), torch.ones(1))
+
+    with pytest.raises(ValueError, match=r"^1: a Foreign cannot be hardened"):
+        harden(nn.Sequential(nn.Identity(), Foreign()))
+
+
+@pytest.fixture(scope="module")
+def exported():
+    """A network with every kind of hardened layer, channels last, and an input."""
+    model = nn.Sequential(
+        *(nn.Conv2d(1, C, 3), fixed("bn"), nn.ReLU()),
+        *(nn.Conv2d(C, C, 3), fixed("ln"), nn.ReLU()),
+        *(nn.MaxPool2d(2), fixed("bn"), nn.Conv2d(C, C, 1)),
+        *(fixed("in", "bn"), nn.Conv2d(C, C, 1), fixed("in", correction=1), nn.Flatten(), nn.Linear(4 * C, 3)),
+    )
+    model = trained(model).float().to(memory_format=torch.channels_last)
+    return model, harden(model), draw(2, 1, 8, 8, dtype=torch.float32)
+
+
+def test_export_has_torchs_own_operations(exported):
+    model, hardened, x = exported
+    program = torch.export.export(hardened, (x,))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert not [name for name in called if "study_norms" in name]
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_onnx_gives_the_same_outputs(exported):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, hardened, x = exported
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(hardened, (x,), dynamo=True, verbose=False, dynamic_shapes=({0: batch},))
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = draw(3, 1, 8, 8, seed=1, dtype=torch.float32)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4, atol=1e-5)
