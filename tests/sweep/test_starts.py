@@ -12,12 +12,15 @@ import torch
 
 from study.cli import main
 from study.config import load_study, study_from_dict
+from study.models import build_network
 from study.plan import PlannedTrial, plan_trials
 from study.reading import UserError, read_yaml
 from study.record.files import StudyFolder, TrialFolder, read_json, write_json
 from study.record.switches import read_last_weights
+from study.start import read_weights
 from study.train import run_job
 from tests.conftest import Run
+from tests.norms.official_files import official_state
 from tests.sweep.test_resume import job, numbers, train_and_die_after
 
 SMALL = ["norm=sn", "batch_size=2", "train_samples=64"]
@@ -233,6 +236,25 @@ def test_a_trial_starts_from_a_file_of_weights(source: TrialFolder, tmp_path: Pa
     work = replace(job(trial, tmp_path / "r0"), start=file)
     run_job(work)
     assert set(np.unique(read_last_weights(TrialFolder(work.folder).switch_weights)[1])) == {0.0, 1.0}
+
+
+def test_choices_that_a_sparse_norm_has_fixed_can_learn_again(tmp_path: Path) -> None:
+    ssn = ("norm=ssn", "start.base={epochs: 1}")
+    source = job(planned(*ssn[:1])[0], tmp_path / "source" / "r0")
+    run_job(source)
+    for thaw in ("false", "true"):
+        rules = ("factors.start_rule=[scratch, fine_tune]", f"start.thaw={thaw}", "logit_learning_rate=1000")
+        work = start_from(source.folder, tmp_path / thaw / "r0", *ssn, *rules)
+        run_job(work)
+        first = history(TrialFolder(work.folder))[0]
+        assert (first.max(-1) == 1.0).all() == (thaw == "false")
+
+
+def test_a_published_file_has_the_names_of_our_network(tmp_path: Path) -> None:
+    state = {"state_dict": {f"module.{name}": value for name, value in official_state().items()}}
+    torch.save(state, tmp_path / "sn.pth", _use_new_zipfile_serialization=False)  # as files of 2018 are
+    network = build_network(planned()[0].config.model_copy(update={"depth": 50}), 0)
+    assert read_weights(tmp_path / "sn.pth").keys() == network.state_dict().keys()
 
 
 def test_a_file_that_holds_no_weights_or_others_is_one_line(
