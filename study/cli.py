@@ -328,8 +328,7 @@ def _check_runnable(study: StudyConfig) -> None:
 
 def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
     """On a CPU, float16 would silently be bfloat16."""
-    precisions = [study.base.precision, *(study.factors.get("precision") or [])]
-    if on_cpu and "float16" in precisions:
+    if on_cpu and "float16" in study.values("precision"):
         raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
 
 

@@ -194,11 +194,14 @@ class TrialConfig(_Closed):
         return self.model_dump(exclude_defaults=True)
 
 
-def trial_id(config: TrialConfig, factors: Sequence[str]) -> str:
-    """Names a cell by its science: a slug of its factor levels and a hash of all that differs from the defaults."""
+def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, str] | None = None) -> str:
+    """Names a cell by its science: a slug of its factor levels and a hash of all that differs from the defaults.
+
+    joint: the levels of factors that are no field of the config.
+    """
     parts = []
     for factor in factors:
-        level = getattr(config, factor)
+        level = joint[factor] if joint and factor in joint else getattr(config, factor)
         text = f"{level:.4g}" if isinstance(level, float) else str(level)
         parts.append(text if isinstance(level, str) else f"{factor}{text}")
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(parts)).strip("-")[:80]
@@ -289,17 +292,17 @@ class SearchConfig(_Closed):
 
     sampler: Literal["tpe", "random"]
     n_trials: Annotated[int, Field(ge=1)]
-    objective: Literal["val_accuracy", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
+    objective: Literal["val_accuracy", "val_score", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
     round_size: Annotated[int, Field(ge=1)] = 4
     pruner: Literal["none", "median"] = "none"
 
 
 class AnalysisConfig(_Closed):
-    """Which questions the report answers, on what."""
+    """Which questions the report answers, on what. A score is the main metric of a trial's task."""
 
-    questions: list[Literal["useful", "impacts"]] = ["useful", "impacts"]
-    metric: Literal["val_accuracy", "test_accuracy"] = "val_accuracy"
+    questions: list[Literal["useful", "impacts", "tasks"]] = ["useful", "impacts"]
+    metric: Literal["val_accuracy", "test_accuracy", "val_score", "test_score"] | None = None  # None: by the tasks
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
@@ -352,7 +355,13 @@ class TrackingConfig(_Closed):
 
 
 class StudyConfig(_Closed):
-    """One study: a question, a base, factors, replicates, and how it is run and analysed."""
+    """One study: a question, a base, factors, replicates, and how it is run and analysed.
+
+    joint: by factor and level, the fields that go with the level. A factor that is no field of a trial has its levels
+        here alone: each names several fields at once.
+    blocks: each a list of factors that are crossed, with all others at their base level; the plan is their union.
+        Without blocks all factors are crossed.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
     scale: str
@@ -360,6 +369,8 @@ class StudyConfig(_Closed):
     question: str
     base: TrialConfig
     factors: dict[str, list[Any] | Range]
+    joint: dict[str, dict[str, dict[str, Any]]] = {}
+    blocks: list[list[str]] = []
     replicates: Annotated[int, Field(ge=1)]
     start: StartConfig = StartConfig()
     search: SearchConfig | None = None
@@ -370,11 +381,11 @@ class StudyConfig(_Closed):
 
     def cell(self, levels: Mapping[str, Any]) -> TrialConfig:
         """The trial of one level of every factor."""
-        base = self.base.model_dump()
-        config = TrialConfig(**{**base, **levels})
+        base, own = self.base.model_dump(), self.settings(levels)
+        config = TrialConfig(**{**base, **own})
         if config.start_rule != "scratch":
             settings = {**self.start.settings(config.start_rule), "start_source": self._source_id(levels)}
-            config = TrialConfig(**{**base, **settings, **levels})
+            config = TrialConfig(**{**base, **settings, **own})
         if config.fixed_gradient_batch is None:
             return config
         return config.model_copy(update={"chunks": max(1, config.fixed_gradient_batch // config.batch_size)})
@@ -403,6 +414,46 @@ class StudyConfig(_Closed):
         if config is None:
             return str(self.start.source)
         return trial_id(config, []) + ("" if self.start.pinned is None else f"-r{self.start.pinned}")
+
+    def settings(self, levels: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a trial that these levels set: their own, and what goes with them."""
+        fields = {factor: level for factor, level in levels.items() if factor in TrialConfig.model_fields}
+        for factor, level in levels.items():
+            fields |= self.joint.get(factor, {}).get(str(level), {})
+        return fields
+
+    def cell_id(self, config: TrialConfig, levels: Mapping[str, Any]) -> str:
+        """The id of a cell's trials: `trial_id`, with the names of levels that are no field's."""
+        joint = {factor: level for factor, level in levels.items() if factor not in TrialConfig.model_fields}
+        return trial_id(config, list(self.factors), joint)
+
+    def base_level(self, factor: str) -> Any:
+        """The level of a factor where others vary: the base's, if it is one of its levels; else the first."""
+        levels = self.factors[factor]
+        assert isinstance(levels, list)
+        base = getattr(self.base, factor, None)
+        return base if base in levels else levels[0]
+
+    def fields_of(self, factor: str) -> list[str]:
+        """The fields of a trial in which the levels of a factor differ."""
+        levels = self.factors[factor]
+        if isinstance(levels, Range):
+            return [factor]
+        first, *others = (self.cell({factor: level}).model_dump() for level in levels)
+        return [name for name in first if any(other[name] != first[name] for other in others)]
+
+    def values(self, field: str) -> list[Any]:
+        """Every value that a field may have in the study's trials, the base's first; of a range its ends."""
+        given = self.factors.get(field, [getattr(self.base, field)])
+        found = given if isinstance(given, list) else [given.low, given.high]
+        for settings in self.joint.values():
+            found = [*found, *(fields[field] for fields in settings.values() if field in fields)]
+        return [value for number, value in enumerate(found) if value not in found[:number]]
+
+    @property
+    def metric(self) -> str:
+        """What trials are compared by: the validation accuracy of classifiers; of other tasks, their score."""
+        return self.analysis.metric or ("val_accuracy" if self.values("task") == ["classification"] else "val_score")
 
 
 # ---------------------------------------------------------------------------------------------- loading
@@ -433,8 +484,11 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
     scale_layer, study_layer = read_yaml(scale_file), read_yaml(study_file)
     origin: dict[str, str] = {"": str(study_file)}
     merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
-    # A scale offers levels for any factor; a study takes those of the factors it names (with an empty value).
+    # A scale offers levels for any factor; a study takes those of the factors it names (with an empty value). What goes
+    # with a level, it takes for whatever factors it has.
     offered = check_mapping(scale_layer.pop("factors", {}), "factors", scale_file)
+    spare = set(check_mapping(scale_layer.get("joint", {}), "joint", scale_file))
+    spare -= set(check_mapping(study_layer.get("joint", {}), "joint", study_file))
     wanted = check_mapping(study_layer.pop("factors", {}), "factors", study_file)
     _overlay(merged, scale_layer, str(scale_file), origin)
     for described in (merged, origin):
@@ -446,7 +500,7 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
         if levels is None:
             if factor in TrialConfig.model_fields and factor not in offered:
                 raise UserError(f"{scale_file}: factors.{factor}: no levels here, and {study_file} leaves them open")
-            levels, source = offered.get(factor), scale_file
+            levels, source = offered.get(factor, list(merged.get("joint", {}).get(factor, {}))), scale_file
         _overlay(merged, {"factors": {factor: levels}}, str(source), origin)
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -455,7 +509,12 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
         path, value = _resolve_key(key, merged), parse_yaml(text, f"--set {override}")
         if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
             value = [value]  # one level
-        _overlay(merged, _nest(path, value), f"--set {override}", origin)
+        layer = _nest(path, value)
+        _overlay(merged, layer, f"--set {override}", origin)
+        spare -= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
+    if isinstance(merged["factors"], dict) and isinstance(merged.get("joint"), dict):
+        for factor in spare - merged["factors"].keys():
+            merged["joint"].pop(factor, None)
     if isinstance(merged.get("start"), dict) and merged["start"].get("source") is not None:
         raise UserError(f"{_source('start.source', origin)}: start.source: it follows from start.trial or checkpoint")
     from study.source import resolve_start  # which reads trials, and those know what a trial is from here
@@ -483,6 +542,7 @@ def _find(kind: Literal["studies", "scales"], name: str) -> Path:
 def _overlay(target: dict[str, Any], layer: dict[str, Any], source: str, origin: dict[str, str], at: str = "") -> None:
     """Merges `layer` into `target` key by key and remembers which source set what."""
     for key, value in layer.items():
+        key = str(key)  # of a level: 2, true
         path = f"{at}{key}"
         if isinstance(value, dict) and isinstance(target.get(key, {}), dict):
             _overlay(target.setdefault(key, {}), value, source, origin, f"{path}.")
@@ -539,18 +599,18 @@ def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
     if config.search and config.search.pruner != "none" and config.replicates > 1:
         where = _source("search.pruner", origin)
         raise UserError(f"{where}: search.pruner: a pruner compares single trials; it needs replicates: 1")
+    _check_joint(config, origin)
     checked = {factor: _check_levels(config, factor, origin) for factor in config.factors}
+    _check_blocks(config, origin)
     return _check_start(config.model_copy(update={"factors": checked}), origin)
 
 
 def _check_start(study: StudyConfig, origin: dict[str, str]) -> StudyConfig:
     """The study with the levels of its start cell in their one spelling. Raises `UserError` where it makes no sense."""
     start, where = study.start, _source("start", origin)
-    if study.base.start_source is not None or "start_source" in study.factors:
+    if study.values("start_source") != [None]:
         raise UserError(f"{_source('base.start_source', origin)}: start_source: it follows from the study's start")
-    levels = study.factors.get("start_rule", [study.base.start_rule])
-    assert isinstance(levels, list), "a range of names is refused"
-    rules = [rule for rule in levels if rule != "scratch"]
+    rules = [rule for rule in study.values("start_rule") if rule != "scratch"]
     if not rules:
         if start != StartConfig():
             raise UserError(f"{where}: start: nothing starts there; give start.rule, or levels of start_rule")
@@ -577,10 +637,8 @@ def _check_start(study: StudyConfig, origin: dict[str, str]) -> StudyConfig:
     for factor, level in start.cell.items():
         if factor not in study.factors:
             raise UserError(f"{where}: start.cell.{factor}: is no factor; {allowed_names(factor, study.factors)}")
-        try:
-            cell[factor] = getattr(TrialConfig(**{factor: level}), factor)
-        except ValidationError as error:
-            raise UserError(f"{where}: start.cell.{factor}: {level!r}: {_explain(error.errors()[0])}") from None
+        alone = study.model_copy(update={"start": StartConfig()})
+        cell[factor] = getattr(_check_level(alone, factor, level, f"{where}: start.cell.{factor}"), factor, level)
     return study.model_copy(update={"start": start.model_copy(update={"cell": cell, "rule": None})})
 
 
@@ -599,8 +657,8 @@ def _read_range(factor: str, levels: Any, origin: dict[str, str]) -> Any:
 def _check_levels(config: StudyConfig, factor: str, origin: dict[str, str]) -> list[Any] | Range:
     """The levels of a factor in their one spelling: two names of one level would train one cell twice."""
     where = f"{_source(f'factors.{factor}', origin)}: factors.{factor}"
-    if factor not in TrialConfig.model_fields:
-        raise UserError(f"{where}: unknown factor; {allowed_names(factor, TrialConfig.model_fields)}")
+    if factor not in {*TrialConfig.model_fields, *config.joint}:
+        raise UserError(f"{where}: unknown factor; {allowed_names(factor, [*config.joint, *TrialConfig.model_fields])}")
     given = config.factors[factor]
     if isinstance(given, Range) and config.search is None:
         raise UserError(f"{where}: a range needs a search section; a grid needs a list of levels")
@@ -610,16 +668,59 @@ def _check_levels(config: StudyConfig, factor: str, origin: dict[str, str]) -> l
     alone = config.model_copy(update={"start": StartConfig()})  # what is wrong with a start is not the level's fault
     if not levels:
         raise UserError(f"{where}: no levels")
-    spelled: list[Any] = []
+    cells: list[TrialConfig] = []
     for level in levels:
-        try:
-            value = getattr(alone.cell({factor: level}), factor)
-        except ValidationError as error:
-            raise UserError(f"{where}: {level!r}: {_explain(error.errors()[0])}") from None
-        if value in spelled:
+        cell = _check_level(alone, factor, level, where)
+        if cell in cells:
             raise UserError(f"{where}: level {level!r} appears twice")
-        spelled.append(value)
+        cells.append(cell)
+    spelled = [getattr(cell, factor, level) for cell, level in zip(cells, levels, strict=True)]
     return given if isinstance(given, Range) else spelled
+
+
+def _check_level(config: StudyConfig, factor: str, level: Any, where: str) -> TrialConfig:
+    """The cell of one level, others as in the base."""
+    if factor not in TrialConfig.model_fields and (not isinstance(level, str) or level not in config.joint[factor]):
+        raise UserError(f"{where}: {level!r}: {allowed_names(level, config.joint[factor])}")
+    try:
+        return config.cell({factor: level})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = first["loc"][0] if first["loc"] else factor
+        among = "" if field == factor else f"{field}: {first['input']!r}: "
+        raise UserError(f"{where}: {level!r}: {among}{_explain(first)}") from None
+
+
+def _check_joint(config: StudyConfig, origin: dict[str, str]) -> None:
+    """What goes with a level is known, belongs to one factor, and to a level that there can be."""
+    owners = {factor: factor for factor in config.factors if factor in TrialConfig.model_fields}
+    for factor, settings in config.joint.items():
+        where = f"{_source(f'joint.{factor}', origin)}: joint.{factor}"
+        if factor not in config.factors:
+            raise UserError(f"{where}: no such factor; {allowed_names(factor, config.factors)}")
+        for level, fields in settings.items():
+            for field in fields:
+                if field not in TrialConfig.model_fields:
+                    names = allowed_names(field, TrialConfig.model_fields)
+                    raise UserError(f"{where}.{level}.{field}: unknown key; {names}")
+                if owners.setdefault(field, factor) != factor or field == factor:
+                    raise UserError(f"{where}.{level}.{field}: the factor {owners[field]} sets it")
+            given = parse_yaml(level, where) if factor in TrialConfig.model_fields else level
+            _check_level(config, factor, given, f"{where}.{level}")
+
+
+def _check_blocks(config: StudyConfig, origin: dict[str, str]) -> None:
+    """Every factor is in a block, and every block names factors."""
+    where = f"{_source('blocks', origin)}: blocks"
+    if config.blocks and config.search is not None:
+        raise UserError(f"{where}: a search suggests cells itself; allowed: none")
+    for block in config.blocks:
+        for name in block or ["no factor"]:
+            if name not in config.factors:
+                raise UserError(f"{where}: {block}: {name}: {allowed_names(name, config.factors)}")
+    for factor in config.factors:
+        if config.blocks and not any(factor in block for block in config.blocks):
+            raise UserError(f"{where}: {factor} is in none of them; its levels would not be planned")
 
 
 _CONTINUOUS = [name for name, field in TrialConfig.model_fields.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds, trial_id
+from study.config import HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
 from study.reading import UserError, allowed_names
@@ -86,11 +86,19 @@ def plan_trials(study: StudyConfig) -> list[PlannedTrial]:
     """
     if study.search is not None:
         raise UserError(f"{study.name}: a search has no fixed plan; its trials are suggested as it goes")
-    levels = {factor: values for factor, values in study.factors.items() if isinstance(values, list)}
-    cells = [dict(zip(levels, combination, strict=True)) for combination in itertools.product(*levels.values())]
-    first = [plan_trial(study, cell, 0) for cell in cells]  # what is checked does not depend on the replicate
+    first = [plan_trial(study, cell, 0) for cell in plan_cells(study)]  # what is checked holds for every replicate
     _check_sources(study, first)
     return [replace(trial, replicate=replicate) for replicate in range(study.replicates) for trial in first]
+
+
+def plan_cells(study: StudyConfig) -> list[dict[str, Any]]:
+    """The cells of a grid study, each a level of every factor: the union of its blocks, each a full cross."""
+    cells: dict[str, dict[str, Any]] = {}
+    for block in study.blocks or [list(study.factors)]:
+        levels = [study.factors[factor] if factor in block else [study.base_level(factor)] for factor in study.factors]
+        for combination in itertools.product(*levels):
+            cells.setdefault(repr(combination), dict(zip(study.factors, combination, strict=True)))
+    return list(cells.values())
 
 
 def _check_sources(study: StudyConfig, trials: Sequence[PlannedTrial]) -> None:
@@ -129,7 +137,7 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     run = study.run
     parts = config.chunks if config.task == "detection" else run.devices_per_trial * run.accumulate
     trial = PlannedTrial(
-        trial_id=trial_id(config, list(study.factors)), replicate=replicate, levels=dict(levels), config=config,
+        trial_id=study.cell_id(config, levels), replicate=replicate, levels=dict(levels), config=config,
         device_batch=config.gradient_batch // parts, source=_source(study, levels, config),
     )  # fmt: skip
     try:
@@ -159,11 +167,6 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
         shares = {"devices_per_trial": run.devices_per_trial, "accumulate": run.accumulate}
         product = " x ".join(f"run.{key}={count}" for key, count in shares.items() if count > 1)
         raise UserError(f"{study.name}: {product}: does not divide the {config.chunks} chunks of cell {cell}")
-    if config.sync_statistics and config.task == "detection" and config.chunks > run.devices_per_trial:
-        raise UserError(
-            f"{study.name}: cell {cell}: sync_statistics: of a detector takes a device for each of the "
-            f"{config.chunks} chunks; run.devices_per_trial={run.devices_per_trial}"
-        )
     if config.sync_statistics and run.accumulate > 1:
         raise UserError(
             f"{study.name}: cell {cell}: sync_statistics: run.accumulate={run.accumulate} would see a part of the "
@@ -191,7 +194,7 @@ def _source(study: StudyConfig, levels: Mapping[str, Any], config: TrialConfig) 
     if config.start_rule == "scratch":
         return None
     cell = study.source_levels(levels)
-    return source_outside(study.start) if cell is None else Source(cell=trial_id(study.cell(cell), list(study.factors)))
+    return source_outside(study.start) if cell is None else Source(cell=study.cell_id(study.cell(cell), cell))
 
 
 def _say(levels: Mapping[str, Any]) -> str:

@@ -26,9 +26,10 @@ def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTri
     """The plan, a row a cell. What needs no network is there at once; sizes and times follow as they are measured."""
     cells = _by_cell(trials)
     console.print(f"{study.title}\n{study.question}")
+    datasets, epochs = ("/".join(map(str, study.values(field))) for field in ("dataset", "epochs"))
     console.print(
         f"{len(trials)} trials: {len(cells)} cells x {study.replicates} replicates, {study.scale} scale, "
-        f"data {study.base.dataset}, {study.base.epochs} epochs. G: chunks, B: batch_size; batch statistics are over "
+        f"data {datasets}, {epochs} epochs. G: chunks, B: batch_size; batch statistics are over "
         "`stat` samples, gradients over G*B.\n"
     )
     sizes: dict[str, Any] = {}

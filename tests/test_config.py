@@ -42,6 +42,31 @@ def test_an_empty_factor_takes_the_levels_of_the_scale() -> None:
     assert load_study("depth_vs_batch", "paper").factors["depth"] == [50, 101]
 
 
+def test_an_empty_factor_of_several_fields_has_all_levels_that_are_described(tmp_path: Path) -> None:
+    text = "title: t\nquestion: q\nfactors: {size: }\njoint: {size: {small: {}, large: {width: 1.0}}}\n"
+    config = load_study(write_study(tmp_path / "mine.yaml", text), "smoke")
+    assert config.factors["size"] == ["small", "large"]
+    assert study_from_dict(config.model_dump(mode="json"), "here") == config
+
+
+def test_a_scale_offers_what_goes_with_a_level_to_studies_that_have_the_factor(tmp_path: Path) -> None:
+    scale = write_study(
+        tmp_path / "tiny.yaml", "title: t\nreplicates: 1\nbase: {}\njoint: {depth: {14: {epochs: 9}}}\n"
+    )
+    assert load_study("distinct", scale).joint == {}
+    study = load_study("distinct", scale, ["factors.depth=[8, 14]", "joint.depth.14.width=0.5"])
+    assert study.joint == {"depth": {"14": {"epochs": 9, "width": 0.5}}}
+    assert study.cell({"depth": 14}).epochs == 9
+    assert study.values("epochs") == [100, 9]
+
+
+def test_classifiers_are_compared_by_accuracy_and_other_tasks_by_their_score() -> None:
+    assert load_study("distinct", "smoke").metric == "val_accuracy"
+    assert load_study("distinct", "smoke", ["task=detection", "dataset=scenes"]).metric == "val_score"
+    assert load_study("distinct", "smoke", ["factors.task=[classification, detection]"]).metric == "val_score"
+    assert load_study("distinct", "smoke", ["analysis.metric=test_score"]).metric == "test_score"
+
+
 def test_one_level_may_be_given_bare() -> None:
     assert load_study("depth_vs_batch", "smoke", ["depth=14"]).factors["depth"] == [14]
 
@@ -88,6 +113,20 @@ def test_a_resolved_study_reads_back_equal() -> None:
         ([*SEARCH, "search.objective=val_acuracy"], ["search.objective", "nearest: val_accuracy"]),
         ([*SEARCH, "search.objective=test_accuracy"], ["search.objective", "allowed: val_accuracy"]),
         ([*SEARCH, "search.pruner=median", "replicates=2"], ["search.pruner", "replicates: 1"]),
+        (["blocks=[[depht]]"], ["--set blocks", "depht", "allowed: norm, depth", "nearest: depth"]),
+        (["blocks=[[]]"], ["blocks", "no factor"]),
+        (["blocks=[depth]"], ["blocks.0", "'depth'", "list"]),
+        (["blocks=[[norm, depth, batch_size]]"], ["blocks", "initialization", "would not be planned"]),
+        ([*SEARCH, "blocks=[[norm]]"], ["blocks", "a search suggests"]),
+        (["joint.solver.adam={learning_rate: 0.1}"], ["joint.solver", "no such factor"]),
+        (["joint.norm.sm={epochs: 3}"], ["joint.norm.sm", "'sm'"]),
+        (["joint.norm.sn={epocs: 3}"], ["joint.norm.sn.epocs", "nearest: epochs"]),
+        (["joint.norm.sn={epochs: -3}"], ["joint.norm.sn", "epochs: -3", "greater than or equal to 0"]),
+        (["joint.norm.sn={depth: 8}"], ["joint.norm.sn.depth", "the factor depth sets it"]),
+        (["joint.norm=3"], ["joint", "dictionary"]),
+        (["joint=3"], ["joint", "3", "dictionary"]),
+        (["joint.size={a: {width: 1.0}}", "factors.size=[b]"], ["factors.size", "'b'", "allowed: a"]),
+        (["joint.size={a: {width: 1.0}, b: {width: 1.0}}", "factors.size=[a, b]"], ["factors.size", "'b'", "twice"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(overrides: list[str], parts: list[str]) -> None:
@@ -106,7 +145,7 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(override
         (MINIMAL + "bse: {epochs: 3}", ["mine.yaml", "bse", "nearest: base"]),
         (MINIMAL + "base: {epochs: many}", ["mine.yaml", "base.epochs", "'many'"]),
         (MINIMAL + "title: again", ["mine.yaml", "'title' appears twice"]),
-        ("title: t\nquestion: q\nfactors: {solver: }\n", ["smoke.yaml", "factors.solver"]),
+        ("title: t\nquestion: q\nfactors: {momentum: }\n", ["smoke.yaml", "factors.momentum"]),
         ("just text", ["mine.yaml", "expected keys and values"]),
     ],
 )

@@ -101,7 +101,7 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (["fixed_gradient_batch=24", "batch_size=16"], "no multiple of batch_size 16"),
         (["devices_per_trial=3"], "run.devices_per_trial=3: does not divide the 8 chunks of cell"),
         (["devices_per_trial=4", "accumulate=4"], "run.devices_per_trial=4 x run.accumulate=4: does not divide"),
-        (["sync_statistics=true", "task=detection", "dataset=scenes"], "a device for each of the 8 chunks"),
+        (["sync_statistics=true", "task=detection", "dataset=scenes"], "regions differ in size between devices"),
         (["sync_statistics=true", "accumulate=2"], "run.accumulate=2"),
         ([*DETECTION, "norm=sn", "fpn_norm=sn[in,ln]"], "backbone in+ln+bn, fpn in+ln, box_head in+ln+bn"),
         ([*DETECTION, "norm=bn", "fpn_norm=sn[in,ln]", "mask_head_norm=ssn"], "fpn in+ln, mask_head in+ln+bn"),
@@ -130,3 +130,81 @@ def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> Non
 def test_the_pool_is_that_of_the_layers_that_choose_wherever_they_are(norms: list[str], pool: tuple[str, ...]) -> None:
     (trial, *_) = plan_trials(load_study("depth_vs_batch", "smoke", [*DETECTION, "batch_size=2", *norms]))
     assert trial.pool == pool
+
+
+# ------------------------------------------------------------------------------------------ blocks, joint levels
+
+SOLVERS = ["factors.solver=[sgd, adamw]", "joint.solver.adamw={learning_rate: 0.05, weight_decay: 0.01}"]
+SETTINGS = ["joint.setting={plain: {}, wide: {width: 1.0, epochs: 3}}", "factors.setting=[plain, wide]"]
+
+
+def _cells(overrides: list[str]) -> list[tuple[object, ...]]:
+    study = load_study("depth_vs_batch", "laptop", ["replicates=1", *overrides])
+    return [tuple(trial.levels.values()) for trial in plan_trials(study)]
+
+
+def test_a_block_is_crossed_at_the_base_levels_of_the_others_and_the_plan_is_the_union() -> None:
+    cells = _cells(["blocks=[[depth, batch_size], [initialization, batch_size], [norm]]", "base.batch_size=16"])
+    assert cells == [
+        *[("sn", depth, batch, "he_normal") for depth in (8, 14) for batch in (2, 16)],
+        *[("sn", 8, batch, "xavier_uniform") for batch in (2, 16)],
+        ("bn", 8, 16, "he_normal"),  # the base's B; 2 would be the first
+    ]
+
+
+def test_the_base_level_is_the_first_where_the_base_has_none_of_the_levels() -> None:
+    cells = _cells(["blocks=[[norm], [initialization, depth, batch_size]]", "norm=[bn, gn]", "depth=[20, 14]"])
+    assert cells[:2] == [("bn", 20, 2, "he_normal"), ("gn", 20, 2, "he_normal")]
+    assert len(cells) == 1 + 8
+
+
+def test_one_block_of_all_factors_is_the_full_grid() -> None:
+    assert _cells(["blocks=[[initialization, norm, depth, batch_size]]"]) == _cells([])
+
+
+def test_more_blocks_leave_the_ids_of_cells_alone() -> None:
+    few = plan_trials(load_study("depth_vs_batch", "laptop", ["blocks=[[norm, depth], [batch_size, initialization]]"]))
+    many = plan_trials(load_study("depth_vs_batch", "laptop"))
+    assert {trial.key for trial in few} < {trial.key for trial in many}
+
+
+def test_what_goes_with_a_level_is_set_with_it_alone() -> None:
+    sgd, adamw = plan_trials(load_study("distinct", "laptop", [*SOLVERS, "norm=sn", "batch_size=2", "replicates=1"]))
+    assert (sgd.config.solver, sgd.config.learning_rate, sgd.config.weight_decay) == ("sgd", 1.2, 1e-4)
+    assert (adamw.config.solver, adamw.config.learning_rate, adamw.config.weight_decay) == ("adamw", 0.05, 0.01)
+    assert "adamw" in adamw.trial_id
+
+
+def test_a_factor_of_several_fields_has_named_levels() -> None:
+    study = load_study("distinct", "laptop", [*SETTINGS, "norm=sn", "batch_size=2", "replicates=1"])
+    plain, wide = plan_trials(study)
+    assert [plain.levels["setting"], wide.levels["setting"]] == ["plain", "wide"]
+    assert (plain.config.width, wide.config.width, wide.config.epochs) == (0.5, 1.0, 3)
+    assert wide.trial_id.startswith("sn-batch_size2-wide-")
+    (alone,) = plan_trials(load_study("distinct", "laptop", ["width=1.0", "epochs=3", "norm=sn", "batch_size=2",
+                                                             "replicates=1"]))  # fmt: skip
+    assert alone.config == wide.config
+    assert alone.trial_id[-8:] == wide.trial_id[-8:]
+
+
+def test_impacts_varies_each_weak_factor_alone_and_at_every_batch_size() -> None:
+    study = load_study("impacts", "laptop", ["replicates=1"])
+    trials = plan_trials(study)
+    assert len(trials) == 4 + 2 + 2 * 2 + 2 * 2  # depth x B, and at each B the other levels of the three
+    base = {factor: study.base_level(factor) for factor in study.factors}
+    changed = [{factor for factor, level in trial.levels.items() if level != base[factor]} for trial in trials]
+    assert all(len(factors - {"depth", "batch_size"}) <= 1 for factors in changed)
+    assert {trial.config.learning_rate for trial in trials if trial.config.solver == "sgd"} == {1.2}
+    assert all(trial.config.learning_rate < 1.2 for trial in trials if trial.config.solver != "sgd")
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "workstation"])
+def test_settings_of_tasks_share_a_recipe_and_can_be_told_apart(scale: str) -> None:
+    trials = plan_trials(load_study("tasks", scale, ["replicates=1"]))
+    settings = {(trial.config.task, trial.config.dataset) for trial in trials}
+    tasks = {task for task, _ in settings}
+    assert tasks == {"classification", "segmentation", "detection"}
+    assert any({task for task, dataset in settings if dataset == one} == tasks for _, one in settings)
+    assert len({dataset for task, dataset in settings if task == "classification"}) == 2
+    if scale != "smoke":
+        assert len({(trial.steps, trial.config.learning_rate, trial.gradient_batch) for trial in trials}) == 1

@@ -14,6 +14,8 @@ Verdict = Literal["supported", "not supported", "not enough evidence"]
 MEASURES = {
     "val_accuracy": "validation accuracy",
     "test_accuracy": "test accuracy",
+    "val_score": "validation score",  # accuracy, mIoU or box AP, by the task
+    "test_score": "test score",
     "train_loss": "training loss",
     "generalization_gap": "generalization gap",
     "effect": "effect on all weights",

@@ -39,20 +39,22 @@ DASHES = ("solid", "dot", "dash", "longdash", "dashdot")
 WORDS = {"mean": "mean weights", "var": "variance weights"}
 
 
-def weight_maps(profiles: Mapping[str, Floats], trials: pd.DataFrame, statistic: str) -> go.Figure:
-    """Switch weights of one statistic by relative depth: a map for each B (rows) and network depth (columns).
+def weight_maps(
+    profiles: Mapping[str, Floats], trials: pd.DataFrame, statistic: str, across: str = "depth"
+) -> go.Figure:
+    """Switch weights of one statistic by relative depth: a map for each B (rows) and each level of `across` (columns).
 
     `profiles` are those of `depth_profiles`, `trials` the levels of the trials to show.
     """
     trials = trials[trials["key"].isin(list(profiles))]
-    depths, batches = sorted(trials["depth"].unique()), sorted(trials["batch_size"].unique())
+    levels, batches = sorted(trials[across].unique()), sorted(trials["batch_size"].unique())
     names = [name for name in reversed(NORMALIZERS) if name in set(",".join(trials["pool"]).split(","))]
     figure = make_subplots(
-        len(batches), len(depths), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04,
+        len(batches), len(levels), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.04,
         vertical_spacing=0.15 / len(batches), x_title="relative depth of the layer (0 first, 1 last)",
-        column_titles=[f"ResNet-{depth}" for depth in depths],
+        column_titles=[f"ResNet-{level}" if across == "depth" else str(level) for level in levels],
     )  # fmt: skip
-    for (depth, batch), group in _groups(trials, "depth", "batch_size"):
+    for (level, batch), group in _groups(trials, across, "batch_size"):
         # At B = 1 without bn, unless statistics are synchronized: no weight there, rather than a weight of 0.
         pool = max(group["pool"], key=len)
         group = group[group["pool"].eq(pool)]
@@ -62,7 +64,7 @@ def weight_maps(profiles: Mapping[str, Floats], trials: pd.DataFrame, statistic:
         figure.add_heatmap(
             z=weights, x=DEPTH_GRID, y=names, xgap=1, ygap=1,
             coloraxis="coloraxis", hovertemplate="depth %{x:.1f}, %{y}: %{z:.2f}<extra></extra>",
-            row=batches.index(batch) + 1, col=depths.index(depth) + 1,
+            row=batches.index(batch) + 1, col=levels.index(level) + 1,
         )  # fmt: skip
     for row, batch in enumerate(batches, start=1):
         figure.update_yaxes(title_text=f"B = {batch}", row=row, col=1)

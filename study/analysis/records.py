@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from study.analysis.statistics import STATISTICS, Floats, depth_profiles
+from study.analysis.statistics import STATISTICS, Floats, cell_numbers, depth_profiles
 from study.config import StudyConfig, study_from_dict
 from study.norms.names import NORMALIZERS, parse_norm
 from study.plan import PlannedTrial, plan_trial, plan_trials
@@ -23,12 +23,16 @@ from study.reading import UserError, read_yaml
 from study.record.files import FINISHED, StudyFolder, TrialFolder, read_json, read_metrics
 from study.record.switches import SCHEMA as SWITCH_SCHEMA
 
+EVALUATED = ("val", "test", "fit")  # splits; fit is the training split, seen as the others are
 METRICS = (
     *("val_accuracy", "val_loss", "test_accuracy", "test_loss", "train_accuracy", "train_loss"),
     *("fit_accuracy", "fit_loss", "generalization_gap"),
+    *(f"{split}_{name}" for name in ("score", "miou", "pixel_accuracy", "box_ap", "mask_ap") for split in EVALUATED),
 )
-CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate")
-ALWAYS = ("norm", "depth", "batch_size")  # columns of the trial table even where the study does not vary them
+CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_score", "learning_rate")
+# Columns of the trial table even where the study does not vary them.
+ALWAYS = ("norm", "depth", "batch_size", "task", "dataset")
+BACKBONE = "backbone"  # the role that is compared; heads are shown apart
 NUMBERS = ("parameters", "norm_layers", "seconds")
 FACTS = ("statistics_batch", "gradient_batch", "pool", "command", "device", "commit")
 
@@ -38,10 +42,12 @@ class StudyRecords:
     """All that is known of a study.
 
     trials: a row a planned trial (of a search: a trial found on disk). Columns: key, trial_id, replicate, one
-        a factor, norm, depth, batch_size, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
+        a factor, `ALWAYS`, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
     weights: switch weights of every trial and epoch: the columns of `switch_weights.parquet`, text coded.
-    switch: those of each trial's last epoch, with its key; of the backbone, which all tasks have.
-    switch_epochs: means over its layers: key, epoch, scope ("network", "stage 1"), statistic, normalizer, weight.
+    switch: those of each trial's last epoch, with its key; of backbones alone, at depths from 0 to 1.
+    heads: the same of everything else: FPN, box head, mask head, decoder.
+    switch_epochs: means over the layers of the backbone: key, epoch, scope ("network", "stage 1"), statistic,
+        normalizer, weight.
     curves: metrics by epoch: key, epoch, name, value.
     unplanned: keys of trials on disk that the plan does not name.
     """
@@ -52,6 +58,7 @@ class StudyRecords:
     trials: pd.DataFrame
     weights: pa.Table
     switch: pd.DataFrame
+    heads: pd.DataFrame
     switch_epochs: pd.DataFrame
     curves: pd.DataFrame
     unplanned: tuple[str, ...]
@@ -84,6 +91,18 @@ class StudyRecords:
         free = [norm for norm, spec in specs.items() if spec.is_switch and spec.control is None]
         return "sn" if "sn" in free else next(iter(free), None)
 
+    def comparable(self, trials: pd.DataFrame, *axes: str) -> pd.DataFrame:
+        """The planned trials whose means over all other factors compare like with like between levels of the axes.
+
+        In a study of blocks those at the levels of the other factors that hold the most cells: the base's.
+        """
+        if not self.study.blocks:
+            return trials
+        others = cell_numbers(trials, [factor for factor in self.study.factors if factor not in axes])
+        sizes = cell_numbers(trials, axes).groupby(others).nunique()
+        found: pd.DataFrame = trials[others.map(sizes).eq(sizes.max())]
+        return found
+
     def levels(self, factor: str) -> list[Any]:
         """The levels of a factor in the study's order; the base's level where the study does not vary it."""
         listed = self.study.factors.get(factor, [getattr(self.study.base, factor)])
@@ -105,11 +124,13 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     records = [_read_trial(trial, plan) for trial, plan in planned]
     known = {trial.path for trial, _ in planned}
     weights = _join_weights(records)
-    backbone = _of_backbone(weights)
+    of_backbone = pc.equal(weights["role"].cast(pa.string()), BACKBONE)
+    backbone, heads = weights.filter(of_backbone), weights.filter(pc.invert(of_backbone))
     return StudyRecords(
         folder=folder, study=study, provenance=provenance,
         trials=_trial_table([record.row for record in records], list(study.factors)),
-        weights=weights.drop_columns("key"), switch=_last_epochs(backbone), switch_epochs=_means_by_epoch(backbone),
+        weights=weights.drop_columns("key"), switch=_stretch(_last_epochs(backbone)), heads=_last_epochs(heads),
+        switch_epochs=_means_by_epoch(backbone),
         curves=pd.DataFrame([row for record in records for row in record.curves], columns=list(_CURVE_COLUMNS)),
         unplanned=tuple(_key(trial) for trial in on_disk if trial.path not in known),
     )  # fmt: skip
@@ -282,6 +303,13 @@ def _last_epochs(weights: pa.Table) -> pd.DataFrame:
     last = epochs.groupby(weights["key"].combine_chunks().indices.to_numpy()).transform("max")
     frame: pd.DataFrame = _decode(weights.filter(pa.array(epochs.eq(last)))).to_pandas()
     return frame
+
+
+def _stretch(switch: pd.DataFrame) -> pd.DataFrame:
+    """Depths of a backbone from 0 to 1, where heads come after it."""
+    last = switch.groupby("key")["depth_fraction"].transform("max")
+    stretched: pd.DataFrame = switch.assign(depth_fraction=switch["depth_fraction"] / last.where(last > 0, 1.0))
+    return stretched
 
 
 def _means_by_epoch(weights: pa.Table) -> pd.DataFrame:

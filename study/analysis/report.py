@@ -19,15 +19,28 @@ from plotly.offline import get_plotlyjs
 from study.analysis import figures
 from study.analysis.answers import MEASURES, Answer, Effect, show_number, show_states
 from study.analysis.impacts import answer_impacts
-from study.analysis.records import StudyRecords, load_study_records
+from study.analysis.records import BACKBONE, StudyRecords, load_study_records
 from study.analysis.statistics import STATISTICS
+from study.analysis.tasks import APART, TOGETHER, answer_tasks, name_settings, task_factors
 from study.analysis.useful import answer_useful
+from study.norms.names import NORMALIZERS
 from study.record.files import StudyFolder, write_bytes, write_json
 
 SCHEMA = 1
-QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {"useful": answer_useful, "impacts": answer_impacts}
+QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
+    "useful": answer_useful,
+    "impacts": answer_impacts,
+    "tasks": answer_tasks,
+}
 STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
-HEADLINES = ("val_accuracy", "test_accuracy", "effect", "bn_share")  # measures of the table on top
+HEADLINES = (
+    "val_accuracy",
+    "test_accuracy",
+    "val_score",
+    "test_score",
+    "effect",
+    "bn_share",
+)  # measures of the table on top
 
 
 def write_report(folder: StudyFolder) -> Path:
@@ -60,7 +73,7 @@ def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
         records=records, study=records.study, answers=answers, trials=trials,
         headlines=HEADLINES, measures=MEASURES, plotly_js=get_plotlyjs(),
         evidence={name: _evidence(name, records, answer) for name, answer in answers.items()},
-        cells=_coverage(records),
+        cells=_coverage(records), heads=_choices_by_role(records), normalizers=NORMALIZERS,
         states=[state for state in STATES if state in set(records.trials["state"])],
         troubles=[row for row in trials if row["state"] not in ("done", "planned", "running")],
         made_on=Counter(zip(records.done["device"], records.done["commit"], strict=True)),
@@ -69,37 +82,73 @@ def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
 
 def _evidence(name: str, records: StudyRecords, answer: Answer) -> list[dict[str, str]]:
     """The figures of one question, the most direct first; none that would be empty."""
-    draw = {"useful": _draw_useful, "impacts": _draw_impacts}[name]
+    draw = {"useful": _draw_useful, "impacts": _draw_impacts, "tasks": _draw_tasks}[name]
     effects = [item for item in answer.effects if item.estimate.value is not None]
     return [_embed(figure) for figure in draw(records, effects)]
 
 
 def _draw_useful(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Figure]:
-    done, norms, analysis = records.done, records.levels("norm"), records.study.analysis
+    norms, analysis = records.levels("norm"), records.study.analysis
+    planned = records.comparable(records.trials, "norm", "batch_size")
+    done = planned[planned["state"].eq("done")]
     if effects:
         yield figures.forest(
             effects, 0.0, "Differences between the switch norm and each other norm",
             f"Paired. Bars: {analysis.confidence * 100:g} % intervals over replicates (grey points).",
         )  # fmt: skip
     if len(done):
-        yield figures.metric_by_norm(done, norms, analysis.metric)
+        yield figures.metric_by_norm(done, norms, records.study.metric)
     if records.curves["key"].isin(done["key"]).any():
-        yield figures.learning_curves(records.curves, done, norms, "val_accuracy")
+        yield figures.learning_curves(records.curves, done, norms, records.study.metric.replace("test", "val"))
 
 
 def _draw_impacts(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Figure]:
     confidence = records.study.analysis.confidence
-    chosen = records.done[records.done["norm"].eq(records.reference_norm or "")]
+    chosen = _finished_choices(records, "depth", "batch_size")
     switch = records.switch[records.switch["key"].isin(chosen["key"])]
+    yield from _draw_ratios(effects, confidence)
+    if len(switch):
+        yield figures.share_by_batch(switch, chosen, confidence)
+        yield from (figures.weight_maps(records.profiles, chosen, statistic) for statistic in STATISTICS)
+        yield figures.share_by_epoch(records.switch_epochs, chosen)
+
+
+def _draw_tasks(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Figure]:
+    yield from _draw_ratios(effects, records.study.analysis.confidence)
+    chosen = name_settings(_finished_choices(records, *APART, *task_factors(records.study), "batch_size"))
+    if chosen["key"].isin(list(records.profiles)).any():
+        yield from (figures.weight_maps(records.profiles, chosen, statistic, TOGETHER) for statistic in STATISTICS)
+
+
+def _draw_ratios(effects: list[Effect], confidence: float) -> Iterator[go.Figure]:
     if ratios := [item for item in effects if item.measure.startswith("effect")]:
         yield figures.forest(
             ratios, 1.0, "How far each factor moves the choice, over how far seeds do",
             f"At 1, no further than seeds. Bars: {confidence * 100:g} % intervals over replicates.", log=True,
         )  # fmt: skip
-    if len(switch):
-        yield figures.share_by_batch(switch, chosen, confidence)
-        yield from (figures.weight_maps(records.profiles, chosen, statistic) for statistic in STATISTICS)
-        yield figures.share_by_epoch(records.switch_epochs, chosen)
+
+
+def _finished_choices(records: StudyRecords, *axes: str) -> pd.DataFrame:
+    """The finished trials of the reference norm that a figure over these axes may average."""
+    trials = records.trials[records.trials["norm"].eq(records.reference_norm or "")]
+    comparable = records.comparable(trials, *axes)
+    finished: pd.DataFrame = comparable[comparable["state"].eq("done")]
+    return finished
+
+
+def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:
+    """What heads chose, beside their backbones: a row a setting and role, with means over layers and finished runs."""
+    if records.heads.empty:
+        return []
+    trials = name_settings(_finished_choices(records, *APART, *task_factors(records.study)))
+    weights = pd.concat([records.switch, records.heads]).merge(trials[["key", TOGETHER]], on="key")
+    with_heads = weights[weights["role"].ne(BACKBONE)][TOGETHER].unique()
+    groups = weights[weights[TOGETHER].isin(with_heads)].groupby([TOGETHER, "role"], sort=False)
+    return [
+        {"task": task, "role": role, "runs": group["key"].nunique(),
+         "weights": group.groupby(["statistic", "normalizer"])["weight"].mean().to_dict()}
+        for (task, role), group in groups
+    ]  # fmt: skip
 
 
 def _embed(figure: go.Figure) -> dict[str, str]:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb
 
 import numpy as np
 import pandas as pd
@@ -235,8 +234,8 @@ def factor_distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> Fact
     Raises `ValueError` where no two cells differ in the factor alone.
     """
     between, within = [], []
-    for members in _comparable_cells(cells, factor):
-        pairs = combinations(members, 2)
+    for pairs in _comparable_pairs(cells, factor):
+        members = sorted({cell for pair in pairs for cell in pair})
         between.append(np.mean([_replicate_distances(profiles[a], profiles[b]) for a, b in pairs], axis=0))
         within.append(np.mean([_replicate_distances(profiles[a], profiles[a]) for a in members], axis=0))
     if not between:
@@ -246,7 +245,7 @@ def factor_distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> Fact
 
 def count_cell_pairs(cells: pd.DataFrame, factor: str) -> int:
     """Pairs of cells that differ in the factor alone."""
-    return sum(comb(len(members), 2) for members in _comparable_cells(cells, factor))
+    return sum(map(len, _comparable_pairs(cells, factor)))
 
 
 def factor_effect(distances: FactorDistances, confidence: float, statistic: str | None = None) -> Estimate:
@@ -268,11 +267,13 @@ def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: 
     return _jackknife(lambda keep: _log_ratio(strong, keep) - _log_ratio(weak, keep), len(strong.between), confidence)
 
 
-def _comparable_cells(cells: pd.DataFrame, factor: str) -> list[list[int]]:
-    """Groups of two or more row numbers of `cells` that agree in every other factor."""
+def _comparable_pairs(cells: pd.DataFrame, factor: str) -> list[list[tuple[int, int]]]:
+    """Row numbers of cells that differ in the factor and agree in every other, grouped by where they agree."""
     numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
-    groups = [np.flatnonzero(numbers == number).tolist() for number in np.unique(numbers)]
-    return [members for members in groups if len(members) > 1]
+    levels = cells[factor].tolist()
+    groups = (combinations(np.flatnonzero(numbers == number).tolist(), 2) for number in np.unique(numbers))
+    pairs = ([(a, b) for a, b in group if levels[a] != levels[b]] for group in groups)
+    return [group for group in pairs if group]
 
 
 def _replicate_distances(first: Floats, second: Floats) -> Floats:

@@ -34,7 +34,7 @@ MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practic
 
 def answer_useful(records: StudyRecords) -> Answer:
     """Compares the reference switch norm with every other norm of the study. Works on any part of a study."""
-    metric = records.study.analysis.metric
+    metric = records.study.metric
     differences = {name: _compare(records, name) for name in (metric, "train_loss", "generalization_gap")}
     verdict = decide(differences[metric])
     return Answer(
@@ -107,7 +107,7 @@ def _rule(metric: str, confidence: float) -> str:
 
 
 def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str, Sequence[PairedDifference]]) -> str:
-    metric, confidence = records.study.analysis.metric, records.study.analysis.confidence
+    metric, confidence = records.study.metric, records.study.analysis.confidence
     main = differences[metric]
     if not main:
         return "The study does not compare a switch norm with another norm."

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from study.config import StudyConfig
+from study.config import StudyConfig, TrialConfig
 from study.norms.names import parse_norm
 from study.plan import PlannedTrial, plan_trials
 from study.record.files import SCHEMA, StudyFolder, TrialFolder, file_facts, write_yaml
@@ -26,9 +26,10 @@ _YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times faster
 class Truth:
     """What the synthetic world is like. Effects are functions of a trial; noise is per trial, seeds' per replicate."""
 
-    accuracy: Effect = lambda trial: 0.9
+    accuracy: Effect = lambda trial: 0.9  # or mIoU, or box AP
     accuracy_noise: float = 0.004
     bn_logit: Effect = lambda trial: 0.0
+    bn_logit_of_heads: float = 0.0  # on top
     logit_noise: float = 0.15
     seed: int = 0
 
@@ -59,8 +60,8 @@ def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: 
     random = np.random.default_rng([truth.seed, *trial.trial_id.encode(), trial.replicate])
     shared = np.random.default_rng([truth.seed, trial.replicate])
     accuracy = truth.accuracy(trial) + shared.normal(0, 0.01) + random.normal(0, truth.accuracy_noise)
-    layers = _layers(trial.config.depth)
-    history = _history(trial, len(layers), truth, random)
+    layers = _layers(trial.config)
+    history = _history(trial, layers, truth, random)
     steps = [trial.steps_per_epoch * epoch for epoch in range(len(history))]
     description = _describe(trial, folder.path.name, len(layers))
     record.state.write_text(_json({"state": "running", "failures": 0, "attempt": 1, "pid": 1, "host": "somewhere"}))
@@ -81,7 +82,8 @@ def write_result(record: TrialFolder, description: dict[str, Any], status: str, 
     record.result.write_text(_json({
         "schema": SCHEMA, **{name: description[name] for name in repeated}, "status": status,
         "reason": "loss is nan at step 3" if status == "diverged" else None,
-        "epochs": description["config"]["epochs"], "seconds": 1.5, "attempts": 1, "metrics": _metrics(accuracy),
+        "epochs": description["config"]["epochs"], "seconds": 1.5, "attempts": 1,
+        "metrics": _metrics(description["config"]["task"], accuracy),
         "notes": [], "files": {file.name: file_facts(file) for file in files},
     }))  # fmt: skip
 
@@ -97,14 +99,17 @@ def _describe(trial: PlannedTrial, study: str, norm_layers: int) -> dict[str, An
     }  # fmt: skip
 
 
-def _metrics(accuracy: float | None) -> dict[str, float | None]:
-    value = float("nan") if accuracy is None else accuracy
+def _metrics(task: str, score: float | None) -> dict[str, float | None]:
+    value = float("nan") if score is None else score
+    name = _MAIN[task]
     metrics = {
-        "val_accuracy": value, "val_loss": 2 * (1 - value), "train_accuracy": value, "train_loss": 1 - value,
-        "fit_accuracy": (1 + value) / 2, "fit_loss": 1 - value, "test_accuracy": value, "test_loss": 2 * (1 - value),
-        "generalization_gap": (1 - value) / 2,
+        f"val_{name}": value, "val_loss": 2 * (1 - value), "train_loss": 1 - value, f"fit_{name}": (1 + value) / 2,
+        "fit_loss": 1 - value, f"test_{name}": value, "test_loss": 2 * (1 - value),
+        "val_score": value, "fit_score": (1 + value) / 2, "test_score": value, "generalization_gap": (1 - value) / 2,
     }  # fmt: skip
-    return {name: None if accuracy is None else level for name, level in metrics.items()}
+    if task == "classification":
+        metrics["train_accuracy"] = value
+    return {name: None if score is None else level for name, level in metrics.items()}
 
 
 def _metric_lines(
@@ -114,8 +119,8 @@ def _metric_lines(
     for epoch, (step, weights) in enumerate(zip(steps, history, strict=True)):
         value = accuracy + (0.1 - accuracy) * 0.4**epoch
         metrics = {
-            "val_accuracy": value, "val_loss": 2 * (1 - value), "train_accuracy": value, "train_loss": 2 * (1 - value),
-            "learning_rate": 0.1,
+            f"val_{_MAIN[trial.config.task]}": value, "val_score": value, "val_loss": 2 * (1 - value),
+            "train_accuracy": value, "train_loss": 2 * (1 - value), "learning_rate": 0.1,
         }  # fmt: skip
         means = weights.mean(axis=0) if weights.size else np.empty((0, 0))
         switches = {
@@ -127,35 +132,43 @@ def _metric_lines(
             yield json.dumps({"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": level}) + "\n"
 
 
-def _history(trial: PlannedTrial, layers: int, truth: Truth, random: np.random.Generator) -> NDArray[np.float32]:
+def _history(trial: PlannedTrial, layers: list[Any], truth: Truth, random: np.random.Generator) -> NDArray[np.float32]:
     """Switch weights (epochs, layers, statistics, pool), from even ones to those of the planted logits."""
     epochs, pool = trial.config.epochs + 1, trial.pool
     if not parse_norm(trial.config.norm).is_switch or len(pool) == 1:  # no choice, nothing to record
         return np.empty((epochs, 0, len(STATISTICS), 0), np.float32)
     shape = (len(STATISTICS), len(pool))
-    logits = random.normal(0, truth.logit_noise, shape) + random.normal(0, truth.logit_noise, (layers, *shape))
+    logits = random.normal(0, truth.logit_noise, shape) + random.normal(0, truth.logit_noise, (len(layers), *shape))
     if "bn" in pool:
         logits[..., pool.index("bn")] += truth.bn_logit(trial) * np.array([1, 2]) / 1.5
+        of_heads = np.array([layer.role != "backbone" for layer in layers])
+        logits[of_heads, :, pool.index("bn")] += truth.bn_logit_of_heads
     if "ln" in pool:
-        logits[..., pool.index("ln")] += np.linspace(0, 1, layers)[:, None]
+        backbone = sum(layer.role == "backbone" for layer in layers)
+        logits[..., pool.index("ln")] += (np.arange(len(layers)) / (backbone - 1))[:, None]
     grown = 1 - 0.5 ** np.arange(epochs)
     weights = np.exp(grown[:, None, None, None] * logits)
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def _layers(depth: int) -> list[Any]:
-    """The norm layers of a small ResNet; stand-ins for `LayerGeometry`, which is traced with torch."""
-    named = [("bn1", 0)]
+_MAIN = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
+_HEADS = {"classification": (), "segmentation": ("decoder",), "detection": ("fpn", "box_head", "mask_head")}
+
+
+def _layers(config: TrialConfig) -> list[Any]:
+    """The norm layers of a small ResNet and its heads; stand-ins for `LayerGeometry`, which is traced with torch."""
+    named = [("bn1", 0, "backbone")]
     for stage in (1, 2, 3):
-        for block in range((depth - 2) // 6):
+        for block in range((config.depth - 2) // 6):
             kinds = ("bn1", "bn2", "downsample.1") if stage > 1 and block == 0 else ("bn1", "bn2")
-            named += [(f"layer{stage}.{block}.{kind}", stage) for kind in kinds]
+            named += [(f"layer{stage}.{block}.{kind}", stage, "backbone") for kind in kinds]
+    named += [(role, -1, role) for role in _HEADS[config.task]]
     return [
         SimpleNamespace(
-            layer=name, layer_index=index, depth_fraction=index / (len(named) - 1), stage=stage, role="backbone",
-            receptive_field=3 + 2 * index,
+            layer=name, layer_index=index, depth_fraction=index / (len(named) - 1), stage=stage, role=role,
+            receptive_field=3 + 2 * index if role == "backbone" else None,
         )
-        for index, (name, stage) in enumerate(named)
+        for index, (name, stage, role) in enumerate(named)
     ]  # fmt: skip
 
 

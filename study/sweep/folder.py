@@ -36,6 +36,11 @@ def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
     for name, before in starts[0].items():
         if before != starts[1][name]:
             raise UserError(f"{folder.config}: planned with start.{name}={before}, now {starts[1][name]}; {hint}")
+    for factor, levels in planned.factors.items():
+        for level in levels if isinstance(levels, list) else []:
+            before, now = (one.joint.get(factor, {}).get(str(level), {}) for one in (planned, study))
+            if now != before:
+                raise UserError(f"{folder.config}: planned with {before} for {factor}={level}, now {now}; {hint}")
     if planned.search is None and study.search is None:
         return
     # Later suggestions follow from earlier ones: only the number of trials may grow.

@@ -120,7 +120,7 @@ class Grid:
         self.folder, self.trials, self.patience = folder, plan_trials(study), patience
         self.total = len(self.trials)
         self.distributions = _distributions(study)
-        self.metric = study.analysis.metric
+        self.metric = study.metric
         self.engine = storage.engine
         shape = json.dumps({factor: str(levels) for factor, levels in study.factors.items()}, sort_keys=True)
         self.optuna = _open(study, storage, "maximize", folder)

@@ -15,11 +15,17 @@ from study.record.files import StudyFolder
 __all__ = ["GRID", "Truth", "build_study", "write_study", "write_trial"]
 
 
-def build_study(replicates: int = 3, questions: tuple[str, ...] = ("useful", "impacts"), **factors: Any) -> StudyConfig:
+def build_study(
+    replicates: int = 3,
+    questions: tuple[str, ...] = ("useful", "impacts"),
+    blocks: Any = (),
+    joint: Any = None,
+    **factors: Any,
+) -> StudyConfig:
     data: dict[str, Any] = {
         "name": "planted", "scale": "tests", "title": "A planted study", "question": "Is the planted truth found?",
         "base": {"epochs": 4, "depth": 8, "chunks": 2, "batch_size": 16}, "replicates": replicates,
-        "factors": factors, "analysis": {"questions": list(questions)},
+        "factors": factors, "blocks": list(blocks), "joint": joint or {}, "analysis": {"questions": list(questions)},
     }  # fmt: skip
     return study_from_dict(data, "test")
 

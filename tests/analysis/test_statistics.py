@@ -15,6 +15,7 @@ from study.analysis.statistics import (
     Floats,
     PairedDifference,
     complete_block,
+    count_cell_pairs,
     depth_profiles,
     effect_contrast,
     factor_distances,
@@ -277,6 +278,11 @@ def test_distances_need_cells_that_differ_in_the_factor_alone() -> None:
     profiles, cells = _profiles(3, (1.0, 0.0), 0)
     with pytest.raises(ValueError, match="differ in it alone"):
         factor_distances(profiles[[0, 3]], cells.iloc[[0, 3]], "a")
+
+
+def test_cells_at_the_same_level_are_no_pair() -> None:
+    cells = pd.DataFrame({"task": ["a", "b", "b", "b"], "dataset": ["x", "x", "x", "y"]})
+    assert (count_cell_pairs(cells, "task"), count_cell_pairs(cells, "dataset")) == (2, 2)
 
 
 def _contains(item: Any, truth: float) -> bool:

@@ -222,6 +222,44 @@ def test_an_empty_study_answers(build: Build, ask: Callable[[StudyRecords], Answ
     assert answer.needs
 
 
+# ------------------------------------------------------------------------------------------------ blocks
+
+ALONE = {**CHOICES, "decay": ["cosine", "step"],
+         "blocks": [["depth", "batch_size"], ["initialization", "batch_size"], ["decay"]]}  # fmt: skip
+
+
+def test_in_blocks_a_factor_is_measured_where_it_varies_alone(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: 1.5 * (trial.config.batch_size == 16) + (trial.config.depth == 14))
+    answer = answer_impacts(build(truth, replicates=4, **ALONE))
+    # Cells: 2 depths x 2 B, the other initialization at 2 B, the other decay at the base's B, 16.
+    pairs = {item.comparison: item.n_pairs for item in answer.effects if item.measure == "effect"}
+    assert pairs == {"batch_size": 3, "depth": 2, "initialization": 2, "decay": 1}
+    assert (answer.n_done, answer.n_planned) == (28, 28)
+    assert answer.verdict == "supported"
+
+
+def test_in_blocks_norms_are_compared_where_both_are_planned(build: Build) -> None:
+    blocks = [["norm", "batch_size"], ["initialization", "batch_size"]]
+    study = {**NORMS, "initialization": ["he_normal", "orthogonal"], "blocks": blocks}
+    truth = Truth(accuracy=lambda trial: 0.5 + 0.1 * (trial.config.norm == "sn"), accuracy_noise=1e-3)
+    effect = answer_useful(build(truth, replicates=3, **study)).effects[0]
+    assert (effect.n_pairs, effect.n_pairs_planned, effect.missing) == (6, 6, {})
+    assert effect.estimate.value == pytest.approx(0.1, abs=0.005)
+
+
+def test_in_blocks_means_over_other_factors_compare_like_with_like(build: Build) -> None:
+    records = build(Truth(), replicates=1, only=lambda _: False, **ALONE)
+    assert len(records.comparable(records.trials, "depth", "batch_size")) == 4
+    assert len(records.comparable(records.trials, "batch_size", "initialization")) == 4
+    assert len(records.comparable(records.trials, "decay")) == 2
+
+
+def test_what_else_changes_with_a_level_is_said(build: Build) -> None:
+    joint = {"solver": {"adamw": {"learning_rate": 0.01, "epochs": 4}}}  # the base has 4 epochs, too
+    answer = answer_impacts(build(Truth(), replicates=2, solver=["sgd", "adamw"], joint=joint))
+    assert "With solver also change: learning_rate." in answer.answer
+
+
 # ------------------------------------------------------------------------------------------------- words
 
 

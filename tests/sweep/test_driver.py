@@ -177,6 +177,14 @@ def test_a_search_may_grow_in_trials_and_in_nothing_else(tmp_path: Path) -> None
             drive(tmp_path, done, *search, change)
 
 
+def test_another_meaning_of_a_level_is_refused(tmp_path: Path) -> None:
+    setting = ["factors.size=[small]", "joint.size.small={width: 0.5, epochs: 1}"]
+    drive(tmp_path, done, *setting)
+    drive(tmp_path, done, *setting, "factors.size=[small, large]", "joint.size.large={width: 1.0}")
+    with pytest.raises(UserError, match="size=small"):
+        drive(tmp_path, done, *setting, "joint.size.small.epochs=2")
+
+
 def test_the_record_of_what_failed_can_be_read(tmp_path: Path) -> None:
     drive(tmp_path, lambda record, attempt: f"ValueError: {record.key}")
     record = next(StudyFolder(tmp_path).trials())
