@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import lightning.pytorch as L
 import pyarrow as pa
@@ -28,6 +29,7 @@ from study.models.start import (
     transplant_choices,
 )
 from study.norms import thaw_switches
+from study.norms.official import load_official
 from study.reading import read_yaml
 from study.record.checkpoint import find_damage
 from study.record.files import TrialFolder
@@ -105,19 +107,27 @@ def take_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Modu
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
-    """The parameters and buffers in a checkpoint of ours or a file of a state dict, by the names that ours have.
+    """The parameters and buffers in a checkpoint of ours, a published SN or SSN file or any other state dict.
+
+    By the names that ours have.
 
     Raises `StartError` where it cannot be read, or not without running code that it holds.
     """
-    problem = find_damage(file)
+    # Files of before 2020 are no archives, and have no checksums.
+    problem = find_damage(file) if is_zipfile(file) else None
+    try:
+        content: Any = None if problem else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of another kind raises almost anything
+        problem = type(error).__name__
     if problem is not None:
         raise StartError(f"{file}: cannot be read as weights ({problem})")
-    content: Any = torch.load(file, map_location="cpu", weights_only=True)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     named = content.items() if isinstance(content, dict) else ()
     weights = {str(name).removeprefix("module."): value for name, value in named if isinstance(value, Tensor)}
     ours = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
+    if "sn1.mean_weight" in weights:  # as the authors of SN name it
+        return load_official(file).state_dict()
     if not weights:
         raise StartError(f"{file}: holds no weights by name")
     return ours or weights

@@ -54,7 +54,7 @@ def test_a_scale_offers_what_goes_with_a_level_to_studies_that_have_the_factor(t
         tmp_path / "tiny.yaml", "title: t\nreplicates: 1\nbase: {}\njoint: {depth: {14: {epochs: 9}}}\n"
     )
     assert load_study("distinct", scale).joint == {}
-    study = load_study("distinct", scale, ["factors.depth=[8, 14]", "joint.depth.14.width=0.5"])
+    study = load_study("distinct", scale, ["blocks=[]", "factors.depth=[8, 14]", "joint.depth.14.width=0.5"])
     assert study.joint == {"depth": {"14": {"epochs": 9, "width": 0.5}}}
     assert study.cell({"depth": 14}).epochs == 9
     assert study.values("epochs") == [100, 9]
@@ -63,7 +63,9 @@ def test_a_scale_offers_what_goes_with_a_level_to_studies_that_have_the_factor(t
 def test_classifiers_are_compared_by_accuracy_and_other_tasks_by_their_score() -> None:
     assert load_study("distinct", "smoke").metric == "val_accuracy"
     assert load_study("distinct", "smoke", ["task=detection", "dataset=scenes"]).metric == "val_score"
-    assert load_study("distinct", "smoke", ["factors.task=[classification, detection]"]).metric == "val_score"
+    assert (
+        load_study("distinct", "smoke", ["blocks=[]", "factors.task=[classification, detection]"]).metric == "val_score"
+    )
     assert load_study("distinct", "smoke", ["analysis.metric=test_score"]).metric == "test_score"
 
 

@@ -134,6 +134,7 @@ def test_the_pool_is_that_of_the_layers_that_choose_wherever_they_are(norms: lis
 
 # ------------------------------------------------------------------------------------------ blocks, joint levels
 
+ONE_CELL = ["blocks=[]", "norm=sn", "batch_size=2", "start_rule=scratch", "replicates=1"]  # of `distinct`
 SOLVERS = ["factors.solver=[sgd, adamw]", "joint.solver.adamw={learning_rate: 0.05, weight_decay: 0.01}"]
 SETTINGS = ["joint.setting={plain: {}, wide: {width: 1.0, epochs: 3}}", "factors.setting=[plain, wide]"]
 
@@ -169,22 +170,31 @@ def test_more_blocks_leave_the_ids_of_cells_alone() -> None:
 
 
 def test_what_goes_with_a_level_is_set_with_it_alone() -> None:
-    sgd, adamw = plan_trials(load_study("distinct", "laptop", [*SOLVERS, "norm=sn", "batch_size=2", "replicates=1"]))
+    sgd, adamw = plan_trials(load_study("distinct", "laptop", [*SOLVERS, *ONE_CELL]))
     assert (sgd.config.solver, sgd.config.learning_rate, sgd.config.weight_decay) == ("sgd", 1.2, 1e-4)
     assert (adamw.config.solver, adamw.config.learning_rate, adamw.config.weight_decay) == ("adamw", 0.05, 0.01)
     assert "adamw" in adamw.trial_id
 
 
 def test_a_factor_of_several_fields_has_named_levels() -> None:
-    study = load_study("distinct", "laptop", [*SETTINGS, "norm=sn", "batch_size=2", "replicates=1"])
+    study = load_study("distinct", "laptop", [*SETTINGS, *ONE_CELL])
     plain, wide = plan_trials(study)
     assert [plain.levels["setting"], wide.levels["setting"]] == ["plain", "wide"]
     assert (plain.config.width, wide.config.width, wide.config.epochs) == (0.5, 1.0, 3)
-    assert wide.trial_id.startswith("sn-batch_size2-wide-")
-    (alone,) = plan_trials(load_study("distinct", "laptop", ["width=1.0", "epochs=3", "norm=sn", "batch_size=2",
-                                                             "replicates=1"]))  # fmt: skip
+    assert wide.trial_id.startswith("sn-batch_size2-scratch-wide-")
+    (alone,) = plan_trials(load_study("distinct", "laptop", ["width=1.0", "epochs=3", *ONE_CELL]))
     assert alone.config == wide.config
     assert alone.trial_id[-8:] == wide.trial_id[-8:]
+
+
+def test_distinct_starts_from_the_finished_switch_network_alone() -> None:
+    trials = plan_trials(load_study("distinct", "laptop", ["replicates=1"]))
+    assert len(trials) == 11 * 2 + 4 * 2
+    started = [trial for trial in trials if trial.waits_for]
+    assert {trial.config.norm for trial in started} == {"sn"}
+    assert {trial.waits_for for trial in started} == {
+        trial.key for trial in trials if trial.config.norm == "sn" and not trial.waits_for
+    }
 
 
 def test_impacts_varies_each_weak_factor_alone_and_at_every_batch_size() -> None:

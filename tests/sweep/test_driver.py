@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -63,12 +64,12 @@ class FakeExecutor:
         pass
 
 
-def write_done(record: TrialFolder) -> None:
+def write_done(record: TrialFolder, status: str = "done") -> None:
     record.metrics.parent.mkdir(parents=True, exist_ok=True)
     record.metrics.write_text("")
     files = {"metrics.jsonl": file_facts(record.metrics)}
     metrics = {"val_accuracy": 0.9}
-    write_json(record.result, {"schema": SCHEMA, "status": "done", "seconds": 1.0, "metrics": metrics, "files": files})
+    write_json(record.result, {"schema": SCHEMA, "status": status, "seconds": 1.0, "metrics": metrics, "files": files})
 
 
 def drive(path: Path, act: Act, *overrides: str, retry_failed: bool = False) -> tuple[Outcome, FakeExecutor, str]:
@@ -296,3 +297,69 @@ def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match="this file system has no file locks"):
         drive(tmp_path, done)
     assert not list(tmp_path.glob(".lock-test*"))
+
+
+# ------------------------------------------------------------------------------- trials that start from others
+
+CHAIN = (
+    "norm=sn",
+    "batch_size=2",
+    "factors.start_rule=[argmax, fine_tune, scratch]",
+    "start.cell={start_rule: fine_tune}",
+)
+
+
+def rules(keys: Sequence[str]) -> list[str]:
+    """Rule and replicate of trials."""
+    return [f"{key.split('-')[-3]} {key.split('-')[-1]}" for key in keys]
+
+
+def test_a_trial_waits_for_the_one_that_it_starts_from(tmp_path: Path) -> None:
+    outcome, executor, _ = drive(tmp_path, done, *CHAIN)
+    assert outcome.failed == {}
+    assert rules(executor.started) == [
+        "scratch r0", "scratch r1", "fine_tune r0", "fine_tune r1", "argmax r0", "argmax r1",
+    ]  # fmt: skip
+    shutil.rmtree(next(tmp_path.glob("trials/*argmax*")))
+    assert rules(drive(tmp_path, done, *CHAIN)[1].started) == ["argmax r0", "argmax r1"]
+
+
+def test_what_starts_from_a_failed_trial_fails_with_it_and_runs_when_that_is_retried(tmp_path: Path) -> None:
+    def one_fails(record: TrialFolder, attempt: int) -> str:
+        return "OSError: no" if "scratch" in record.trial_id and record.replicate == 1 else "done"
+
+    outcome, executor, _ = drive(tmp_path, one_fails, *CHAIN)
+    assert rules(executor.started).count("scratch r1") == 3
+    assert sorted(rules(list(outcome.failed))) == ["argmax r1", "fine_tune r1", "scratch r1"]
+    reasons = {key.split("-")[-3]: reason for key, reason in outcome.failed.items()}
+    (scratch,) = (key for key in outcome.failed if "scratch" in key)
+    assert reasons["fine_tune"] == f"its start trial {scratch} has no weights: failed"
+    (record,) = (trial for trial in StudyFolder(tmp_path).trials() if "fine_tune" in trial.key and trial.replicate == 1)
+    assert record.status() == ("failed", reasons["fine_tune"])
+
+    again, executor, _ = drive(tmp_path, done, *CHAIN)
+    assert (len(again.failed), executor.started) == (3, [])
+    retried, executor, _ = drive(tmp_path, done, *CHAIN, retry_failed=True)
+    assert retried.failed == {}
+    assert rules(executor.started) == ["scratch r1", "fine_tune r1", "argmax r1"]
+
+
+def test_nothing_starts_from_a_trial_that_has_diverged(tmp_path: Path) -> None:
+    def diverges(record: TrialFolder, attempt: int) -> str:
+        if "scratch" in record.trial_id:
+            write_done(record, "diverged")
+            return "killed"
+        return "done"
+
+    outcome, _, _ = drive(tmp_path, diverges, *CHAIN)
+    assert sorted(rules(list(outcome.failed))) == ["argmax r0", "argmax r1", "fine_tune r0", "fine_tune r1"]
+    assert any(reason.endswith("has no weights: diverged") for reason in outcome.failed.values())
+
+
+def test_an_engine_that_is_left_alone_gets_what_waits_for_others_too(tmp_path: Path) -> None:
+    study = load_study("depth_vs_batch", "smoke", ["tracking.mode=disabled", *CHAIN])
+    executor = FakeExecutor(lambda record, attempt: "killed")
+    driver = build(study, tmp_path, executor, Console(file=io.StringIO()))
+    driver.detach = True
+    assert driver.run().left == 3
+    assert sorted(rules(executor.started)) == ["argmax r0", "fine_tune r0", "scratch r0"]

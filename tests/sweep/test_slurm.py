@@ -118,6 +118,7 @@ class Slurm:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queue: str | None = ""
         self.submitted: list[list[str]] = []
+        self.dependencies: list[Any] = []
         monkeypatch.setattr(engine, "_call", self.call)
         monkeypatch.setattr(engine, "_submit", self.submit)
         monkeypatch.setattr(engine, "LOOK_SECONDS", 0.0)
@@ -130,7 +131,8 @@ class Slurm:
             return self.queue
         return {"sinfo": "main infinite main*\nlow 1-00:10:00 low\n", "scontrol": "MaxArraySize = 4\n"}[command[0]]
 
-    def submit(self, batches: Any, *_: Any) -> list[str]:
+    def submit(self, batches: Any, folder: Any, launch: LaunchConfig) -> list[str]:
+        self.dependencies.append(launch.sbatch.get("dependency"))
         self.submitted.append([" ".join(job.trial.key for job in batch) for batch in batches])
         return [f"{len(self.submitted)}_{task}" for task in range(len(batches))]
 
@@ -160,6 +162,24 @@ def test_trials_are_packed_into_jobs_and_jobs_into_arrays_that_slurm_allows(fake
     assert " ".join(batch for array in fake.submitted for batch in array).split() == [job.trial.key for job in every]
     noted = read_json(StudyFolder(tmp_path).queue)["slurm"]
     assert sorted(key for keys in noted.values() for key in keys) == sorted(job.trial.key for job in every)
+
+
+def test_jobs_that_start_from_others_are_queued_behind_these_alone(fake: Slurm, tmp_path: Path) -> None:
+    from study.bench.trial import make_job
+    from study.config import load_study
+    from study.plan import plan_trials
+
+    settings = ["norm=bn", "batch_size=2", "factors.start_rule=[fine_tune, scratch]"]
+    starts = plan_trials(load_study("depth_vs_batch", "smoke", settings))
+    others = jobs(tmp_path, 2)
+    every = [make_job(trial, StudyFolder(tmp_path).trial(trial.trial_id, 0).path, threads=1) for trial in starts]
+    executor = engine.SlurmExecutor(
+        StudyFolder(tmp_path), LaunchConfig(sbatch={"dependency": "singleton"}), RunConfig()
+    )
+    executor.submit([*every, *others])
+    tune, scratch = (trial.key for trial in starts)
+    assert fake.submitted == [[scratch], [job.trial.key for job in others], [tune]]
+    assert fake.dependencies == ["singleton", "singleton", "singleton,afterany:1"]
 
 
 def test_a_job_that_is_gone_ends_its_trials_and_a_slurm_that_is_silent_ends_none(fake: Slurm, tmp_path: Path) -> None:

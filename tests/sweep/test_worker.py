@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,37 @@ def test_a_signal_ends_a_job_and_leaves_the_rest(
     assert signal.getsignal(number) is before
     states = [read_json(trial.state) for trial in StudyFolder(tmp_path).trials()]
     assert [state["state"] for state in states if state] == ["interrupted"] * 2
+
+
+def run_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, act: Act, start_done: bool) -> tuple[list[str], Any]:
+    """A job of two trials that start from a third, in the job unless that one is done."""
+    pool: Any = type("OnePool", (Pool,), {"act": staticmethod(act), "started": [], "graces": []})
+    monkeypatch.setattr(worker, "LocalExecutor", pool)
+    settings = ["norm=sn", "batch_size=2", "factors.start_rule=[fine_tune, argmax, scratch]"]
+    folder = StudyFolder(tmp_path)
+    trials = {
+        trial.levels["start_rule"]: trial for trial in plan_trials(load_study("depth_vs_batch", "smoke", settings))
+    }
+    start = folder.trial(trials["scratch"].trial_id, 0)
+    if start_done:
+        finish(start)
+        del trials["scratch"]
+    jobs = [replace(make_job(trial, folder.trial(trial.trial_id, 0).path, threads=1), start=start.path)
+            for trial in trials.values()]  # fmt: skip
+    worker.work(jobs, LaunchConfig(cpus=2), place="slurm 7", grace=5.0)
+    return [key.split("-")[-3] for key, _ in pool.started], folder
+
+
+def test_a_job_holds_back_what_starts_from_another_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started, _ = run_starts(monkeypatch, tmp_path / "own", finish, start_done=False)
+    assert started == ["scratch", "fine_tune", "argmax"]
+    started, _ = run_starts(monkeypatch, tmp_path / "other", finish, start_done=True)
+    assert started == ["fine_tune", "argmax"]
+
+
+def test_a_job_says_what_it_cannot_start_and_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started, folder = run_starts(monkeypatch, tmp_path, fail, start_done=False)
+    assert set(started) == {"scratch"}
+    reasons = [trial.status()[1] for trial in folder.trials() if "scratch" not in trial.trial_id]
+    assert len(reasons) == 2
+    assert all(reason.endswith("has no weights: failed") for reason in reasons)
