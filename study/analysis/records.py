@@ -44,7 +44,7 @@ class StudyRecords:
     trials: a row a planned trial (of a search: a trial found on disk). Columns: key, trial_id, replicate, one
         a factor, `ALWAYS`, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
     weights: switch weights of every trial and epoch: the columns of `switch_weights.parquet`, text coded.
-    switch: those of each trial's last epoch, with its key; of backbones alone, at depths from 0 to 1.
+    switch: those of each trial's last epoch, with its key; of backbones alone.
     heads: the same of everything else: FPN, box head, mask head, decoder.
     switch_epochs: means over the layers of the backbone: key, epoch, scope ("network", "stage 1"), statistic,
         normalizer, weight.
@@ -128,7 +128,7 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     return StudyRecords(
         folder=folder, study=study, provenance=provenance,
         trials=_trial_table([record.row for record in records], list(study.factors)),
-        weights=weights.drop_columns("key"), switch=_stretch(_last_epochs(backbone)), heads=_last_epochs(heads),
+        weights=weights.drop_columns("key"), switch=_last_epochs(backbone), heads=_last_epochs(heads),
         switch_epochs=_means_by_epoch(backbone),
         curves=pd.DataFrame([row for record in records for row in record.curves], columns=list(_CURVE_COLUMNS)),
         unplanned=tuple(_key(trial) for trial in on_disk if trial.path not in known),
@@ -304,13 +304,6 @@ def _last_epochs(weights: pa.Table) -> pd.DataFrame:
     last = epochs.groupby(weights["key"].combine_chunks().indices.to_numpy()).transform("max")
     frame: pd.DataFrame = _decode(weights.filter(pa.array(epochs.eq(last)))).to_pandas()
     return frame
-
-
-def _stretch(switch: pd.DataFrame) -> pd.DataFrame:
-    """Depths of a backbone from 0 to 1, where heads come after it."""
-    last = switch.groupby("key")["depth_fraction"].transform("max")
-    stretched: pd.DataFrame = switch.assign(depth_fraction=switch["depth_fraction"] / last.where(last > 0, 1.0))
-    return stretched
 
 
 def _means_by_epoch(weights: pa.Table) -> pd.DataFrame:
