@@ -162,13 +162,14 @@ def _layers(config: TrialConfig) -> list[Any]:
         for block in range((config.depth - 2) // 6):
             kinds = ("bn1", "bn2", "downsample.1") if stage > 1 and block == 0 else ("bn1", "bn2")
             named += [(f"layer{stage}.{block}.{kind}", stage, "backbone") for kind in kinds]
-    named += [(role, -1, role) for role in _HEADS[config.task]]
+    heads = [(role, -1, role) for role in _HEADS[config.task]]  # a layer each
     return [
         SimpleNamespace(
-            layer=name, layer_index=index, depth_fraction=index / (len(named) - 1), stage=stage, role=role,
+            layer=name, layer_index=index, stage=stage, role=role,
+            depth_fraction=index / (len(named) - 1) if role == "backbone" else 0.0,
             receptive_field=3 + 2 * index if role == "backbone" else None,
         )
-        for index, (name, stage, role) in enumerate(named)
+        for index, (name, stage, role) in enumerate([*named, *heads])
     ]  # fmt: skip
 
 
