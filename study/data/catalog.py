@@ -49,11 +49,11 @@ DATASETS = {
         augmentations=("none", "random_resized_crop"), streamed=True),
     "scenes": DatasetFacts(
         title="scenes of several digits on textured ground, composed at load time",
-        channels=3, image_size=64, classes=10, segments=11, train=2_500, test=500,
+        channels=3, image_size=32, classes=10, segments=11, train=2_500, test=500,
         tasks=("classification", "segmentation", "detection")),
     "scenes_fashion": DatasetFacts(
         title="the same of Fashion-MNIST's garments",
-        channels=3, image_size=64, classes=10, segments=11, train=10_000, test=2_000,
+        channels=3, image_size=32, classes=10, segments=11, train=10_000, test=2_000,
         tasks=("classification", "segmentation", "detection")),
     "coco": DatasetFacts(
         title="COCO 2017 (Lin et al., 2014)",

@@ -63,11 +63,11 @@ LARGE = DetectionSizes(
 
 
 def small_sizes(channels: int) -> DetectionSizes:
-    """For images of 64 pixels, and stages of stride 1, 2 and 4: a level of stride 1 would cost more than all others."""
+    """For images of 32 pixels, and stages of stride 1, 2 and 4: a level of stride 1 would cost more than all others."""
     return DetectionSizes(
         levels=("layer2", "layer3"), channels=channels, representation=4 * channels,
-        anchors=(10, 18, 32), canonical=(24, 2), box_pool=5, mask_pool=8,
-        proposals=(100, 50), test_proposals=(100, 50), anchor_batch=64, box_batch=32, detections=20,
+        anchors=(10, 16, 24), canonical=(16, 2), box_pool=5, mask_pool=8,
+        proposals=(60, 30), test_proposals=(60, 30), anchor_batch=32, box_batch=16, detections=10,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def test_a_scene_depends_on_its_number_alone(some: Images) -> None:
 
 
 def test_scenes_are_the_same_wherever_they_are_composed(some: Images) -> None:
-    assert some.labels[:4].tolist() == [[3, 10, 0, 0], [7, 0, 0, 0], [2, 9, 0, 0], [10, 7, 0, 0]]
+    assert some.labels[:4].tolist() == [[3, 10, 0], [6, 0, 0], [8, 0, 0], [9, 1, 0]]
 
 
 def test_scenes_of_a_split_are_made_of_its_own_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def tight_box(mask: Tensor) -> Tensor:
 
 def test_scenes_vary_in_what_is_there_and_in_their_light(some: Images) -> None:
     contrasts = some.images.std((1, 2, 3))
-    assert contrasts.max() > 4 * contrasts.min()
+    assert contrasts.max() > 3 * contrasts.min()
     assert {int(count) for count in (some.labels > 0).sum(1)} == set(range(1, scenes.OBJECTS + 1))
 
 
@@ -142,7 +142,7 @@ def test_parts_of_batches_of_objects_are_consecutive_and_make_them_up(some: Imag
         torch.testing.assert_close(list(whole), both, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("task", "targets"), [("segmentation", (0, 64, 64)), ("detection", None)])
+@pytest.mark.parametrize(("task", "targets"), [("segmentation", (0, 32, 32)), ("detection", None)])
 def test_the_last_part_of_an_evaluation_may_be_empty(some: Images, task: str, targets: tuple[int, ...] | None) -> None:
     (batch,) = EvaluationLoader(some.take(slice(0, 1)), 4, part=(1, 2), task=task)  # type: ignore[arg-type]
     assert len(batch[0]) == 0
@@ -153,7 +153,7 @@ def test_one_training_scene_is_enough_for_a_trial() -> None:
     config = TrialConfig(dataset="scenes", train_samples=1, task="detection", batch_size=1, chunks=1)
     data = load_data(config, derive_seeds(0))
     ((images, targets),) = data.training("shift")
-    assert images[0].shape == (3, 64, 64)
+    assert images[0].shape == (3, 32, 32)
     assert images[0].isfinite().all()
     assert 1 <= len(targets[0]["labels"]) <= scenes.OBJECTS
     assert sum(len(images) for images, _ in data.evaluation("validation")) == 500
@@ -168,5 +168,5 @@ def test_what_scenes_are_made_of_is_looked_for(tmp_path: Path) -> None:
 def test_every_catalogued_kind_of_scenes_has_glyphs() -> None:
     from study.data.catalog import DATASETS
 
-    made = {name for name, facts in DATASETS.items() if facts.image_size == scenes.SIZE}
+    made = {name for name, facts in DATASETS.items() if facts.image_size == scenes.SIZE and facts.segments}
     assert made == set(load.GLYPHS)
