@@ -3,6 +3,7 @@
 The paper (arXiv 1811.07727) says that distinct normalizers improve learning and generalization. Here the
 switch norm is compared with every other level of the factor `norm`: single normalizers, and controls that
 take the layers' own choice away (fixed or shared weights), each at equal cell and equal replicate.
+Norms are compared from scratch alone; what trials that start from others say is shown beside it (`starts.py`).
 """
 
 from __future__ import annotations
