@@ -189,7 +189,7 @@ def test_a_factor_of_several_fields_has_named_levels() -> None:
 
 def test_distinct_starts_from_the_finished_switch_network_alone() -> None:
     trials = plan_trials(load_study("distinct", "laptop", ["replicates=1"]))
-    assert len(trials) == 11 * 2 + 4 * 2
+    assert len(trials) == 11 * 2 + 5 * 2
     started = [trial for trial in trials if trial.waits_for]
     assert {trial.config.norm for trial in started} == {"sn"}
     assert {trial.waits_for for trial in started} == {

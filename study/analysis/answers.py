@@ -28,6 +28,7 @@ MEASURES = {
 }
 # A verdict needs this share of the planned cells. A cell that diverged has a result, and counts.
 MIN_CELLS = 0.8
+MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,31 @@ def difference_effect(measure: str, comparison: str, item: PairedDifference) -> 
 def covers(n_cells: int, n_cells_diverged: int, n_cells_planned: int) -> bool:
     """Whether enough of the planned cells have a result for a verdict."""
     return n_cells > 0 and n_cells + n_cells_diverged >= MIN_CELLS * n_cells_planned
+
+
+def confirms(item: PairedDifference) -> bool:
+    """Whether the reference gains, whatever runs of its own that diverged would have had."""
+    return covers_pairs(item) and item.estimate.above(0) and not item.missing.get(f"{item.reference} diverged")
+
+
+def refutes(item: PairedDifference) -> bool:
+    """Whether the reference gains less than `MARGIN`, whatever runs of the other that diverged would have had."""
+    return covers_pairs(item) and item.estimate.below(MARGIN) and not item.missing.get(f"{item.other} diverged")
+
+
+def covers_pairs(item: PairedDifference) -> bool:
+    """`covers`, of a paired difference."""
+    return covers(item.n_cells, item.n_cells_diverged, item.n_cells_planned)
+
+
+def tell_apart(subject: str, items: Sequence[PairedDifference]) -> str:
+    """Which differences of "Its training loss" the intervals tell apart; the numbers are in the table of effects."""
+    lower = [item for item in items if item.estimate.below(0)]
+    higher = [item for item in items if item.estimate.above(0)]
+    open_ = [item for item in items if item not in lower + higher]
+    groups = {"lower than that of": lower, "higher than that of": higher, "not told apart from that of": open_}
+    said = [f"{words} {join_words(item.other for item in group)}" for words, group in groups.items() if group]
+    return f"{subject} is {join_words(said)}."
 
 
 def show_number(value: float, digits: int = 3, sign: bool = False) -> str:

@@ -53,7 +53,7 @@ def select_choices(records: StudyRecords) -> pd.DataFrame:
 
     At B = 1 the bn member leaves the pool (BN is IN there): a rule, not a choice, so those trials stay out.
     """
-    trials: pd.DataFrame = records.trials[records.trials["norm"].eq(records.reference_norm or "")]
+    trials: pd.DataFrame = records.plain[records.plain["norm"].eq(records.reference_norm or "")]
     members = trials["pool"].str.len()  # the pools of one norm are nested
     whole: pd.DataFrame = trials[members.eq(members.max())]
     return whole
@@ -120,9 +120,14 @@ def company_sentences(study: StudyConfig, factors: Sequence[str], known: Sequenc
 
 
 def closing_sentences(records: StudyRecords, trials: pd.DataFrame) -> list[str]:
-    """What is not in the numbers: runs at B = 1, and those without a result. `trials` are those of `select_choices`."""
+    """What is not in the numbers: other starts, B = 1, no result. `trials` are those of `select_choices`."""
     found = []
-    if left_out := int(records.trials["norm"].eq(records.reference_norm or "").sum()) - len(trials):
+    of_norm, plain = (
+        int(each["norm"].eq(records.reference_norm or "").sum()) for each in (records.trials, records.plain)
+    )
+    if started := of_norm - plain:
+        found.append(f"{started} runs that start from others are left out.")
+    if left_out := plain - len(trials):
         found.append(f"{left_out} runs at B = 1 are left out: there bn is not in the pool, by rule and not by choice.")
     missing = trials["state"][trials["state"].ne("done")]
     return [*found, f"Runs of {records.reference_norm} without a result to compare: {show_states(missing)}."]

@@ -34,7 +34,7 @@ CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_score
 ALWAYS = ("norm", "depth", "batch_size", "task", "dataset")
 BACKBONE = "backbone"  # the role that is compared; heads are shown apart
 NUMBERS = ("parameters", "norm_layers", "seconds")
-FACTS = ("statistics_batch", "gradient_batch", "pool", "command", "device", "commit")
+FACTS = ("start", "statistics_batch", "gradient_batch", "pool", "command", "device", "commit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,18 @@ class StudyRecords:
     def profiles(self) -> dict[str, Floats]:
         """What each network chose, by key: `depth_profiles` of the last epoch."""
         return depth_profiles(self.switch)
+
+    @property
+    def plain(self) -> pd.DataFrame:
+        """The planned trials that norms and factors are compared over, where a study varies how trials start.
+
+        Those from scratch: others have trained for longer, and a rule may have made their choices. Without them, those
+        that a start has left to go on learning.
+        """
+        levels = self.levels("start_rule") if "start_rule" in self.study.factors else []
+        rule = next((rule for rule in ("scratch", "fine_tune") if rule in levels), None)
+        plain: pd.DataFrame = self.trials if rule is None else self.trials[self.trials["start_rule"].eq(rule)]
+        return plain
 
     @property
     def done(self) -> pd.DataFrame:
@@ -229,6 +241,7 @@ def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, 
         "replicate": plan.replicate,
         **{name: getattr(plan.config, name) for name in ALWAYS},
         **plan.levels,
+        "start": plan.waits_for or (plan.source and str(plan.source.locate(plan.replicate))),
         "statistics_batch": plan.statistics_batch,
         "gradient_batch": plan.gradient_batch,
         "pool": ",".join(plan.pool),

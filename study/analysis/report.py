@@ -89,11 +89,12 @@ def _evidence(name: str, records: StudyRecords, answer: Answer) -> list[dict[str
 
 def _draw_useful(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Figure]:
     norms, analysis = records.levels("norm"), records.study.analysis
-    planned = records.comparable(records.trials, "norm", "batch_size")
+    planned = records.comparable(records.plain, "norm", "batch_size")
     done = planned[planned["state"].eq("done")]
+    starts = ", and between how its networks start" * ("start_rule" in records.study.factors)
     if effects:
         yield figures.forest(
-            effects, 0.0, "Differences between the switch norm and each other norm",
+            effects, 0.0, f"Differences between the switch norm and each other norm{starts}",
             f"Paired. Bars: {analysis.confidence * 100:g} % intervals over replicates (grey points).",
         )  # fmt: skip
     if len(done):
@@ -130,7 +131,7 @@ def _draw_ratios(effects: list[Effect], confidence: float) -> Iterator[go.Figure
 
 def _finished_choices(records: StudyRecords, *axes: str) -> pd.DataFrame:
     """The finished trials of the reference norm that a figure over these axes may average."""
-    trials = records.trials[records.trials["norm"].eq(records.reference_norm or "")]
+    trials = records.plain[records.plain["norm"].eq(records.reference_norm or "")]
     comparable = records.comparable(trials, *axes)
     finished: pd.DataFrame = comparable[comparable["state"].eq("done")]
     return finished

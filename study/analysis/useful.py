@@ -3,6 +3,7 @@
 The paper (arXiv 1811.07727) says that distinct normalizers improve learning and generalization. Here the
 switch norm is compared with every other level of the factor `norm`: single normalizers, and controls that
 take the layers' own choice away (fixed or shared weights), each at equal cell and equal replicate.
+Norms are compared from scratch alone; what trials that start from others say is shown beside it (`starts.py`).
 """
 
 from __future__ import annotations
@@ -11,39 +12,44 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from study.analysis.answers import (
+    MARGIN,
     MEASURES,
     MIN_CELLS,
     Answer,
     Verdict,
-    covers,
+    confirms,
+    covers_pairs,
     difference_effect,
     join_words,
+    refutes,
     say_replicates_needed,
     show_estimate,
     show_states,
+    tell_apart,
 )
 from study.analysis.records import StudyRecords
+from study.analysis.starts import RULE, compare_starts, start_sentences
 from study.analysis.statistics import PairedDifference, paired_differences
 from study.norms.names import parse_norm
 
 TITLE = "Is it useful that each layer picks its own normalizer?"
 # Controls in which a layer does not pick its own normalizer. With ssn or tied weights, it does.
 CONTROLS = ("uniform", "random", "shared", "stage")
-MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
 
 
 def answer_useful(records: StudyRecords) -> Answer:
     """Compares the reference switch norm with every other norm of the study. Works on any part of a study."""
     metric = records.study.metric
     differences = {name: _compare(records, name) for name in (metric, "train_loss", "generalization_gap")}
+    starts = {name: compare_starts(records, name) for name in differences}
     verdict = decide(differences[metric])
     return Answer(
         title=TITLE, verdict=verdict,
-        answer=_sentences(records, verdict, differences),
-        rule=_rule(metric, records.study.analysis.confidence),
+        answer=" ".join([_sentences(records, verdict, differences), *start_sentences(records, starts)]),
+        rule=" ".join([_rule(metric, records.study.analysis.confidence), *[RULE] * bool(starts[metric])]),
         effects=[
             difference_effect(name, f"{item.reference} - {item.other}", item)
-            for name, items in differences.items() for item in items
+            for name, items in differences.items() for item in [*items, *starts[name]]
         ],
         n_done=len(records.done), n_planned=records.n_planned,
         needs=_needs(verdict, differences[metric], records.study.analysis.confidence),
@@ -53,9 +59,9 @@ def answer_useful(records: StudyRecords) -> Answer:
 def decide(comparisons: Sequence[PairedDifference]) -> Verdict:
     """The rule that `_rule` puts into words, on differences of accuracy (reference minus other)."""
     opponents = _opponents(comparisons)
-    if any(_refutes(item) for item in opponents):
+    if any(refutes(item) for item in opponents):
         return "not supported"
-    if any(_is_single(item) for item in opponents) and all(_confirms(item) for item in opponents):
+    if any(_is_single(item) for item in opponents) and all(confirms(item) for item in opponents):
         return "supported"
     return "not enough evidence"
 
@@ -70,23 +76,11 @@ def _opponents(comparisons: Sequence[PairedDifference]) -> list[PairedDifference
     return [item for item in comparisons if _is_single(item) or parse_norm(str(item.other)).control in CONTROLS]
 
 
-def _confirms(item: PairedDifference) -> bool:
-    return _covers(item) and item.estimate.above(0) and not item.missing.get(f"{item.reference} diverged")
-
-
-def _refutes(item: PairedDifference) -> bool:
-    return _covers(item) and item.estimate.below(MARGIN) and not item.missing.get(f"{item.other} diverged")
-
-
-def _covers(item: PairedDifference) -> bool:
-    return covers(item.n_cells, item.n_cells_diverged, item.n_cells_planned)
-
-
 def _compare(records: StudyRecords, metric: str) -> list[PairedDifference]:
     reference = records.reference_norm
     return [
         paired_differences(
-            records.trials, factors=list(records.study.factors), factor="norm", reference=reference,
+            records.plain, factors=list(records.study.factors), factor="norm", reference=reference,
             other=norm, metric=metric, confidence=records.study.analysis.confidence,
         )
         for norm in records.levels("norm") if reference is not None and norm != reference
@@ -114,7 +108,7 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
     measured = [item for item in main if item.estimate.value is not None]
     if not measured:
         return f"No run of {main[0].reference} has finished together with its partner of another norm."
-    refuting = [item for item in _opponents(main) if _refutes(item)]
+    refuting = [item for item in _opponents(main) if refutes(item)]
     opening = {
         "supported": f"Yes, in this study: {main[0].reference} is better than {_names(_opponents(main))}.",
         "not supported": f"No, in this study: {main[0].reference} gains less than {MARGIN:g} over {_names(refuting)}.",
@@ -124,18 +118,9 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
     numbers = [f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in measured]
     if len(numbers) > 4:  # the table has them all
         numbers = [f"from {numbers[0]} (the smallest) to {numbers[-1]} (the largest)"]
-    rest = [_compare_words(name, items) for name, items in differences.items() if name != metric]
+    rest = [tell_apart(f"Its {MEASURES[name]}", items) for name, items in differences.items() if name != metric]
     what = f"{MEASURES[metric].capitalize()} of {main[0].reference} minus that of the other"
     return " ".join([opening, f"{what}: {'; '.join(numbers)}.", *rest, _missing_sentence(records)])
-
-
-def _compare_words(metric: str, items: Sequence[PairedDifference]) -> str:
-    """Which differences the intervals tell apart; the numbers are in the table of effects."""
-    lower = [item for item in items if item.estimate.below(0)]
-    higher = [item for item in items if item.estimate.above(0)]
-    open_ = [item for item in items if item not in lower + higher]
-    groups = {"lower than that of": lower, "higher than that of": higher, "not told apart from that of": open_}
-    return f"Its {MEASURES[metric]} is {join_words(f'{words} {_names(g)}' for words, g in groups.items() if g)}."
 
 
 def _missing_sentence(records: StudyRecords) -> str:
@@ -155,13 +140,13 @@ def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence
     return [
         f"{item.reference} against {item.other}: {_need(item, confidence)}"
         for item in _opponents(comparisons)
-        if not _confirms(item)
+        if not confirms(item)
     ]
 
 
 def _need(item: PairedDifference, confidence: float) -> str:
     estimate, missing = item.estimate, show_states(Counter(item.missing).elements())
-    if estimate.value is None or not _covers(item):
+    if estimate.value is None or not covers_pairs(item):
         complete = f"{item.n_cells} of {item.n_cells_planned} complete"
         return f"results in more cells ({complete}; missing pairs: {missing})"
     if estimate.low is None or estimate.high is None:

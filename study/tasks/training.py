@@ -156,7 +156,8 @@ class TrainingModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         optimizer.zero_grad()
-        self.unseen.append(self._learn(batch) if self.accumulate == 1 else self._learn_in_parts(batch))
+        whole = self.accumulate == 1 and not self.draws  # what draws is seeded part by part
+        self.unseen.append(self._learn(batch) if whole else self._learn_in_parts(batch))
         if (batch_idx + 1) % self.look_steps == 0:
             self._look(batch_idx + 1, self.team)
         if self.team.ranks > 1:

@@ -20,12 +20,14 @@ def build_study(
     questions: tuple[str, ...] = ("useful", "impacts"),
     blocks: Any = (),
     joint: Any = None,
+    start: Any = None,
     **factors: Any,
 ) -> StudyConfig:
     data: dict[str, Any] = {
         "name": "planted", "scale": "tests", "title": "A planted study", "question": "Is the planted truth found?",
         "base": {"epochs": 4, "depth": 8, "chunks": 2, "batch_size": 16}, "replicates": replicates,
-        "factors": factors, "blocks": list(blocks), "joint": joint or {}, "analysis": {"questions": list(questions)},
+        "factors": factors, "blocks": list(blocks), "joint": joint or {}, "start": start or {},
+        "analysis": {"questions": list(questions)},
     }  # fmt: skip
     return study_from_dict(data, "test")
 
