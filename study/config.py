@@ -417,10 +417,11 @@ class StudyConfig(_Closed):
 
     def settings(self, levels: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a trial that these levels set: their own, and what goes with them."""
-        fields = {factor: level for factor, level in levels.items() if factor in TrialConfig.model_fields}
+        fields: dict[str, Any] = {}
         for factor, level in levels.items():
             fields |= self.joint.get(factor, {}).get(str(level), {})
-        return fields
+        # A level's own last: what starts from scratch does so, whatever start rule goes with another of its levels.
+        return fields | {factor: level for factor, level in levels.items() if factor in TrialConfig.model_fields}
 
     def cell_id(self, config: TrialConfig, levels: Mapping[str, Any]) -> str:
         """The id of a cell's trials: `trial_id`, with the names of levels that are no field's."""
@@ -509,11 +510,25 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
     if isinstance(merged["factors"], dict) and isinstance(merged.get("joint"), dict):
         for factor in spare - merged["factors"].keys():
             merged["joint"].pop(factor, None)
+    _drop_offered_start(merged, {path for path, source in origin.items() if source == str(scale_file)})
     if isinstance(merged.get("start"), dict) and merged["start"].get("source") is not None:
         raise UserError(f"{_source('start.source', origin)}: start.source: it follows from start.trial or checkpoint")
     from study.source import resolve_start  # which reads trials, and those know what a trial is from here
 
     return resolve_start(_validate(merged, origin), _source("start", origin))
+
+
+def _drop_offered_start(merged: dict[str, Any], offered: set[str]) -> None:
+    """Drops what a scale has of a start cell where the study has no such factor, or starts from elsewhere."""
+    start = merged.get("start")
+    cell = start.get("cell") if isinstance(start, dict) else None
+    if not isinstance(start, dict) or not isinstance(cell, dict):
+        return
+    elsewhere = start.get("trial") is not None or start.get("checkpoint") is not None
+    start["cell"] = {
+        factor: level for factor, level in cell.items()
+        if f"start.cell.{factor}" not in offered or not (elsewhere or factor not in merged["factors"])
+    }  # fmt: skip
 
 
 def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
@@ -703,15 +718,17 @@ def _check_joint(config: StudyConfig, origin: dict[str, str]) -> None:
         where = f"{_source(f'joint.{factor}', origin)}: joint.{factor}"
         if factor not in config.factors:
             raise UserError(f"{where}: no such factor; {allowed_names(factor, config.factors)}")
+        given = config.factors[factor]
+        used = {str(level) for level in given} if isinstance(given, list) else set(settings)
         for level, fields in settings.items():
             for field in fields:
                 if field not in TrialConfig.model_fields:
                     names = allowed_names(field, TrialConfig.model_fields)
                     raise UserError(f"{where}.{level}.{field}: unknown key; {names}")
-                if owners.setdefault(field, factor) != factor or field == factor:
+                if level in used and (owners.setdefault(field, factor) != factor or field == factor):
                     raise UserError(f"{where}.{level}.{field}: the factor {owners[field]} sets it")
-            given = parse_yaml(level, where) if factor in TrialConfig.model_fields else level
-            _check_level(config, factor, given, f"{where}.{level}")
+            value = parse_yaml(level, where) if factor in TrialConfig.model_fields else level
+            _check_level(config, factor, value, f"{where}.{level}")
 
 
 def _check_blocks(config: StudyConfig, origin: dict[str, str]) -> None:

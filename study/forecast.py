@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
 from study.config import TrialConfig
 from study.data.batches import Batch
-from study.data.catalog import DATASETS, DatasetFacts
+from study.data.catalog import DATASETS
 from study.models import build_network, trace_geometry
 from study.plan import PlannedTrial
 from study.tasks import TASKS
@@ -37,9 +38,10 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
     config, facts = trial.config, DATASETS[trial.config.dataset]
     # What does not change the work is left out, so that cells that differ in it share one measurement.
     same: dict[str, object] = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None,
-                               "start_rule": "scratch", "start_source": None, "start_epoch": 0}  # fmt: skip
-    side = _measured_side(facts)
-    samples = LARGEST_BATCH_PIXELS // (side**2 * facts.channels)
+                               "start_rule": "scratch", "start_source": None, "start_epoch": 0,
+                               **dict.fromkeys(("fixed_gradient_batch", "epoch_steps"))}  # fmt: skip
+    side = _measured_side(config)
+    samples = max(LARGEST_BATCH_PIXELS // (side**2 * facts.channels), min(2, config.batch_size))  # 2 have a bn
     if config.gradient_batch > samples:  # a part of the batch is measured, and scaled up
         same |= {"chunks": samples, "batch_size": 1} if config.batch_size == 1 else {"chunks": 1, "batch_size": samples}
     measured = config.model_copy(update=same)
@@ -58,6 +60,8 @@ def _measure(config: TrialConfig) -> tuple[int, int, float]:
     """Parameters, norm layers, and seconds of one training step."""
     network = build_network(config, seed=0)
     norm_layers = len(trace_geometry(network))
+    if config.task == "detection":
+        _shrink_detector(network, config)
     module = TASKS[config.task](network, config, steps_per_epoch=1, seed=0)
     batch = _imagine_batch(config)
     optimizer = build_optimizer(network, config)
@@ -75,14 +79,22 @@ def _measure(config: TrialConfig) -> tuple[int, int, float]:
     return sum(parameter.numel() for parameter in network.parameters()), norm_layers, min(times)
 
 
-def _measured_side(facts: DatasetFacts) -> int:
-    return min(facts.image_size, LARGEST_SIDE)
+def _measured_side(config: TrialConfig) -> int:
+    return min(DATASETS[config.dataset].image_size, LARGEST_SIDE)
+
+
+def _shrink_detector(network: Any, config: TrialConfig) -> None:
+    """Has a detector take images as they are, and as few regions, so that all of its work goes with the pixels."""
+    share = (_measured_side(config) / DATASETS[config.dataset].image_size) ** 2
+    network.transform.resizes = False
+    sampler = network.roi_heads.fg_bg_sampler
+    sampler.batch_size_per_image = max(1, round(share * sampler.batch_size_per_image))
 
 
 def _imagine_batch(config: TrialConfig) -> Batch:
     """A gradient batch of noise, with one object in the middle of every image."""
     facts, samples = DATASETS[config.dataset], config.gradient_batch
-    side = _measured_side(facts)
+    side = _measured_side(config)
     images = torch.randn(samples, facts.channels, side, side)
     if config.task == "classification":
         return images, torch.randint(facts.classes, (samples,))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds
+from study.config import HEAD_ROLES, HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds
 from study.data.catalog import DATASETS, split_sizes
 from study.norms.names import effective_pool
 from study.reading import UserError, allowed_names
@@ -218,6 +218,7 @@ def _check_task(config: TrialConfig, where: str) -> None:
     if config.head is not None and config.head not in HEADS[config.task]:
         heads = HEADS[config.task] or ("none",)
         raise UserError(f"{where}: head={config.head} does not fit task={config.task}; allowed: {', '.join(heads)}")
+    _check_parts(config, where)
     strides = (1, 2, 4) if config.depth in SMALL_DEPTHS else (8, 16)
     if config.output_stride is not None and (config.task != "segmentation" or config.output_stride not in strides):
         raise UserError(
@@ -238,3 +239,22 @@ def _check_task(config: TrialConfig, where: str) -> None:
         raise UserError(f"{where}: sync_statistics: images and regions differ in size between devices; allowed: false")
     if config.task == "detection" and config.dropout:
         raise UserError(f"{where}: dropout={config.dropout}: detection has no layer for it; allowed: 0")
+
+
+def _check_parts(config: TrialConfig, where: str) -> None:
+    """Raises `UserError` where something is set of what the trial does not have: it would change its id alone."""
+    lacking = {f"{role}_norm" for roles in HEAD_ROLES.values() for role in roles
+               if config.norms.get(role, NO_NORM) == NO_NORM}  # fmt: skip
+    if config.task != "segmentation":
+        lacking.add("deep_supervision")
+    if config.task != "detection":
+        lacking.add("box_head")
+    if config.augmentation != "random_resized_crop":
+        lacking |= {"color", "mild_epochs"}
+    for name in sorted(lacking):
+        value, default = getattr(config, name), TrialConfig.model_fields[name].default
+        if value not in (default, NO_NORM):
+            raise UserError(
+                f"{where}: {name}={value}: task={config.task}, head={config.task_head} and "
+                f"augmentation={config.augmentation} have no use for it; allowed: {default}"
+            )

@@ -60,6 +60,24 @@ def test_a_scale_offers_what_goes_with_a_level_to_studies_that_have_the_factor(t
     assert study.values("epochs") == [100, 9]
 
 
+def test_a_scale_offers_a_start_cell_to_studies_that_have_its_factors(tmp_path: Path) -> None:
+    text = "title: t\nreplicates: 1\nbase: {}\nstart: {cell: {setting: a}}\n"
+    scale = write_study(tmp_path / "tiny.yaml", text)
+    assert load_study("distinct", scale).start.cell == {}
+    settings = ["factors.setting=[a, b]", "joint.setting={a: {}, b: {epochs: 3, start_rule: fine_tune}}"]
+    minimal = write_study(tmp_path / "mine.yaml", "title: t\nquestion: q\nfactors: {norm: [sn]}\n")
+    assert load_study(minimal, scale, settings).start.cell == {"setting": "a"}
+    with pytest.raises(UserError, match=r"start.cell.depth: is no factor"):
+        load_study(minimal, scale, [*settings, "start.cell.depth=8"])
+
+
+def test_what_goes_with_a_level_may_be_another_factors_where_the_level_is_not_used() -> None:
+    study = load_study("distinct", "smoke", ["joint.norm.ssn={batch_size: 4}", "norm=[sn, bn]"])
+    assert study.factors["norm"] == ["sn", "bn"]
+    with pytest.raises(UserError, match="the factor batch_size sets it"):
+        load_study("distinct", "smoke", ["joint.norm.ssn={batch_size: 4}"])
+
+
 def test_classifiers_are_compared_by_accuracy_and_other_tasks_by_their_score() -> None:
     assert load_study("distinct", "smoke").metric == "val_accuracy"
     assert load_study("distinct", "smoke", ["task=detection", "dataset=scenes"]).metric == "val_score"

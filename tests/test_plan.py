@@ -109,6 +109,13 @@ def test_levels_and_replicates_do_not_change_the_ids_of_other_trials() -> None:
         (["freeze_stages=1"], "allowed for classification: at most 0"),
         ([*DETECTION, "sync_statistics=true"], "sync_statistics"),
         ([*DETECTION, "dropout=0.5"], "dropout=0.5"),
+        (["color=jitter"], "color=jitter: task=classification, head=None and augmentation=shift"),
+        (["mild_epochs=1"], "mild_epochs=1"),
+        (["fpn_norm=gn"], "fpn_norm=gn"),
+        (["box_head=mlp"], "box_head=mlp"),
+        ([*DETECTION, "deep_supervision=0.4"], "deep_supervision=0.4"),
+        ([*DETECTION, "head=faster_rcnn", "mask_head_norm=gn"], "mask_head_norm=gn"),
+        ([*DETECTION, "box_head=mlp", "box_head_norm=gn"], "box_head_norm=gn"),  # two linear layers have no norm
     ],
 )
 def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> None:
@@ -124,7 +131,7 @@ def test_a_cell_that_cannot_run_is_named(overrides: list[str], part: str) -> Non
         (["norm=bn", "mask_head_norm=sn[in,bn]"], ("in", "bn")),
         (["norm=ssn", "fpn_norm=gn", "box_head_norm=none"], ("in", "ln", "bn")),
         (["norm=gn"], ("gn",)),
-        (["norm=bn", "box_head=mlp", "box_head_norm=sn"], ("bn",)),  # two linear layers have no norm
+        (["norm=bn", "box_head=mlp"], ("bn",)),
     ],
 )
 def test_the_pool_is_that_of_the_layers_that_choose_wherever_they_are(norms: list[str], pool: tuple[str, ...]) -> None:

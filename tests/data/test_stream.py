@@ -409,7 +409,7 @@ def test_a_trial_on_imagenet_through_the_command_line(tmp_path: Path, run_study:
         "tracking.mode": "disabled",
     }  # fmt: skip
     flags = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
-    done = run_study("run", "--study", "distinct", "--scale", "smoke", *flags)
+    done = run_study("run", "--study", "depth_vs_batch", "--scale", "smoke", *flags)
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "runs").rglob("result.json")
     record = json.loads(result.read_text())

@@ -76,6 +76,10 @@ def test_a_trial_may_start_from_one_that_has_started_from_another() -> None:
     ("overrides", "part"),
     [
         (["start.rule=argmax"], "start_rule=scratch is no level"),
+        (
+            ["factors.part=[a, b]", "joint.part={a: {}, b: {start_rule: fine_tune}}"],
+            "start_rule=scratch is no level; add it, or name another in start.cell",
+        ),
         (["factors.start_rule=[scratch, transplant]", "start.cell={depth: 14}"], "depth=14 is no level"),
         (["start.fresh=true"], "nothing starts there"),
         (["factors.start_rule=[scratch, argmax]", "start.epoch=1"], "start.epoch: of start_rule=frozen"),
