@@ -1,0 +1,46 @@
+"""Training on small trees in the published formats, to a whole record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from study.config import RunConfig, TrackingConfig, load_study
+from study.data.catalog import DATASETS
+from study.job import Job
+from study.plan import plan_trials
+from study.record.files import TrialFolder
+from study.train import run_job
+from tests.data.trees import WRITERS
+
+SETTINGS = {
+    "coco": ["task=detection", "augmentation=flip"],
+    "ade20k": ["task=segmentation", "augmentation=scale_flip", "deep_supervision=0.4"],
+    "cityscapes": ["task=segmentation", "augmentation=crop_flip", "head=deeplabv3"],
+}
+SCORES = {"coco": "mask_ap", "ade20k": "miou", "cityscapes": "miou"}
+
+
+@pytest.mark.parametrize("dataset", SETTINGS)
+def test_a_trial_trains_on_the_published_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
+    WRITERS[dataset](tmp_path / "data")
+    if dataset == "coco":  # else images of 40 x 56 pixels become 800 high
+        monkeypatch.setitem(DATASETS, dataset, replace(DATASETS[dataset], image_size=64))
+    settings = [f"dataset={dataset}", *SETTINGS[dataset], "train_samples=4", "batch_size=2", "chunks=1", "width=0.25",
+                "epochs=2", "norm=sn"]  # fmt: skip
+    run = RunConfig(data_root=str(tmp_path / "data"), loader_workers=0)
+    trial = plan_trials(load_study("depth_vs_batch", "smoke", settings))[0]
+    run_job(
+        Job(
+            trial=trial, folder=tmp_path / "r0", study="s", run=run, tracking=TrackingConfig(mode="disabled"),
+            wandb_mode="disabled", environment={"host": "h"}, command="c",
+        )
+    )  # fmt: skip
+    record = TrialFolder(tmp_path / "r0")
+    result = record.read_result()
+    assert result is not None, record.state.read_text()
+    assert (result["status"], result["steps"]) == ("done", 4)
+    assert result["metrics"][f"test_{SCORES[dataset]}"] is not None
+    assert any("published" in note for note in result["notes"])  # a small tree is not the data set
