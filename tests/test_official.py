@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
+from study.analysis.report import write_report
 from study.cli import main as run_study
 from study.official import main
 from study.reading import UserError
+from tests.analysis.conftest import GRID, build_study, write_study
 from tests.norms.official_files import official_state, official_weights
 
 FACTS = {"one": {}, "deep": {"depth": 101, "seed": 1}, "alone": {"bn": False}, "second": {"version": 2}}
@@ -51,6 +53,14 @@ def test_the_report_draws_what_published_layers_chose(
             rows = deep[deep["layer"].eq(layer) & deep["statistic"].eq(statistic)].set_index("normalizer")["weight"]
             np.testing.assert_array_equal(rows[["in", "ln", "bn"]], expected.numpy().astype(np.float32))
     assert "ResNet-101" in (report / "report.html").read_text()
+
+
+def test_the_report_of_a_study_draws_them_beside_its_own(files: Path, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "mine", build_study(replicates=2, **GRID))
+    title = "What the papers&#39; own networks chose"
+    assert title not in write_report(study).read_text()
+    main([f"8,32={files}/one.pth", "--out", str(tmp_path / "official")])
+    assert write_report(study).read_text().count(title) == 2
 
 
 def test_a_record_says_where_it_comes_from(files: Path, tmp_path: Path) -> None:

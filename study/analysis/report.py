@@ -33,6 +33,7 @@ QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
     "tasks": answer_tasks,
 }
 STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
+PUBLISHED = "official"  # the folder that `study.official` writes to, if it is not told another
 HEADLINES = (
     "val_accuracy",
     "test_accuracy",
@@ -67,13 +68,15 @@ def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    trials = records.trials.to_dict("records")
+    trials, heads = records.trials.to_dict("records"), _choices_by_role(records)
+    chosen = {name for row in heads for _, name in row["weights"]}
     environment.filters |= {"number": _show, "states": show_states}
     return environment.get_template("report.html.j2").render(
         records=records, study=records.study, answers=answers, trials=trials,
         headlines=HEADLINES, measures=MEASURES, plotly_js=get_plotlyjs(),
         evidence={name: _evidence(name, records, answer) for name, answer in answers.items()},
-        cells=_coverage(records), heads=_choices_by_role(records), normalizers=NORMALIZERS,
+        published=[_embed(figure) for figure in _draw_published(records.folder)],
+        cells=_coverage(records), heads=heads, normalizers=[name for name in NORMALIZERS if name in chosen],
         states=[state for state in STATES if state in set(records.trials["state"])],
         troubles=[row for row in trials if row["state"] not in ("done", "planned", "running")],
         made_on=Counter(zip(records.done["device"], records.done["commit"], strict=True)),
@@ -119,6 +122,20 @@ def _draw_tasks(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Fig
     chosen = name_settings(_finished_choices(records, *APART, *task_factors(records.study), "batch_size"))
     if chosen["key"].isin(list(records.profiles)).any():
         yield from (figures.weight_maps(records.profiles, chosen, statistic, TOGETHER) for statistic in STATISTICS)
+
+
+def _draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
+    """What the networks chose that the authors of the SN papers published, where they lie beside the study."""
+    beside = StudyFolder(folder.path.parent / PUBLISHED)
+    if folder.path.name == PUBLISHED or not beside.config.exists():
+        return
+    records = load_study_records(beside)
+    chosen = _finished_choices(records, "depth", "batch_size")
+    for statistic in STATISTICS if chosen["key"].isin(list(records.profiles)).any() else ():
+        figure = figures.weight_maps(records.profiles, chosen, statistic)
+        figure.layout.title.text = f"What the papers' own networks chose: {figures.WORDS[statistic]}"
+        figure.layout.title.subtitle.text = f"Read from the files that their authors published ({beside.path})."
+        yield figure
 
 
 def _draw_ratios(effects: list[Effect], confidence: float) -> Iterator[go.Figure]:
