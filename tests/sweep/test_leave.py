@@ -99,11 +99,13 @@ def test_a_trial_that_leaves_again_and_again_is_an_undisturbed_one_bit_for_bit(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["segmentation", "detection"])
-def test_other_tasks_leave_and_go_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+@pytest.mark.parametrize("task", [("task=segmentation", "deep_supervision=0.4"), ("task=detection",)])
+def test_other_tasks_leave_and_go_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: tuple[str, ...]
+) -> None:
     trial = smoke_trial(
-        f"task={task}", "dataset=scenes", "width=0.25", "train_samples=12", "validation_fraction=0.005", "batch_size=1",
-        "chunks=2", "deep_supervision=0.4", "epochs=2",
+        *task, "dataset=scenes", "width=0.25", "train_samples=12", "validation_fraction=0.005", "batch_size=1",
+        "chunks=2", "epochs=2",
     )  # fmt: skip
     whole, left = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "left" / "r0")
     run_job(whole)
