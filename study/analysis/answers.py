@@ -7,25 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from study.analysis.statistics import Estimate, PairedDifference, replicates_needed
+from study.analysis.measures import MEASURES
+from study.analysis.paired import PairedDifference
+from study.analysis.statistics import Estimate, replicates_needed
 
 Verdict = Literal["supported", "not supported", "not enough evidence"]
 
-MEASURES = {
-    "val_accuracy": "validation accuracy",
-    "test_accuracy": "test accuracy",
-    "val_score": "validation score",  # accuracy, mIoU or box AP, by the task
-    "test_score": "test score",
-    "train_loss": "training loss",
-    "generalization_gap": "generalization gap",
-    "effect": "effect on all weights",
-    "effect_mean": "effect on mean weights",
-    "effect_var": "effect on variance weights",
-    "effect_ratio": "effect over effect",
-    "bn_share": "BN share of all weights",
-    "bn_share_mean": "BN share of mean weights",
-    "bn_share_var": "BN share of variance weights",
-}
 # A verdict needs this share of the planned cells. A cell that diverged has a result, and counts.
 MIN_CELLS = 0.8
 MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
@@ -33,7 +20,12 @@ MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practic
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One row of an answer's table. Pairs are those in the estimate; `missing` says why others are not."""
+    """One row of an answer's table: a number, how sure it is, and what it is made of.
+
+    Pairs are those in the estimate; `missing` says why others are not. bootstrap: the ends of the bootstrap interval.
+    probability: that a pair, drawn at random, lies above the measure's line. p_value: adjusted for its family.
+    trials: rows of the trial table that the number is made of.
+    """
 
     measure: str
     comparison: str
@@ -42,15 +34,22 @@ class Effect:
     n_pairs_planned: int
     missing: Mapping[str, int] = field(default_factory=dict)
     per_replicate: Sequence[float] = ()
+    bootstrap: tuple[float, float] | None = None
+    probability: float | None = None
+    p_value: float | None = None
+    trials: Sequence[int] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
         low, high = _round(self.estimate.low), _round(self.estimate.high)
         return {
-            "measure": self.measure, "comparison": self.comparison, "estimate": _round(self.estimate.value),
+            "measure": self.measure, "rule": MEASURES[self.measure].rule_name, "comparison": self.comparison,
+            "estimate": _round(self.estimate.value),
             "interval": None if low is None else [low, high], "n": self.estimate.n,
             "n_pairs": self.n_pairs, "n_pairs_planned": self.n_pairs_planned, "missing": dict(self.missing),
             "per_replicate": [_round(value) for value in self.per_replicate],
+            "bootstrap": self.bootstrap and [_round(end) for end in self.bootstrap],
+            "probability": _round(self.probability), "p_value": _round(self.p_value), "trials": list(self.trials),
         }  # fmt: skip
 
 

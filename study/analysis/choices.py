@@ -12,16 +12,9 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.answers import Effect, covers, join_words, say_replicates_needed, show_estimate, show_states
+from study.analysis.profiles import FactorDistances, count_cell_pairs, factor_distances, factor_effect
 from study.analysis.records import StudyRecords
-from study.analysis.statistics import (
-    Estimate,
-    FactorDistances,
-    cell_numbers,
-    complete_block,
-    count_cell_pairs,
-    factor_distances,
-    factor_effect,
-)
+from study.analysis.statistics import Estimate, cell_numbers, complete_block
 from study.config import StudyConfig
 
 MARGIN = 1.1  # a factor that moves the choice by less than this ratio moves it no further in practice

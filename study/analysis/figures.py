@@ -14,8 +14,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from study.analysis.answers import MEASURES, Effect
-from study.analysis.statistics import DEPTH_GRID, STATISTICS, Estimate, Floats, replicate_interval
+from study.analysis.answers import Effect
+from study.analysis.measures import MEASURES
+from study.analysis.profiles import DEPTH_GRID, STATISTICS
+from study.analysis.statistics import Estimate, Floats, replicate_interval
 from study.norms.names import NORMALIZERS
 
 # Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
@@ -133,9 +135,9 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
         tickvals=list(range(len(batches))), ticktext=[str(batch) for batch in batches], showgrid=False,
         zeroline=False, title_text="statistics batch B (samples)",
     )  # fmt: skip
-    figure.update_yaxes(title_text=MEASURES[metric])
+    figure.update_yaxes(title_text=MEASURES[metric].label)
     return _finish(
-        figure, f"{MEASURES[metric].capitalize()} by norm and statistics batch",
+        figure, f"{MEASURES[metric].label.capitalize()} by norm and statistics batch",
         "Last epoch. A point is a replicate, a mean over its finished runs; a bar is the mean of those.",
         height=380,
     )  # fmt: skip
@@ -162,7 +164,7 @@ def forest(effects: Sequence[Effect], line: float, title: str, subtitle: str, lo
         )  # fmt: skip
         figure.add_vline(x=line, line={"color": CONTROL_COLOUR, "dash": "dot"}, row=number, col=1)
         figure.update_yaxes(range=[len(group) - 0.4, -0.6], automargin=True, row=number, col=1)
-        figure.update_xaxes(title_text=MEASURES[measures[number - 1]], row=number, col=1)
+        figure.update_xaxes(title_text=MEASURES[measures[number - 1]].label, row=number, col=1)
     figure.update_xaxes(zeroline=False, title_standoff=4)
     if log:
         ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
@@ -176,9 +178,9 @@ def learning_curves(curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[
     figure, table, batches = _epoch_panels(curves[curves["name"].eq(name)], trials)
     for (batch, norm), group in _groups(table, "batch_size", "norm"):
         _add_band(figure, group, "value", _style(norm, norms), row=1, col=batches.index(batch) + 1)
-    figure.update_yaxes(title_text=MEASURES[name], col=1)
+    figure.update_yaxes(title_text=MEASURES[name].label, col=1)
     return _finish(
-        figure, f"How the networks learn: {MEASURES[name]} by epoch",
+        figure, f"How the networks learn: {MEASURES[name].label} by epoch",
         "Finished runs: median (line) and range (band) over replicates and all other factors.", height=340,
     )  # fmt: skip
 

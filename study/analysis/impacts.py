@@ -35,15 +35,10 @@ from study.analysis.choices import (
     replicates_need,
     select_choices,
 )
+from study.analysis.paired import PairedDifference, paired_differences
+from study.analysis.profiles import STATISTICS, count_cell_pairs, effect_contrast
 from study.analysis.records import StudyRecords
-from study.analysis.statistics import (
-    STATISTICS,
-    Estimate,
-    PairedDifference,
-    count_cell_pairs,
-    effect_contrast,
-    paired_differences,
-)
+from study.analysis.statistics import Estimate
 
 TITLE = "What impacts the choice?"
 STRONG = ("depth", "batch_size")  # the paper's claim

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from study.analysis.statistics import STATISTICS, Floats, cell_numbers, depth_profiles
+from study.analysis.profiles import STATISTICS, depth_profiles
+from study.analysis.statistics import Floats, cell_numbers
 from study.config import StudyConfig, study_from_dict
 from study.norms.names import NORMALIZERS, parse_norm
 from study.plan import PlannedTrial, plan_trial, plan_trials

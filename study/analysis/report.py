@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 from plotly.offline import get_plotlyjs
 
 from study.analysis import figures
-from study.analysis.answers import MEASURES, Answer, Effect, show_number, show_states
+from study.analysis.answers import Answer, Effect, show_number, show_states
 from study.analysis.impacts import answer_impacts
+from study.analysis.measures import MEASURES
+from study.analysis.profiles import STATISTICS
 from study.analysis.records import BACKBONE, StudyRecords, load_study_records
-from study.analysis.statistics import STATISTICS
 from study.analysis.tasks import APART, TOGETHER, answer_tasks, name_settings, task_factors
 from study.analysis.useful import answer_useful
 from study.norms.names import NORMALIZERS
@@ -34,14 +35,6 @@ QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
 }
 STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
 PUBLISHED = "official"  # the folder that `study.official` writes to, if it is not told another
-HEADLINES = (
-    "val_accuracy",
-    "test_accuracy",
-    "val_score",
-    "test_score",
-    "effect",
-    "bn_share",
-)  # measures of the table on top
 
 
 def write_report(folder: StudyFolder) -> Path:
@@ -73,7 +66,8 @@ def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
     environment.filters |= {"number": _show, "states": show_states}
     return environment.get_template("report.html.j2").render(
         records=records, study=records.study, answers=answers, trials=trials,
-        headlines=HEADLINES, measures=MEASURES, plotly_js=get_plotlyjs(),
+        headlines=[name for name, measure in MEASURES.items() if measure.headline], measures=MEASURES,
+        plotly_js=get_plotlyjs(),
         evidence={name: _evidence(name, records, answer) for name, answer in answers.items()},
         published=[_embed(figure) for figure in _draw_published(records.folder)],
         cells=_coverage(records), heads=heads, normalizers=[name for name in NORMALIZERS if name in chosen],

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from study.analysis.answers import MARGIN, MEASURES, confirms, join_words, refutes, show_estimate, tell_apart
+from study.analysis.answers import MARGIN, confirms, join_words, refutes, show_estimate, tell_apart
+from study.analysis.measures import MEASURES
+from study.analysis.paired import PairedDifference, paired_differences
 from study.analysis.records import StudyRecords
-from study.analysis.statistics import PairedDifference, paired_differences
 
 NOT_OWN = ("permute", "shared")
 NO_MIX = ("argmax",)
@@ -57,11 +58,14 @@ def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[Pa
             f"{show_estimate(item.estimate, records.study.analysis.confidence, sign=True)} against {item.other}"
             for item in found if item.reference == reference
         ]  # fmt: skip
-        parts.append(f"{MEASURES[metric].capitalize()} of {reference} minus that of the other: {'; '.join(numbers)}.")
+        parts.append(
+            f"{MEASURES[metric].label.capitalize()} of {reference} minus that of the other: {'; '.join(numbers)}."
+        )
+        others = {MEASURES[name].label: items for name, items in differences.items() if name != metric}
         parts += [
-            tell_apart(f"The {MEASURES[name]} of {reference}", [item for item in items if item.reference == reference])
-            for name, items in differences.items() if name != metric
-        ]  # fmt: skip
+            tell_apart(f"The {label} of {reference}", [item for item in items if item.reference == reference])
+            for label, items in others.items()
+        ]
     return parts
 
 

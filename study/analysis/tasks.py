@@ -24,8 +24,9 @@ from study.analysis.choices import (
     replicates_need,
     select_choices,
 )
+from study.analysis.profiles import count_cell_pairs
 from study.analysis.records import StudyRecords
-from study.analysis.statistics import Estimate, count_cell_pairs
+from study.analysis.statistics import Estimate
 from study.config import StudyConfig
 
 TITLE = "Do tasks and data sets prefer different normalizers?"

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 
 from study.analysis.answers import (
     MARGIN,
-    MEASURES,
     MIN_CELLS,
     Answer,
     Verdict,
@@ -27,9 +26,10 @@ from study.analysis.answers import (
     show_states,
     tell_apart,
 )
+from study.analysis.measures import MEASURES
+from study.analysis.paired import PairedDifference, paired_differences
 from study.analysis.records import StudyRecords
 from study.analysis.starts import RULE, compare_starts, start_sentences
-from study.analysis.statistics import PairedDifference, paired_differences
 from study.norms.names import parse_norm
 
 TITLE = "Is it useful that each layer picks its own normalizer?"
@@ -91,7 +91,7 @@ def _rule(metric: str, confidence: float) -> str:
     return (
         f"Above every norm without a choice. Supported: against every single normalizer (at least one) and "
         f"every control ({', '.join(CONTROLS)}) of the study, the {confidence * 100:g} % interval of the "
-        f"difference in {MEASURES[metric]} (switch norm minus the other, last epoch, paired at equal cell and "
+        f"difference in {MEASURES[metric].label} (switch norm minus the other, last epoch, paired at equal cell and "
         f"replicate, averaged over cells) lies above 0. Not supported: against any of them it lies below "
         f"{MARGIN:g}, so no practical gain is left. Otherwise: not enough evidence. A comparison needs "
         f"{MIN_CELLS * 100:g} % of its planned cells. A run that diverged alone has no accuracy: it bars the "
@@ -118,8 +118,8 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
     numbers = [f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in measured]
     if len(numbers) > 4:  # the table has them all
         numbers = [f"from {numbers[0]} (the smallest) to {numbers[-1]} (the largest)"]
-    rest = [tell_apart(f"Its {MEASURES[name]}", items) for name, items in differences.items() if name != metric]
-    what = f"{MEASURES[metric].capitalize()} of {main[0].reference} minus that of the other"
+    rest = [tell_apart(f"Its {MEASURES[name].label}", items) for name, items in differences.items() if name != metric]
+    what = f"{MEASURES[metric].label.capitalize()} of {main[0].reference} minus that of the other"
     return " ".join([opening, f"{what}: {'; '.join(numbers)}.", *rest, _missing_sentence(records)])
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from study.analysis.figures import weight_maps
-from study.analysis.statistics import DEPTH_GRID
+from study.analysis.profiles import DEPTH_GRID
 
 
 @pytest.mark.parametrize("order", [1, -1])

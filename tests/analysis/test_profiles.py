@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from study.analysis.profiles import (
+    DEPTH_GRID,
+    count_cell_pairs,
+    depth_profiles,
+    effect_contrast,
+    factor_distances,
+    factor_effect,
+    profile_distance,
+)
+from study.analysis.statistics import Floats
+
+DRAWS = 200
+
+
+def _layers(weights: dict[float, tuple[float, ...]], pool: tuple[str, ...] = ("in", "ln", "bn")) -> pd.DataFrame:
+    rows = [(depth, statistic, name, weight) for depth, row in weights.items() for statistic in ("mean", "var")
+            for name, weight in zip(pool, row, strict=True)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["depth_fraction", "statistic", "normalizer", "weight"])
+
+
+def _profile(layers: pd.DataFrame) -> Floats:
+    return depth_profiles(layers.assign(key="one"))["one"]
+
+
+def test_profiles_of_many_networks_are_those_of_each() -> None:
+    shallow, deep = _layers({0.0: (0.2, 0.3, 0.5)}), _layers({0.5: (1.0, 0.0, 0.0), 0.2: (0.0, 0.5, 0.5)})
+    both = depth_profiles(pd.concat([deep.assign(key="b"), shallow.assign(key="B")]).sample(frac=1, random_state=0))
+    assert set(both) == {"b", "B"}
+    np.testing.assert_array_equal(both["b"], _profile(deep))
+    np.testing.assert_array_equal(both["B"], _profile(shallow))
+    assert depth_profiles(deep.assign(key="b")[:0]) == {}
+
+
+def test_profiles_of_different_depth_align() -> None:
+    shallow = _profile(_layers({0.0: (0.2, 0.3, 0.5), 1.0: (0.6, 0.3, 0.1)}))
+    deep = _profile(_layers({d: (0.2 + 0.4 * d, 0.3, 0.5 - 0.4 * d) for d in np.linspace(0, 1, 31)}))
+    assert shallow.shape == (2, DEPTH_GRID.size, 4)
+    np.testing.assert_allclose(shallow, deep, atol=1e-12)
+    np.testing.assert_allclose(shallow.sum(-1), 1)
+
+
+def test_a_profile_of_one_layer_and_of_a_smaller_pool() -> None:
+    profile = _profile(_layers({0.5: (0.25, 0.75)}, pool=("in", "ln")))
+    np.testing.assert_allclose(profile, np.broadcast_to([0.25, 0.75, 0, 0], profile.shape))
+
+
+def test_distance_runs_from_zero_to_one() -> None:
+    ones = [_profile(_layers({0.5: weights})) for weights in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))]
+    np.testing.assert_allclose(profile_distance(ones[0], ones[1]), [1, 1])
+    np.testing.assert_allclose(profile_distance(ones[0], ones[0]), [0, 0])
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
+def test_distance_is_symmetric_and_finite_for_almost_equal_profiles(raw: list[float]) -> None:
+    first, second = (np.broadcast_to(np.array(part) / sum(part), (2, 11, 3)) for part in (raw[:3], raw[3:]))
+    np.testing.assert_allclose(profile_distance(first, second), profile_distance(second, first))
+    assert np.isfinite(profile_distance(first, first * (1 + 1e-16))).all()
+
+
+# ---------------------------------------------------------------------------------------- factor effects
+
+
+def _profiles(replicates: int, moves: tuple[float, float], seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """2 x 2 cells; levels of `a` and `b` move the logits by `moves`; seeds move them, in part in all cells alike."""
+    random = np.random.default_rng(seed)
+    direction = np.random.default_rng(99).normal(size=(2, 2, 5, 3))
+    cells = pd.DataFrame(list(product((0, 1), (0, 1))), columns=["a", "b"])
+    shared = 0.2 * random.normal(size=(replicates, 2, 1, 3))
+    logits = np.stack([
+        shared + 0.3 * random.normal(size=(replicates, 2, 1, 3)) + 0.2 * random.normal(size=(replicates, 2, 5, 3))
+        + moves[0] * a * direction[0] + moves[1] * b * direction[1]
+        for a, b in cells.to_numpy()
+    ])  # fmt: skip
+    weights = np.exp(logits)
+    return weights / weights.sum(-1, keepdims=True), cells
+
+
+def _effect(replicates: int, move: float, seed: int) -> Any:
+    return factor_effect(factor_distances(*_profiles(replicates, (move, 0.0), seed), "a"), 0.95)
+
+
+def test_a_planted_effect_is_found() -> None:
+    profiles, cells = _profiles(5, (1.5, 0.0), 1)
+    strong, weak = (factor_distances(profiles, cells, name) for name in ("a", "b"))
+    assert factor_effect(strong, 0.95).above(1.5)
+    assert not factor_effect(weak, 0.95).above(1)
+    assert effect_contrast(strong, weak, 0.95).above(1)
+    assert factor_effect(strong, 0.95, "mean").above(1)
+
+
+@pytest.mark.parametrize("replicates", [3, 5])
+def test_no_effect_is_one_with_few_false_positives(replicates: int) -> None:
+    found = [_effect(replicates, 0.0, seed) for seed in range(DRAWS)]
+    assert np.mean([np.log(item.value) for item in found]) == pytest.approx(0, abs=0.02)
+    assert sum(not item.contains(1) for item in found) / DRAWS <= 0.06
+
+
+def test_interval_of_an_effect_covers_the_truth() -> None:
+    truth = _effect(150, 0.6, 12345).value
+    covered = sum(_effect(5, 0.6, seed).contains(truth) for seed in range(DRAWS))
+    assert truth > 1.2
+    assert covered / DRAWS >= 0.92
+
+
+def test_no_interval_below_three_replicates() -> None:
+    assert _effect(1, 1.0, 0).value is None
+    assert _effect(2, 1.0, 0).value > 1
+    assert _effect(2, 1.0, 0).low is None
+
+
+def test_no_effect_to_measure_where_seeds_move_nothing() -> None:
+    profiles, cells = _profiles(4, (1.0, 0.0), 0)
+    assert factor_effect(factor_distances(profiles[:, :1].repeat(4, axis=1), cells, "a"), 0.95).value is None
+
+
+def test_distances_need_cells_that_differ_in_the_factor_alone() -> None:
+    profiles, cells = _profiles(3, (1.0, 0.0), 0)
+    with pytest.raises(ValueError, match="differ in it alone"):
+        factor_distances(profiles[[0, 3]], cells.iloc[[0, 3]], "a")
+
+
+def test_cells_at_the_same_level_are_no_pair() -> None:
+    cells = pd.DataFrame({"task": ["a", "b", "b", "b"], "dataset": ["x", "x", "x", "y"]})
+    assert (count_cell_pairs(cells, "task"), count_cell_pairs(cells, "dataset")) == (2, 2)
