@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,11 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     for dtype, channels_last in SETTINGS:
         first = (dtype, channels_last) == SETTINGS[0]
         for shape in _shapes(device, quick=quick or (device == "cpu" and not first)):
-            result.rows += _rows(shape, dtype, channels_last, device, seconds=0.1 if quick else 0.7)
+            seconds, rounds = (0.03, 3) if quick else (0.7, 7)
+            result.rows += _rows(shape, dtype, channels_last, device, seconds, rounds)
     result.figures = list(_figures(result.rows))
-    result.figures += _memory_figures((8, 64, 56, 56) if quick else (32, 64, 56, 56), device)
+    # A process each: quick ones are few.
+    result.figures += _memory_figures((8 if quick else 32, 64, 56, 56), ("bn", "sn") if quick else NORMS, device)
     result.notes.append(
         f"{torch.get_num_threads()} threads. Training mode; ms; share: of the time that copying as much memory takes. "
         "Ratios: median over rounds in which all took turns."
@@ -59,12 +61,16 @@ def _shapes(device: str, quick: bool) -> list[Shape]:
     return [*TINY, *small, *large]
 
 
-def _rows(shape: Shape, dtype: torch.dtype, channels_last: bool, device: str, seconds: float) -> list[dict[str, Any]]:
+def _rows(
+    shape: Shape, dtype: torch.dtype, channels_last: bool, device: str, seconds: float, rounds: int
+) -> list[dict[str, Any]]:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(shape, device=device, dtype=dtype).to(memory_format=memory_format)
     dy = torch.randn(shape, device=device, dtype=dtype).to(memory_format=memory_format)
     layers = {name: _build(name, shape[1], device) for name in NORMS}
-    timed = partial(alternate, seconds=seconds, synchronize=torch.cuda.synchronize if device == "cuda" else _nothing)
+    timed = partial(
+        alternate, seconds=seconds, rounds=rounds, synchronize=torch.cuda.synchronize if device == "cuda" else _nothing
+    )
     rows = []
     for passes, moved in (("forward", FORWARD), ("forward + backward", BOTH)):
         call = _forward if passes == "forward" else _forward_backward
@@ -125,18 +131,18 @@ def _forward_backward(layer: nn.Module, x: Tensor, dy: Tensor, plain: bool) -> N
     layer.zero_grad()
 
 
-def _memory_figures(shape: Shape, device: str) -> list[Figure]:
+def _memory_figures(shape: Shape, norms: Sequence[str], device: str) -> list[Figure]:
     """Peak memory of forward + backward beyond x and dy, in multiples of bn's, each in a process of its own."""
     if device == "cpu" and not _STATUS.exists():
         return []
     peaks = {}
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
-        for name in NORMS:
+        for name in norms:
             peaks[name] = pool.apply(_peak_bytes, (name, shape, device))
     title = f"peak memory at {'x'.join(map(str, shape))},"
     figures = [Figure(f"{title} sn / bn", peaks["sn"] / peaks["bn"], 1.05)]
-    figures += [Figure(f"{title} {name} / bn", peaks[name] / peaks["bn"]) for name in NORMS if name not in ("bn", "sn")]
+    figures += [Figure(f"{title} {name} / bn", peaks[name] / peaks["bn"]) for name in norms if name not in ("bn", "sn")]
     return figures
 
 
