@@ -21,6 +21,7 @@ BENCHES = {
     "step": "a training step of ResNet-20 and ResNet-18 with every norm",
     "trial": "the harness against a bare loop that does the same training, and the fixed cost of a trial",
     "scale": "plan, status and report on 100, 1,000 and 10,000 synthetic records",
+    "verdicts": "how often the answers are wrong, on synthetic studies of which the truth is known",
     "driver": "the driver with 10,000 trials of which 1,000 run at a time, on an engine that only sleeps",
     "faults": "a study killed, stopped, starved and damaged in every way, against an undisturbed one",
 }
