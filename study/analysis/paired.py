@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -29,9 +29,10 @@ class PairedDifference:
 
     `missing` counts the planned pairs without a number by the side and state that caused it ("bn diverged").
     `n_cells` are in the estimate; `n_cells_diverged` are not, for a run that diverged; `cells_missing` names all that
-    are not. `bootstrap`: see `bootstrap_interval`. `probability`: the share of pairs above 0, ties half: of pairs, as
-    runs of a pair share their seeds, where rliable's takes every run of one with every run of the other; in a complete
-    block the mean over cells is that over pairs. `p_value`: two-sided, of no difference, not adjusted.
+    are not, with their pairs that lack a number. `bootstrap`: see `bootstrap_interval`. `probability`: the share of
+    pairs above 0, ties half. Of pairs, as their runs share seeds: rliable's takes every run of one side with every run
+    of the other. In a complete block the mean over cells is that over pairs. `p_value`: two-sided, of no difference,
+    not adjusted.
     `trials` are the rows of the pairs. `censored` of them never reached a target.
     """
 
@@ -45,7 +46,7 @@ class PairedDifference:
     n_cells_diverged: int
     n_cells_planned: int
     missing: dict[str, int]
-    cells_missing: tuple[str, ...] = ()
+    cells_missing: dict[str, int] = field(default_factory=dict)
     bootstrap: tuple[float, float] | None = None
     probability: float | None = None
     p_value: float | None = None
@@ -93,8 +94,7 @@ def paired_differences(
     values = trials[metric].astype(float).where(done)
     states = trials["state"].mask(done & values.isna(), f"without {metric}")
     index = [cells.rename("cell"), trials["replicate"]]
-    facts = {"level": trials[factor], "value": values, "state": states, "row": trials.index}
-    table = pd.DataFrame(facts).set_index(index)
+    table = pd.DataFrame({"level": trials[factor], "value": values, "state": states}).set_index(index)
     first, second = (table[[item == level for item in table["level"]]] for level in (reference, other))
     planned = first.index.intersection(second.index)
     difference = first["value"].loc[planned] - second["value"].loc[planned]
@@ -103,7 +103,8 @@ def paired_differences(
     rows, columns = complete_block(grid.notna().to_numpy())
     block = grid.iloc[rows, columns]
     per_replicate = block.to_numpy().mean(axis=0) if rows.size else np.empty(0)
-    pairs = block.stack().index
+    compared = cells.isin(block.index) & trials["replicate"].isin(block.columns)
+    compared &= np.array([level in (reference, other) for level in trials[factor]], dtype=bool)
     diverged = {cell for (cell, _), cause in causes.items() if "diverged" in cause} - set(grid.index[rows])
     return PairedDifference(
         reference=reference, other=other,
@@ -111,29 +112,33 @@ def paired_differences(
         n_pairs=rows.size * columns.size, n_pairs_planned=len(planned),
         n_cells=rows.size, n_cells_diverged=len(diverged), n_cells_planned=len(grid),
         missing=dict(sorted(Counter(causes.values()).items())),
-        cells_missing=_name_cells(trials[others], cells, grid.index.difference(block.index)),
+        cells_missing=_name_cells(trials[others], cells, grid.isna().sum(axis=1).drop(block.index)),
         bootstrap=bootstrap_interval(per_replicate, confidence), p_value=mean_p_value(per_replicate),
         probability=float(np.mean((np.sign(block) + 1) / 2)) if rows.size else None,
-        trials=tuple(sorted({int(row) for side in (first, second) for row in side.loc[pairs, "row"]})),
+        trials=tuple(trials.index[compared].tolist()),
     )  # fmt: skip
 
 
 def _missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) -> dict[tuple[int, int], str]:
     """Why a pair (cell, replicate) has no difference: "sn planned and bn diverged"."""
     missing = difference.index[difference.isna()]
+    if missing.empty:
+        return {}
     states = {name: side[side["value"].isna()]["state"].to_dict() for name, side in sides.items()}
     return {
         pair: " and ".join(f"{name} {lost[pair]}" for name, lost in states.items() if pair in lost) for pair in missing
     }
 
 
-def _name_cells(levels: pd.DataFrame, cells: pd.Series, chosen: pd.Index) -> tuple[str, ...]:
-    """Cells by their levels of the factors that vary: "B = 2, depth = 8"."""
+def _name_cells(levels: pd.DataFrame, cells: pd.Series, counts: pd.Series) -> dict[str, int]:
+    """Counts of some cells by their levels of the factors that vary: {"B = 2, depth = 8": 3}."""
+    if counts.empty:
+        return {}
     first = levels[~cells.duplicated()].set_index(cells[~cells.duplicated()])
-    varied = [name for name in levels if first[name].map(repr).nunique() > 1]
-    names = {name: "B" if name == "batch_size" else name for name in varied}
-    rows = first.loc[chosen, varied].to_dict("records")
-    return tuple(", ".join(f"{names[name]} = {level}" for name, level in row.items()) or "the only one" for row in rows)
+    varied = {name: "B" if name == "batch_size" else name for name in levels if first[name].map(repr).nunique() > 1}
+    rows = [first.loc[cell, list(varied)].to_dict() for cell in counts.index]
+    names = [", ".join(f"{varied[name]} = {level}" for name, level in row.items()) for row in rows]
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _say(factor: str, level: object) -> str:

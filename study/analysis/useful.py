@@ -152,10 +152,11 @@ def _rule(metric: str, confidence: float) -> str:
         f"of a gain of {MARGIN:g} or more are adjusted by Holm over all of them, to the level {(1 - confidence) / 2:g} "
         f"(one alone: the interval lies below). Otherwise: not enough evidence. A comparison needs "
         f"{MIN_CELLS * 100:g} % of its planned cells. A run that diverged alone has no accuracy: it bars the "
-        f"verdict that its absence would favour. Training loss, generalization gap, time to target (told apart where "
-        f"the two-sided p-value, adjusted by Holm over the norms compared, is below {1 - confidence:.3g}), norms whose "
-        f"layers also pick their own (ssn, sn-tied, other pools), what ssn gains, and how distinct layers are (more "
-        f"than seeds: the interval lies above 1; no more: below {RATIO_MARGIN:g}) are shown and do not decide."
+        f"verdict that its absence would favour. Training loss, generalization gap and time to target (told apart "
+        f"where the two-sided p-value, adjusted by Holm over all with the same reference, is below "
+        f"{1 - confidence:.3g}), norms whose layers also pick their own (ssn, sn-tied, other pools), what ssn gains, "
+        f"and how distinct layers are (more than seeds: the interval lies above 1; no more: below {RATIO_MARGIN:g}) "
+        f"are shown and do not decide."
     )
 
 
@@ -241,11 +242,8 @@ def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence
 def _need(item: PairedDifference, confidence: float, n_opponents: int) -> str:
     estimate, missing = item.estimate, show_states(Counter(item.missing).elements())
     if estimate.value is None or not covers_pairs(item):
-        where = [*item.cells_missing[:3], *[f"{len(item.cells_missing) - 3} more"] * (len(item.cells_missing) > 3)]
-        return (
-            f"results in more cells ({item.n_cells} of {item.n_cells_planned} complete; not {'; '.join(where)}; "
-            f"missing pairs: {missing})"
-        )
+        complete = f"{item.n_cells} of {item.n_cells_planned} cells complete"
+        return f"results of {_say_lacking(item)} ({complete}; missing pairs: {missing})"
     if estimate.low is None or estimate.high is None:
         if estimate.n > 1:
             return "replicates that differ"
@@ -253,6 +251,16 @@ def _need(item: PairedDifference, confidence: float, n_opponents: int) -> str:
     if estimate.above(0) or (estimate.below(MARGIN) and item.missing.get(f"{item.other} diverged")):
         return f"runs that do not diverge (missing pairs: {missing})"
     return say_more_replicates(_replicates_needed(item, confidence, n_opponents), estimate.n)
+
+
+def _say_lacking(item: PairedDifference) -> str:
+    """`3 more replicates at B = 2`, of the first cells that are not complete."""
+    lacking = [
+        f"{number} more replicate{'s' * (number != 1)}" + f" at {cell}" * bool(cell)
+        for cell, number in item.cells_missing.items()
+    ]
+    more = len(lacking) - 3
+    return join_words([*lacking[:3], *[f"those of {more} more cells"] * (more > 0)] or ["both norms in a cell"])
 
 
 def _replicates_needed(item: PairedDifference, confidence: float, n_opponents: int) -> int | None:
