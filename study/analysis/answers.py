@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from study.analysis.measures import MEASURES
 from study.analysis.paired import PairedDifference
-from study.analysis.statistics import Estimate, replicates_needed
+from study.analysis.statistics import Estimate, adjust_holm, mean_p_value, replicates_needed
 
 Verdict = Literal["supported", "not supported", "not enough evidence"]
 
@@ -24,7 +24,8 @@ class Effect:
 
     Pairs are those in the estimate; `missing` says why others are not. bootstrap: the ends of the bootstrap interval.
     probability: that a pair, drawn at random, lies above the measure's line. p_value: adjusted for its family.
-    trials: rows of the trial table that the number is made of.
+    trials: rows of the trial table that the number is made of. censored: how many of them count as one epoch more
+    than they had, as they never reached the target.
     """
 
     measure: str
@@ -38,6 +39,7 @@ class Effect:
     probability: float | None = None
     p_value: float | None = None
     trials: Sequence[int] = ()
+    censored: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
@@ -50,6 +52,7 @@ class Effect:
             "per_replicate": [_round(value) for value in self.per_replicate],
             "bootstrap": self.bootstrap and [_round(end) for end in self.bootstrap],
             "probability": _round(self.probability), "p_value": _round(self.p_value), "trials": list(self.trials),
+            "censored": self.censored,
         }  # fmt: skip
 
 
@@ -72,11 +75,25 @@ class Answer:
         return {**vars(self), "effects": effects, "needs": list(self.needs)}
 
 
+def difference_effects(measure: str, items: Sequence[PairedDifference]) -> list[Effect]:
+    """The rows of a measure's paired differences. Those with the same reference are a family of tests."""
+    families = [
+        [item for item in items if item.reference == reference]
+        for reference in dict.fromkeys(item.reference for item in items)
+    ]
+    return [
+        replace(difference_effect(measure, f"{item.reference} - {item.other}", item), p_value=p_value)
+        for family in families
+        for item, p_value in zip(family, adjust_holm([item.p_value for item in family]), strict=True)
+    ]
+
+
 def difference_effect(measure: str, comparison: str, item: PairedDifference) -> Effect:
-    """The row of a paired difference."""
+    """The row of a paired difference that is a family by itself."""
     return Effect(
         measure=measure, comparison=comparison, estimate=item.estimate, per_replicate=item.per_replicate,
-        n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing,
+        n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing, bootstrap=item.bootstrap,
+        probability=item.probability, p_value=item.p_value, trials=item.trials, censored=item.censored,
     )  # fmt: skip
 
 
@@ -90,9 +107,18 @@ def confirms(item: PairedDifference) -> bool:
     return covers_pairs(item) and item.estimate.above(0) and not item.missing.get(f"{item.reference} diverged")
 
 
-def refutes(item: PairedDifference) -> bool:
-    """Whether the reference gains less than `MARGIN`, whatever runs of the other that diverged would have had."""
-    return covers_pairs(item) and item.estimate.below(MARGIN) and not item.missing.get(f"{item.other} diverged")
+def refuted(items: Sequence[PairedDifference], confidence: float) -> list[PairedDifference]:
+    """Those over which the reference gains less than `MARGIN`, whatever runs of theirs that diverged would have had.
+
+    One of them is enough to refute, so each gives chance a try: one-sided p-values of a gain of `MARGIN` or more are
+    adjusted by Holm over all items. Of a single item this says that its interval lies below `MARGIN`.
+    """
+    p_values = adjust_holm([mean_p_value(item.per_replicate, MARGIN, "less") for item in items])
+    return [
+        item for item, p_value in zip(items, p_values, strict=True)
+        if p_value is not None and p_value < (1 - confidence) / 2
+        and covers_pairs(item) and not item.missing.get(f"{item.other} diverged")
+    ]  # fmt: skip
 
 
 def covers_pairs(item: PairedDifference) -> bool:
@@ -100,11 +126,13 @@ def covers_pairs(item: PairedDifference) -> bool:
     return covers(item.n_cells, item.n_cells_diverged, item.n_cells_planned)
 
 
-def tell_apart(subject: str, items: Sequence[PairedDifference]) -> str:
-    """Which differences of "Its training loss" the intervals tell apart; the numbers are in the table of effects."""
-    lower = [item for item in items if item.estimate.below(0)]
-    higher = [item for item in items if item.estimate.above(0)]
-    open_ = [item for item in items if item not in lower + higher]
+def tell_apart(subject: str, items: Sequence[PairedDifference], confidence: float) -> str:
+    """Which differences of "Its training loss" p-values adjusted over `items` tell apart; the table has the numbers."""
+    p_values = adjust_holm([item.p_value for item in items])
+    apart = {id(item) for item, p in zip(items, p_values, strict=True) if p is not None and p < 1 - confidence}
+    lower = [item for item in items if id(item) in apart and (item.estimate.value or 0) < 0]
+    higher = [item for item in items if id(item) in apart and item not in lower]
+    open_ = [item for item in items if id(item) not in apart]
     groups = {"lower than that of": lower, "higher than that of": higher, "not told apart from that of": open_}
     said = [f"{words} {join_words(item.other for item in group)}" for words, group in groups.items() if group]
     return f"{subject} is {join_words(said)}."
@@ -142,8 +170,15 @@ def join_words(words: Iterable[object]) -> str:
 
 def say_replicates_needed(half_width: float, target: float, n: int, confidence: float) -> str:
     """What would settle an interval, if the replicates' spread stays as it is."""
-    needed = replicates_needed(half_width, target, n, confidence)
-    return f"about {needed} replicates, at the spread seen so far" if needed else "more than 1000 replicates"
+    return say_more_replicates(replicates_needed(half_width, target, n, confidence), n)
+
+
+def say_more_replicates(needed: int | None, n: int) -> str:
+    """How many replicates there must be beside the `n` there are; None: more than can be said."""
+    if needed is None:
+        return "more than 1000 replicates"
+    more = max(needed - n, 1)
+    return f"about {more} more replicate{'s' * (more > 1)} of every cell ({n + more} in all), at the spread seen so far"
 
 
 def _round(value: float | None) -> float | None:

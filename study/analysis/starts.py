@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from study.analysis.answers import MARGIN, confirms, join_words, refutes, show_estimate, tell_apart
+from study.analysis.answers import MARGIN, confirms, join_words, refuted, show_estimate, tell_apart
 from study.analysis.measures import MEASURES
-from study.analysis.paired import PairedDifference, paired_differences
+from study.analysis.paired import PairedDifference, compare_levels
 from study.analysis.records import StudyRecords
 
 NOT_OWN = ("permute", "shared")
@@ -23,7 +23,8 @@ RULE = (
     f"Starts, which do not decide the verdict: the difference is frozen minus the other rule, or fine_tune (whose "
     f"choices learn on) minus the other where frozen (every layer keeps its own) is not in the study. That each layer "
     f"has its own matters if it lies above 0 for each of {', '.join(NOT_OWN)} that the study has, and does not if it "
-    f"lies below {MARGIN:g} for any of them; that layers mix, the same for {', '.join(NO_MIX)}. transplant, and all "
+    f"lies below {MARGIN:g} for any of them (Holm, as above); that layers mix, the same for {', '.join(NO_MIX)}. "
+    f"transplant, and all "
     f"rules with start.fresh, train a network that is drawn anew: theirs is frozen with start.fresh, or else scratch, "
     f"which decides nothing: its BN statistics may be moving averages, those of starts are re-estimated."
 )
@@ -36,17 +37,14 @@ def compare_starts(records: StudyRecords, metric: str) -> list[PairedDifference]
     """
     trials = records.trials[records.trials["norm"].eq(records.reference_norm or "")]
     return [
-        paired_differences(
-            trials, factors=list(records.study.factors), factor="start_rule", reference=reference, other=rule,
-            metric=metric, confidence=records.study.analysis.confidence,
-        )
+        compare_levels(records, trials, factor="start_rule", reference=reference, other=rule, metric=metric)
         for rule, reference in _references(records).items()
-    ]  # fmt: skip
+    ]
 
 
 def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[PairedDifference]]) -> list[str]:
     """What the comparisons of starts say; `differences` are those of `compare_starts` by metric."""
-    metric = records.study.metric
+    metric, confidence = records.study.metric, records.study.analysis.confidence
     if not differences[metric]:
         return []
     found = [item for item in differences[metric] if item.estimate.value is not None]
@@ -55,7 +53,7 @@ def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[Pa
     parts = _answer(records, differences[metric])
     for reference in dict.fromkeys(item.reference for item in found):
         numbers = [
-            f"{show_estimate(item.estimate, records.study.analysis.confidence, sign=True)} against {item.other}"
+            f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}"
             for item in found if item.reference == reference
         ]  # fmt: skip
         parts.append(
@@ -63,15 +61,17 @@ def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[Pa
         )
         others = {MEASURES[name].label: items for name, items in differences.items() if name != metric}
         parts += [
-            tell_apart(f"The {label} of {reference}", [item for item in items if item.reference == reference])
+            tell_apart(
+                f"The {label} of {reference}", [item for item in items if item.reference == reference], confidence
+            )
             for label, items in others.items()
         ]
     return parts
 
 
-def judge(items: Sequence[PairedDifference]) -> bool | None:
+def judge(items: Sequence[PairedDifference], confidence: float) -> bool | None:
     """Whether what the rules take away matters: the rule that `RULE` puts into words. None: it cannot be said."""
-    if any(refutes(item) for item in items):
+    if refuted(items, confidence):
         return False
     return True if items and all(confirms(item) for item in items) else None
 
@@ -81,7 +81,9 @@ def _answer(records: StudyRecords, items: Sequence[PairedDifference]) -> list[st
     taken = {"that each layer has its own": NOT_OWN, "that layers mix normalizers": NO_MIX}
     judged = {what: [item for item in deciding if item.other in rules] for what, rules in taken.items()}
     words = {True: "it matters {}", False: "it does not matter {}", None: "whether it matters {} cannot be said yet"}
-    said = [words[judge(those)].format(what) for what, those in judged.items() if those]
+    said = [
+        words[judge(those, records.study.analysis.confidence)].format(what) for what, those in judged.items() if those
+    ]
     if not said:
         return []
     return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,51 @@ def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> E
         return Estimate(value=mean, n=array.size)
     low, high = stats.ttest_1samp(array, 0.0).confidence_interval(confidence)
     return Estimate(value=mean, low=float(low), high=float(high), n=array.size)
+
+
+def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean of one value a replicate; None below three distinct ones.
+
+    Each value is a replicate's mean over all cells of the complete block, so a resample draws whole replicates and
+    keeps every cell: stratified by cell, as cells are those of the plan. Cells of a replicate share its seeds; to draw
+    each cell's replicates by itself, as for runs that share nothing (Agarwal et al. 2021, rliable), would make it too
+    narrow. It is too narrow at few replicates even so: on normal values 95 % intervals cover 79, 89 and 93 % at 4, 8
+    and 20 replicates, where Student's t covers 95 %. So it is shown beside the t interval and decides nothing.
+    """
+    array = np.asarray(values, dtype=float)
+    if np.unique(array).size < 3 or is_identical(array):
+        return None
+    found = stats.bootstrap(
+        (array,), np.mean, confidence_level=confidence, method="percentile", vectorized=True,
+        rng=np.random.default_rng([7, array.size]),
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def mean_p_value(
+    values: Sequence[float] | Floats, line: float = 0.0, alternative: Literal["two-sided", "less"] = "two-sided"
+) -> float | None:
+    """Student t test of one value a replicate: p of a mean at the line (or, with `less`, at it or above).
+
+    It agrees with `replicate_interval`: below 1 - confidence (`less`: half of that) where the interval leaves the
+    line out (below it). None where there is no interval.
+    """
+    array = np.asarray(values, dtype=float)
+    if array.size < 2 or is_identical(array):
+        return None
+    return float(stats.ttest_1samp(array, line, alternative=alternative).pvalue)
+
+
+def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjusted p-values of a family (Holm 1979): the chance of any false rejection stays at the level.
+
+    A None is a test of the family that cannot be made yet: it counts as p = 1 and stays None.
+    """
+    known = np.array([1.0 if value is None else value for value in p_values])
+    order = np.argsort(known, kind="stable")
+    stepped = np.maximum.accumulate(known[order] * np.arange(known.size, 0, -1))
+    adjusted = dict(zip(order.tolist(), np.minimum(stepped, 1).tolist(), strict=True))
+    return [None if value is None else adjusted[number] for number, value in enumerate(p_values)]
 
 
 def replicates_needed(half_width: float, target: float, n: int, confidence: float) -> int | None:

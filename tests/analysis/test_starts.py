@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from study.analysis.answers import Answer
 from study.analysis.impacts import answer_impacts
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report import write_report
@@ -38,8 +39,9 @@ def _losing(**losses: float) -> Truth:
     return Truth(accuracy=lambda trial: 0.9 - losses.get(trial.config.start_rule, 0.0), accuracy_noise=5e-4)
 
 
-def _comparisons(records: StudyRecords, measure: str = "val_accuracy") -> dict[str, Any]:
-    return {item.comparison: item for item in answer_useful(records).effects if item.measure == measure}
+def _comparisons(answer: StudyRecords | Answer, measure: str = "val_accuracy") -> dict[str, Any]:
+    answer = answer if isinstance(answer, Answer) else answer_useful(answer)
+    return {item.comparison: item for item in answer.effects if item.measure == measure}
 
 
 OWN, NOT_OWN, OWN_OPEN = (
@@ -68,14 +70,13 @@ def test_what_an_intervention_costs_says_what_matters(build: Build, losses: Any,
 
 
 def test_a_planted_loss_is_measured_against_frozen_on_all_measures(build: Build) -> None:
-    records = build(_losing(permute=0.03))
+    answer = answer_useful(build(_losing(permute=0.03)))
     for measure, factor in {"val_accuracy": 1, "train_loss": -1, "generalization_gap": -0.5}.items():
-        effect = _comparisons(records, measure)["frozen - permute"]
+        effect = _comparisons(answer, measure)["frozen - permute"]
         assert effect.estimate.value == pytest.approx(factor * 0.03, abs=2e-3)
         assert (effect.n_pairs, effect.n_pairs_planned) == (6, 6)
-    assert list(_comparisons(records)) == ["sn - bn", *(f"frozen - {rule}" for rule in RULES[1:] if rule != "frozen")]
-    answer = answer_useful(records).answer
-    assert "The training loss of frozen is lower than that of permute and not told apart" in answer
+    assert list(_comparisons(answer)) == ["sn - bn", *(f"frozen - {rule}" for rule in RULES[1:] if rule != "frozen")]
+    assert "The training loss of frozen is lower than that of permute and not told apart" in answer.answer
 
 
 def test_starts_do_not_move_the_verdict(build: Build) -> None:

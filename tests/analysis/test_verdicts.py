@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,40 @@ def test_a_planted_gain_is_supported(planted: StudyFolder) -> None:
     assert answer.needs == []
 
 
+def test_numbers_lead_to_their_trials(planted: StudyFolder) -> None:
+    records = load_study_records(planted)
+    for effect in answer_useful(records).effects:
+        rows = records.trials.loc[list(effect.trials)]
+        assert set(rows["norm"]) == ({"sn"} if effect.measure.startswith("distinct") else {"sn", "bn"})
+        assert len(rows) == len(effect.trials) == 32 * rows["norm"].nunique()
+
+
+def test_a_better_norm_reaches_the_target_sooner(planted: StudyFolder) -> None:
+    answer = answer_useful(load_study_records(planted))
+    (effect,) = [item for item in answer.effects if item.measure == "epochs_to_target"]
+    assert effect.estimate.below(0)
+    assert effect.probability is not None
+    assert effect.probability < 0.1
+    assert "Its time to target is lower than that of bn." in answer.answer
+    assert effect.censored == 0
+
+
+def test_runs_that_never_reach_the_target_are_counted(build: Build) -> None:
+    unlucky = Truth(accuracy=lambda trial: 0.5 if trial.config.norm == "bn" and trial.replicate == 0 else 0.9)
+    answer = answer_useful(build(unlucky, **NORMS))
+    assert "counted as one epoch more than they had: 2 in sn - bn." in answer.answer
+    (effect,) = [item for item in answer.effects if item.measure == "epochs_to_target"]
+    assert (effect.censored, effect.n_pairs) == (2, 10)
+
+
+def test_layers_that_differ_in_depth_are_distinct(planted: StudyFolder) -> None:
+    answer = answer_useful(load_study_records(planted))
+    effects = [item for item in answer.effects if item.measure.startswith("distinctness")]
+    assert [item.estimate.above(1) for item in effects] == [True] * 3
+    assert [(item.n_pairs, item.n_pairs_planned) for item in effects] == [(48, 48)] * 3
+    assert "replicates), more than seeds." in answer.answer
+
+
 def test_no_gain_is_not_supported(build: Build) -> None:
     answer = answer_useful(build(_gain(), **NORMS))
     assert answer.verdict == "not supported"
@@ -64,7 +99,7 @@ def test_a_gain_within_the_noise_is_not_enough_evidence(build: Build) -> None:
     noisy = Truth(accuracy=lambda trial: 0.91 if trial.config.norm == "sn" else 0.9, accuracy_noise=0.05)
     answer = answer_useful(build(noisy, **NORMS))
     assert answer.verdict == "not enough evidence"
-    assert "replicates" in answer.needs[0]
+    assert re.fullmatch(r"sn against bn: about \d+ more replicates of every cell .*", answer.needs[0])
 
 
 def test_one_loss_against_a_control_refutes(build: Build) -> None:
@@ -77,7 +112,9 @@ def test_a_norm_whose_layers_also_choose_does_not_decide(build: Build) -> None:
     answer = answer_useful(build(_gain(sn=0.05, ssn=0.05, sn_tied=0.05), norm=["sn", "bn", "ssn", "sn-tied"]))
     assert answer.verdict == "supported"
     assert "is better than bn." in answer.answer
-    assert {effect.comparison for effect in answer.effects} == {"sn - bn", "sn - ssn", "sn - sn-tied"}
+    compared = {effect.comparison for effect in answer.effects if effect.measure == "val_accuracy"}
+    assert compared == {"sn - bn", "sn - ssn", "sn - sn-tied", "ssn - bn"}
+    assert "Of ssn, which does not decide: " in answer.answer
 
 
 def test_controls_alone_cannot_support(build: Build) -> None:
@@ -90,7 +127,7 @@ def test_one_replicate_is_not_enough(build: Build) -> None:
     answer = answer_useful(build(_gain(sn=0.05), replicates=1, **NORMS))
     assert answer.verdict == "not enough evidence"
     assert "no interval from n = 1 replicate)" in answer.answer
-    assert "at least 2 replicates" in answer.needs[0]
+    assert "at least 1 more replicate of every cell" in answer.needs[0]
 
 
 def test_runs_of_the_reference_that_diverged_bar_support(build: Build) -> None:
@@ -115,7 +152,7 @@ def test_a_cell_that_diverged_has_a_result(build: Build) -> None:
 def test_missing_cells_are_not_enough(build: Build) -> None:
     answer = answer_useful(build(_gain(sn=0.05), only=lambda trial: trial.config.batch_size == 2, **NORMS))
     assert answer.verdict == "not enough evidence"
-    assert "1 of 2 complete" in answer.needs[0]
+    assert "results of 5 more replicates at B = 16 (1 of 2 cells complete" in answer.needs[0]
     assert (answer.n_done, answer.n_planned) == (10, 20)
 
 
