@@ -7,7 +7,7 @@ switch weights over how far seeds alone move it, and the BN share is compared be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import pandas as pd
@@ -31,9 +31,13 @@ from study.analysis.choices import (
     effect_rows,
     factor_row,
     factor_sentences,
+    holm_p_values,
     measure_distances,
     replicates_need,
     select_choices,
+    share_rows,
+    share_sentences,
+    tell_apart_from,
 )
 from study.analysis.paired import PairedDifference, paired_differences
 from study.analysis.profiles import STATISTICS, count_cell_pairs, effect_contrast
@@ -52,31 +56,41 @@ def answer_impacts(records: StudyRecords) -> Answer:
     """Ranks factors by how far they move the choices of the reference norm. Works on any part of a study."""
     confidence, trials = records.study.analysis.confidence, select_choices(records)
     factors = [name for name in records.study.factors if name != "norm"]
-    distances, shares = measure_distances(records, trials, factors), compare_bn_shares(records, trials)
-    contrasts = {
-        (strong, weak): effect_contrast(distances.factors[strong], distances.factors[weak], confidence)
-        for strong, weak in product(STRONG, WEAK)
-        if strong in distances.factors and weak in distances.factors
-    }
-    verdict = decide(contrasts, covered=distances.covered)
+    distances, shares = measure_distances(records.profiles, trials, factors), compare_bn_shares(records, trials)
+    contrasts = contrast_effects(distances, confidence)
+    verdict = decide(contrasts, confidence, covered=distances.covered)
+    effects = _effects(distances, contrasts, shares, confidence)
+    sentences = _sentences(records, trials, verdict, distances, contrasts, shares, effects)
     return Answer(
-        title=TITLE, verdict=verdict,
-        answer=_sentences(records, trials, verdict, distances, contrasts, shares),
-        rule=_rule(confidence),
-        effects=_effects(distances, contrasts, shares, confidence),
+        title=TITLE, verdict=verdict, answer=" ".join(sentences), rule=_rule(confidence), effects=effects,
         n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
         needs=_needs(records, verdict, distances, contrasts),
     )  # fmt: skip
 
 
-def decide(contrasts: Contrasts, *, covered: bool) -> Verdict:
+def contrast_effects(distances: ChoiceDistances, confidence: float) -> dict[tuple[str, str], Estimate]:
+    """The effect of each strong factor over that of each weak one, of those that vary."""
+    return {
+        (strong, weak): effect_contrast(distances.factors[strong], distances.factors[weak], confidence)
+        for strong, weak in product(STRONG, WEAK)
+        if strong in distances.factors and weak in distances.factors
+    }
+
+
+def decide(contrasts: Contrasts, confidence: float, *, covered: bool) -> Verdict:
     """The rule that `_rule` puts into words, on the ratios of effects, strong over weak."""
-    if covered and any(item.below(MARGIN) for item in contrasts.values()):
+    if covered and lost_contrasts(contrasts, confidence):
         return "not supported"
     both = {strong for strong, _ in contrasts} == set(STRONG)
     if covered and both and all(item.above(1) for item in contrasts.values()):
         return "supported"
     return "not enough evidence"
+
+
+def lost_contrasts(contrasts: Contrasts, confidence: float) -> list[str]:
+    """The pairs whose ratio lies below `MARGIN`. One is enough to refute the claim, so their number is adjusted for."""
+    named = {f"{strong} over {weak}": item for (strong, weak), item in contrasts.items()}
+    return tell_apart_from(named, MARGIN, confidence, above=False)
 
 
 def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +108,7 @@ def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, 
     levels = sorted(trials["batch_size"].unique())
     if "batch_size" not in records.study.factors or len(levels) < 2 or "bn" not in trials["pool"].iloc[0]:
         return {}
-    table = trials.merge(bn_shares(records.switch), on="key", how="left")
+    table = trials.join(bn_shares(records.switch).set_index("key"), on="key")  # which keeps the trials' row numbers
     return {
         name: paired_differences(
             table, factors=list(records.study.factors), factor="batch_size", reference=levels[-1],
@@ -106,9 +120,11 @@ def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, 
 
 def _rule(confidence: float) -> str:
     return (
-        f"Strong above weak. {EFFECT} Supported: depth and batch_size vary, with at least one of {', '.join(WEAK)}, "
-        f"and for every such pair the {confidence * 100:g} % interval of effect over effect lies above 1. Not "
-        f"supported: for any pair it lies below {MARGIN:g}. Otherwise: not enough evidence. It needs "
+        f"Strong above weak. {EFFECT} Not supported: for any pair of one of {' and '.join(STRONG)} and one of "
+        f"{', '.join(WEAK)}, effect over effect lies below {MARGIN:g} (one-sided t test; p, adjusted by Holm for the "
+        f"number of pairs, below {(1 - confidence) / 2:g}). Else supported: {' and '.join(STRONG)} vary, with at least "
+        f"one of the others, and for every such pair the {confidence * 100:g} % interval of effect over effect lies "
+        f"above 1 (all must, so their number needs no adjustment). Otherwise: not enough evidence. It needs "
         f"{MIN_CELLS * 100:g} % of the planned cells and 3 replicates. Effects belong to the levels that are "
         f"compared: levels further apart move more."
     )
@@ -116,23 +132,24 @@ def _rule(confidence: float) -> str:
 
 def _sentences(
     records: StudyRecords, trials: pd.DataFrame, verdict: Verdict,
-    distances: ChoiceDistances, contrasts: Contrasts, shares: Shares,
-) -> str:  # fmt: skip
+    distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, effects: Sequence[Effect],
+) -> list[str]:  # fmt: skip
     if records.reference_norm is None:
-        return "The study holds no switch norm, so there is no choice to look at."
+        return ["The study holds no switch norm, so there is no choice to look at."]
     if not len(distances.cells):
-        return f"No run of {records.reference_norm} has finished with switch weights."
+        return [f"No run of {records.reference_norm} has finished with switch weights."]
+    confidence = records.study.analysis.confidence
     opening = "It cannot be said yet."
     if verdict == "supported":
         opening = f"Yes, in this study: {_side(contrasts, 0)} move the choice further than {_side(contrasts, 1)}."
     if verdict == "not supported":
-        lost = join_words(f"{a} over {b}" for (a, b), item in contrasts.items() if item.below(MARGIN))
+        lost = join_words(lost_contrasts(contrasts, confidence))
         opening = f"No, in this study: the ratio of effects is below {MARGIN:g} for {lost}."
-    parts = [opening, *factor_sentences(distances, records.study.analysis.confidence)]
-    parts += _share_sentences(shares, records.study.analysis.confidence)
+    parts = [opening, *factor_sentences(distances, confidence), *share_sentences(effects)]
+    parts += _bn_sentences(shares, confidence)
     parts += _gradient_batch_sentence(trials)
     parts += company_sentences(records.study, list(records.study.joint))
-    return " ".join([*parts, *closing_sentences(records, trials)])
+    return [*parts, *closing_sentences(records, trials)]
 
 
 def _gradient_batch_sentence(trials: pd.DataFrame) -> list[str]:
@@ -151,7 +168,7 @@ def _side(contrasts: Contrasts, side: int) -> str:
     return join_words(dict.fromkeys(pair[side] for pair in contrasts))
 
 
-def _share_sentences(shares: Shares, confidence: float) -> list[str]:
+def _bn_sentences(shares: Shares, confidence: float) -> list[str]:
     if not shares or shares["bn_share"].estimate.value is None:
         return []
     whole, mean, var = (
@@ -163,11 +180,13 @@ def _share_sentences(shares: Shares, confidence: float) -> list[str]:
 
 
 def _effects(distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, confidence: float) -> list[Effect]:
-    return [
-        *effect_rows(distances, confidence),
-        *(factor_row(distances, "effect_ratio", f"{a} / {b}", a, item) for (a, b), item in contrasts.items()),
-        *(difference_effect(name, f"B {item.reference} - B {item.other}", item) for name, item in shares.items()),
+    p_values = holm_p_values({f"{a} / {b}": item for (a, b), item in contrasts.items()}, 1, confidence)
+    ratios = [
+        factor_row(distances, "effect_ratio", f"{a} / {b}", [a, b], item, p_values[f"{a} / {b}"])
+        for (a, b), item in contrasts.items()
     ]
+    bn = [difference_effect(name, f"B {item.reference} - B {item.other}", item) for name, item in shares.items()]
+    return [*effect_rows(distances, confidence), *ratios, *share_rows(distances, confidence), *bn]
 
 
 def _needs(records: StudyRecords, verdict: Verdict, distances: ChoiceDistances, contrasts: Contrasts) -> list[str]:
@@ -182,6 +201,7 @@ def _needs(records: StudyRecords, verdict: Verdict, distances: ChoiceDistances, 
         needs.append(f"cells that differ in one of {', '.join(WEAK)} alone")
     needs += common_needs(distances)
     for (strong, weak), item in contrasts.items():
-        more = [] if item.above(1) else replicates_need(item, records.study.analysis.confidence)
+        confidence = records.study.analysis.confidence
+        more = [] if item.above(1) else replicates_need(distances, [strong, weak], item, confidence)
         needs += [f"{strong} against {weak}: {need}" for need in more]
     return needs

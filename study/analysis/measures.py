@@ -8,8 +8,9 @@ from typing import Any
 
 from study.analysis.distinct import layer_distances
 from study.analysis.paired import paired_differences
-from study.analysis.profiles import effect_contrast, factor_effect
+from study.analysis.profiles import effect_contrast, factor_effect, transfer_distance
 from study.analysis.targets import TARGET, epochs_to_target
+from study.analysis.variance import variance_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +94,31 @@ MEASURES = {
     "distinctness": _distinctness("distinctness of layers", "the switch weights", headline=True),
     "distinctness_mean": _distinctness("distinctness of layers' mean weights", "the weights of the means"),
     "distinctness_var": _distinctness("distinctness of layers' variance weights", "the weights of the variances"),
+    "effect_aitchison": Measure(
+        label="effect by Aitchison distance", line=1.0, rule=factor_effect,
+        definition=_RATIO.format("log-ratios of switch weights").replace("Jensen-Shannon", "Aitchison"),
+    ),
+    "share_of_variance": Measure(
+        label="share of variance", rule=variance_shares,
+        definition="Omega squared of a PERMANOVA on Jensen-Shannon distances between networks: what a factor explains "
+        "of all variance beyond what chance does, added to all other factors and the replicate. The residual holds "
+        "what factors do together, and seeds. In a study of blocks the shares need not sum to 1.",
+    ),
+    "layer_share": Measure(
+        label="share of variance by depth", rule=variance_shares,
+        definition="The same on centred log-ratios of the switch weights of each third of the depth (early, middle, "
+        "late).",
+    ),
+    "effect_heads": Measure(
+        label="effect on heads", line=1.0, rule=factor_effect, definition=_RATIO.format("switch weights of a head")
+    ),
+    "effect_after": Measure(
+        label="effect after transfer", line=1.0, rule=factor_effect,
+        definition=_RATIO.format("switch-weight profiles of fine-tuned networks"),
+    ),
+    "transfer_distance": Measure(
+        label="distance moved by transfer", line=1.0, rule=transfer_distance,
+        definition="Mean Jensen-Shannon distance between the profiles of a network before and after it was fine-tuned, "
+        "over the mean distance between replicates before.",
+    ),
 }  # fmt: skip

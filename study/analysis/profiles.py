@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,13 +15,18 @@ from study.norms.names import NORMALIZERS
 
 STATISTICS = ("mean", "var")
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
+FLOOR = 0.01  # a weight has a logarithm from here on: one below, down to the zeros of sparse norms, counts as this
+
+ByDepth = Callable[[Floats, Floats], Floats]
+CellPairs = list[list[tuple[int, int]]]
 
 
 def depth_profiles(switch: pd.DataFrame) -> dict[str, Floats]:
     """What every network chose, by key and relative depth: arrays (statistic, depth of `DEPTH_GRID`, normalizer).
 
-    `switch` has the rows of one epoch of each trial: key, depth_fraction, statistic, normalizer, weight. Layers at
-    equal depth are averaged; a normalizer outside the pool has weight 0; weights sum to 1 over normalizers.
+    `switch` has the rows of one epoch and one role of each trial: key, depth_fraction (within the role), statistic,
+    normalizer, weight. Layers at equal depth are averaged; a normalizer outside the pool has weight 0; weights sum to 1
+    over normalizers.
     """
     if switch.empty:
         return {}
@@ -42,15 +48,63 @@ def _profile(depths: Floats, weights: Floats) -> Floats:
     return np.asarray(profile / profile.sum(axis=-1, keepdims=True), dtype=float)
 
 
+# ------------------------------------------------------------------------------------------------- distances
+
+
 def profile_distance(first: Floats, second: Floats) -> Floats:
     """Jensen-Shannon distance (base 2, from 0 to 1) of profiles (..., statistic, depth, normalizer).
 
     Averaged over depth; returns (..., statistic). Leading axes are broadcast.
     """
+    return np.asarray(jensen_shannon(first, second).mean(axis=-1), dtype=float)
+
+
+def jensen_shannon(first: Floats, second: Floats) -> Floats:
+    """The Jensen-Shannon distance of weights (..., normalizer), at each depth of each statistic."""
     first, second = np.broadcast_arrays(first, second)
     with np.errstate(invalid="ignore"):  # equal profiles may round to the root of a tiny negative number
-        distance = np.asarray(jensenshannon(first, second, base=2, axis=-1))
-    return np.asarray(np.nan_to_num(distance).mean(axis=-1), dtype=float)
+        distance = np.asarray(jensenshannon(first, second, base=2, axis=-1), dtype=float)
+    return np.asarray(np.nan_to_num(distance), dtype=float)
+
+
+def euclidean(first: Floats, second: Floats) -> Floats:
+    """The Euclidean distance of coordinates (..., normalizer): that of Aitchison, where they are `log_ratios`."""
+    return np.asarray(np.linalg.norm(first - second, axis=-1), dtype=float)
+
+
+def log_ratios(profiles: Floats) -> Floats:
+    """Centred log-ratios (..., member) of weights (..., normalizer): of the members that any of these networks has.
+
+    Their Euclidean distance is that of Aitchison (1986), and of ilr coordinates. A weight below `FLOOR` is replaced by
+    it and the others shrink in proportion (multiplicative replacement: Martin-Fernandez et al., 2003).
+    """
+    if not profiles.size:
+        return profiles
+    members = (profiles > 0).any(axis=tuple(range(profiles.ndim - 1)))
+    weights = profiles[..., members]
+    low = weights < FLOOR
+    high = np.where(low, 0.0, weights)
+    shrunk = high * (1 - FLOOR * low.sum(axis=-1, keepdims=True)) / high.sum(axis=-1, keepdims=True)
+    logs = np.log(np.where(low, FLOOR, shrunk))
+    return np.asarray(logs - logs.mean(axis=-1, keepdims=True), dtype=float)
+
+
+def pairwise_distances(profiles: Floats, by_depth: ByDepth = jensen_shannon) -> tuple[Floats, Floats]:
+    """Between every two networks, the mean over depth of their distance, and of its square.
+
+    `profiles` is (cell, replicate, statistic, depth, normalizer); arrays (cell, replicate, cell, replicate, statistic).
+    """
+    networks = profiles.reshape(profiles.shape[0] * profiles.shape[1], *profiles.shape[2:])
+    mean, square = np.zeros((2, len(networks), len(networks), profiles.shape[2]))
+    for row, network in enumerate(networks):
+        local = by_depth(network, networks[row:])
+        mean[row, row:] = mean[row:, row] = local.mean(axis=-1)
+        square[row, row:] = square[row:, row] = (local**2).mean(axis=-1)
+    shape = (*profiles.shape[:2], *profiles.shape[:2], profiles.shape[2])
+    return mean.reshape(shape), square.reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------- factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +118,38 @@ class FactorDistances:
     within: Floats
 
 
-def factor_distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> FactorDistances:
-    """Distances that a factor's levels make and distances that seeds make, over the same cells.
+def comparable_pairs(cells: pd.DataFrame, factor: str) -> CellPairs:
+    """Pairs of cells, by row number, that differ in the factor alone; grouped by where they agree in all others.
 
-    `profiles` is (cell, replicate, statistic, depth, normalizer); `cells` a row a cell, a column a factor.
-    Cells are grouped by all other factors; groups of two levels or more count, each group equally.
-    Raises `ValueError` where no two cells differ in the factor alone.
+    `cells` has a row a cell and a column a factor.
     """
-    between, within = [], []
-    for pairs in _comparable_pairs(cells, factor):
-        members = sorted({cell for pair in pairs for cell in pair})
-        between.append(np.mean([_replicate_distances(profiles[a], profiles[b]) for a, b in pairs], axis=0))
-        within.append(np.mean([_replicate_distances(profiles[a], profiles[a]) for a in members], axis=0))
-    if not between:
-        raise ValueError(f"{factor}: no two cells differ in it alone")
-    return FactorDistances(between=np.mean(between, axis=0), within=np.mean(within, axis=0))
+    numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
+    levels = cells[factor].tolist()
+    groups = (combinations(np.flatnonzero(numbers == number).tolist(), 2) for number in np.unique(numbers))
+    pairs = ([(a, b) for a, b in group if levels[a] != levels[b]] for group in groups)
+    return [group for group in pairs if group]
 
 
 def count_cell_pairs(cells: pd.DataFrame, factor: str) -> int:
     """Pairs of cells that differ in the factor alone."""
-    return sum(map(len, _comparable_pairs(cells, factor)))
+    return sum(map(len, comparable_pairs(cells, factor)))
+
+
+def factor_distances(distances: Floats, pairs: CellPairs) -> FactorDistances:
+    """Distances that a factor's levels make and distances that seeds make, over the same cells.
+
+    `distances` are means of `pairwise_distances`, `pairs` those of `comparable_pairs`; each group counts equally.
+    Raises `ValueError` without any pair.
+    """
+    if not pairs:
+        raise ValueError("pairs: no two cells differ in the factor alone")
+    between, within = [], []
+    for group in pairs:
+        first, second = np.array(group).T
+        members = np.unique([first, second])
+        between.append(distances[first, :, second].mean(axis=0))
+        within.append(distances[members, :, members].mean(axis=0))
+    return FactorDistances(between=np.mean(between, axis=0), within=np.mean(within, axis=0))
 
 
 def factor_effect(distances: FactorDistances, confidence: float, statistic: str | None = None) -> Estimate:
@@ -107,18 +173,22 @@ def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: 
     )
 
 
-def _comparable_pairs(cells: pd.DataFrame, factor: str) -> list[list[tuple[int, int]]]:
-    """Row numbers of cells that differ in the factor and agree in every other, grouped by where they agree."""
-    numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
-    levels = cells[factor].tolist()
-    groups = (combinations(np.flatnonzero(numbers == number).tolist(), 2) for number in np.unique(numbers))
-    pairs = ([(a, b) for a, b in group if levels[a] != levels[b]] for group in groups)
-    return [group for group in pairs if group]
+def transfer_distance(before: Floats, after: Floats, confidence: float) -> Estimate:
+    """How far profiles move from before to after, over how far replicates lie apart before.
 
+    Both arrays are (cell, replicate, statistic, depth, normalizer). At 0 all is kept; at 1 networks lie as far from
+    what they were as from a network of another seed. What varies in the interval: the replicate (jackknife of the
+    log ratio, Student t).
+    """
+    moved = profile_distance(before, after).mean(axis=(0, 2))
+    seeds = profile_distance(before[:, :, None], before[:, None]).mean(axis=(0, 3))
 
-def _replicate_distances(first: Floats, second: Floats) -> Floats:
-    """(replicate, ...) profiles of two cells -> distances (replicate, replicate, statistic)."""
-    return profile_distance(first[:, None], second[None])
+    def log_ratio(keep: Numbers) -> float:
+        apart = seeds[np.ix_(keep, keep)][~np.eye(keep.size, dtype=bool)]
+        defined = keep.size > 1 and apart.mean() > 1e-9 and moved[keep].mean() > 0
+        return float(np.log(moved[keep].mean() / apart.mean())) if defined else float("nan")
+
+    return jackknife_ratio(log_ratio, moved.size, confidence)
 
 
 def _log_ratio(distances: FactorDistances, keep: Numbers, statistic: str | None = None) -> float:

@@ -142,20 +142,42 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
     return best
 
 
-def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """Exponential of a statistic over replicates, with its delete-one jackknife interval."""
+def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
+    """A statistic over replicates, given by their numbers, with its delete-one jackknife interval (Student t).
+
+    What varies: the replicate. Fewer than three give no interval, and neither do identical ones.
+    """
     everyone = np.arange(n)
-    centre = log_statistic(everyone)
-    if not np.isfinite(centre):
+    value = statistic(everyone)
+    if not np.isfinite(value):
         return Estimate(n=n)
-    left_out = np.array([log_statistic(np.delete(everyone, gone)) for gone in everyone])
+    left_out = np.array([statistic(np.delete(everyone, gone)) for gone in everyone])
     if n < 3 or not np.isfinite(left_out).all() or is_identical(left_out):
-        return Estimate(value=float(np.exp(centre)), n=n)
+        return Estimate(value=value, n=n)
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
-    reach = stats.t.ppf((1 + confidence) / 2, n - 1) * error
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
+    return Estimate(value=value, low=value - reach, high=value + reach, n=n)
+
+
+def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
+    """Exponential of a statistic over replicates, with that of its jackknife interval."""
+    log = jackknife(log_statistic, n, confidence)
     with np.errstate(over="ignore"):
-        value, low, high = np.exp([centre, centre - reach, centre + reach]).tolist()
-    return Estimate(value=value, low=low, high=high, n=n) if np.isfinite(high) else Estimate(value=value, n=n)
+        ends = [None if end is None else float(np.exp(end)) for end in (log.value, log.low, log.high)]
+    value, low, high = ends
+    return Estimate(value=value, low=low, high=high, n=n) if high != np.inf else Estimate(value=value, n=n)
+
+
+def ratio_p_value(ratio: Estimate, line: float, confidence: float) -> float | None:
+    """One-sided p value of a ratio that is no larger than the line; that of one no smaller is 1 - p.
+
+    From the t interval of its logarithm, of which it says the same: p < (1 - confidence) / 2 where all of it lies above
+    the line. None without an interval.
+    """
+    if not (ratio.value and ratio.low and ratio.high):
+        return None
+    error = np.log(ratio.high / ratio.low) / 2 / stats.t.ppf((1 + confidence) / 2, ratio.n - 1)
+    return float(stats.t.sf(np.log(ratio.value / line) / error, ratio.n - 1))
 
 
 def is_identical(values: Floats) -> bool:

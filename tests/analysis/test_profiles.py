@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from study.analysis.profiles import (
     DEPTH_GRID,
+    FactorDistances,
+    comparable_pairs,
     count_cell_pairs,
     depth_profiles,
     effect_contrast,
     factor_distances,
     factor_effect,
+    pairwise_distances,
     profile_distance,
 )
 from study.analysis.statistics import Floats
@@ -86,13 +89,17 @@ def _profiles(replicates: int, moves: tuple[float, float], seed: int) -> tuple[n
     return weights / weights.sum(-1, keepdims=True), cells
 
 
+def _distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> FactorDistances:
+    return factor_distances(pairwise_distances(profiles)[0], comparable_pairs(cells, factor))
+
+
 def _effect(replicates: int, move: float, seed: int) -> Any:
-    return factor_effect(factor_distances(*_profiles(replicates, (move, 0.0), seed), "a"), 0.95)
+    return factor_effect(_distances(*_profiles(replicates, (move, 0.0), seed), "a"), 0.95)
 
 
 def test_a_planted_effect_is_found() -> None:
     profiles, cells = _profiles(5, (1.5, 0.0), 1)
-    strong, weak = (factor_distances(profiles, cells, name) for name in ("a", "b"))
+    strong, weak = (_distances(profiles, cells, name) for name in ("a", "b"))
     assert factor_effect(strong, 0.95).above(1.5)
     assert not factor_effect(weak, 0.95).above(1)
     assert effect_contrast(strong, weak, 0.95).above(1)
@@ -121,13 +128,13 @@ def test_no_interval_below_three_replicates() -> None:
 
 def test_no_effect_to_measure_where_seeds_move_nothing() -> None:
     profiles, cells = _profiles(4, (1.0, 0.0), 0)
-    assert factor_effect(factor_distances(profiles[:, :1].repeat(4, axis=1), cells, "a"), 0.95).value is None
+    assert factor_effect(_distances(profiles[:, :1].repeat(4, axis=1), cells, "a"), 0.95).value is None
 
 
 def test_distances_need_cells_that_differ_in_the_factor_alone() -> None:
     profiles, cells = _profiles(3, (1.0, 0.0), 0)
-    with pytest.raises(ValueError, match="differ in it alone"):
-        factor_distances(profiles[[0, 3]], cells.iloc[[0, 3]], "a")
+    with pytest.raises(ValueError, match="differ in the factor alone"):
+        _distances(profiles[[0, 3]], cells.iloc[[0, 3]], "a")
 
 
 def test_cells_at_the_same_level_are_no_pair() -> None:
