@@ -7,20 +7,12 @@ switch weights over how far seeds alone move it, and the BN share is compared be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import pandas as pd
 
-from study.analysis.answers import (
-    MIN_CELLS,
-    Answer,
-    Effect,
-    Verdict,
-    difference_effect,
-    join_words,
-    show_estimate,
-)
+from study.analysis.answers import MIN_CELLS, Answer, Effect, Verdict, join_words
 from study.analysis.choices import (
     EFFECT,
     MARGIN,
@@ -35,8 +27,8 @@ from study.analysis.choices import (
     replicates_need,
     select_choices,
 )
-from study.analysis.paired import PairedDifference, paired_differences
-from study.analysis.profiles import STATISTICS, count_cell_pairs, effect_contrast
+from study.analysis.findings import find_dynamics, find_trends
+from study.analysis.profiles import count_cell_pairs, effect_contrast
 from study.analysis.records import StudyRecords
 from study.analysis.statistics import Estimate
 
@@ -45,14 +37,14 @@ STRONG = ("depth", "batch_size")  # the paper's claim
 WEAK = ("initialization", "decay", "solver")
 
 Contrasts = Mapping[tuple[str, str], Estimate]
-Shares = Mapping[str, PairedDifference]
 
 
 def answer_impacts(records: StudyRecords) -> Answer:
     """Ranks factors by how far they move the choices of the reference norm. Works on any part of a study."""
     confidence, trials = records.study.analysis.confidence, select_choices(records)
     factors = [name for name in records.study.factors if name != "norm"]
-    distances, shares = measure_distances(records, trials, factors), compare_bn_shares(records, trials)
+    distances = measure_distances(records, trials, factors)
+    found = [find(records, trials) for find in (find_trends, find_dynamics)]
     contrasts = {
         (strong, weak): effect_contrast(distances.factors[strong], distances.factors[weak], confidence)
         for strong, weak in product(STRONG, WEAK)
@@ -61,9 +53,9 @@ def answer_impacts(records: StudyRecords) -> Answer:
     verdict = decide(contrasts, covered=distances.covered)
     return Answer(
         title=TITLE, verdict=verdict,
-        answer=_sentences(records, trials, verdict, distances, contrasts, shares),
+        answer=_sentences(records, trials, verdict, distances, contrasts, [text for _, said in found for text in said]),
         rule=_rule(confidence),
-        effects=_effects(distances, contrasts, shares, confidence),
+        effects=[*_effects(distances, contrasts, confidence), *(effect for effects, _ in found for effect in effects)],
         n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
         needs=_needs(records, verdict, distances, contrasts),
     )  # fmt: skip
@@ -79,31 +71,6 @@ def decide(contrasts: Contrasts, *, covered: bool) -> Verdict:
     return "not enough evidence"
 
 
-def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
-    """BN's part of each trial's switch weights, a mean over layers: of both statistics, of each."""
-    bn = switch[switch["normalizer"].eq("bn")]
-    table = bn.groupby(["key", "statistic"], observed=True)["weight"].mean().unstack("statistic")
-    table = table.reindex(columns=list(STATISTICS)).astype(float).add_prefix("bn_share_")
-    table.insert(0, "bn_share", table.mean(axis=1))
-    shares: pd.DataFrame = table.reset_index()
-    return shares
-
-
-def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, PairedDifference]:
-    """The BN share at the largest B minus that at the smallest: of both statistics and of each."""
-    levels = sorted(trials["batch_size"].unique())
-    if "batch_size" not in records.study.factors or len(levels) < 2 or "bn" not in trials["pool"].iloc[0]:
-        return {}
-    table = trials.merge(bn_shares(records.switch), on="key", how="left")
-    return {
-        name: paired_differences(
-            table, factors=list(records.study.factors), factor="batch_size", reference=levels[-1],
-            other=levels[0], metric=name, confidence=records.study.analysis.confidence,
-        )
-        for name in ("bn_share", "bn_share_mean", "bn_share_var")
-    }  # fmt: skip
-
-
 def _rule(confidence: float) -> str:
     return (
         f"Strong above weak. {EFFECT} Supported: depth and batch_size vary, with at least one of {', '.join(WEAK)}, "
@@ -116,7 +83,7 @@ def _rule(confidence: float) -> str:
 
 def _sentences(
     records: StudyRecords, trials: pd.DataFrame, verdict: Verdict,
-    distances: ChoiceDistances, contrasts: Contrasts, shares: Shares,
+    distances: ChoiceDistances, contrasts: Contrasts, found: Sequence[str],
 ) -> str:  # fmt: skip
     if records.reference_norm is None:
         return "The study holds no switch norm, so there is no choice to look at."
@@ -129,7 +96,7 @@ def _sentences(
         lost = join_words(f"{a} over {b}" for (a, b), item in contrasts.items() if item.below(MARGIN))
         opening = f"No, in this study: the ratio of effects is below {MARGIN:g} for {lost}."
     parts = [opening, *factor_sentences(distances, records.study.analysis.confidence)]
-    parts += _share_sentences(shares, records.study.analysis.confidence)
+    parts += found
     parts += _gradient_batch_sentence(trials)
     parts += company_sentences(records.study, list(records.study.joint))
     return " ".join([*parts, *closing_sentences(records, trials)])
@@ -151,22 +118,10 @@ def _side(contrasts: Contrasts, side: int) -> str:
     return join_words(dict.fromkeys(pair[side] for pair in contrasts))
 
 
-def _share_sentences(shares: Shares, confidence: float) -> list[str]:
-    if not shares or shares["bn_share"].estimate.value is None:
-        return []
-    whole, mean, var = (
-        show_estimate(shares[name].estimate, confidence, sign=True)
-        for name in ("bn_share", "bn_share_mean", "bn_share_var")
-    )
-    levels = f"from B = {shares['bn_share'].other} to B = {shares['bn_share'].reference}"
-    return [f"The BN share changes by {whole} {levels}: mean weights {mean}, variance weights {var}."]
-
-
-def _effects(distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, confidence: float) -> list[Effect]:
+def _effects(distances: ChoiceDistances, contrasts: Contrasts, confidence: float) -> list[Effect]:
     return [
         *effect_rows(distances, confidence),
         *(factor_row(distances, "effect_ratio", f"{a} / {b}", a, item) for (a, b), item in contrasts.items()),
-        *(difference_effect(name, f"B {item.reference} - B {item.other}", item) for name, item in shares.items()),
     ]
 
 

@@ -96,6 +96,48 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
     return best
 
 
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Numbers of finished trials, in the cells and replicates that are all present.
+
+    cells: a row a cell, the columns of the trial table. values: (cell, replicate, number).
+    trials: (cell, replicate), rows of the trial table.
+    """
+
+    cells: pd.DataFrame
+    values: Floats
+    trials: Numbers
+
+
+def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
+    """The complete block of cells and replicates of `trials`; `numbers` has a row a key, NaN where there is none."""
+    table = numbers.reindex(trials["key"]).to_numpy(dtype=float)
+    present = trials["state"].eq("done").to_numpy() & np.isfinite(table).all(axis=1)
+    cells = cell_numbers(trials, ["trial_id"])
+    places = pd.Series(np.where(present, np.arange(len(trials)), -1),
+                       index=pd.MultiIndex.from_arrays([cells, trials["replicate"]]))  # fmt: skip
+    grid = places.unstack(fill_value=-1).to_numpy(dtype=np.intp)
+    rows, columns = complete_block(grid >= 0)
+    grid = grid[np.ix_(rows, columns)]
+    return Block(cells=trials.iloc[grid[:, :1].ravel()], values=table[grid], trials=trials.index.to_numpy()[grid])
+
+
+def replicate_p_value(values: Sequence[float] | Floats) -> float | None:
+    """The p value that the mean is 0: the t test that belongs to `replicate_interval`; None where that has none."""
+    array = np.asarray(values, dtype=float)
+    return None if array.size < 2 or is_identical(array) else float(stats.ttest_1samp(array, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p values of a family of tests, adjusted for their number (Holm 1979), in their order; None is no test."""
+    tests = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    for number, (value, place) in enumerate(tests):
+        before = adjusted[tests[number - 1][1]] if number else None
+        adjusted[place] = max(before or 0.0, min(1.0, (len(tests) - number) * value))
+    return adjusted
+
+
 def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
     """Exponential of a statistic over replicates, with its delete-one jackknife interval."""
     everyone = np.arange(n)
