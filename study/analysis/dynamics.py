@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def _histories(weights: pa.Table, role: str) -> Iterator[tuple[str, tuple[Floats
     slot = np.array([STATISTICS.index(name) for name in statistics], np.intp)
     kept = pc.equal(weights["role"].cast(pa.string()), role).to_numpy()
     starts = np.flatnonzero((np.diff(trial, prepend=-1) != 0) | (np.diff(replicate, prepend=-1) != 0))
-    for start, end in zip(starts, [*starts[1:], len(trial)], strict=True):
+    for start, end in pairwise([*starts, len(trial)]):
         rows = np.arange(start, end)[kept[start:end]]
         if not rows.size:
             continue

@@ -216,7 +216,7 @@ def _say_inseparable(cells: pd.DataFrame) -> str:
     if cells.empty:
         return "No cell has a result in enough replicates to tell B and G x B apart."
     b, gradient = (cells[name].nunique() for name in ("statistics_batch", "gradient_batch"))
-    reason = "they grow together"
+    reason = "where cells agree in all else, the two do not vary apart"
     if gradient == 1:
         reason = "G x B is the same in all cells"
     elif b == 1:
@@ -253,7 +253,7 @@ def _company(records: StudyRecords) -> list[str]:
     base = records.study.base
     moved = ["the learning rate"] * base.scale_learning_rate + ["the number of steps"] * (base.epoch_steps is None)
     if moved:
-        return [f"With G x B also changes {join_words(moved)}; in study batch_axes it does not."]
+        return [f"G x B comes with {join_words(moved)} that the recipe gives it; in study batch_axes these are held."]
     return ["Learning rate and number of steps are the same at every G x B."]
 
 

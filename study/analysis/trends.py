@@ -46,8 +46,7 @@ def rank_trends(switch: pd.DataFrame, place: str, value: str = "weight") -> pd.D
     products = pd.DataFrame({"xy": x * y, "xx": x * x, "yy": y * y, "layers": 1})
     sums = products.groupby(number).sum().set_axis(networks.size().index)
     trend = (sums["xy"] / np.sqrt(sums["xx"] * sums["yy"])).where(sums["yy"] > 0, 0.0)
-    table: pd.DataFrame = trend.where((sums["layers"] >= 3) & (sums["xx"] > 0)).unstack(["statistic", "normalizer"])
-    table = table.dropna(how="all")
+    table: pd.DataFrame = trend[(sums["layers"] >= 3) & (sums["xx"] > 0)].unstack(["statistic", "normalizer"])
     return table
 
 
