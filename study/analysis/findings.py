@@ -94,8 +94,8 @@ def _inside_networks(switch: pd.DataFrame, trials: pd.DataFrame, confidence: flo
         rows = _trend_rows(measure, table, rho, p_values, block.trials, len(trials), confidence)
         effects += rows
         sentences += _trend_sentences(words, rows, confidence)
-    alike = rank_trends(switch, "depth_fraction", "receptive_field").to_numpy()
-    if sentences and alike.size:
+    alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
+    if alike.size:
         sentences.append(f"The two have a rank correlation of {show_number(np.nanmean(alike), 2)} inside a network.")
     return effects, sentences
 

@@ -72,6 +72,14 @@ def test_trends_with_depth_are_named(find: Any) -> None:
     assert "one B" in text
 
 
+def test_layers_without_a_receptive_field_have_no_trend_with_it(find: Any) -> None:
+    _, _, records = find(replicates=2, depth=[8])
+    nowhere = replace(records, switch=records.switch.assign(receptive_field=np.nan))
+    effects, sentences = find_trends(nowhere, select_choices(nowhere))
+    assert {effect.measure for effect in effects} == {"trend_depth"}
+    assert "receptive field" not in " ".join(sentences)
+
+
 def test_one_replicate_has_numbers_and_no_test(find: Any) -> None:
     effects, text, _ = find(replicates=1, **AXES)
     assert "With B, nothing can be said of trends from one replicate." in text
