@@ -12,15 +12,7 @@ from itertools import product
 
 import pandas as pd
 
-from study.analysis.answers import (
-    MIN_CELLS,
-    Answer,
-    Effect,
-    Verdict,
-    difference_effect,
-    join_words,
-    show_estimate,
-)
+from study.analysis.answers import MIN_CELLS, Answer, Effect, Verdict, join_words
 from study.analysis.choices import (
     EFFECT,
     MARGIN,
@@ -39,8 +31,8 @@ from study.analysis.choices import (
     share_sentences,
     tell_apart_from,
 )
-from study.analysis.paired import PairedDifference, paired_differences
-from study.analysis.profiles import STATISTICS, count_cell_pairs, effect_contrast
+from study.analysis.findings import find_dynamics, find_trends
+from study.analysis.profiles import count_cell_pairs, effect_contrast
 from study.analysis.records import StudyRecords
 from study.analysis.statistics import Estimate
 
@@ -49,18 +41,19 @@ STRONG = ("depth", "batch_size")  # the paper's claim
 WEAK = ("initialization", "decay", "solver")
 
 Contrasts = Mapping[tuple[str, str], Estimate]
-Shares = Mapping[str, PairedDifference]
 
 
 def answer_impacts(records: StudyRecords) -> Answer:
     """Ranks factors by how far they move the choices of the reference norm. Works on any part of a study."""
     confidence, trials = records.study.analysis.confidence, select_choices(records)
     factors = [name for name in records.study.factors if name != "norm"]
-    distances, shares = measure_distances(records.profiles, trials, factors), compare_bn_shares(records, trials)
+    distances = measure_distances(records.profiles, trials, factors)
+    found = [find(records, trials) for find in (find_trends, find_dynamics)]
     contrasts = contrast_effects(distances, confidence)
     verdict = decide(contrasts, confidence, covered=distances.covered)
-    effects = _effects(distances, contrasts, shares, confidence)
-    sentences = _sentences(records, trials, verdict, distances, contrasts, shares, effects)
+    effects = [*_effects(distances, contrasts, confidence), *(effect for effects, _ in found for effect in effects)]
+    said = [*share_sentences(effects), *(text for _, sentences in found for text in sentences)]
+    sentences = _sentences(records, trials, verdict, distances, contrasts, said)
     return Answer(
         title=TITLE, verdict=verdict, answer=" ".join(sentences), rule=_rule(confidence), effects=effects,
         n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
@@ -93,31 +86,6 @@ def lost_contrasts(contrasts: Contrasts, confidence: float) -> list[str]:
     return tell_apart_from(named, MARGIN, confidence, above=False)
 
 
-def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
-    """BN's part of each trial's switch weights, a mean over layers: of both statistics, of each."""
-    bn = switch[switch["normalizer"].eq("bn")]
-    table = bn.groupby(["key", "statistic"], observed=True)["weight"].mean().unstack("statistic")
-    table = table.reindex(columns=list(STATISTICS)).astype(float).add_prefix("bn_share_")
-    table.insert(0, "bn_share", table.mean(axis=1))
-    shares: pd.DataFrame = table.reset_index()
-    return shares
-
-
-def compare_bn_shares(records: StudyRecords, trials: pd.DataFrame) -> dict[str, PairedDifference]:
-    """The BN share at the largest B minus that at the smallest: of both statistics and of each."""
-    levels = sorted(trials["batch_size"].unique())
-    if "batch_size" not in records.study.factors or len(levels) < 2 or "bn" not in trials["pool"].iloc[0]:
-        return {}
-    table = trials.join(bn_shares(records.switch).set_index("key"), on="key")  # which keeps the trials' row numbers
-    return {
-        name: paired_differences(
-            table, factors=list(records.study.factors), factor="batch_size", reference=levels[-1],
-            other=levels[0], metric=name, confidence=records.study.analysis.confidence,
-        )
-        for name in ("bn_share", "bn_share_mean", "bn_share_var")
-    }  # fmt: skip
-
-
 def _rule(confidence: float) -> str:
     return (
         f"Strong above weak. {EFFECT} Not supported: for any pair of one of {' and '.join(STRONG)} and one of "
@@ -132,7 +100,7 @@ def _rule(confidence: float) -> str:
 
 def _sentences(
     records: StudyRecords, trials: pd.DataFrame, verdict: Verdict,
-    distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, effects: Sequence[Effect],
+    distances: ChoiceDistances, contrasts: Contrasts, found: Sequence[str],
 ) -> list[str]:  # fmt: skip
     if records.reference_norm is None:
         return ["The study holds no switch norm, so there is no choice to look at."]
@@ -145,8 +113,7 @@ def _sentences(
     if verdict == "not supported":
         lost = join_words(lost_contrasts(contrasts, confidence))
         opening = f"No, in this study: the ratio of effects is below {MARGIN:g} for {lost}."
-    parts = [opening, *factor_sentences(distances, confidence), *share_sentences(effects)]
-    parts += _bn_sentences(shares, confidence)
+    parts = [opening, *factor_sentences(distances, confidence), *found]
     parts += _gradient_batch_sentence(trials)
     parts += company_sentences(records.study, list(records.study.joint))
     return [*parts, *closing_sentences(records, trials)]
@@ -168,25 +135,13 @@ def _side(contrasts: Contrasts, side: int) -> str:
     return join_words(dict.fromkeys(pair[side] for pair in contrasts))
 
 
-def _bn_sentences(shares: Shares, confidence: float) -> list[str]:
-    if not shares or shares["bn_share"].estimate.value is None:
-        return []
-    whole, mean, var = (
-        show_estimate(shares[name].estimate, confidence, sign=True)
-        for name in ("bn_share", "bn_share_mean", "bn_share_var")
-    )
-    levels = f"from B = {shares['bn_share'].other} to B = {shares['bn_share'].reference}"
-    return [f"The BN share changes by {whole} {levels}: mean weights {mean}, variance weights {var}."]
-
-
-def _effects(distances: ChoiceDistances, contrasts: Contrasts, shares: Shares, confidence: float) -> list[Effect]:
+def _effects(distances: ChoiceDistances, contrasts: Contrasts, confidence: float) -> list[Effect]:
     p_values = holm_p_values({f"{a} / {b}": item for (a, b), item in contrasts.items()}, 1, confidence)
     ratios = [
         factor_row(distances, "effect_ratio", f"{a} / {b}", [a, b], item, p_values[f"{a} / {b}"])
         for (a, b), item in contrasts.items()
     ]
-    bn = [difference_effect(name, f"B {item.reference} - B {item.other}", item) for name, item in shares.items()]
-    return [*effect_rows(distances, confidence), *ratios, *share_rows(distances, confidence), *bn]
+    return [*effect_rows(distances, confidence), *ratios, *share_rows(distances, confidence)]
 
 
 def _needs(records: StudyRecords, verdict: Verdict, distances: ChoiceDistances, contrasts: Contrasts) -> list[str]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from study.analysis.distinct import layer_distances
+from study.analysis.dynamics import SETTLED, count_flips, settle_epochs
 from study.analysis.paired import paired_differences
 from study.analysis.profiles import effect_contrast, factor_effect, transfer_distance
 from study.analysis.targets import TARGET, epochs_to_target
+from study.analysis.trends import axis_slopes, batch_trends, rank_trends
 from study.analysis.variance import variance_shares
 
 
@@ -43,6 +45,25 @@ def _difference(label: str, what: str, headline: bool = False) -> Measure:
     return Measure(label=label, definition=definition, rule=paired_differences, headline=headline)
 
 
+def _trend_inside(label: str, place: str) -> Measure:
+    return Measure(
+        label=f"trend with {label}", rule=rank_trends,
+        definition=f"Spearman's rank correlation, -1 to 1, of a switch weight with the {place} of its layer, in each "
+        "network; mean over cells. p: t test over replicates that it is 0, adjusted by Holm for all weights.",
+    )  # fmt: skip
+
+
+def _slope(weights: str) -> Measure:
+    return Measure(
+        label=f"BN share of {weights} per doubling", rule=axis_slopes,
+        definition=f"Change of bn's part of {weights} for each doubling of B or of G x B while the other stays: least "
+        "squares in each replicate, over cells that agree in all else.",
+    )  # fmt: skip
+
+
+_SETTLED = (
+    f"The first epoch from which a layer's weights stay within a total variation of {SETTLED:g} of those of the last"
+)
 _LAST = "in the last epoch"
 _TIME = (
     "Epochs of training until the validation score first reaches the target, linear between evaluations. The target "
@@ -121,4 +142,29 @@ MEASURES = {
         definition="Mean Jensen-Shannon distance between the profiles of a network before and after it was fine-tuned, "
         "over the mean distance between replicates before.",
     ),
+    "trend_depth": _trend_inside("depth inside a network", "relative depth"),
+    "trend_receptive_field": _trend_inside("receptive field", "receptive field"),
+    "trend_batch": Measure(
+        label="trend with B", rule=batch_trends,
+        definition="Change of a switch weight, mean over layers, for each doubling of B, over cells that agree in all "
+        "else. p: Page's trend test with replicates as blocks, two-sided; with two levels of B a paired t test; Holm.",
+    ),
+    "share_slope": _slope("all weights"),
+    "share_slope_mean": _slope("mean weights"),
+    "share_slope_var": _slope("variance weights"),
+    "convergence_epoch": Measure(
+        label="epoch of convergence", rule=settle_epochs,
+        definition=f"{_SETTLED}. Mean over layers; a layer that never moves has 0.",
+    ),
+    "convergence": Measure(
+        label="convergence, part of training", rule=settle_epochs,
+        definition="The epoch of convergence over the number of epochs: 0 at the start, 1 at the end.",
+    ),
+    "flips": Measure(
+        label="flips of a layer", rule=count_flips,
+        definition="How often the largest weight of a layer becomes another, from epoch to epoch; mean over layers. "
+        "While several are largest, the one before stays; leaving the even weights of the start is no flip.",
+    ),
+    "convergence_change": _difference("change of convergence", "Convergence as a part of training"),
+    "flips_change": _difference("change of flips", "Flips of a layer"),
 }  # fmt: skip

@@ -142,6 +142,32 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
     return best
 
 
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Numbers of finished trials, in the cells and replicates that are all present.
+
+    cells: a row a cell, the columns of the trial table. values: (cell, replicate, number).
+    trials: (cell, replicate), rows of the trial table.
+    """
+
+    cells: pd.DataFrame
+    values: Floats
+    trials: Numbers
+
+
+def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
+    """The complete block of cells and replicates of `trials`; `numbers` has a row a key, NaN where there is none."""
+    table = numbers.reindex(trials["key"]).to_numpy(dtype=float)
+    present = trials["state"].eq("done").to_numpy() & np.isfinite(table).all(axis=1)
+    cells = cell_numbers(trials, ["trial_id"])
+    places = pd.Series(np.where(present, np.arange(len(trials)), -1),
+                       index=pd.MultiIndex.from_arrays([cells, trials["replicate"]]))  # fmt: skip
+    grid = places.unstack(fill_value=-1).to_numpy(dtype=np.intp)
+    rows, columns = complete_block(grid >= 0)
+    grid = grid[np.ix_(rows, columns)]
+    return Block(cells=trials.iloc[grid[:, :1].ravel()], values=table[grid], trials=trials.index.to_numpy()[grid])
+
+
 def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
     """A statistic over replicates, given by their numbers, with its delete-one jackknife interval (Student t).
 
