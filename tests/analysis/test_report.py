@@ -60,7 +60,7 @@ def _strict_json(path: Path) -> dict[str, object]:
 
 def test_the_page_holds_answers_evidence_and_plan(report: Path, planted: StudyFolder) -> None:
     page = _Page(report.read_text(encoding="utf-8"))
-    assert page.count("section") == 4
+    assert page.count("article") == 2
     assert page.count("figure") == 8
     for text in ("A planted study", "supported", "Plan and coverage", "How it was made", "abc123", "the last epoch",
                  f"python run_study.py --study {planted.path.name} --set replicates=1"):  # fmt: skip
@@ -150,7 +150,7 @@ def test_nasty_text_is_escaped(tmp_path: Path) -> None:
     html = write_report(folder).read_text(encoding="utf-8")
     page = _Page(html)
     assert "alert('x')" not in html
-    assert page.text.count("alert('x')") == 5  # title twice, question, two reasons
+    assert page.text.count("alert('x')") == 7  # title twice, question, two reasons in both tables
     plain = write_report(write_study(tmp_path / "plain", build_study(replicates=1, norm=["sn", "bn"])))
     assert page.count("script") == _Page(plain.read_text(encoding="utf-8")).count("script")
 
