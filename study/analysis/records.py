@@ -20,7 +20,7 @@ from study.analysis.statistics import Floats, cell_numbers
 from study.config import StudyConfig, study_from_dict
 from study.norms.names import NORMALIZERS, parse_norm
 from study.plan import PlannedTrial, plan_trial, plan_trials
-from study.reading import UserError, read_yaml
+from study.reading import UserError, allowed_names, read_yaml
 from study.record.files import FINISHED, StudyFolder, TrialFolder, read_json, read_metrics
 from study.record.switches import SCHEMA as SWITCH_SCHEMA
 
@@ -193,7 +193,9 @@ class _TrialRecord:
 
 def _read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
     if not folder.config.exists():
-        raise UserError(f"{folder.config}: no study here")
+        beside = sorted(path.parent.name for path in folder.path.parent.glob("*/study.yaml"))
+        nearest = f"; {allowed_names(folder.path.name, beside)}" if beside else ""
+        raise UserError(f"{folder.path}: no study here{nearest}")
     data = read_yaml(folder.config)
     if not isinstance(data.get("study"), dict):
         raise UserError(f"{folder.config}: study: expected keys and values")

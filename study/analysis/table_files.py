@@ -57,7 +57,8 @@ def coverage_table(records: StudyRecords) -> pd.DataFrame:
     cells = count_states(records.trials, factors)
     states = [state for state in STATES if any(counts[state] for _, counts in cells)]
     rows = [[*levels, *(len(counts[state]) for state in states)] for levels, counts in cells]
-    return pd.DataFrame(rows, columns=pd.Index([*factors, *states]))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=[*factors, *states])
+    return table
 
 
 def trials_table(records: StudyRecords) -> pd.DataFrame:
