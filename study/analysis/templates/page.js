@@ -18,7 +18,7 @@ function follow() {
   const place = rows ? document.getElementById("trials-title") : row || document.getElementById(fragment);
   if (!place) return;
   place.scrollIntoView();
-  if (rows || row) (row ? row.querySelector("button") : place).focus({preventScroll: true});
+  if (rows || row) place.focus({preventScroll: true});
 }
 
 function readRanges(text) {
@@ -89,17 +89,20 @@ function lead(plot, groups) {
   plot.addEventListener("keydown", (event) => {
     const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
     if (event.key === "Enter" && points[at]) show(points[at].group);
-    if (event.key === "Escape" || event.key === "Tab") at = -1;
+    if (event.key === "Escape") {
+      at = -1;
+      Plotly.Fx.unhover(plot);
+    }
     if (!step || !points.length) return;
     event.preventDefault();
     at = at < 0 ? (step > 0 ? 0 : points.length - 1) : (at + step + points.length) % points.length;
     Plotly.Fx.hover(plot, [points[at]], points[at].panel);
+    setTimeout(say, 100);  // Plotly draws its label within 50 ms
   });
-  plot.on("plotly_hover", () => {
-    if (document.activeElement !== plot || at < 0) return;
+  function say() {
     const said = [...plot.querySelectorAll(".hoverlayer text")].map((text) => text.textContent).join(", ");
     document.getElementById("live").textContent = `${said}. Point ${at + 1} of ${points.length}.`;
-  });
+  }
 }
 
 function findPoints(plot) {
