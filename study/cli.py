@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", metavar="NAME", help="where trials run: local, slurm or ray (default: local)")
     parser.add_argument("--storage", metavar="URL", help="Optuna storage (default: SQLite in the study's folder)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="default: %(default)s")
+    parser.add_argument("--compare", metavar="DIR", nargs="+", type=Path, help="report: set other studies beside it")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     parser.add_argument(
         "--detach", action="store_true", help="return at once; the same command, status or report collect"
@@ -105,6 +106,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{options.verb}: unknown verb; {allowed_names(options.verb, VERBS)}")
     if options.trials and options.verb != "diff":
         raise UserError(f"{options.trials[0]}: {options.verb} takes no trials")
+    if options.compare and options.verb != "report":
+        raise UserError("--compare: of report alone")
     if options.launcher not in (None, *LAUNCHERS):
         raise UserError(
             f"--launcher {options.launcher}: unknown launcher; {allowed_names(options.launcher, LAUNCHERS)}"
@@ -224,11 +227,16 @@ def _report(options: argparse.Namespace) -> int:
     from study.record.files import StudyFolder
 
     folder = StudyFolder(options.out / options.study)
+    _check_known(options.study, options.out)
     if options.study in available("studies") or not folder.config.exists():  # else it was imported, or came from afar
         study, folder = _study(options)
         if not folder.config.exists():
             raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
     _print_report(_console(), folder)
+    if options.compare:
+        from study.analysis.compare import write_comparison
+
+        print(f"side by side: {write_comparison(folder, [StudyFolder(path) for path in options.compare])}")
     return DONE
 
 
@@ -347,6 +355,13 @@ def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTr
         settings.append("search=null")
     flags = [argument for setting in settings for argument in ("--set", setting)]
     return command_line(["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"])
+
+
+def _check_known(study: str, out: Path) -> None:
+    """A report is of a study that is configured here, or of one that lies in the folder of results."""
+    known = {*available("studies"), *(path.parent.name for path in out.glob("*/study.yaml"))}
+    if study not in known and not study.endswith((".yaml", ".yml")):
+        raise UserError(f"--study {study}: unknown study; {allowed_names(study, sorted(known))}")
 
 
 def _print_report(console: Console, folder: StudyFolder) -> None:

@@ -20,8 +20,8 @@ from study.analysis.statistics import Floats, cell_numbers
 from study.config import StudyConfig, study_from_dict
 from study.norms.names import NORMALIZERS, parse_norm
 from study.plan import PlannedTrial, plan_trial, plan_trials
-from study.reading import UserError, read_yaml
-from study.record.files import FINISHED, StudyFolder, TrialFolder, read_json, read_metrics
+from study.reading import UserError, allowed_names, read_yaml
+from study.record.files import FINISHED, SCHEMA, StudyFolder, TrialFolder, read_json, read_metrics
 from study.record.switches import SCHEMA as SWITCH_SCHEMA
 
 EVALUATED = ("val", "test", "fit")  # splits; fit is the training split, seen as the others are
@@ -193,7 +193,9 @@ class _TrialRecord:
 
 def _read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
     if not folder.config.exists():
-        raise UserError(f"{folder.config}: no study here")
+        beside = sorted(path.parent.name for path in folder.path.parent.glob("*/study.yaml"))
+        nearest = f"; {allowed_names(folder.path.name, beside)}" if beside else ""
+        raise UserError(f"{folder.config}: no study here{nearest}")
     data = read_yaml(folder.config)
     if not isinstance(data.get("study"), dict):
         raise UserError(f"{folder.config}: study: expected keys and values")
@@ -254,13 +256,28 @@ def _state_and_results(folder: TrialFolder, plan: PlannedTrial | None) -> dict[s
         result, damaged = folder.check()
         damaged += [] if plan else [folder.trial.name]
         if damaged:
-            return {"state": "damaged", "reason": ", ".join(damaged)}
+            return {"state": "damaged", "reason": "; ".join(_say_damage(folder, name) for name in damaged)}
         if result is not None:
             return {"state": result["status"], "reason": result.get("reason") or "", **_results(result)}
         state, reason = folder.status()
     except (KeyError, TypeError, AttributeError):  # JSON of the wrong shape
         state, reason = "damaged", f"{folder.result.name} or {folder.state.name}"
     return {"state": state, "reason": reason}
+
+
+def _say_damage(folder: TrialFolder, name: str) -> str:
+    """What is wrong with a file of a trial that has ended."""
+    path = folder.path / name
+    if not path.exists():
+        return f"{name}: missing"
+    if name == folder.result.name:
+        result = read_json(path)
+        if result is None:
+            return f"{name}: half-written"
+        if result.get("schema") != SCHEMA:
+            return f"{name}: of schema {result.get('schema')}, and this version reads {SCHEMA}"
+        return f"{name}: lacks what a result holds"
+    return f"{name}: not as it was when the trial ended"
 
 
 def _facts_on_disk(folder: TrialFolder) -> dict[str, Any]:

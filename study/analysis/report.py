@@ -1,29 +1,24 @@
-"""The report: one self-contained page, the answers as JSON, and all data in two tables."""
+"""The report: one self-contained page, the answers as JSON, and all data in tables."""
 
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-import plotly.graph_objects as go
-import plotly.io
 import pyarrow as pa
 import pyarrow.parquet as pq
-from plotly.offline import get_plotlyjs
 
-from study.analysis.answers import Answer, show_number, show_states
+from study.analysis.answers import Answer
 from study.analysis.evidence import draw_evidence, draw_published, finished_choices
 from study.analysis.impacts import answer_impacts
-from study.analysis.measures import MEASURES
+from study.analysis.page import render_page
 from study.analysis.records import BACKBONE, StudyRecords, load_study_records
+from study.analysis.table_files import write_tables
 from study.analysis.tasks import APART, TOGETHER, answer_tasks, name_settings, task_factors
 from study.analysis.useful import answer_useful
-from study.norms.names import NORMALIZERS
 from study.record.files import StudyFolder, write_bytes, write_json
 
 SCHEMA = 1
@@ -32,48 +27,32 @@ QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
     "impacts": answer_impacts,
     "tasks": answer_tasks,
 }
-STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
 
 
 def write_report(folder: StudyFolder) -> Path:
-    """Writes report.html, answers.json, switch_weights.parquet and trials.parquet; returns the page's path.
+    """Writes report.html, answers.json, switch_weights.parquet, trials.parquet and tables; returns the page's path.
 
     Works on any part of a study. `answers.json` depends on the records alone: same records, same bytes.
     Raises `UserError` where there is no study.
     """
     records = load_study_records(folder)
-    answers: dict[str, Answer] = {name: QUESTIONS[name](records) for name in records.study.analysis.questions}
+    answers = answer_questions(records)
+    evidence = {name: list(draw_evidence(name, records, answer)) for name, answer in answers.items()}
+    published = list(draw_published(folder))
     found = {name: answer.to_json() for name, answer in answers.items()}
-    page = folder.report / "report.html"
     facts = {"schema": SCHEMA, "study": records.study.name, "questions": found}
     write_json(folder.report / "answers.json", facts)
     write_bytes(folder.report / "trials.parquet", _parquet(_plain_table(records.trials)))
     write_bytes(folder.report / "switch_weights.parquet", _parquet(records.weights, store_schema=False))
-    write_bytes(page, render_page(records, answers).encode())
+    write_tables(folder.report / "tables", records, answers)
+    page = folder.report / "report.html"
+    write_bytes(page, render_page(records, answers, evidence, published, _choices_by_role(records)).encode())
     return page
 
 
-def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
-    """The whole page; everything it shows is inside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    trials, heads = records.trials.to_dict("records"), _choices_by_role(records)
-    chosen = {name for row in heads for _, name in row["weights"]}
-    environment.filters |= {"number": _show, "states": show_states}
-    return environment.get_template("report.html.j2").render(
-        records=records, study=records.study, answers=answers, trials=trials,
-        headlines=[name for name, measure in MEASURES.items() if measure.headline], measures=MEASURES,
-        plotly_js=get_plotlyjs(),
-        evidence={name: [_embed(figure) for figure in draw_evidence(name, records, answer)]
-                  for name, answer in answers.items()},
-        published=[_embed(figure) for figure in draw_published(records.folder)],
-        cells=_coverage(records), heads=heads, normalizers=[name for name in NORMALIZERS if name in chosen],
-        states=[state for state in STATES if state in set(records.trials["state"])],
-        troubles=[row for row in trials if row["state"] not in ("done", "planned", "running")],
-        made_on=Counter(zip(records.done["device"], records.done["commit"], strict=True)),
-    )  # fmt: skip
+def answer_questions(records: StudyRecords) -> dict[str, Answer]:
+    """The answers that the study asks for, by question."""
+    return {name: QUESTIONS[name](records) for name in records.study.analysis.questions}
 
 
 def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:
@@ -91,25 +70,6 @@ def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _embed(figure: go.Figure) -> dict[str, str]:
-    """A figure as HTML, with its title apart: text of the page wraps on a phone."""
-    title, subtitle = figure.layout.title.text, figure.layout.title.subtitle.text
-    figure.layout.title = None
-    div_id = "figure-" + "".join(letter if letter.isalnum() else "-" for letter in title.lower())
-    config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
-    html = plotly.io.to_html(figure, config, include_plotlyjs=False, full_html=False, div_id=div_id)
-    return {"title": title, "subtitle": subtitle, "html": html}
-
-
-def _coverage(records: StudyRecords) -> list[tuple[list[str], Counter[str]]]:
-    """Every cell with its replicates counted by state."""
-    cells: dict[tuple[str, ...], Counter[str]] = {}
-    for row in records.trials.to_dict("records"):
-        levels = tuple(str(row[factor]) for factor in records.study.factors)
-        cells.setdefault(levels, Counter())[row["state"]] += 1
-    return [(list(levels), states) for levels, states in cells.items()]
-
-
 def _plain_table(frame: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(frame.infer_objects(), preserve_index=False)
 
@@ -119,8 +79,3 @@ def _parquet(table: pa.Table, store_schema: bool = True) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", store_schema=store_schema)
     return sink.getvalue()
-
-
-def _show(value: Any, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else show_number(float(value), digits).replace("-", "−")

@@ -1,4 +1,4 @@
-"""Fixtures that start the real thing: a Slurm, a Ray cluster, a PostgreSQL server.
+"""Fixtures that start the real thing: a Slurm, a Ray cluster, a PostgreSQL server, a browser.
 
 Each is started once a test process, on ports and in a folder of its own, so that processes of pytest-xdist do not
 meet. Where one is not installed its tests are skipped with the reason; with `--require-services`, as CI has it, they
@@ -22,12 +22,18 @@ from tests.services import postgres as postgres_server
 from tests.services import slurm as slurm_node
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from ray.cluster_utils import Cluster
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--require-services", action="store_true", help="fail, not skip, where Slurm, Ray or PostgreSQL is missing"
+        "--require-services",
+        action="store_true",
+        help="fail, not skip, where Slurm, Ray, PostgreSQL or Chromium is missing",
     )
 
 
@@ -117,6 +123,19 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.shutdown()
+
+
+@pytest.fixture(scope="module")  # no longer: its event loop would bar others of this thread
+def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """The Chromium or Chrome that is installed; none is downloaded."""
+    program = next(filter(None, map(daemons.find, BROWSERS)), None)
+    _need(request, programs=() if program else BROWSERS[:1], module="playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # it may run as root
+        yield chromium
+        chromium.close()
 
 
 def _need(request: pytest.FixtureRequest, *, programs: tuple[str, ...] = (), module: str) -> None:

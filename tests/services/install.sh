@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What the tests of launchers and storages run against, beside Python. Debian, as root; installs only what is missing.
+# What the tests of launchers, storages and the report's page run against, beside Python. Debian, as root; installs only what is missing.
 set -euo pipefail
 
 missing=()
 for package in slurmctld slurmd slurm-client munge postgresql; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing+=("$package")
 done
+command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || missing+=(chromium)
 if [ ${#missing[@]} -gt 0 ]; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
