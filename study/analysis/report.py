@@ -68,7 +68,8 @@ def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
         records=records, study=records.study, answers=answers, trials=trials,
         headlines=[name for name, measure in MEASURES.items() if measure.headline], measures=MEASURES,
         plotly_js=get_plotlyjs(),
-        evidence={name: _evidence(name, records, answer) for name, answer in answers.items()},
+        evidence={name: [_embed(figure) for figure in draw_evidence(name, records, answer)]
+                  for name, answer in answers.items()},
         published=[_embed(figure) for figure in _draw_published(records.folder)],
         cells=_coverage(records), heads=heads, normalizers=[name for name in NORMALIZERS if name in chosen],
         states=[state for state in STATES if state in set(records.trials["state"])],
@@ -77,11 +78,10 @@ def render_page(records: StudyRecords, answers: Mapping[str, Answer]) -> str:
     )  # fmt: skip
 
 
-def _evidence(name: str, records: StudyRecords, answer: Answer) -> list[dict[str, str]]:
+def draw_evidence(name: str, records: StudyRecords, answer: Answer) -> Iterator[go.Figure]:
     """The figures of one question, the most direct first; none that would be empty."""
     draw = {"useful": _draw_useful, "impacts": _draw_impacts, "tasks": _draw_tasks}[name]
-    effects = [item for item in answer.effects if item.estimate.value is not None]
-    return [_embed(figure) for figure in draw(records, effects)]
+    yield from draw(records, [item for item in answer.effects if item.estimate.value is not None])
 
 
 def _draw_useful(records: StudyRecords, effects: list[Effect]) -> Iterator[go.Figure]:

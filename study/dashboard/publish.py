@@ -1,0 +1,106 @@
+"""Puts a study's pages on W&B, or, without a login or a server, into files to look at."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from study.analysis.records import load_study_records
+from study.dashboard.summary import Findings, write_summary
+from study.reading import UserError
+from study.record.files import StudyFolder, read_json, write_bytes, write_json
+from study.record.wandb_mode import resolve_mode
+
+# Of a page; all else of one that was saved before stays as it is there.
+CONTENTS = ("name", "sections", "settings", "runset_settings", "title", "description", "blocks", "width")
+
+
+def publish(folder: StudyFolder) -> dict[str, str]:
+    """Makes or updates the workspace and the report of a study, and its summary run: the pages' addresses by kind.
+
+    Whatever comes of it, what the pages are is in `report/dashboard/*.json`. Raises `UserError` where there is no
+    study, no trial of it has a W&B run, W&B is out of reach, or refuses.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    findings = Findings(load_study_records(folder))
+    _check_runs(folder)
+    tracking = findings.records.study.tracking
+    mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))  # what trained offline is synced now
+    try:
+        write_summary(folder, findings, mode)
+        entity = tracking.entity or (_default_entity() if mode == "online" else "")
+        pages = _build(findings, entity)
+        _write_specs(folder.report / "dashboard", pages)
+        if mode != "online":
+            raise UserError(_advice(folder))
+        return _save(folder, pages)
+    except UserError:
+        raise
+    except Exception as error:  # the library and its transport raise of every kind
+        raise UserError(
+            f"dashboard: W&B has refused it: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
+
+
+def _check_runs(folder: StudyFolder) -> None:
+    if not any(folder.trials()):
+        raise UserError(f"{folder.path}: no trial yet; run the study first")
+    if not any(folder.path.glob("trials/*/r*/wandb/*run-*")):
+        raise UserError(f"{folder.path}: no trial has a W&B run; they ran with tracking.mode: disabled")
+
+
+def _default_entity() -> str:
+    import wandb
+
+    return str(wandb.Api().default_entity)
+
+
+def _build(findings: Findings, entity: str) -> dict[str, Any]:
+    """The report first: to save it makes a project that is not there yet."""
+    from study.dashboard.pages import build_report, build_workspace
+
+    return {"report": build_report(findings, entity), "workspace": build_workspace(findings, entity)}
+
+
+def _write_specs(path: Path, pages: dict[str, Any]) -> None:
+    for kind, page in pages.items():
+        spec = page._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
+        write_bytes(path / f"{kind}.json", spec.encode())
+
+
+def _advice(folder: StudyFolder) -> str:
+    return (
+        "dashboard: not logged in to W&B, or it does not answer; do `wandb login`, then "
+        f"`wandb sync {folder.wandb}/offline-run-*`, then this again. What it will make is in "
+        f"{folder.report / 'dashboard'}"
+    )
+
+
+def _save(folder: StudyFolder, pages: dict[str, Any]) -> dict[str, str]:
+    """Saves every page, in place of the one that was saved before; remembers where."""
+    for kind, page in pages.items():
+        known = read_json(folder.dashboard) or {}
+        write_json(folder.dashboard, {**known, kind: _save_page(page, known.get(kind))})
+    known = read_json(folder.dashboard) or {}
+    return {kind: known[kind] for kind in pages}
+
+
+def _save_page(page: Any, url: str | None) -> str:
+    saved = _find(page, url)
+    for name in CONTENTS:
+        if hasattr(page, name):
+            setattr(saved, name, getattr(page, name))
+    saved.save()
+    return str(saved.url)
+
+
+def _find(page: Any, url: str | None) -> Any:
+    """The page that was saved at `url`, if it is still there and of the same project; else the new one."""
+    if url is None:
+        return page
+    try:
+        found = type(page).from_url(url)
+    except (ValueError, TypeError):  # it was deleted; a report that is not there is read as None
+        return page
+    return found if (found.entity, found.project) == (page.entity, page.project) else page
