@@ -78,7 +78,7 @@ def build_workspace(findings: Findings, entity: str) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MOST_RUNS),
         runset_settings=ws.RunsetSettings(
-            filters=[expr.Metric("Group") == study.name], pinned_columns=_columns(findings.records)
+            filters=expr.And(expr.Metric("Group") == study.name), pinned_columns=_columns(findings.records)
         ),
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def build_report(findings: Findings, entity: str) -> wr.Report:
     for part in _parts(findings):
         runs = wr.Runset(  # of the report's own project
             name=f"{study.name}: {part.of}",
-            filters=[expr.Metric("Group") == study.name, expr.Metric("JobType") == part.of],
+            filters=expr.And(expr.Metric("Group") == study.name, expr.Metric("JobType") == part.of),
             pinned_columns=_columns(findings.records) if part.of == TRIALS else [],
         )
         blocks += [wr.H2(part.title), *([wr.MarkdownBlock(part.text)] if part.text else [])]
