@@ -135,7 +135,8 @@ def test_a_study_has_one_summary_run_and_a_dashboard_of_what_is_logged(finished:
     assert f"`wandb sync {folder.wandb}/offline-run-*`" in done.stderr
     (after,) = folder.wandb.glob("*summary*")
     assert after != before
-    found = [names_in(run) for run in folder.wandb.glob("offline-run-*")]
+    (trial,) = trial_of(folder, "sn", 16).wandb.glob("offline-run-*")
+    found = [names_in(run) for run in (trial, after)]
     logged, last = (set[str]().union(*names) for names in zip(*found, strict=True))
     spec = json.loads((folder.report / "dashboard" / "workspace.json").read_text())["spec"]
     sections = spec["section"]["panelBankConfig"]["sections"]

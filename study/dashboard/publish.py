@@ -27,6 +27,8 @@ def publish(folder: StudyFolder) -> dict[str, str]:
     _check_runs(folder)
     tracking = findings.records.study.tracking
     mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))  # what trained offline is synced now
+    if mode == "disabled":
+        raise UserError("dashboard: WANDB_MODE=disabled is set; unset it")
     try:
         write_summary(folder, findings, mode)
         entity = tracking.entity or (_default_entity() if mode == "online" else "")
@@ -70,10 +72,11 @@ def _write_specs(path: Path, pages: dict[str, Any]) -> None:
 
 
 def _advice(folder: StudyFolder) -> str:
+    set_so = os.environ.get("WANDB_MODE")
+    why = f"WANDB_MODE={set_so} is set" if set_so else "not logged in to W&B, or it does not answer"
     return (
-        "dashboard: not logged in to W&B, or it does not answer; do `wandb login`, then "
-        f"`wandb sync {folder.wandb}/offline-run-*`, then this again. What it will make is in "
-        f"{folder.report / 'dashboard'}"
+        f"dashboard: {why}; do `wandb login`, then `wandb sync {folder.wandb}/offline-run-*`, then this again. "
+        f"What it will make is in {folder.report / 'dashboard'}"
     )
 
 
