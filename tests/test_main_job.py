@@ -303,7 +303,7 @@ def test_the_command_line_is_a_frozen_set() -> None:
 
     flags = {flag for action in build_parser()._actions for flag in action.option_strings if flag.startswith("--")}
     assert sorted(flags) == FLAGS
-    assert list(VERBS) == ["run", "plan", "status", "report", "diff", "bench"]
+    assert list(VERBS) == ["run", "plan", "status", "report", "dashboard", "diff", "bench"]
 
 
 def test_status_of_a_study_that_never_ran(run_study: Run) -> None:

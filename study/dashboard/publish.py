@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from study.analysis.records import load_study_records
 from study.dashboard.summary import Findings, write_summary
 from study.reading import UserError
-from study.record.files import StudyFolder, read_json, write_bytes, write_json
+from study.record.files import StudyFolder, TrialFolder, read_json, write_bytes, write_json
 from study.record.wandb_mode import resolve_mode
 
 # Of a page; all else of one that was saved before stays as it is there.
@@ -29,27 +32,39 @@ def publish(folder: StudyFolder) -> dict[str, str]:
     mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))  # what trained offline is synced now
     if mode == "disabled":
         raise UserError("dashboard: WANDB_MODE=disabled is set; unset it")
-    try:
+    with _in_one_line():
         write_summary(folder, findings, mode)
         entity = tracking.entity or (_default_entity() if mode == "online" else "")
-        pages = _build(findings, entity)
-        _write_specs(folder.report / "dashboard", pages)
-        if mode != "online":
-            raise UserError(_advice(folder))
+    pages = _build(findings, entity)
+    _write_specs(folder.report / "dashboard", pages)
+    if mode != "online":
+        raise UserError(_advice(folder))
+    with _in_one_line():
         return _save(folder, pages)
-    except UserError:
-        raise
-    except Exception as error:  # the library and its transport raise of every kind
-        raise UserError(
-            f"dashboard: W&B has refused it: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
 
 
 def _check_runs(folder: StudyFolder) -> None:
-    if not any(folder.trials()):
+    trials = list(folder.trials())
+    if not trials:
         raise UserError(f"{folder.path}: no trial yet; run the study first")
-    if not any(folder.path.glob("trials/*/r*/wandb/*run-*")):
+    if not any(_is_tracked(trial) for trial in trials):
         raise UserError(f"{folder.path}: no trial has a W&B run; they ran with tracking.mode: disabled")
+
+
+def _is_tracked(trial: TrialFolder) -> bool:
+    """By its record, or by the run itself: `wandb sync --clean` removes it, and older records do not name it."""
+    where = (read_json(trial.environment) or {}).get("wandb") or {}
+    return bool(where.get("run")) or any(trial.wandb.glob("*run-*"))
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What the library and its transport raise, of every kind, as one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"dashboard: W&B has refused it: {reason}") from error
 
 
 def _default_entity() -> str:
@@ -95,7 +110,9 @@ def _save_page(page: Any, url: str | None) -> str:
         if hasattr(page, name):
             setattr(saved, name, getattr(page, name))
     saved.save()
-    return str(saved.url)
+    # A report's address has its title, as it is: a question mark would end the path, and the id behind it be lost.
+    start, reports, name = str(saved.url).partition("/reports/")
+    return start + reports + quote(name, safe="=")
 
 
 def _find(page: Any, url: str | None) -> Any:

@@ -39,8 +39,8 @@ def findings(planted: StudyFolder) -> Findings:
 
 @pytest.fixture
 def tracked(tmp_path: Path) -> StudyFolder:
-    """A study of one trial, which has a W&B run."""
-    study = build_study(replicates=1, norm=["sn"])
+    """A study of one trial, which has a W&B run, with a title that no address can hold as it is."""
+    study = build_study(replicates=1, norm=["sn"]).model_copy(update={"title": "Is a/b - 100 % - useful?"})
     folder = write_study(tmp_path / "planted", study)
     (trial,) = folder.trials()
     (trial.wandb / f"offline-run-20260101_000000-{trial.key}").mkdir(parents=True)
@@ -80,11 +80,6 @@ def test_the_runs_are_those_of_the_study(findings: Findings) -> None:
 
 def test_answers_are_of_the_summary_run_and_curves_of_trials(findings: Findings) -> None:
     grids = [block for block in spec_of(build_report(findings, "me"))["blocks"] if block["type"] == "panel-grid"]
-    for grid in grids:
-        (runs,) = grid["metadata"]["runSets"]
-        (kind,) = [part["value"] for part in runs["filters"]["filters"] if part["key"]["name"] == "jobType"]
-        views = {panel["viewType"] for panel in grid["metadata"]["panelBankSectionConfig"]["panels"]}
-        assert kind == ("train" if views & {"Run History Line Plot", "Scatter Plot"} else kind)
     kinds = [grid["metadata"]["runSets"][0]["filters"]["filters"][-1]["value"] for grid in grids]
     assert kinds == ["summary"] * 3 + ["train"] * 6
 
