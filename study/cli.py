@@ -30,6 +30,7 @@ VERBS = {
     "plan": "the table of trials, with batch numbers, learning rates, sizes and a forecast of the time",
     "status": "how much is done in every cell, what runs, what failed and why",
     "report": "write the report from the records there are",
+    "dashboard": "make or update the study's pages on W&B",
     "diff": "what differs between two trials: config, versions, result",
     "bench": "measure this machine; without a name, lists what can be measured",
 }
@@ -47,9 +48,10 @@ def main(arguments: Sequence[str]) -> int:
             if options.verb is None:
                 return _list()
             raise UserError(f"{options.verb}: --study is needed; {allowed_names('', available('studies'))}")
-        return {"run": _run, "plan": _plan, "status": _status, "report": _report, "diff": _diff}[options.verb or "run"](
-            options
-        )
+        verbs = {
+            "run": _run, "plan": _plan, "status": _status, "report": _report, "dashboard": _dashboard, "diff": _diff,
+        }  # fmt: skip
+        return verbs[options.verb or "run"](options)
     except UserError as error:
         from study.record.environment import hide_passwords
 
@@ -72,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="run_study.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Trains every cell of a study and reports what its normalization layers chose.",
-        epilog="verbs:\n" + "\n".join(f"  {verb:8}{text}" for verb, text in VERBS.items())
+        epilog="verbs:\n" + "\n".join(f"  {verb:11}{text}" for verb, text in VERBS.items())
         + "\n\nWithout arguments: lists the studies and scales. The same command again goes on where it stopped.",
         allow_abbrev=False,
     )  # fmt: skip
@@ -177,6 +179,9 @@ def _run(options: argparse.Namespace) -> int:
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
     _print_report(console, folder)
+    from study.dashboard.summary import write_summary_once
+
+    write_summary_once(folder, study.tracking)
     if outcome.best:
         console.print(outcome.best, soft_wrap=True)
     for key, reason in outcome.failed.items():
@@ -224,19 +229,24 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from study.record.files import StudyFolder
-
-    folder = StudyFolder(options.out / options.study)
-    _check_known(options.study, options.out)
-    if options.study in available("studies") or not folder.config.exists():  # else it was imported, or came from afar
-        study, folder = _study(options)
-        if not folder.config.exists():
-            raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
+    folder = _run_folder(options)
     _print_report(_console(), folder)
     if options.compare:
         from study.analysis.compare import write_comparison
+        from study.record.files import StudyFolder
 
         print(f"side by side: {write_comparison(folder, [StudyFolder(path) for path in options.compare])}")
+    return DONE
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    folder = _run_folder(options)
+    from study.dashboard.publish import publish
+
+    for kind, url in publish(folder).items():
+        print(f"{kind}: {url}")
+    if unsynced := folder.unsynced_runs():
+        print(f"{unsynced} of its runs are here alone; to bring them there: wandb sync {folder.wandb}/offline-run-*")
     return DONE
 
 
@@ -355,6 +365,19 @@ def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTr
         settings.append("search=null")
     flags = [argument for setting in settings for argument in ("--set", setting)]
     return command_line(["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"])
+
+
+def _run_folder(options: argparse.Namespace) -> StudyFolder:
+    """The folder of a study that has been run. Raises `UserError` where none has."""
+    from study.record.files import StudyFolder
+
+    folder = StudyFolder(options.out / options.study)
+    _check_known(options.study, options.out)
+    if options.study in available("studies") or not folder.config.exists():  # else it was imported, or came from afar
+        study, folder = _study(options)
+        if not folder.config.exists():
+            raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
+    return folder
 
 
 def _check_known(study: str, out: Path) -> None:

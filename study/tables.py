@@ -178,7 +178,8 @@ def _everything(record: TrialFolder) -> dict[str, Any]:
         ("result", read_json(record.result) or {}),
     ):
         facts |= {f"{prefix}.{key}": value for key, value in _flatten(values)}
-    repeated = ("result.files", "result.schema", "result.trial_id", "result.replicate", "result.status")
+    repeated = ("result.files", "result.schema", "result.trial_id", "result.replicate", "result.status",
+                "environment.wandb")  # fmt: skip
     return {key: value for key, value in facts.items() if not key.startswith(repeated)}
 
 

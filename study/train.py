@@ -137,7 +137,7 @@ def train(
         raise LeavingError(leave.signal, step)
     status, reason, metrics = "done", None, {}
     with team_of(job.devices, _train_beside, job, checkpoint) as team:
-        write_json(folder.environment, _describe_environment(job))
+        write_json(folder.environment, {**_describe_environment(job), "wandb": tracker.where})
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, leave, team)
         try:
             tested = _fit_and_test(job, team, data, network, [*callbacks, recorder], checkpoint)

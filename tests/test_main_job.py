@@ -104,6 +104,7 @@ def test_a_run_says_how_it_was_made(finished: tuple[StudyFolder, str]) -> None:
     assert written["provenance"]["versions"]["torch"]
     environment = json.loads(trial_of(folder, "sn", 2).environment.read_text())
     assert (environment["device"], environment["threads"], environment["norm_kernels"]) == ("cpu", 1, "fused")
+    assert environment["wandb"] == {"mode": "offline", "url": None, "run": trial_of(folder, "sn", 2).key}
 
 
 def test_every_trial_has_one_wandb_run_with_table_and_heat_map(finished: tuple[StudyFolder, str]) -> None:
@@ -113,6 +114,40 @@ def test_every_trial_has_one_wandb_run_with_table_and_heat_map(finished: tuple[S
         if trial.trial_id.startswith("sn"):
             assert list(run.glob("files/media/table/switch_weights/*.json"))
             assert list(run.glob("files/media/plotly/switch_weights/*.json"))
+
+
+def names_in(run: Path) -> tuple[set[str], set[str]]:
+    """What a W&B run logs, epoch by epoch, and what it has last values of; files by their name."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    records = [json.loads(line) for line in found.splitlines()]
+    logged = {name for record in records for name in record.get("history", {}).get("item", {})}
+    last = {name for record in records for name in record.get("summary", {}).get("update", {})}
+    files = {name.removesuffix("._type") for name in last if name.endswith("._type")}
+    return logged | files, last | files
+
+
+def test_a_study_has_one_summary_run_and_a_dashboard_of_what_is_logged(finished: tuple[StudyFolder, str]) -> None:
+    folder, _ = finished
+    (before,) = folder.wandb.glob("offline-run-*-summary-depth_vs_batch")
+    done = cli(folder, "dashboard", *STUDY)  # nobody is logged in
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"`wandb sync {folder.wandb}/offline-run-*`" in done.stderr
+    (after,) = folder.wandb.glob("*summary*")
+    assert after != before
+    (trial,) = trial_of(folder, "sn", 16).wandb.glob("offline-run-*")
+    found = [names_in(run) for run in (trial, after)]
+    logged, last = (set[str]().union(*names) for names in zip(*found, strict=True))
+    spec = json.loads((folder.report / "dashboard" / "workspace.json").read_text())["spec"]
+    sections = spec["section"]["panelBankConfig"]["sections"]
+    panels = [panel["config"] for section in sections for panel in section["panels"]]
+    curves = {name for panel in panels for name in panel.get("metrics", [])}
+    media = {name for panel in panels for name in panel.get("mediaKeys", [])}
+    ends = {column["accessor"] for panel in panels for column in panel.get("columns", [])}
+    assert len(curves) > 20  # by stage, too
+    assert curves | media <= logged
+    assert {name.removeprefix("summary:") for name in ends if name.startswith("summary:")} <= last
+    assert {"useful/verdict", "impacts/verdict", "useful/effects", "coverage/cells"} <= last
 
 
 def test_a_report_answers_and_needs_no_network(finished: tuple[StudyFolder, str]) -> None:
@@ -129,9 +164,11 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(finished: tuple
     folder, _ = finished
     results = {trial.key: trial.result.stat().st_mtime_ns for trial in folder.trials()}
     answers = (folder.report / "answers.json").read_bytes()
+    summaries = list(folder.wandb.glob("*summary*"))
     assert cli(folder, *STUDY).returncode == 0
     assert {trial.key: trial.result.stat().st_mtime_ns for trial in folder.trials()} == results
     assert (folder.report / "answers.json").read_bytes() == answers
+    assert list(folder.wandb.glob("*summary*")) == summaries
 
 
 def test_status_counts_every_cell(finished: tuple[StudyFolder, str]) -> None:
@@ -266,7 +303,7 @@ def test_the_command_line_is_a_frozen_set() -> None:
 
     flags = {flag for action in build_parser()._actions for flag in action.option_strings if flag.startswith("--")}
     assert sorted(flags) == FLAGS
-    assert list(VERBS) == ["run", "plan", "status", "report", "diff", "bench"]
+    assert list(VERBS) == ["run", "plan", "status", "report", "dashboard", "diff", "bench"]
 
 
 def test_status_of_a_study_that_never_ran(run_study: Run) -> None:

@@ -35,7 +35,7 @@ CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_score
 ALWAYS = ("norm", "depth", "batch_size", "task", "dataset")
 BACKBONE = "backbone"  # the role that is compared; heads are shown apart
 NUMBERS = ("parameters", "norm_layers", "seconds")
-FACTS = ("start", "statistics_batch", "gradient_batch", "pool", "command", "device", "commit")
+FACTS = ("start", "statistics_batch", "gradient_batch", "pool", "command", "device", "commit", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +282,10 @@ def _say_damage(folder: TrialFolder, name: str) -> str:
 
 def _facts_on_disk(folder: TrialFolder) -> dict[str, Any]:
     environment = read_json(folder.environment) or {}
-    return {"command": _read_command(folder), "device": environment.get("device"), "commit": environment.get("commit")}
+    wandb = environment.get("wandb")
+    url = wandb.get("url") if isinstance(wandb, dict) else None  # of the run on W&B; offline there is none
+    found = {name: environment.get(name) for name in ("device", "commit")}
+    return {"command": _read_command(folder), **found, "wandb": url}
 
 
 def _read_command(folder: TrialFolder) -> object:

@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,13 @@ class StudyFolder:
 
     @property
     def wandb(self) -> Path:
-        """Links to the W&B runs of all trials: one folder to browse and to sync."""
+        """Links to the W&B runs of all trials and of the summary: one folder to browse and to sync."""
         return self.path / "wandb"
+
+    @property
+    def dashboard(self) -> Path:
+        """Where the study's pages on W&B are, and of which answers the summary run is."""
+        return self.path / "dashboard.json"
 
     def link_wandb_runs(self) -> None:
         """Brings the links up to date; a resumed trial has a new run in place of its old one."""
@@ -204,10 +210,14 @@ class StudyFolder:
         for link in self.wandb.iterdir():
             if link.is_symlink() and not link.exists():
                 link.unlink()
-        for run in self.path.glob("trials/*/r*/wandb/*run-*"):
+        for run in chain(self.path.glob("trials/*/r*/wandb/*run-*"), self.report.glob("wandb/*run-*")):
             link = self.wandb / run.name
             if not run.is_symlink() and not link.is_symlink():
                 link.symlink_to(os.path.relpath(run, self.wandb), target_is_directory=True)
+
+    def unsynced_runs(self) -> int:
+        """How many linked runs are offline and not on W&B; `wandb sync` marks those that it has taken there."""
+        return sum(not any(run.glob("*.wandb.synced")) for run in self.wandb.glob("offline-run-*"))
 
     def trials(self) -> Iterator[TrialFolder]:
         """Every trial that has left anything, planned or not."""

@@ -9,17 +9,21 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import wandb
-from torch import Tensor
 
 from study.config import TrackingConfig
-from study.models.geometry import LayerGeometry
 from study.plan import PlannedTrial
 from study.record.files import TrialFolder
 from study.record.switches import STATISTICS
 from study.record.wandb_mode import Mode
+
+if TYPE_CHECKING:  # the summary of a study is written without torch
+    from torch import Tensor
+
+    from study.models.geometry import LayerGeometry
 
 FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
 
@@ -39,6 +43,37 @@ def prepare(mode: Mode) -> None:
 def _start_service() -> None:
     with suppress(Exception):  # `wandb.init` tries again
         wandb.setup()
+
+
+def start_run(path: Path, name: str, *, mode: Mode, tracking: TrackingConfig, **facts: Any) -> wandb.Run:
+    """A run of this name and id below `path`, which prints nothing; offline where the server has gone away.
+
+    It replaces an older one that is offline: W&B cannot go on with it, and synced it would be in the way. Nothing is
+    lost, as a whole history is logged again.
+    """
+    for older in (path / "wandb").glob("*run-*" if mode == "offline" else "offline-run-*"):
+        shutil.rmtree(older, ignore_errors=True)
+    start = partial(
+        wandb.init, project=tracking.project, entity=tracking.entity, id=name, name=name, dir=path, resume="allow",
+        settings=wandb.Settings(
+            silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
+            x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
+            x_transaction_log_flush_interval=FLUSH_SECONDS, init_timeout=30,
+        ),
+        **facts,
+    )  # fmt: skip
+    try:
+        return start(mode=mode)
+    except wandb.Error:  # the server went away since it was asked
+        return start(mode="offline")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a metric has no chart of its own on the project's page, where the means of the backbone are enough.
+
+    Stages and heads (`switch/stage1/mean/bn`) would be dozens; they are on the study's dashboard.
+    """
+    return name == "learning_rate" or name.count("/") > 2
 
 
 def let_go() -> None:
@@ -63,42 +98,23 @@ class Tracker:
     ) -> None:
         self.run: wandb.Run | None = None
         self.logged = -1
+        self.defined: set[str] = set()
+        # For the record: the mode, the run's address, unless it is offline, and its id.
+        self.where: dict[str, str | None] = {"mode": "disabled", "url": None, "run": None}
         if mode == "disabled":
             return
         with self._guard():
-            # Offline, W&B cannot go on with a run that was killed: it would be two runs of one id. The recorder replays
-            # the history from the checkpoint, so the older directory holds nothing that the new one will not.
-            if mode == "offline":
-                shutil.rmtree(folder.wandb, ignore_errors=True)
-            start = partial(
-                wandb.init,
-                project=tracking.project,
-                entity=tracking.entity,
-                id=trial.key,
-                name=trial.key,
-                group=study,
-                job_type="train",
-                tags=[f"{factor}={level}"[:64] for factor, level in trial.levels.items()],
-                config=dict(config),
-                dir=folder.path,
-                resume="allow",
-                settings=wandb.Settings(
-                    silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
-                    x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
-                    x_transaction_log_flush_interval=FLUSH_SECONDS, init_timeout=30,
-                ),
+            self.run = start_run(
+                folder.path, trial.key, mode=mode, tracking=tracking, group=study, job_type="train",
+                tags=[f"{factor}={level}"[:64] for factor, level in trial.levels.items()], config=dict(config),
             )  # fmt: skip
-            try:
-                self.run = start(mode=mode)
-            except wandb.Error:  # the server went away since it was asked
-                self.run = start(mode="offline")
+            online = not self.run.offline
+            self.where = {
+                "mode": "online" if online else "offline", "url": self.run.url if online else None, "run": self.run.id
+            }  # fmt: skip
             if self.run.resumed:
                 self.logged = int(dict(self.run.summary).get("epoch", -1))
-            # Charts against epochs, never W&B's own step: a resumed run would go back in it, and lose those rows.
             self.run.define_metric("epoch", hidden=True)
-            self.run.define_metric("*", step_metric="epoch")
-            self.run.define_metric("learning_rate", step_metric="epoch", hidden=True)
-            self.run.define_metric("switch/*", step_metric="epoch", summary="last")
 
     def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
         """Scalars of one epoch. Per layer there is one table at the end: hundreds of charts freeze a project's page."""
@@ -106,6 +122,11 @@ class Tracker:
             return
         with self._guard():
             known = {name: value for name, value in values.items() if value is not None}
+            for name in known.keys() - self.defined:
+                # Against epochs, never W&B's own step: a resumed run would go back in it, and lose those rows. By its
+                # name: of several patterns that a name matches, W&B takes any.
+                self.run.define_metric(name, step_metric="epoch", hidden=is_hidden(name))
+                self.defined.add(name)
             self.run.log({"epoch": epoch, **known})
 
     def log_switch_weights(self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> None:

@@ -52,6 +52,15 @@ def test_switch_weights_are_those_of_the_last_epoch(planted: StudyFolder) -> Non
     assert {"network", "stage 0", "stage 1"} <= set(means["scope"])
 
 
+def test_a_trial_leads_to_its_run_on_wandb(tmp_path: Path, small: StudyConfig) -> None:
+    folder = write_study(tmp_path, small)
+    environments = [folder.trial(trial.trial_id, trial.replicate).environment for trial in plan_trials(small)]
+    write_json(environments[1], {"wandb": {"mode": "online", "url": "https://wandb.ai/me/p/runs/x", "run": "x"}})
+    write_json(environments[2], {"wandb": {"mode": "offline", "url": None, "run": "y"}})
+    found = load_study_records(folder).trials["wandb"].tolist()
+    assert found == [None, "https://wandb.ai/me/p/runs/x", *[None] * 6]
+
+
 def test_no_trials_at_all(tmp_path: Path, small: StudyConfig) -> None:
     records = load_study_records(write_study(tmp_path, small, only=lambda trial: False))
     assert set(records.trials["state"]) == {"planned"}

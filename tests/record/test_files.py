@@ -107,6 +107,19 @@ def test_wandb_runs_of_all_trials_are_linked_in_one_folder_and_follow_them(tmp_p
     assert (tmp_path / "moved" / "wandb" / link.name).is_dir()
 
 
+def test_the_summary_run_is_linked_too_and_what_is_synced_is_counted(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    trial = folder.trial("sn-1", 0).wandb / "offline-run-1-sn-1-r0"
+    summary = folder.report / "wandb" / "offline-run-2-summary-study"
+    for run in (trial, summary):
+        run.mkdir(parents=True)
+    folder.link_wandb_runs()
+    assert {link.name for link in folder.wandb.iterdir()} == {trial.name, summary.name}
+    assert folder.unsynced_runs() == 2
+    (trial / "run-sn-1-r0.wandb.synced").touch()
+    assert folder.unsynced_runs() == 1
+
+
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"value": float("nan")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import signal
 import subprocess
@@ -11,15 +12,23 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from study.config import TrackingConfig, load_study
+from study.models.geometry import LayerGeometry
 from study.plan import plan_trials
 from study.record import wandb_mode
 from study.record.files import TrialFolder
+from study.record.leave import Leave
+from study.record.recorder import Recorder
 from study.record.tracking import Tracker
 from study.record.wandb_mode import resolve_mode
+from study.tasks.detection import LOSSES
+from study.team import Team
 
 AUTO = TrackingConfig()
 
@@ -140,3 +149,98 @@ def test_history_survives_kill_9_and_a_second_run_replaces_the_first(tmp_path: P
 def inspect(directory: Path) -> str:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(directory)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+RESNET_50 = {0: 1, 1: 10, 2: 13, 3: 19, 4: 10}  # norm layers by stage
+HEADS = {"fpn": 8, "box_head": 4, "mask_head": 4, "decoder": 2}  # more than any one network has
+SCORES = {
+    "classification": ["train_accuracy", "train_loss", "val_accuracy", "val_score", "val_loss"],
+    "detection": [f"train_{LOSSES[name]}" for name in LOSSES]
+    + ["train_loss", *(f"val_{name}" for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50", "score"))],
+}
+
+
+def layers_of(counts: dict[Any, int], role: str | None = None) -> list[LayerGeometry]:
+    return [
+        LayerGeometry(layer=f"{role}{stage}.{index}", layer_index=index, depth_fraction=0.0, receptive_field=None,
+                      stage=5 if role is None else stage, role=role or stage)
+        for stage, count in counts.items() for index in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(params=["classification", "detection"], scope="module")
+def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the W&B run of a trial of 53 layers or more holds, of all four normalizers, after three epochs."""
+    task, path = request.param, tmp_path_factory.mktemp("r0")
+    study = load_study("distinct", "smoke", ["factors.norm=['sn[in,ln,bn,gn]']", "replicates=1"])
+    trial = plan_trials(study)[0]
+    layers = layers_of(RESNET_50, "backbone") + (layers_of(HEADS) if task == "detection" else [])
+    folder = TrialFolder(path)
+    tracker = Tracker(folder, trial, study="s", mode="offline", tracking=AUTO, config={})
+    recorder = Recorder(folder, trial, layers, tracker, 60.0, Leave(), Team())
+    history = torch.rand(3, len(layers), 2, 4).softmax(-1)
+    logged = (*SCORES[task], "learning_rate")
+    rows = [{"epoch": epoch, "name": name, "value": 0.5} for epoch in (1, 2) for name in logged]
+    for epoch in range(3):
+        recorder.history.append(history[epoch])
+        rows += [{"epoch": epoch, "name": name, "value": x} for name, x in recorder.network_means(epoch).items()]
+    recorder.load_state_dict({"rows": rows, "steps": [0, 1, 2], "history": history, "pruned": False})
+    recorder.on_fit_start(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    tracker.log_switch_weights(history[-1], layers, trial.pool)
+    tracker.finish("done", {})
+    (run,) = path.glob("wandb/offline-run-*")
+    return [json.loads(line) for line in inspect(run).splitlines()]
+
+
+def charts_of(records: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
+    """Names of scalars in the history: those with a chart of their own on the project's page, and the hidden ones."""
+    hidden = {
+        record["metric"].get("name", "") for record in records
+        if record["type"] == "metric" and record["metric"].get("options", {}).get("hidden")
+    }  # fmt: skip
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    scalars = {
+        name for item in items for name, value in item.items()
+        if isinstance(value, (int, float)) and not name.startswith(("_", "switch_weights/"))
+    }  # fmt: skip
+    return scalars - hidden, scalars & hidden
+
+
+def test_a_project_page_has_at_most_40_charts(recorded: list[dict[str, Any]]) -> None:
+    shown, hidden = charts_of(recorded)
+    assert {"train_loss", "val_score", "switch/mean/bn", "switch/var/gn"} <= shown
+    assert len(shown) <= 40
+    assert {"epoch", "learning_rate", "switch/stage4/var/ln"} <= hidden  # there, for the study's own pages
+
+
+def test_no_name_is_a_layers(recorded: list[dict[str, Any]]) -> None:
+    """Layers are rows of one table: what is logged does not grow with depth."""
+    _, hidden = charts_of(recorded)
+    by_place = [name for name in hidden if name.startswith("switch/")]
+    assert {name.split("/")[1] for name in by_place} <= {*(f"stage{stage}" for stage in RESNET_50), *HEADS}
+
+
+def test_the_last_value_of_every_metric_is_a_number(recorded: list[dict[str, Any]]) -> None:
+    """W&B would nest some below `last`, where tables and scatter plots do not find them."""
+    last: dict[str, Any] = {}
+    for record in recorded:
+        last |= record.get("summary", {}).get("update", {})
+    shown, hidden = charts_of(recorded)
+    for name in shown | hidden:
+        assert isinstance(last[name], (int, float)), name
+
+
+def test_charts_are_against_the_epoch(recorded: list[dict[str, Any]]) -> None:
+    steps = {record["metric"].get("name"): record["metric"].get("step_metric") for record in recorded
+             if record["type"] == "metric"}  # fmt: skip
+    shown, hidden = charts_of(recorded)
+    assert {steps[name] for name in (shown | hidden) - {"epoch"}} == {"epoch"}
+
+
+def test_a_tracker_says_where_its_run_is(tmp_path: Path) -> None:
+    trial = plan_trials(load_study("distinct", "smoke"))[0]
+    nowhere = Tracker(TrialFolder(tmp_path), trial, study="s", mode="disabled", tracking=AUTO, config={})
+    assert nowhere.where == {"mode": "disabled", "url": None, "run": None}
+    tracker = Tracker(TrialFolder(tmp_path), trial, study="s", mode="offline", tracking=AUTO, config={})
+    tracker.finish("done", {})
+    assert tracker.where == {"mode": "offline", "url": None, "run": trial.key}

@@ -1,0 +1,251 @@
+"""The study's pages on W&B: what they show, saved to a server that is played, and what is said without one."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import wandb
+
+from study.analysis.records import load_study_records
+from study.dashboard import publish as publishing
+from study.dashboard.pages import build_report, build_workspace
+from study.dashboard.publish import publish
+from study.dashboard.summary import Findings, plain, tables, verdicts, write_summary_once
+from study.reading import UserError
+from study.record.files import StudyFolder, read_json
+from tests.analysis.conftest import build_study, write_study
+
+FACTORS: dict[str, Any] = {"norm": ["sn", "bn"], "depth": [8, 14]}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A finished study, read only."""
+    return write_study(tmp_path_factory.mktemp("runs") / "planted", build_study(replicates=2, **FACTORS))
+
+
+@pytest.fixture(scope="module")
+def findings(planted: StudyFolder) -> Findings:
+    return Findings(load_study_records(planted))
+
+
+@pytest.fixture
+def tracked(tmp_path: Path) -> StudyFolder:
+    """A study of one trial, which has a W&B run, with a title that no address can hold as it is."""
+    study = build_study(replicates=1, norm=["sn"]).model_copy(update={"title": "Is a/b - 100 % - useful?"})
+    folder = write_study(tmp_path / "planted", study)
+    (trial,) = folder.trials()
+    (trial.wandb / f"offline-run-20260101_000000-{trial.key}").mkdir(parents=True)
+    return folder
+
+
+def spec_of(page: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = json.loads(page._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+    return spec
+
+
+def panels_of(section: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [panel["config"] for panel in section["panels"]]
+
+
+def sections_of(findings: Findings) -> dict[str, Any]:
+    bank = spec_of(build_workspace(findings, "me"))["section"]["panelBankConfig"]
+    return {section["name"]: section for section in bank["sections"]}
+
+
+# ----------------------------------------------------------------------------------------------- what they show
+
+
+def test_a_workspace_has_answers_factors_choices_and_layers(findings: Findings) -> None:
+    assert list(sections_of(findings)) == [
+        *(answer.title for answer in findings.answers.values()), "What is done", "By norm", "By depth",
+        "How the choice is made", "The choice by stage", "Factors, choice and result", "Every layer, of each trial",
+    ]  # fmt: skip
+
+
+def test_the_runs_are_those_of_the_study(findings: Findings) -> None:
+    (runs,) = spec_of(build_workspace(findings, "me"))["section"]["runSets"]
+    (group,) = runs["filters"]["filters"]
+    assert (group["key"], group["op"], group["value"]) == ({"section": "run", "name": "group"}, "=", "planted")
+    assert "config:levels.value.depth" in runs["runFeed"]["columnOrder"]
+
+
+def test_answers_are_of_the_summary_run_and_curves_of_trials(findings: Findings) -> None:
+    grids = [block for block in spec_of(build_report(findings, "me"))["blocks"] if block["type"] == "panel-grid"]
+    kinds = [grid["metadata"]["runSets"][0]["filters"]["filters"][-1]["value"] for grid in grids]
+    assert kinds == ["summary"] * 3 + ["train"] * 6
+
+
+def test_a_section_a_factor_has_a_curve_a_level_with_mean_and_range(findings: Findings) -> None:
+    panels = panels_of(sections_of(findings)["By depth"])
+    assert [panel["metrics"] for panel in panels] == [
+        [name]
+        for name in ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "switch/mean/bn", "switch/var/bn")
+    ]  # fmt: skip
+    for panel in panels:
+        assert (panel["groupBy"], panel["groupAgg"], panel["groupArea"]) == ("levels.value.depth", "mean", "minmax")
+        assert panel["xAxis"] == "epoch"
+
+
+def test_every_figure_and_table_of_the_summary_run_has_a_panel(findings: Findings) -> None:
+    text = json.dumps(spec_of(build_workspace(findings, "me")))
+    assert len(findings.figures) > 3
+    for name in (*findings.figures, *tables(findings)):
+        assert f'"{name}"' in text
+
+
+def test_factors_lead_to_the_choice_in_parallel_coordinates(findings: Findings) -> None:
+    (parallel,) = [p for p in panels_of(sections_of(findings)["Factors, choice and result"]) if "columns" in p]
+    assert [column["accessor"] for column in parallel["columns"]] == [
+        "config:levels.value.norm", "config:levels.value.depth", "summary:switch/mean/bn", "summary:switch/var/bn",
+        "summary:val_accuracy",
+    ]  # fmt: skip
+
+
+def test_heads_are_beside_the_backbone(tmp_path: Path) -> None:
+    study = build_study(replicates=1, questions=("tasks",), norm=["sn"], dataset=["scenes"], task=["detection"])
+    found = Findings(load_study_records(write_study(tmp_path / "planted", study)))
+    panels = panels_of(sections_of(found)["The choice of backbone and heads"])
+    assert len(panels) == 6  # of each statistic and normalizer
+    assert panels[-1]["metrics"] == [
+        f"switch/{role}var/bn" for role in ("", "fpn/", "box_head/", "mask_head/")
+    ]  # fmt: skip
+
+
+def test_a_study_without_a_choice_has_no_panel_of_one(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "planted", build_study(replicates=1, norm=["bn", "gn"]))
+    assert "switch/" not in json.dumps(spec_of(build_workspace(Findings(load_study_records(folder)), "me")))
+
+
+# ------------------------------------------------------------------------------------------------ the summary run
+
+
+def test_verdicts_and_tables_are_the_answers(findings: Findings) -> None:
+    said = verdicts(findings)
+    assert said["useful/verdict"] == findings.answers["useful"].verdict
+    assert (said["trials/finished"], said["trials/planned"]) == (8, 8)
+    shown = tables(findings)
+    assert len(shown["useful/effects"]) == len(findings.answers["useful"].effects)
+    assert (len(shown["coverage/cells"]), shown["coverage/cells"]["done"].sum()) == (4, 8)
+
+
+def test_a_figure_keeps_its_numbers_as_lists() -> None:
+    figure = go.Figure(go.Heatmap(z=np.array([[0.25, np.nan], [1.0, 2.0]]), x=np.array([1, 2])))
+    assert "bdata" in figure.to_json()
+    (trace,) = json.loads(plain(figure).to_json())["data"]
+    assert (trace["z"], trace["x"]) == ([[0.25, None], [1.0, 2.0]], [1, 2])
+
+
+def test_a_study_that_is_not_tracked_has_no_summary_run(tracked: StudyFolder) -> None:
+    tracked.report.mkdir()
+    (tracked.report / "answers.json").write_text("{}")
+    write_summary_once(tracked, build_study(norm=["sn"]).tracking.model_copy(update={"mode": "disabled"}))
+    assert not tracked.dashboard.exists()
+
+
+def test_a_failure_of_wandb_is_not_the_studys(
+    tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracked.report.mkdir()
+    (tracked.report / "answers.json").write_text("{}")
+    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
+    write_summary_once(tracked, build_study(norm=["sn"]).tracking)
+    assert "there is no summary run" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------- with a server
+
+
+class Server:
+    """W&B's side, as far as pages go: views by id."""
+
+    def __init__(self) -> None:
+        self.views: dict[str, dict[str, Any]] = {}
+
+    def answer(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        if "upsertView" in query:
+            known = variables.get("id") or base64.b64encode(f"View:{len(self.views)}".encode()).decode()
+            project = {"name": variables["projectName"], "entityName": variables["entityName"], "id": "p"}
+            fields = ("name", "displayName", "spec", "type", "description")
+            view = {"id": known, "project": project, **{name: variables[name] for name in fields}}
+            self.views[known] = view
+            return {"upsertView": {"view": dict(view), "inserted": True}}
+        if "allViews" in query:
+            found = [view for view in self.views.values() if view["name"] == variables["viewName"]]
+            return {"project": {"allViews": {"edges": [{"node": dict(view)} for view in found]}}}
+        return {"view": dict(self.views[variables["reportId"]]) if variables["reportId"] in self.views else None}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    service = SimpleNamespace(execute_graphql=server.answer, app_url="https://wandb.example")
+    projects: Callable[[str], list[Any]] = lambda _: [SimpleNamespace(name="normalizer-study")]  # noqa: E731
+    api = SimpleNamespace(_service_api=service, default_entity="me", projects=projects)
+    monkeypatch.setattr(wandb, "Api", lambda: api)
+    monkeypatch.setattr(publishing, "resolve_mode", lambda _: "online")
+    monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
+    return server
+
+
+def test_pages_are_saved_once_and_then_updated(tracked: StudyFolder, server: Server) -> None:
+    first = publish(tracked)
+    assert first["workspace"].startswith("https://wandb.example/me/normalizer-study?nw=")
+    assert read_json(tracked.dashboard) == first
+    for view in server.views.values():
+        view["spec"] = view["spec"].replace("What is done", "as it was")
+    assert publish(tracked) == first
+    assert len(server.views) == 2
+    assert all("What is done" in view["spec"] for view in server.views.values())
+
+
+def test_a_page_that_was_deleted_is_made_anew(tracked: StudyFolder, server: Server) -> None:
+    first = publish(tracked)
+    server.views.clear()
+    server.views["another"] = {"name": "another"}
+    second = publish(tracked)
+    assert second["workspace"] != first["workspace"]
+    assert len(server.views) == 3
+
+
+def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("permission denied\nand a stack")
+
+    monkeypatch.setattr(wandb.Api()._service_api, "execute_graphql", refuse)
+    with pytest.raises(UserError, match=r"refused it: permission denied$"):
+        publish(tracked)
+
+
+# ------------------------------------------------------------------------------------------------ without one
+
+
+def test_without_a_login_the_specs_are_files_and_the_way_is_said(
+    tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "resolve_mode", lambda _: "offline")
+    monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
+    with pytest.raises(UserError) as error:
+        publish(tracked)
+    assert "wandb login" in str(error.value)
+    assert f"wandb sync {tracked.wandb}/offline-run-*" in str(error.value)
+    for kind in ("workspace", "report"):
+        assert read_json(tracked.report / "dashboard" / f"{kind}.json")
+
+
+def test_no_trial_and_no_tracked_trial_are_said(tmp_path: Path) -> None:
+    study = build_study(replicates=1, norm=["sn"])
+    with pytest.raises(UserError, match="no study here"):
+        publish(StudyFolder(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no trial yet"):
+        publish(write_study(tmp_path / "planned", study, only=lambda _: False))
+    with pytest.raises(UserError, match=r"tracking\.mode: disabled"):
+        publish(write_study(tmp_path / "untracked", study))
