@@ -34,6 +34,8 @@ VERBS = {
     "bench": "measure this machine; without a name, lists what can be measured",
 }
 
+MODES = {"watch": "status", "serve": "report"}  # flags of one verb
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
@@ -89,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="default: %(default)s")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     parser.add_argument(
+        "--watch", action="store_true", help="status: stay, and show what changes, until it is finished"
+    )
+    parser.add_argument(
+        "--serve", action="store_true", help="report: on a page of this machine that keeps up; Ctrl-C ends"
+    )
+    parser.add_argument(
         "--detach", action="store_true", help="return at once; the same command, status or report collect"
     )
     return parser
@@ -105,6 +113,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{options.verb}: unknown verb; {allowed_names(options.verb, VERBS)}")
     if options.trials and options.verb != "diff":
         raise UserError(f"{options.trials[0]}: {options.verb} takes no trials")
+    for flag, verb in MODES.items():
+        if getattr(options, flag) and options.verb != verb:
+            raise UserError(f"--{flag}: belongs to {verb}, not to {options.verb or 'run'}; nearest: {verb} --{flag}")
     if options.launcher not in (None, *LAUNCHERS):
         raise UserError(
             f"--launcher {options.launcher}: unknown launcher; {allowed_names(options.launcher, LAUNCHERS)}"
@@ -146,6 +157,7 @@ def _run(options: argparse.Namespace) -> int:
     from study.record.environment import command_line, describe_environment
     from study.sweep.driver import Driver
     from study.sweep.folder import check_folder
+    from study.view import Trouble, group_troubles, say_group
 
     study, folder = _study(options)
     check_folder(study, folder)
@@ -176,8 +188,8 @@ def _run(options: argparse.Namespace) -> int:
     _print_report(console, folder)
     if outcome.best:
         console.print(outcome.best, soft_wrap=True)
-    for key, reason in outcome.failed.items():
-        console.print(f"failed: {key}: {reason}", style="red", soft_wrap=True)
+    for group in group_troubles(Trouble(key=key, state="failed", reason=why) for key, why in outcome.failed.items()):
+        console.print(say_group(group), style="red", soft_wrap=True)
     if outcome.failed:
         console.print("--retry-failed runs them again", style="red")
     return SOME_FAILED if outcome.failed or outcome.stopped else DONE
@@ -216,8 +228,19 @@ def _status(options: argparse.Namespace) -> int:
 
     study, folder = _study(options)
     check_folder(study, folder)
+    if options.watch:
+        return _watch(study, folder)
     print_status(_console(), study, folder)
     return DONE
+
+
+def _watch(study: StudyConfig, folder: StudyFolder) -> int:
+    from study.watch import watch
+
+    try:
+        return DONE if watch(_console(), study, folder) else SOME_FAILED
+    except KeyboardInterrupt:  # the watching has stopped, and not the study
+        return INTERRUPTED
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -228,7 +251,12 @@ def _report(options: argparse.Namespace) -> int:
         study, folder = _study(options)
         if not folder.config.exists():
             raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
-    _print_report(_console(), folder)
+    console = _console()
+    _print_report(console, folder)
+    if options.serve:
+        from study.serve import serve_report
+
+        serve_report(folder, lambda line: console.print(line, soft_wrap=True))
     return DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,11 +15,11 @@ from study.config import StudyConfig
 from study.plan import PlannedTrial, plan_trials
 from study.reading import UserError, read_yaml
 from study.record.files import StudyFolder, TrialFolder, read_json
-from study.sweep.progress import format_duration
-from study.sweep.slurm import read_queue
+from study.sweep.slurm import QueuedJob, read_queue
+from study.view import STATES, Trouble, format_duration, group_troubles, say_group
 
-STATES = ("done", "diverged", "pruned", "running", "queued", "stale", "failed", "damaged", "planned")
-LINES = 20  # of trials in one state; a cluster has thousands
+AT_WORK = ("running", "queued")
+LINES = 20  # of trials, or of causes, in one state; a cluster has thousands
 
 
 def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], workers: int) -> None:
@@ -85,15 +85,24 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     rows = [(*cell, *(str(count[state] or "") for state in seen)) for cell, count in cells.items()]
     _print_rows(console, [(*study.factors, *seen), *rows], left=len(study.factors))
     for state in seen:
-        told = [(key, reason) for key, (other, reason, _) in states.items() if other == state and reason]
-        for key, reason in told[:LINES] if state != "pruned" else []:
-            console.print(f"{state}: {key}: {reason}", soft_wrap=True)
-        if len(told) > LINES and state != "pruned":
-            console.print(f"{state}: and {len(told) - LINES} more")
+        told = [Trouble(key=key, state=state, reason=reason)
+                for key, (other, reason, _) in states.items() if other == state and reason]  # fmt: skip
+        groups = [] if state == "pruned" else [[one] for one in told] if state in AT_WORK else group_troubles(told)
+        for group in groups[:LINES]:
+            console.print(say_group(group), soft_wrap=True)
+        if len(groups) > LINES:
+            console.print(f"{state}: and {sum(map(len, groups[LINES:]))} more")
+    if driver := say_driver(folder):
+        console.print(driver)
+
+
+def say_driver(folder: StudyFolder) -> str:
+    """Which driver is at work; empty where none is."""
+    if not folder.is_locked():
+        return ""
     driver = read_json(folder.driver) or {}
-    if folder.is_locked():
-        how = "a detached driver" if driver.get("detached") else "a driver"
-        console.print(f"{how} is at work: process {driver.get('pid')} on {driver.get('host')}")
+    how = "a detached driver" if driver.get("detached") else "a driver"
+    return f"{how} is at work: process {driver.get('pid')} on {driver.get('host')}"
 
 
 def _print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
@@ -115,24 +124,25 @@ def trial_states(study: StudyConfig, folder: StudyFolder) -> dict[str, tuple[str
     Of a trial that runs or is queued the reason says where.
     """
     queue = read_queue(folder)
-
-    def state(record: TrialFolder) -> tuple[str, str]:
-        state, reason = record.status()
-        if state == "running":
-            return state, _where(record)
-        if state in ("planned", "stale") and record.key in queue:
-            job, queued = queue[record.key]
-            why = "" if queued.reason == "None" else f" ({queued.reason})"
-            return "queued", f"Slurm job {job}: {queued.state}{why}" + (f"; {reason}" if reason else "")
-        return state, reason
-
     if study.search is None:
         records = {
             trial.key: (folder.trial(trial.trial_id, trial.replicate), trial.levels) for trial in plan_trials(study)
         }
     else:
         records = {record.key: (record, _levels(record)) for record in folder.trials()}
-    return {key: (*state(record), levels) for key, (record, levels) in records.items()}
+    return {key: (*trial_state(record, queue), levels) for key, (record, levels) in records.items()}
+
+
+def trial_state(record: TrialFolder, queue: Mapping[str, tuple[str, QueuedJob]]) -> tuple[str, str]:
+    """State and reason of a trial, with what Slurm's queue says of it."""
+    state, reason = record.status()
+    if state == "running":
+        return state, _where(record)
+    if state in ("planned", "stale") and record.key in queue:
+        job, queued = queue[record.key]
+        why = "" if queued.reason == "None" else f" ({queued.reason})"
+        return "queued", f"Slurm job {job}: {queued.state}{why}" + (f"; {reason}" if reason else "")
+    return state, reason
 
 
 def _where(record: TrialFolder) -> str:

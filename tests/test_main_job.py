@@ -254,9 +254,11 @@ FLAGS = [
     "--out",
     "--retry-failed",
     "--scale",
+    "--serve",
     "--set",
     "--storage",
     "--study",
+    "--watch",
     "--workers",
 ]
 
