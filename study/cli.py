@@ -209,7 +209,8 @@ def _plan(options: argparse.Namespace) -> int:
     check_folder(study, folder)
     from study.tables import print_plan
 
-    print_plan(console, study, trials, workers=options.workers or count_places(study.run, ["cpu"], count_cores()))
+    workers = options.workers or count_places(study.run, ["cpu"], count_cores())
+    print_plan(console, study, trials, folder, workers)
     return DONE
 
 

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from study.config import StudyConfig
+from study.design import check_disk, describe_design, find_problems, format_bytes
 from study.plan import PlannedTrial, plan_trials
 from study.reading import UserError, read_yaml
 from study.record.files import StudyFolder, TrialFolder, read_json
@@ -22,7 +23,9 @@ AT_WORK = ("running", "queued")
 LINES = 20  # of trials, or of causes, in one state; a cluster has thousands
 
 
-def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], workers: int) -> None:
+def print_plan(
+    console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], folder: StudyFolder, workers: int
+) -> None:
     """The plan, a row a cell. What needs no network is there at once; sizes and times follow as they are measured."""
     cells = _by_cell(trials)
     console.print(f"{study.title}\n{study.question}")
@@ -35,18 +38,32 @@ def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTri
     sizes: dict[str, Any] = {}
     # On a terminal the table fills before the user's eyes; in a pipe only the finished one is printed.
     with Live(_plan_table(study, cells, sizes), console=console, auto_refresh=False, transient=True) as live:
-        from study.forecast import measure_cell  # imports torch: after the first look at the table
+        from study.forecast import forecast_bytes, measure_cell  # imports torch: after the first look at the table
 
         for cell, planned in cells.items():
             sizes[cell] = measure_cell(planned[0])
             if console.is_terminal:
                 live.update(_plan_table(study, cells, sizes), refresh=True)
     console.print(_plan_table(study, cells, sizes))
+    missing = [trial for trial in trials if not folder.trial(trial.trial_id, trial.replicate).result.exists()]
+    needed = sum(
+        forecast_bytes(trial, sizes[trial.trial_id], checkpoint_seconds=study.run.checkpoint_seconds,
+                       wandb=study.tracking.mode != "disabled")
+        for trial in missing
+    )  # fmt: skip
+    free, full = check_disk(needed, folder)
+    for problem in [*[full] * bool(full), *find_problems(study, trials)]:
+        console.print(f"- {problem}", soft_wrap=True)
+    for line in describe_design(study, trials, folder):
+        console.print(line, soft_wrap=True)
     total = sum(sizes[trial.trial_id].seconds for trial in trials)
     console.print(
         f"forecast, from a few steps of every cell on this machine: {format_duration(total)} of computing, "
-        f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of a trial"
+        f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of a trial",
+        soft_wrap=True,
     )
+    to_do = "" if len(missing) == len(trials) else f" for the {len(missing)} trials to do"
+    console.print(f"disk: about {format_bytes(needed)}{to_do}; {format_bytes(free)} free")
 
 
 def _plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], sizes: dict[str, Any]) -> Table:

@@ -183,8 +183,8 @@ def _draw_troubles(troubles: Sequence[Trouble], width: int) -> list[Text]:
     for group in groups[:CAUSES]:
         first = group[0]
         count = f"{len(group)} {first.state}: "
-        key = _shorten(first.key, max(12, width // 3))
         reason = first.reason.splitlines()[0] if first.reason else "no reason given"
+        key = _shorten(first.key, max(12, width // 3, width - len(count) - len(reason) - 3))
         reason = _shorten(reason, max(12, width - len(count) - len(key) - 3), keep=0)
         lines.append(Text.assemble((count, STYLES.get(first.state, "yellow")), f"{reason} ", (f"({key})", "dim")))
     if len(groups) > CAUSES:
