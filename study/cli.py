@@ -167,8 +167,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _run_in_background(folder, options)
-    for number in ENDINGS:
-        signal.signal(number, _end)
+    _heed_endings()
     outcome = Driver(
         study=study,
         folder=folder,
@@ -238,6 +237,7 @@ def _status(options: argparse.Namespace) -> int:
 def _watch(study: StudyConfig, folder: StudyFolder) -> int:
     from study.watch import watch
 
+    _heed_endings()  # the terminal is left as it was
     try:
         return DONE if watch(_console(), study, folder) else SOME_FAILED
     except KeyboardInterrupt:  # the watching has stopped, and not the study
@@ -257,6 +257,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.serve:
         from study.serve import serve_report
 
+        _heed_endings()
         serve_report(folder, lambda line: console.print(line, soft_wrap=True))
     return DONE
 
@@ -279,6 +280,11 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _heed_endings() -> None:
+    for number in ENDINGS:
+        signal.signal(number, _end)
 
 
 def _end(*_: object) -> None:

@@ -22,7 +22,7 @@ OWN_NAMES = ("127.0.0.1", "localhost")
 PORT = 8347  # a free one where another server has it; the same one again serves bookmarks and tunnels
 REPORT_SHARE = 0.1  # of this machine's processor time
 LOOK_SECONDS = 2.0
-PAGE, VERSION = "report.html", "/version"  # no file of a report has that name
+PAGE, VERSION, ICON = "report.html", "/version", "/favicon.ico"
 # Added to the page as it is sent, and not to the file: asks for a newer one, and goes back to where the reader was.
 SCRIPT = """
 <script>
@@ -114,12 +114,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, send: bool) -> None:
         # A page of another site can have its name point here; it cannot have a browser say one of ours.
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if name not in OWN_NAMES:
+        if _host_name(self.headers.get("Host", "")) not in OWN_NAMES:
             return self.send_error(HTTPStatus.FORBIDDEN, "not a name of this machine")
         path = unquote(urlsplit(self.path).path)
         if path == VERSION:
             return self._send(_version(self.root / PAGE).encode(), "text/plain", send=send)
+        if path == ICON:  # which browsers ask for, and would note as an error
+            self.send_response(HTTPStatus.NO_CONTENT)
+            return self.end_headers()
         file = self._find(path)
         if file is None:
             return self.send_error(HTTPStatus.NOT_FOUND)
@@ -139,9 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
         """The file of the folder that a path names, links followed; None for whatever lies elsewhere."""
         try:
             file = (self.root / (path.lstrip("/") or PAGE)).resolve()
+            return file if file.is_relative_to(self.root) and file.is_file() else None
         except (OSError, ValueError):  # no name of a file
             return None
-        return file if file.is_relative_to(self.root) and file.is_file() else None
 
     def _send(self, content: bytes, kind: str, *, send: bool) -> None:
         self._head(len(content), kind)
@@ -156,6 +158,14 @@ class _Handler(BaseHTTPRequestHandler):
         }.items():  # fmt: skip
             self.send_header(name, value)
         self.end_headers()
+
+
+def _host_name(host: str) -> str | None:
+    """Without the port, which is another at the near end of a tunnel."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _version(page: Path) -> str:

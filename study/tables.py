@@ -52,6 +52,7 @@ def print_plan(
         for trial in missing
     )  # fmt: skip
     free, full = check_disk(needed, folder)
+    console.print()
     for problem in [*[full] * bool(full), *find_problems(study, trials)]:
         console.print(f"- {problem}", soft_wrap=True)
     for line in describe_design(study, trials, folder):
@@ -62,8 +63,9 @@ def print_plan(
         f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of a trial",
         soft_wrap=True,
     )
-    to_do = "" if len(missing) == len(trials) else f" for the {len(missing)} trials to do"
-    console.print(f"disk: about {format_bytes(needed)}{to_do}; {format_bytes(free)} free")
+    if missing:
+        to_do = "" if len(missing) == len(trials) else f" for the {len(missing)} trials to do"
+        console.print(f"disk: about {format_bytes(needed)}{to_do}; {format_bytes(free)} free")
 
 
 def _plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], sizes: dict[str, Any]) -> Table:

@@ -96,7 +96,7 @@ class _Watched:
         self.ended = self.complete or not (at_work or states["planned"] or states["stale"] or states["damaged"])
         picture = Picture(
             name=self.folder.path.name, total=self.total, states=states, left=self._left(found),
-            note=driver or "no driver is at work" * (not self.ended),
+            note=driver or ("nothing is left to do; report has the answers" if self.ended else "no driver is at work"),
             troubles=[Trouble(key=key, state=one.state, reason=one.reason)
                       for key, one in found.items() if one.state in SHOWN],
             answers=self.answers.result, answers_error=self.answers.error,
