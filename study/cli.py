@@ -35,6 +35,8 @@ VERBS = {
     "bench": "measure this machine; without a name, lists what can be measured",
 }
 
+MODES = {"watch": "status", "serve": "report", "compare": "report"}  # flags of one verb
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
@@ -92,6 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compare", metavar="DIR", nargs="+", type=Path, help="report: set other studies beside it")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     parser.add_argument(
+        "--watch", action="store_true", help="status: stay, and show what changes, until it is finished"
+    )
+    parser.add_argument(
+        "--serve", action="store_true", help="report: on a page of this machine that keeps up; Ctrl-C ends"
+    )
+    parser.add_argument(
         "--detach", action="store_true", help="return at once; the same command, status or report collect"
     )
     return parser
@@ -108,8 +116,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{options.verb}: unknown verb; {allowed_names(options.verb, VERBS)}")
     if options.trials and options.verb != "diff":
         raise UserError(f"{options.trials[0]}: {options.verb} takes no trials")
-    if options.compare and options.verb != "report":
-        raise UserError("--compare: of report alone")
+    for flag, verb in MODES.items():
+        if getattr(options, flag) and options.verb != verb:
+            raise UserError(f"--{flag}: belongs to {verb}, not to {options.verb or 'run'}; nearest: {verb} --{flag}")
     if options.launcher not in (None, *LAUNCHERS):
         raise UserError(
             f"--launcher {options.launcher}: unknown launcher; {allowed_names(options.launcher, LAUNCHERS)}"
@@ -151,6 +160,7 @@ def _run(options: argparse.Namespace) -> int:
     from study.record.environment import command_line, describe_environment
     from study.sweep.driver import Driver
     from study.sweep.folder import check_folder
+    from study.view import Trouble, group_troubles, say_group
 
     study, folder = _study(options)
     check_folder(study, folder)
@@ -160,8 +170,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _run_in_background(folder, options)
-    for number in ENDINGS:
-        signal.signal(number, _end)
+    _heed_endings()
     outcome = Driver(
         study=study,
         folder=folder,
@@ -184,8 +193,8 @@ def _run(options: argparse.Namespace) -> int:
     write_summary_once(folder, study.tracking)
     if outcome.best:
         console.print(outcome.best, soft_wrap=True)
-    for key, reason in outcome.failed.items():
-        console.print(f"failed: {key}: {reason}", style="red", soft_wrap=True)
+    for group in group_troubles(Trouble(key=key, state="failed", reason=why) for key, why in outcome.failed.items()):
+        console.print(say_group(group), style="red", soft_wrap=True)
     if outcome.failed:
         console.print("--retry-failed runs them again", style="red")
     return SOME_FAILED if outcome.failed or outcome.stopped else DONE
@@ -205,7 +214,8 @@ def _plan(options: argparse.Namespace) -> int:
     check_folder(study, folder)
     from study.tables import print_plan
 
-    print_plan(console, study, trials, workers=options.workers or count_places(study.run, ["cpu"], count_cores()))
+    workers = options.workers or count_places(study.run, ["cpu"], count_cores())
+    print_plan(console, study, trials, folder, workers)
     return DONE
 
 
@@ -224,18 +234,36 @@ def _status(options: argparse.Namespace) -> int:
 
     study, folder = _study(options)
     check_folder(study, folder)
+    if options.watch:
+        return _watch(study, folder)
     print_status(_console(), study, folder)
     return DONE
 
 
+def _watch(study: StudyConfig, folder: StudyFolder) -> int:
+    from study.watch import watch
+
+    _heed_endings()  # the terminal is left as it was
+    try:
+        return DONE if watch(_console(), study, folder) else SOME_FAILED
+    except KeyboardInterrupt:  # the watching has stopped, and not the study
+        return INTERRUPTED
+
+
 def _report(options: argparse.Namespace) -> int:
     folder = _run_folder(options)
-    _print_report(_console(), folder)
+    console = _console()
+    _print_report(console, folder)
     if options.compare:
         from study.analysis.compare import write_comparison
         from study.record.files import StudyFolder
 
         print(f"side by side: {write_comparison(folder, [StudyFolder(path) for path in options.compare])}")
+    if options.serve:
+        from study.serve import serve_report
+
+        _heed_endings()
+        serve_report(folder, lambda line: console.print(line, soft_wrap=True))
     return DONE
 
 
@@ -268,6 +296,11 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _heed_endings() -> None:
+    for number in ENDINGS:
+        signal.signal(number, _end)
 
 
 def _end(*_: object) -> None:

@@ -1,11 +1,15 @@
-"""How big a cell's network is, and how long its training will take here: a few real steps on random images."""
+"""How big a cell's network is, what its record takes on disk, and how long its training will take here.
+
+Of a few real steps on random images.
+"""
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -29,8 +33,27 @@ class CellSize:
 
     parameters: int
     norm_layers: int
+    checkpoint_bytes: int
     step_seconds: float
     seconds: float
+
+
+# Bytes of the small files of a record, measured (text of an epoch's metrics; a row of packed switch weights); those of
+# W&B hold the same once more, with its logs and pictures.
+RECORD, EPOCH, SWITCH_EPOCH, SWITCH_ROW = 9_000, 600, 500, 4
+WANDB, WANDB_EPOCH = 30_000, 2_500
+
+
+def forecast_bytes(trial: PlannedTrial, size: CellSize, *, checkpoint_seconds: float, wandb: bool) -> int:
+    """What a trial's folder will hold when it has ended: checkpoints, metrics, switch weights and W&B's copy.
+
+    One that is shorter than the time between two checkpoints writes the last alone, and no previous one.
+    """
+    epochs, chooses = trial.config.epochs, len(trial.pool) > 1
+    checkpoints = size.checkpoint_bytes * (2 if size.seconds > checkpoint_seconds else 1)
+    rows = (epochs + 1) * size.norm_layers * 2 * len(trial.pool) if chooses else 0
+    record = RECORD + epochs * (EPOCH + SWITCH_EPOCH * chooses) + SWITCH_ROW * rows
+    return checkpoints + record + (WANDB + WANDB_EPOCH * epochs) * wandb
 
 
 def measure_cell(trial: PlannedTrial) -> CellSize:
@@ -48,16 +71,16 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        parameters, norm_layers, seconds = _measure(measured)
+        parameters, norm_layers, checkpoint, seconds = _measure(measured)
     finally:
         torch.set_num_threads(threads)
     step = seconds * config.gradient_batch / measured.gradient_batch * (facts.image_size / side) ** 2
-    return CellSize(parameters, norm_layers, step, step * trial.steps)
+    return CellSize(parameters, norm_layers, checkpoint, step, step * trial.steps)
 
 
 @cache
-def _measure(config: TrialConfig) -> tuple[int, int, float]:
-    """Parameters, norm layers, and seconds of one training step."""
+def _measure(config: TrialConfig) -> tuple[int, int, int, float]:
+    """Parameters, norm layers, bytes of a checkpoint, and seconds of one training step."""
     network = build_network(config, seed=0)
     norm_layers = len(trace_geometry(network))
     if config.task == "detection":
@@ -76,7 +99,28 @@ def _measure(config: TrialConfig) -> tuple[int, int, float]:
     times = [step()]
     while len(times) <= STEPS and sum(times) < BUDGET_SECONDS:
         times.append(step())
-    return sum(parameter.numel() for parameter in network.parameters()), norm_layers, min(times)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return parameters, norm_layers, _saved_bytes([network.state_dict(), optimizer.state_dict()]), min(times)
+
+
+def _saved_bytes(state: object) -> int:
+    """The size of the file that `torch.save` would write."""
+    counter = _Counter()
+    torch.save(state, cast("IO[bytes]", counter))
+    return counter.count
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but its length."""
+
+    count = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.count += len(data)
+        return len(data)
 
 
 def _measured_side(config: TrialConfig) -> int:

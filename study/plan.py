@@ -74,6 +74,11 @@ class PlannedTrial:
         return self.steps_per_epoch * self.config.epochs
 
     @property
+    def cost(self) -> float:
+        """Relative duration, to forecast from: small networks cost by their calls, not by their size."""
+        return self.steps * self.config.depth * max(1.0, self.gradient_batch / 64)
+
+    @property
     def seeds(self) -> dict[str, int]:
         """A seed a role: init, data, split."""
         return derive_seeds(self.replicate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,17 +12,20 @@ from rich.live import Live
 from rich.table import Table
 
 from study.config import StudyConfig
+from study.design import check_disk, describe_design, find_problems, format_bytes
 from study.plan import PlannedTrial, plan_trials
 from study.reading import UserError, read_yaml
 from study.record.files import StudyFolder, TrialFolder, read_json
-from study.sweep.progress import format_duration
-from study.sweep.slurm import read_queue
+from study.sweep.slurm import QueuedJob, read_queue
+from study.view import STATES, Trouble, format_duration, group_troubles, say_group
 
-STATES = ("done", "diverged", "pruned", "running", "queued", "stale", "failed", "damaged", "planned")
-LINES = 20  # of trials in one state; a cluster has thousands
+AT_WORK = ("running", "queued")
+LINES = 20  # of trials, or of causes, in one state; a cluster has thousands
 
 
-def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], workers: int) -> None:
+def print_plan(
+    console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], folder: StudyFolder, workers: int
+) -> None:
     """The plan, a row a cell. What needs no network is there at once; sizes and times follow as they are measured."""
     cells = _by_cell(trials)
     console.print(f"{study.title}\n{study.question}")
@@ -35,18 +38,34 @@ def print_plan(console: Console, study: StudyConfig, trials: Sequence[PlannedTri
     sizes: dict[str, Any] = {}
     # On a terminal the table fills before the user's eyes; in a pipe only the finished one is printed.
     with Live(_plan_table(study, cells, sizes), console=console, auto_refresh=False, transient=True) as live:
-        from study.forecast import measure_cell  # imports torch: after the first look at the table
+        from study.forecast import forecast_bytes, measure_cell  # imports torch: after the first look at the table
 
         for cell, planned in cells.items():
             sizes[cell] = measure_cell(planned[0])
             if console.is_terminal:
                 live.update(_plan_table(study, cells, sizes), refresh=True)
     console.print(_plan_table(study, cells, sizes))
+    missing = [trial for trial in trials if not folder.trial(trial.trial_id, trial.replicate).result.exists()]
+    needed = sum(
+        forecast_bytes(trial, sizes[trial.trial_id], checkpoint_seconds=study.run.checkpoint_seconds,
+                       wandb=study.tracking.mode != "disabled")
+        for trial in missing
+    )  # fmt: skip
+    free, full = check_disk(needed, folder)
+    console.print()
+    for problem in [*[full] * bool(full), *find_problems(study, trials)]:
+        console.print(f"- {problem}", soft_wrap=True)
+    for line in describe_design(study, trials, folder):
+        console.print(line, soft_wrap=True)
     total = sum(sizes[trial.trial_id].seconds for trial in trials)
     console.print(
         f"forecast, from a few steps of every cell on this machine: {format_duration(total)} of computing, "
-        f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of a trial"
+        f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of a trial",
+        soft_wrap=True,
     )
+    if missing:
+        to_do = "" if len(missing) == len(trials) else f" for the {len(missing)} trials to do"
+        console.print(f"disk: about {format_bytes(needed)}{to_do}; {format_bytes(free)} free")
 
 
 def _plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], sizes: dict[str, Any]) -> Table:
@@ -85,15 +104,24 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     rows = [(*cell, *(str(count[state] or "") for state in seen)) for cell, count in cells.items()]
     _print_rows(console, [(*study.factors, *seen), *rows], left=len(study.factors))
     for state in seen:
-        told = [(key, reason) for key, (other, reason, _) in states.items() if other == state and reason]
-        for key, reason in told[:LINES] if state != "pruned" else []:
-            console.print(f"{state}: {key}: {reason}", soft_wrap=True)
-        if len(told) > LINES and state != "pruned":
-            console.print(f"{state}: and {len(told) - LINES} more")
+        told = [Trouble(key=key, state=state, reason=reason)
+                for key, (other, reason, _) in states.items() if other == state and reason]  # fmt: skip
+        groups = [] if state == "pruned" else [[one] for one in told] if state in AT_WORK else group_troubles(told)
+        for group in groups[:LINES]:
+            console.print(say_group(group), soft_wrap=True)
+        if len(groups) > LINES:
+            console.print(f"{state}: and {sum(map(len, groups[LINES:]))} more")
+    if driver := say_driver(folder):
+        console.print(driver)
+
+
+def say_driver(folder: StudyFolder) -> str:
+    """Which driver is at work; empty where none is."""
+    if not folder.is_locked():
+        return ""
     driver = read_json(folder.driver) or {}
-    if folder.is_locked():
-        how = "a detached driver" if driver.get("detached") else "a driver"
-        console.print(f"{how} is at work: process {driver.get('pid')} on {driver.get('host')}")
+    how = "a detached driver" if driver.get("detached") else "a driver"
+    return f"{how} is at work: process {driver.get('pid')} on {driver.get('host')}"
 
 
 def _print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
@@ -115,24 +143,25 @@ def trial_states(study: StudyConfig, folder: StudyFolder) -> dict[str, tuple[str
     Of a trial that runs or is queued the reason says where.
     """
     queue = read_queue(folder)
-
-    def state(record: TrialFolder) -> tuple[str, str]:
-        state, reason = record.status()
-        if state == "running":
-            return state, _where(record)
-        if state in ("planned", "stale") and record.key in queue:
-            job, queued = queue[record.key]
-            why = "" if queued.reason == "None" else f" ({queued.reason})"
-            return "queued", f"Slurm job {job}: {queued.state}{why}" + (f"; {reason}" if reason else "")
-        return state, reason
-
     if study.search is None:
         records = {
             trial.key: (folder.trial(trial.trial_id, trial.replicate), trial.levels) for trial in plan_trials(study)
         }
     else:
         records = {record.key: (record, _levels(record)) for record in folder.trials()}
-    return {key: (*state(record), levels) for key, (record, levels) in records.items()}
+    return {key: (*trial_state(record, queue), levels) for key, (record, levels) in records.items()}
+
+
+def trial_state(record: TrialFolder, queue: Mapping[str, tuple[str, QueuedJob]]) -> tuple[str, str]:
+    """State and reason of a trial, with what Slurm's queue says of it."""
+    state, reason = record.status()
+    if state == "running":
+        return state, _where(record)
+    if state in ("planned", "stale") and record.key in queue:
+        job, queued = queue[record.key]
+        why = "" if queued.reason == "None" else f" ({queued.reason})"
+        return "queued", f"Slurm job {job}: {queued.state}{why}" + (f"; {reason}" if reason else "")
+    return state, reason
 
 
 def _where(record: TrialFolder) -> str:

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from study.config import load_study
+from study.forecast import forecast_bytes, measure_cell
 from study.plan import plan_trials
 from study.record.files import StudyFolder, TrialFolder, read_metrics
 from tests.conftest import ROOT, Run
@@ -187,6 +188,15 @@ def test_diff_names_what_differs_and_nothing_else(finished: tuple[StudyFolder, s
     assert "no difference" in cli(folder, "diff", *STUDY, keys[0], keys[0]).stdout
 
 
+def test_the_forecast_of_the_disk_is_near_what_the_trials_take(finished: tuple[StudyFolder, str]) -> None:
+    for trial in plan_trials(load_study("depth_vs_batch", "smoke")):
+        record = finished[0].trial(trial.trial_id, trial.replicate)
+        taken = sum(file.stat().st_size for file in record.path.rglob("*") if not file.is_symlink() and file.is_file())
+        every = 0.0 if record.previous_checkpoint.exists() else float("inf")
+        forecast = forecast_bytes(trial, measure_cell(trial), checkpoint_seconds=every, wandb=True)
+        assert 1 / 1.5 < forecast / taken < 1.5
+
+
 def test_a_folder_planned_otherwise_is_refused_and_untouched(finished: tuple[StudyFolder, str]) -> None:
     folder, _ = finished
     before = folder.config.read_bytes()
@@ -255,6 +265,9 @@ def test_without_arguments_studies_and_scales_are_listed() -> None:
         (("report", *STUDY), ["no study has been run"]),
         (("diff", *STUDY, "a", "b"), ["no such trial"]),
         (("plan",), ["--study is needed"]),
+        (("plan", *STUDY, "--watch"), ["--watch: belongs to status, not to plan; nearest: status --watch"]),
+        ((*STUDY, "--serve"), ["--serve: belongs to report, not to run; nearest: report --serve"]),
+        (("report", *STUDY, "--serve"), ["no study has been run here"]),
         ((*STUDY, "--set", "precision=float16", "--set", "device=cpu"), ["float16", "CUDA"]),
         ((*STUDY, "--storage", "nonsense"), ["--storage nonsense", "cannot be opened"]),
         (("--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"), ["gradient batch 32768"]),
@@ -291,9 +304,11 @@ FLAGS = [
     "--out",
     "--retry-failed",
     "--scale",
+    "--serve",
     "--set",
     "--storage",
     "--study",
+    "--watch",
     "--workers",
 ]
 

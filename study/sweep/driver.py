@@ -112,7 +112,8 @@ class Driver:
         self.retries = Retries(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
         self.tracebacks: list[str] = []
         self.successes = 0
-        with SweepProgress(self.console, book.total, self.executor.places) as self.progress:
+        queued = self.executor.outlives_driver
+        with SweepProgress(self.console, self.folder, book.total, self.executor.places, queued=queued) as self.progress:
             try:
                 for trials in book.rounds():
                     self._run_round(book, trials)
@@ -120,6 +121,9 @@ class Driver:
                         self.executor.cancel()
                     if self.outcome.stopped or self.outcome.left:
                         break
+            except KeyboardInterrupt:
+                self.progress.note = "stopping" if queued else "stopping; trials save and leave"
+                raise
             finally:
                 self.executor.close()
                 self.folder.link_wandb_runs()
@@ -133,6 +137,7 @@ class Driver:
         running = {key: missing.pop(key) for key in self.executor.adopt(missing.keys())}
         for trial in missing.values():
             waiting.put(trial)
+        self.progress.follow(running)
         elsewhere: list[PlannedTrial] = []
         looked = 0.0
         self._give_up(waiting)
@@ -164,7 +169,7 @@ class Driver:
             self.outcome.failed[key] = reason
             trial_id, _, replicate = key.rpartition("-r")
             note_failure(self.folder.trial(trial_id, int(replicate)), reason)
-            self.progress.say(f"{key}: failed: {reason}", "red")
+            self.progress.failed(key, reason)
         waiting.lost.clear()
 
     def _missing(self, book: Book, trials: Sequence[PlannedTrial], waiting: Waiting) -> list[PlannedTrial]:
@@ -179,14 +184,15 @@ class Driver:
             if result is not None:
                 book.tell(trial, result)
                 waiting.settle(trial.key, result["status"])
-                self.progress.skip()
+                self.progress.skip(result["status"])
             elif record.attempts()[1] >= self.study.run.max_attempts and not self.retry_failed:
                 self.outcome.failed[trial.key] = record.status()[1]
+                self.progress.failed(trial.key, self.outcome.failed[trial.key], before=True)
                 waiting.settle(trial.key, "failed")
             else:
                 if self.retry_failed:
                     record.state.unlink(missing_ok=True)
-                self.progress.expect(_cost(trial))
+                self.progress.expect(trial.key, trial.cost)
                 missing.append(trial)
         return missing
 
@@ -213,12 +219,12 @@ class Driver:
                 self.outcome.stopped = f"the first {SAME_FAILURE_LIMIT} trials failed in the same way: {reason}"
                 return
         if fate == "again":
-            self.progress.say(f"{trial.key}: {reason}; trying again", "yellow")
+            self.progress.again(trial.key, reason)
             waiting.put(trial)
             return
         self.outcome.failed[trial.key] = reason
         waiting.settle(trial.key, "failed")
-        self.progress.say(f"{trial.key}: failed: {reason} (see {record.log})", "red")
+        self.progress.failed(trial.key, reason, record.log)
 
     def _tell(self, book: Book, trial: PlannedTrial, record: TrialFolder) -> str:
         """Takes in the result of a trial; returns its status."""
@@ -228,7 +234,7 @@ class Driver:
         for note in result.get("notes", []):
             self.progress.say(note, "yellow")
         book.tell(trial, result)
-        self.progress.finished(trial.key, _cost(trial), result)
+        self.progress.finished(trial.key, result)
         return str(result["status"])
 
     def _all_fail_alike(self) -> bool:
@@ -279,8 +285,3 @@ class Driver:
         if trial.source.cell:
             return self.folder.trial(trial.source.cell, trial.replicate).path
         return trial.source.locate(trial.replicate).absolute()
-
-
-def _cost(trial: PlannedTrial) -> float:
-    """Relative duration of a trial, to forecast from: small networks cost by their calls, not by their size."""
-    return trial.steps * trial.config.depth * max(1.0, trial.gradient_batch / 64)
