@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 
 from study.analysis.profiles import (
     DEPTH_GRID,
+    FLOOR,
     FactorDistances,
     comparable_pairs,
     count_cell_pairs,
     depth_profiles,
     effect_contrast,
+    euclidean,
     factor_distances,
     factor_effect,
+    log_ratios,
     pairwise_distances,
     profile_distance,
+    transfer_distance,
 )
 from study.analysis.statistics import Floats
 
@@ -140,3 +144,68 @@ def test_distances_need_cells_that_differ_in_the_factor_alone() -> None:
 def test_cells_at_the_same_level_are_no_pair() -> None:
     cells = pd.DataFrame({"task": ["a", "b", "b", "b"], "dataset": ["x", "x", "x", "y"]})
     assert (count_cell_pairs(cells, "task"), count_cell_pairs(cells, "dataset")) == (2, 2)
+
+
+# ------------------------------------------------------------------------------------------------ log-ratios
+
+
+def test_log_ratios_are_centred_logarithms() -> None:
+    weights = np.array([[0.2, 0.3, 0.5, 0.0], [0.6, 0.2, 0.2, 0.0]])  # the last member is in no pool
+    np.testing.assert_allclose(log_ratios(weights), [np.log(row) - np.log(row).mean() for row in weights[:, :3]])
+
+
+def test_a_zero_counts_as_the_floor_and_the_others_shrink() -> None:
+    weights = np.array([[0.0, 0.4, 0.6], [0.0, 0.0, 1.0], [0.2, 0.3, 0.5]])
+    first, second = np.log([FLOOR, 0.4 * (1 - FLOOR), 0.6 * (1 - FLOOR)]), np.log([FLOOR, FLOOR, 1 - 2 * FLOOR])
+    np.testing.assert_allclose(log_ratios(weights)[:2], [first - first.mean(), second - second.mean()])
+    tiny = np.array([[1e-9, 0.4, 0.6 - 1e-9], *weights[1:]])  # no further away than nothing is
+    np.testing.assert_allclose(log_ratios(tiny), log_ratios(weights), atol=1e-6)
+
+
+def test_aitchison_distance_is_that_of_log_ratios_of_all_pairs() -> None:
+    """Aitchison's own form: the sum of squares over pairs of members, over their number."""
+    first, second = np.array([0.2, 0.3, 0.5]), np.array([0.6, 0.3, 0.1])
+    by_pair = [np.log(first[i] / first[j]) - np.log(second[i] / second[j]) for i in range(3) for j in range(3)]
+    expected = np.sqrt(np.sum(np.square(by_pair)) / (2 * 3))
+    coordinates = log_ratios(np.array([first, second]))
+    assert euclidean(coordinates[0], coordinates[1]) == pytest.approx(expected)
+
+
+def test_pairwise_distances_are_those_of_each_pair() -> None:
+    profiles, _ = _profiles(3, (1.0, 0.5), 0)
+    mean, square = pairwise_distances(profiles)
+    np.testing.assert_allclose(mean[1, 2, 3, 0], profile_distance(profiles[1, 2], profiles[3, 0]))
+    np.testing.assert_array_equal(mean[1, 2, 3, 0], mean[3, 0, 1, 2])
+    assert (square >= mean**2 - 1e-12).all()
+
+
+@pytest.mark.parametrize(("move", "found"), [(1.5, True), (0.0, False)])
+def test_aitchison_finds_what_is_there(move: float, found: bool) -> None:
+    profiles, cells = _profiles(5, (move, 0.0), 1)
+    distances = pairwise_distances(log_ratios(profiles), euclidean)[0]
+    assert factor_effect(factor_distances(distances, comparable_pairs(cells, "a")), 0.95).above(1.0) == found
+
+
+# -------------------------------------------------------------------------------------------------- transfer
+
+
+def _moved(replicates: int, seed: int, kept: float) -> tuple[Floats, Floats]:
+    """What networks chose before and after: a part of the seed's choice is kept, the rest is drawn anew."""
+    random = np.random.default_rng(seed)
+    before, other = 0.4 * random.normal(size=(2, 2, replicates, 2, 5, 3))
+    logits = (before, np.sqrt(kept) * before + np.sqrt(1 - kept) * other)
+    first, second = (np.exp(part) / np.exp(part).sum(axis=-1, keepdims=True) for part in logits)
+    return first, second
+
+
+def test_networks_that_choose_anew_move_as_far_as_seeds() -> None:
+    found = [transfer_distance(*_moved(4, seed, 0.0), 0.95) for seed in range(DRAWS)]
+    assert np.mean([np.log(item.value or 0) for item in found]) == pytest.approx(0, abs=0.02)
+    assert sum(not item.contains(1) for item in found) / DRAWS <= 0.07
+
+
+def test_networks_that_keep_their_choice_move_less() -> None:
+    assert transfer_distance(*_moved(4, 0, 0.8), 0.95).below(1)
+    before, _ = _moved(4, 0, 0.8)
+    assert transfer_distance(before, before, 0.95).value is None  # a ratio of nothing
+    assert transfer_distance(before[:, :1], before[:, :1], 0.95).value is None  # no seeds to compare with
