@@ -58,6 +58,7 @@ def panels(
     gap: pixels between rows. labels: a title a row, at the left. lift: pixels of room under the titles of columns.
     """
     gap, lift = (gap + 18, lift + 18) if labels else (gap, lift)
+    gap = gap if len(heights) > 1 else 0
     whole = sum(heights) + gap * (len(heights) - 1)
     shared = {"shared_xaxes": True, "shared_yaxes": True, "horizontal_spacing": 0.04}
     figure = make_subplots(
@@ -91,8 +92,8 @@ def finish(
     subtitle = f"{subtitle} From {n_trials} trial{'s' if n_trials != 1 else ''}." if n_trials else subtitle
     axis = {"gridcolor": FAINT, "linecolor": GREY, "zerolinecolor": FAINT, "automargin": True,
             "title": {"font": {"size": 13}, "standoff": 6}}  # fmt: skip
-    return figure.update_layout(
-        template={"layout": {"xaxis": axis, "yaxis": axis, "annotationdefaults": {"font": {"size": 13}}}},
+    return figure.update_annotations(font_size=13).update_layout(
+        template={"layout": {"xaxis": axis, "yaxis": axis}},
         title={"text": title, "subtitle": {"text": subtitle}}, height=figure.layout.height + below,
         meta={"trials": groups.rows, "alt": alt}, margin={"l": 48, "r": 12, "b": 40},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",

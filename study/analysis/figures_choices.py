@@ -179,22 +179,26 @@ def share_by_setting(weights: pd.DataFrame, trials: pd.DataFrame, setting: str, 
     roles, groups, said = list(shares["role"].unique()), TrialGroups(), []
     roles.sort(key=lambda role: role != "backbone")
     levels = {role: _in_order(shares[shares["role"].eq(role)][setting]) for role in roles}
-    heights = [14 + 36 * len(levels[role]) for role in roles]
+    names = [name for name in NORMALIZERS if name in set(shares["normalizer"])]
+    heights = [10 + (14 + 10 * len(names)) * len(levels[role]) for role in roles]
     figure = panels(heights, 2, gap=12, labels=[role.replace("_", " ") for role in roles], column_titles=TITLES)
     for (role, statistic, name), group in groups_of(shares, "role", "statistic", "normalizer"):
-        parts = {str(level): part for level, part in groups_of(group, setting)}
+        parts = dict(tuple(group.groupby(setting)))
         items = {level: replicate_interval(part["weight"].to_numpy(), confidence) for level, part in parts.items()}
+        aside = 0.22 * (names.index(name) - (len(names) - 1) / 2)
         figure.add_scatter(
-            x=_values(items.values()), y=[_wrap(level) for level in items], error_x=error_bars(items.values()),
-            mode="markers", row=roles.index(role) + 1, col=STATISTICS.index(statistic) + 1, **style(str(name)),
+            x=_values(items.values()), y=[round(levels[role].index(level) + aside, 4) for level in items],
+            error_x=error_bars(items.values()), mode="markers", row=roles.index(role) + 1,
+            col=STATISTICS.index(statistic) + 1, **style(str(name)),
             customdata=[
-                [groups.number(_rows_of(parts[level])), level, _say_interval(item)] for level, item in items.items()
+                [groups.number(_rows_of(parts[level])), str(level), _say_interval(item)]
+                for level, item in items.items()
             ],
             hovertemplate=f"{name}, {role} of %{{customdata[1]}}: %{{x:.3f}}<br>%{{customdata[2]}}<extra></extra>",
         )  # fmt: skip
     for row, role in enumerate(roles, start=1):
-        figure.update_yaxes(range=[len(levels[role]) - 0.5, -0.5], categoryorder="array", row=row,
-                            categoryarray=[_wrap(level) for level in levels[role]])  # fmt: skip
+        ticks = {"tickvals": list(range(len(levels[role]))), "ticktext": [_wrap(level) for level in levels[role]]}
+        figure.update_yaxes(range=[len(levels[role]) - 0.5, -0.5], zeroline=False, row=row, **ticks)
         means = shares[shares["role"].eq(role)].groupby([setting, "normalizer"], observed=True)["weight"].mean()
         said += [f"{role} of {level}: " + ", ".join(f"{name} {show_number(means[level, name], 2)}"
                                                     for name in NORMALIZERS if (level, name) in means)
