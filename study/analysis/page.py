@@ -95,7 +95,7 @@ def embed(figure: go.Figure, name: str, number: int) -> dict[str, Any]:
         spec["layout"]["meta"]["trials"] = [show_ranges(rows) for rows in groups]
     return {
         "id": f"figure-{name}-{number}", "title": title.text, "subtitle": title.subtitle.text,
-        "alt": meta.get("alt"), "leads": bool(groups), "height": figure.layout.height or 450,
+        "alt": meta.get("alt"), "leads": bool(groups or figure.layout.sliders), "height": figure.layout.height or 450,
         "spec": Markup(json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")),  # noqa: S704  (ends no script)
     }  # fmt: skip
 

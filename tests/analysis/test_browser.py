@@ -31,6 +31,8 @@ def _scatter() -> go.Figure:
     """Three points, of which the last leads nowhere."""
     figure = go.Figure(layout={"title": {"text": "Points", "subtitle": {"text": "three"}}, "height": 300})
     figure.add_scatter(x=[1, 2, 3], y=[1, 2, 1], mode="markers", marker={"size": 20}, customdata=[[1], [0], [-1]])
+    steps = [{"label": str(n), "method": "restyle", "args": [{"y": [[1, n, 1]]}]} for n in (1, 2)]
+    figure.layout.sliders = [{"active": 1, "currentvalue": {"prefix": "epoch "}, "steps": steps}]
     figure.layout.meta = {"trials": [[0, 1, 2, 7], [5]], "alt": "Three points, two of which lead to trials"}
     return figure
 
@@ -148,6 +150,15 @@ def test_a_point_is_said_aloud(page: Page) -> None:
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.getElementById('live').textContent.includes('Point 1 of 2')")
+
+
+def test_keys_move_a_slider(page: Page) -> None:
+    page.locator("#figure-useful-1").focus()
+    for key, epoch in (("PageUp", "epoch 1"), ("PageDown", "epoch 2"), ("PageDown", "epoch 2")):
+        page.keyboard.press(key)
+        page.wait_for_function(f"document.querySelector('#figure-useful-1 .slider-label').textContent == '{epoch}'")
+        assert page.locator("#live").inner_text() == epoch
+        assert page.evaluate("document.querySelector('#figure-useful-1').data[0].y[1]") == int(epoch[-1])
 
 
 def test_a_number_leads_to_its_trials_and_back(page: Page) -> None:

@@ -66,7 +66,7 @@ async function copy(text, button) {
 
 // ------------------------------------------------------------------------------------------------- figures
 // They take the page's colours, and follow when the screen turns dark or the page is printed. Those that hold groups
-// of trials lead to them: by a click on a point, or by arrow keys and Enter.
+// of trials lead to them: by a click on a point, or by arrow keys and Enter. Page up and down move a slider.
 
 const paper = matchMedia("print"), PAPER_WIDTH = 660;  // of A4, in CSS pixels, within its margins
 const plots = [];
@@ -79,6 +79,7 @@ function draw(script) {
   plot.firstElementChild.setAttribute("aria-hidden", "true");  // the figure's description stands for it
   const groups = spec.layout.meta && spec.layout.meta.trials;
   if (groups) lead(plot, groups);
+  if (spec.layout.sliders) plot.addEventListener("keydown", (event) => slide(plot, event));
 }
 
 function lead(plot, groups) {
@@ -103,6 +104,16 @@ function lead(plot, groups) {
     const said = [...plot.querySelectorAll(".hoverlayer text")].map((text) => text.textContent).join(", ");
     document.getElementById("live").textContent = `${said}. Point ${at + 1} of ${points.length}.`;
   }
+}
+
+function slide(plot, event) {
+  const by = {PageDown: 1, PageUp: -1}[event.key], [{active, steps, currentvalue}] = plot.layout.sliders;
+  if (!by) return;
+  event.preventDefault();
+  const to = Math.min(Math.max(active + by, 0), steps.length - 1);
+  Plotly[steps[to].method](plot, ...steps[to].args);
+  Plotly.relayout(plot, "sliders[0].active", to);
+  document.getElementById("live").textContent = currentvalue.prefix + steps[to].label;
 }
 
 function findPoints(plot) {
