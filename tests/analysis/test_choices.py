@@ -20,7 +20,7 @@ from study.analysis.choices import (
     share_rows,
     tell_apart_from,
 )
-from study.analysis.statistics import Estimate, Floats, holm, ratio_p_value
+from study.analysis.statistics import Estimate, Floats, ratio_p_value
 
 DRAWS = 200
 FACTORS = ["depth", "batch_size", "initialization"]
@@ -94,14 +94,6 @@ def test_a_strong_weak_factor_refutes() -> None:
 
 
 # ----------------------------------------------------------------------------------------------- many tests
-
-
-def test_holm_is_that_of_statsmodels() -> None:
-    from statsmodels.stats.multitest import multipletests
-
-    p_values = [0.01, 0.04, 0.001, 0.04, 0.9]
-    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
-    assert holm([]) == []
 
 
 def test_a_p_value_says_what_its_interval_says() -> None:
