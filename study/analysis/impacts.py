@@ -32,7 +32,7 @@ from study.analysis.choices import (
     tell_apart_from,
 )
 from study.analysis.findings import find_dynamics, find_trends
-from study.analysis.profiles import count_cell_pairs, effect_contrast
+from study.analysis.profiles import FactorDistances, count_cell_pairs, effect_contrast
 from study.analysis.records import StudyRecords
 from study.analysis.statistics import Estimate
 
@@ -49,7 +49,7 @@ def answer_impacts(records: StudyRecords) -> Answer:
     factors = [name for name in records.study.factors if name != "norm"]
     distances = measure_distances(records.profiles, trials, factors)
     found = [find(records, trials) for find in (find_trends, find_dynamics)]
-    contrasts = contrast_effects(distances, confidence)
+    contrasts = contrast_effects(distances.factors, confidence)
     verdict = decide(contrasts, confidence, covered=distances.covered)
     effects = [*_effects(distances, contrasts, confidence), *(effect for effects, _ in found for effect in effects)]
     said = [*share_sentences(effects), *(text for _, sentences in found for text in sentences)]
@@ -61,13 +61,10 @@ def answer_impacts(records: StudyRecords) -> Answer:
     )  # fmt: skip
 
 
-def contrast_effects(distances: ChoiceDistances, confidence: float) -> dict[tuple[str, str], Estimate]:
+def contrast_effects(factors: Mapping[str, FactorDistances], confidence: float) -> dict[tuple[str, str], Estimate]:
     """The effect of each strong factor over that of each weak one, of those that vary."""
-    return {
-        (strong, weak): effect_contrast(distances.factors[strong], distances.factors[weak], confidence)
-        for strong, weak in product(STRONG, WEAK)
-        if strong in distances.factors and weak in distances.factors
-    }
+    pairs = [(strong, weak) for strong, weak in product(STRONG, WEAK) if {strong, weak} <= factors.keys()]
+    return {pair: effect_contrast(factors[pair[0]], factors[pair[1]], confidence) for pair in pairs}
 
 
 def decide(contrasts: Contrasts, confidence: float, *, covered: bool) -> Verdict:

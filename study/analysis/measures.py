@@ -123,7 +123,8 @@ MEASURES = {
         label="share of variance", rule=variance_shares,
         definition="Omega squared of a PERMANOVA on Jensen-Shannon distances between networks: what a factor explains "
         "of all variance beyond what chance does, added to all other factors and the replicate. The residual holds "
-        "what factors do together, and seeds. In a study of blocks the shares need not sum to 1.",
+        "what factors do together, and seeds. In a study of blocks the shares need not sum to 1. "
+        "Few cells and replicates allow few permutations, and no p value below one over half their number.",
     ),
     "layer_share": Measure(
         label="share of variance by depth", rule=variance_shares,

@@ -101,7 +101,8 @@ def permutation_p_value(
     """The p value of a factor that makes no difference to any network: how often chance explains as much.
 
     Levels of the factor change places between networks that agree in all other factors and in the replicate: without
-    an effect those have the same distribution, seeds in common included.
+    an effect those have the same distribution, seeds in common included. A small block has few permutations: two cells
+    and three replicates have eight, of which half explain the same, and no p value below 1 / 4.
     """
     n_cells, n = products.shape[:2]
     networks = (

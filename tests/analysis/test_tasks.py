@@ -192,3 +192,80 @@ def test_the_report_shows_heads_apart(tmp_path: Path) -> None:
 def test_a_study_without_heads_has_no_table_of_them(tmp_path: Path) -> None:
     study = build_study(replicates=1, questions=("tasks",), dataset=["digits", "scenes"])
     assert "What the heads chose" not in write_report(write_study(tmp_path, study)).read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------- heads and transfer
+
+
+def test_heads_are_compared_within_their_task(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: 2.0 * (trial.config.dataset == "scenes"))
+    answer = answer_tasks(build(truth, task=["segmentation", "detection"], dataset=["scenes", "scenes_fashion"]))
+    heads = {item.comparison: item for item in answer.effects if item.measure == "effect_heads"}
+    assert heads.keys() == {f"dataset, {role} of {task}" for role, task in (
+        ("decoder", "segmentation"), ("fpn", "detection"), ("box_head", "detection"), ("mask_head", "detection")
+    )}  # fmt: skip
+    assert all((item.n_pairs, len(item.trials)) == (1, 8) for item in heads.values())
+    assert heads["dataset, decoder of segmentation"].estimate.value > 1.2
+    assert "Heads, within their task, the effects of: dataset, box_head of detection" in answer.answer
+
+
+MOVE = {"task": ["classification", "segmentation", "detection"], "dataset": ["scenes"],
+        "start_rule": ["scratch", "fine_tune"], "start": {"cell": {"task": "classification"}}}  # fmt: skip
+
+
+def _kept(trial: PlannedTrial) -> float:
+    """Tasks choose differently from scratch; by fine-tuning, all go on from the choice of classification."""
+    return 2.0 * (trial.config.task != "classification") * (trial.config.start_rule == "scratch")
+
+
+def test_transfer_compares_before_with_after(build: Build) -> None:
+    records = build(Truth(bn_logit=_by_task), **MOVE)
+    moved = {item.comparison: item for item in answer_tasks(records).effects if item.measure == "transfer_distance"}
+    assert list(moved) == [f"classification on scenes -> {task} on scenes" for task in MOVE["task"]]
+    assert moved["classification on scenes -> classification on scenes"].estimate.contains(1)
+    into = moved["classification on scenes -> detection on scenes"]
+    assert into.estimate.above(1)
+    rows = records.trials.loc[list(into.trials)]
+    assert {*zip(rows["task"], rows["start_rule"], strict=True)} == {
+        ("classification", "scratch"), ("detection", "fine_tune")
+    }  # fmt: skip
+    assert (into.n_pairs, into.n_pairs_planned, len(rows)) == (4, 4, 8)
+
+
+def test_tasks_that_start_alike_stay_closer_than_from_scratch(build: Build) -> None:
+    answer = answer_tasks(build(Truth(bn_logit=_kept), **MOVE))
+    found = {item.comparison: item for item in answer.effects if item.measure in ("effect_after", "effect_ratio")}
+    assert list(found) == ["task", "task after fine_tune / task from scratch"]
+    assert found["task after fine_tune / task from scratch"].estimate.below(1)
+    assert answer.verdict == "supported"  # by networks from scratch
+    for words in ("Before and after transfer", "Effects between fine-tuned networks, of: task", "Those over"):
+        assert words in answer.answer
+
+
+@pytest.mark.parametrize(
+    "study",
+    [CROSS, {**CROSS, "start_rule": ["scratch", "fine_tune"]}],  # on from the own setting: no transfer
+    ids=["no starts", "no other setting"],
+)
+def test_nothing_is_said_of_transfer_where_there_is_none(build: Build, study: dict[str, Any]) -> None:
+    answer = answer_tasks(build(replicates=2, **study))
+    assert "transfer" not in answer.answer
+    assert {item.measure for item in answer.effects}.isdisjoint({"transfer_distance", "effect_after"})
+
+
+@pytest.mark.parametrize("replicates", [1, 2])
+def test_transfer_of_few_replicates_has_no_interval(build: Build, replicates: int) -> None:
+    effects = answer_tasks(build(replicates=replicates, **MOVE)).effects
+    moved = [item for item in effects if item.measure in ("transfer_distance", "effect_after", "effect_ratio")]
+    assert moved
+    assert all(item.estimate.low is None for item in moved)
+
+
+def test_what_transfer_lacks_is_counted(build: Build) -> None:
+    def done(trial: PlannedTrial) -> bool:
+        return trial.config.task != "detection" or trial.config.start_rule == "scratch"
+
+    records = build(only=done, **MOVE)
+    moved = {item.comparison: item for item in answer_tasks(records).effects if item.measure == "transfer_distance"}
+    lacking = moved["classification on scenes -> detection on scenes"]
+    assert (lacking.estimate.value, lacking.n_pairs, lacking.missing) == (None, 0, {"done before, planned after": 4})

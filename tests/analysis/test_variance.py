@@ -17,6 +17,7 @@ from study.analysis.variance import REPLICATE, RESIDUAL, permutation_p_value, su
 
 DRAWS = 200
 CROSSED = pd.DataFrame(list(product((0, 1), (0, 1, 2))), columns=["a", "b"])
+DOUBLED = pd.concat([CROSSED.assign(c="x"), CROSSED.assign(c="y")], ignore_index=True)  # c makes no difference
 BLOCKS = pd.DataFrame({"a": [0, 1, 0, 1, 0, 0], "b": [0, 0, 1, 1, 2, 0], "c": ["x", "x", "x", "x", "x", "y"]})
 MOVES = {"a": np.array([0.3, -0.3, 0.5, 0.0, 0.2, 0.1]), "b": np.array([0.1, 0.1, -0.2, 0.1, 0.0, -0.1])}
 SHARED, OWN = 0.2, 0.4  # how far seeds move each coordinate: of all networks of a replicate, and of each network
@@ -70,16 +71,12 @@ def test_shares_of_crossed_factors_sum_to_one() -> None:
 
 @pytest.mark.parametrize("replicates", [3, 5])
 def test_intervals_of_shares_cover_the_truth(replicates: int) -> None:
-    draws = [variance_shares(inner_products(_coordinates(replicates, seed)), CROSSED, 0.95) for seed in range(DRAWS)]
-    for name, truth in _truth().items():
-        assert sum(draw[name].contains(truth) for draw in draws) / DRAWS >= 0.92
+    draws = [
+        variance_shares(inner_products(_coordinates(replicates, seed, DOUBLED)), DOUBLED, 0.95) for seed in range(DRAWS)
+    ]
+    for name, truth in {**_truth(), "c": 0.0}.items():
+        assert sum(draw[name].contains(truth) for draw in draws) / DRAWS >= 0.91  # of 0.95, less three standard errors
         assert np.mean([draw[name].value for draw in draws]) == pytest.approx(truth, abs=0.03)
-
-
-def test_no_share_of_what_makes_no_difference() -> None:
-    cells = CROSSED.assign(c=[0, 1, 0, 1, 1, 0])
-    draws = [variance_shares(inner_products(_coordinates(3, seed)), cells, 0.95)["c"] for seed in range(DRAWS)]
-    assert sum(not draw.contains(0) for draw in draws) / DRAWS <= 0.05
 
 
 @pytest.mark.parametrize("replicates", [1, 2])
@@ -96,24 +93,23 @@ def test_networks_that_are_all_the_same_have_no_variance() -> None:
 # --------------------------------------------------------------------------------------------- permutations
 
 
-def _p_values(cells: pd.DataFrame, factor: str, permutations: int) -> Floats:
-    draws = (inner_products(_coordinates(3, seed, cells)) for seed in range(DRAWS))
+def _p_values(cells: pd.DataFrame, factor: str, draws: int) -> Floats:
+    studies = (inner_products(_coordinates(3, seed, cells)) for seed in range(draws))
     return np.array([
-        permutation_p_value(products, cells, factor, np.random.default_rng([7, seed]), permutations)
-        for seed, products in enumerate(draws)
+        permutation_p_value(products, cells, factor, np.random.default_rng([7, seed]), 99)
+        for seed, products in enumerate(studies)
     ])  # fmt: skip
 
 
 def test_p_values_are_uniform_without_an_effect() -> None:
-    cells = pd.concat([CROSSED.assign(c="x"), CROSSED.assign(c="y")], ignore_index=True)
-    p_values = _p_values(cells, "c", 99)
+    p_values = _p_values(DOUBLED, "c", DRAWS)
     for level, most in ((0.05, 0.09), (0.2, 0.28), (0.5, 0.6)):  # three standard errors above it
         assert (p_values <= level).mean() <= most
     assert p_values.mean() == pytest.approx(0.5, abs=0.07)
 
 
 def test_a_planted_effect_has_a_small_p_value() -> None:
-    assert (_p_values(CROSSED, "a", 99) <= 0.05).mean() >= 0.6
+    assert (_p_values(CROSSED, "a", 40) <= 0.05).mean() >= 0.6
 
 
 def test_p_values_are_no_smaller_than_the_permutations_allow() -> None:
