@@ -48,10 +48,10 @@ def _start_service() -> None:
 def start_run(path: Path, name: str, *, mode: Mode, tracking: TrackingConfig, **facts: Any) -> wandb.Run:
     """A run of this name and id below `path`, which prints nothing; offline where the server has gone away.
 
-    It replaces an older one that is offline: W&B cannot go on with it, and synced it would be in the way. Nothing is
+    It replaces older ones on this disk: offline, W&B cannot go on with one, it would be two runs of one id. Nothing is
     lost, as a whole history is logged again.
     """
-    for older in (path / "wandb").glob("*run-*" if mode == "offline" else "offline-run-*"):
+    for older in (path / "wandb").glob("*run-*"):
         shutil.rmtree(older, ignore_errors=True)
     start = partial(
         wandb.init, project=tracking.project, entity=tracking.entity, id=name, name=name, dir=path, resume="allow",
@@ -64,7 +64,8 @@ def start_run(path: Path, name: str, *, mode: Mode, tracking: TrackingConfig, **
     )  # fmt: skip
     try:
         return start(mode=mode)
-    except wandb.Error:  # the server went away since it was asked
+    except wandb.Error:  # the server went away since it was asked, or refuses
+        wandb.teardown()  # the service process still holds the run's id
         return start(mode="offline")
 
 

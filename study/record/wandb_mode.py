@@ -9,6 +9,7 @@ import urllib.request
 from typing import Literal
 
 import wandb
+from wandb.sdk import wandb_setup
 
 from study.config import TrackingConfig
 
@@ -26,7 +27,7 @@ def resolve_mode(tracking: TrackingConfig) -> Mode:
         return asked
     if asked == "auto" and not wandb.login(prompt=False, verify=False):
         return "offline"
-    return "online" if _answers(str(wandb.Settings().base_url)) else "offline"
+    return "online" if _answers(_server()) else "offline"
 
 
 def asked_mode(tracking: TrackingConfig) -> Mode | Literal["auto"]:
@@ -35,6 +36,11 @@ def asked_mode(tracking: TrackingConfig) -> Mode | Literal["auto"]:
         return tracking.mode
     known: dict[str, Mode] = {"online": "online", "disabled": "disabled"}
     return known.get(os.environ["WANDB_MODE"], "offline")
+
+
+def _server() -> str:
+    """The address of W&B, or of a server of one's own, as `wandb login --host` or $WANDB_BASE_URL has it."""
+    return str(wandb_setup.singleton().settings.base_url)
 
 
 def _answers(url: str) -> bool:

@@ -62,7 +62,7 @@ def logged_in(no_account: None, monkeypatch: pytest.MonkeyPatch) -> pytest.Monke
 
 
 def at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_mode.wandb, "Settings", lambda: type("S", (), {"base_url": url})())
+    monkeypatch.setattr(wandb_mode, "_server", lambda: url)
 
 
 def test_logged_in_with_a_server_that_answers_it_is_online(logged_in: pytest.MonkeyPatch) -> None:
@@ -72,6 +72,15 @@ def test_logged_in_with_a_server_that_answers_it_is_online(logged_in: pytest.Mon
         assert resolve_mode(AUTO) == "online"
         threading.Thread(target=server.handle_request, daemon=True).start()
         assert resolve_mode(TrackingConfig(mode="online")) == "online"
+
+
+def test_a_server_of_ones_own_is_the_one_that_is_asked() -> None:
+    code = "from study.record.wandb_mode import *; print(resolve_mode(TrackingConfig(mode='online')))"
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        environment = {**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "online\n"
 
 
 def test_logged_in_with_a_server_that_refuses_it_is_offline(logged_in: pytest.MonkeyPatch) -> None:
@@ -120,7 +129,7 @@ SCRIPT = textwrap.dedent("""
     from study.record.files import TrialFolder
     from study.record.tracking import Tracker
     trial = plan_trials(load_study("distinct", "smoke"))[0]
-    tracker = Tracker(TrialFolder(Path(sys.argv[1])), trial, study="s", mode="offline",
+    tracker = Tracker(TrialFolder(Path(sys.argv[1])), trial, study="s", mode=(sys.argv[4:] or ["offline"])[0],
                       tracking=TrackingConfig(), config={"depth": 8})
     for epoch in range(int(sys.argv[2])):
         tracker.log_epoch(epoch, {"val_accuracy": epoch / 10})
@@ -144,6 +153,24 @@ def test_history_survives_kill_9_and_a_second_run_replaces_the_first(tmp_path: P
     (finished,) = tmp_path.glob("wandb/offline-run-*")
     assert finished != killed
     assert finished.name.split("-", 3)[3] == killed.name.split("-", 3)[3]  # the same run id
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b'{"errors": [{"message": "not you"}]}')
+
+
+def test_a_server_that_refuses_a_run_leaves_it_offline(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        account = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a1" * 20}
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path), "3", "0", "online"]
+        subprocess.run(command, env={**os.environ, **account}, check=True, capture_output=True, timeout=120)
+        server.shutdown()
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    assert inspect(run).count('"type":"history"') == 3
 
 
 def inspect(directory: Path) -> str:
