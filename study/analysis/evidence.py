@@ -48,9 +48,12 @@ def draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
     records = load_study_records(beside)
     for depth, chosen in finished_choices(records, "depth", "batch_size").groupby("depth"):
         if records.switch["key"].isin(chosen["key"]).any():
-            figure = figures_choices.weight_maps(records.switch, chosen, "batch_size", f"ResNet-{depth} of the papers")
+            figure = figures_choices.weight_maps(records.switch, chosen, "batch_size", f"ResNet-{depth}")
+            figure.layout.title.text = f"What the papers' own networks chose: ResNet-{depth}"
             figure.layout.title.subtitle.text = f"Read from the files that their authors published ({beside.path})."
-            figure.layout.meta = {**figure.layout.meta, "trials": []}  # trials of another study
+            figure.layout.meta = {**figure.layout.meta, "trials": []}  # those are of another study
+            for trace in figure.data:
+                trace.customdata = [[[-1, *cell[1:]] for cell in row] for row in trace.customdata]
             yield figure
 
 

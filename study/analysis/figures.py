@@ -132,7 +132,7 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
         figure.add_scatter(
             x=[round(batches.index(batch) + shift, 4) for batch in means.index], y=_rounded(means), mode="markers",
             showlegend=False, legendgroup=norm,
-            marker={"symbol": "line-ew", "size": 16, "line": {"width": 2.5, "color": looks["line"]["color"]}},
+            marker={"symbol": "line-ew", "size": 12, "line": {"width": 2.5, "color": looks["line"]["color"]}},
             customdata=[
                 [groups.number(part.index), norm, int(batch), part["replicate"].nunique()]
                 for batch, part in groups_of(runs, "batch_size")
