@@ -23,14 +23,21 @@ RANKING = {
 # Other effects are drawn together by how the names of their measures start: a title, and what to know.
 FAMILIES = {
     "effect_ratio": ("One factor's effect over another's", "Above 1, the first moves the choice further."),
-    "share_of_variance": ("Which share of the variance between networks each factor explains", "PERMANOVA."),
-    "layer_share": ("Which share of the variance each factor explains, by part of the network", ""),
+    "effect_heads": ("How far each factor moves what heads choose, over how far seeds do", ""),
+    "effect_after": ("What transfer leaves of the effects", "Effects after fine-tuning, over how far seeds move."),
+    "transfer": ("How far transfer moves the choice", "Before against after fine-tuning, over how far seeds move."),
+    "share_of_variance": ("Which share of the variance between networks each factor explains",
+                          "Omega squared of a PERMANOVA: 0 for no more than chance explains."),
+    "layer_share": ("Which share of the variance each factor explains, by part of the network", "Omega squared."),
     "distinctness": ("How distinct layers are", "Distances between layers, over those between replicates of a layer."),
     "trend": ("Trends of the switch weights", ""),
     "share_slope": ("How the BN share follows B, and how G x B", ""),
+    "convergence_change": ("How the time in which the choice settles differs", "Paired at equal cell and replicate."),
+    "flips_change": ("How flips of a layer's largest weight differ", "Paired at equal cell and replicate."),
     "convergence": ("When the choice settles", ""),
     "flips": ("How often a layer's largest weight changes", ""),
-}
+}  # fmt: skip
+PLAIN = ("convergence", "convergence_epoch", "flips")  # compare nothing
 PUBLISHED = "official"  # the folder that `study.official` writes to, if it is not told another
 
 
@@ -48,9 +55,12 @@ def draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
     records = load_study_records(beside)
     for depth, chosen in finished_choices(records, "depth", "batch_size").groupby("depth"):
         if records.switch["key"].isin(chosen["key"]).any():
-            figure = figures_choices.weight_maps(records.switch, chosen, "batch_size", f"ResNet-{depth} of the papers")
+            figure = figures_choices.weight_maps(records.switch, chosen, "batch_size", f"ResNet-{depth}")
+            figure.layout.title.text = f"What the papers' own networks chose: ResNet-{depth}"
             figure.layout.title.subtitle.text = f"Read from the files that their authors published ({beside.path})."
-            figure.layout.meta = {**figure.layout.meta, "trials": []}  # trials of another study
+            figure.layout.meta = {**figure.layout.meta, "trials": []}  # those are of another study
+            for trace in figure.data:
+                trace.customdata = [[[-1, *cell[1:]] for cell in row] for row in trace.customdata]
             yield figure
 
 
@@ -120,7 +130,8 @@ def _draw_effects(records: StudyRecords, effects: Sequence[Effect], title: str) 
             families.setdefault(_find_family(effect, title), []).append(effect)
     for (name, what), members in families.items():
         points = " (grey points)" if any(effect.per_replicate for effect in members) else ""
-        yield figures.forest(members, name, f"{what} {bars}{points}.".strip())
+        compared = not any(effect.measure in PLAIN for effect in members)
+        yield figures.forest(members, name, f"{what} {bars}{points}.".strip(), compared=compared)
 
 
 def _find_family(effect: Effect, title: str) -> tuple[str, str]:

@@ -84,7 +84,8 @@ def _size(paper: go.Figure) -> dict[str, Any]:
 
 def _caption(figure: go.Figure) -> str:
     title = figure.layout.title
-    return f"{title.text}. {title.subtitle.text}"
+    still = re.sub(r"The slider[^.]*\.", "The last epoch.", title.subtitle.text)
+    return f"{title.text}. {still}"
 
 
 def _slug(title: str) -> str:

@@ -27,8 +27,11 @@ _TICKS = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50)
 LOG_TICKS = {"tickvals": _TICKS, "ticktext": [f"{tick:g}" for tick in _TICKS]}
 
 
-def forest(effects: Sequence[Effect], title: str, subtitle: str) -> go.Figure:
-    """Effects with intervals, a panel a measure; small points are replicates. Ratios stand on a log scale."""
+def forest(effects: Sequence[Effect], title: str, subtitle: str, *, compared: bool = True) -> go.Figure:
+    """Effects with intervals, a panel a measure; small points are replicates. Ratios stand on a log scale.
+
+    compared: whether there is a value at which nothing differs, and a line to show it.
+    """
     measures = list(dict.fromkeys(effect.measure for effect in effects))
     rows = [[effect for effect in effects if effect.measure == measure] for measure in measures]
     figure = panels([14 + 28 * len(group) for group in rows], 1, gap=62, shared_xaxes=False)
@@ -46,18 +49,21 @@ def forest(effects: Sequence[Effect], title: str, subtitle: str) -> go.Figure:
             x=_rounded(effect.estimate.value for effect in group), y=[effect.comparison for effect in group],
             mode="markers", error_x=error_bars(effect.estimate for effect in group), **place,
             marker={"color": COLOURS["sn"], "size": 10, "line": {"width": 2, "color": COLOURS["sn"]},
-                    "symbol": ["diamond" if _leaves_out(effect, line) else "diamond-open" for effect in group]},
+                    "symbol": ["diamond" if _leaves_out(effect, line) or not compared else "diamond-open"
+                               for effect in group]},
             customdata=[[groups.number(effect.trials), describe_effect(effect)] for effect in group],
             hovertemplate="%{y}<br>%{customdata[1]}<extra></extra>",
         )  # fmt: skip
-        figure.add_vline(x=line, line={"color": GREY, "dash": "dot"}, **place)
+        if compared:
+            figure.add_vline(x=line, line={"color": GREY, "dash": "dot"}, **place)
         figure.update_yaxes(range=[len(group) - 0.4, -0.6], **place)
         figure.update_xaxes(title_text=MEASURES[measures[number - 1]].label, nticks=6, **place)
     figure.update_xaxes(zeroline=False)
     if all(MEASURES[measure].line == 1 for measure in measures):
         figure.update_xaxes(type="log", matches="x", **LOG_TICKS)
     figure.update_layout(showlegend=False)
-    return finish(figure, groups, title=title, subtitle=f"{subtitle} {FILLED}", alt=_say(effects), below=50)
+    subtitle = f"{subtitle} {FILLED}" if compared else subtitle
+    return finish(figure, groups, title=title, subtitle=subtitle, alt=_say(effects), below=50)
 
 
 def factor_ranking(
@@ -132,7 +138,7 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
         figure.add_scatter(
             x=[round(batches.index(batch) + shift, 4) for batch in means.index], y=_rounded(means), mode="markers",
             showlegend=False, legendgroup=norm,
-            marker={"symbol": "line-ew", "size": 16, "line": {"width": 2.5, "color": looks["line"]["color"]}},
+            marker={"symbol": "line-ew", "size": 12, "line": {"width": 2.5, "color": looks["line"]["color"]}},
             customdata=[
                 [groups.number(part.index), norm, int(batch), part["replicate"].nunique()]
                 for batch, part in groups_of(runs, "batch_size")

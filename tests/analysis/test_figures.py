@@ -203,6 +203,14 @@ def test_a_forest_shows_estimate_interval_and_all_that_is_known() -> None:
     assert "sn - bn 0.150 (0.100 to 0.300)" in figure.layout.meta["alt"]
 
 
+def test_a_number_that_compares_nothing_has_no_line() -> None:
+    effects = [_effect("val_accuracy", "sn", 0.5, -0.1, 0.9)]
+    assert len(forest(effects, "Title", "").layout.shapes) == 1
+    plain = forest(effects, "Title", "Subtitle.", compared=False)
+    assert not plain.layout.shapes
+    assert "line" not in plain.layout.title.subtitle.text
+
+
 def test_a_ranking_leaves_out_what_no_effect_has() -> None:
     effects = [_effect("effect", "depth", 2.0, 1.5, 3.0), _effect("effect", "solver", 1.0, 0.9, 1.1)]
     columns = {"Jensen-Shannon": {"all weights": "effect", "mean weights": "effect_mean"}, "Other": {"all": "none"}}
