@@ -75,9 +75,8 @@ def page(opened: Page) -> Page:
     """The page at the desk, at its top, showing all."""
     opened.emulate_media(color_scheme="light", media="screen")
     opened.set_viewport_size(DESK)
-    opened.evaluate(
-        "location.hash = ''; scrollTo(0, 0); document.querySelectorAll('details').forEach(d => d.open = false)"
-    )
+    opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = false)")
+    opened.evaluate("location.hash = live.textContent = ''; scrollTo(0, 0)")
     return opened
 
 
@@ -145,11 +144,13 @@ def test_keys_reach_every_point(page: Page, figure: str, keys: list[str], rows: 
     assert _shown(page) == rows
 
 
-def test_a_point_is_said_aloud(page: Page) -> None:
-    page.locator("#figure-useful-1").focus()
+@pytest.mark.parametrize(("figure", "said"), [("useful", "(1, 1). Point 1 of 2."), ("impacts", "z: 1. Point 1 of 3.")])
+def test_a_point_is_said_aloud(page: Page, figure: str, said: str) -> None:
+    page.locator(f"#figure-{figure}-1").focus()
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.getElementById('live').textContent.includes('Point 1 of 2')")
+    page.wait_for_function("document.getElementById('live').textContent.includes('Point')")
+    assert page.locator("#live").inner_text().endswith(said)
 
 
 def test_keys_move_a_slider(page: Page) -> None:
@@ -173,7 +174,7 @@ def test_a_number_leads_to_its_trials_and_back(page: Page) -> None:
 
 def test_a_count_of_the_coverage_leads_to_its_cell(page: Page) -> None:
     page.locator("#plan tbody a.data").first.click()
-    rows = page.evaluate("[...document.querySelectorAll('.trials > tbody:not([hidden])')].map(one => one.innerText)")
+    rows = page.evaluate("[...document.querySelectorAll('.trials > tbody:not([hidden])')].map(one => one.textContent)")
     assert len(rows) == 3
     assert all("sn-batch_size2" in row for row in rows)
 

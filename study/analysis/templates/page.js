@@ -101,7 +101,8 @@ function lead(plot, groups) {
     setTimeout(say, 100);  // Plotly draws its label within 50 ms
   });
   function say() {
-    const said = [...plot.querySelectorAll(".hoverlayer text")].map((text) => text.textContent).join(", ");
+    const lines = [...plot.querySelectorAll(".hoverlayer text")].flatMap((text) => text.children.length ? [...text.children] : text);
+    const said = lines.map((line) => line.textContent).join(", ");
     document.getElementById("live").textContent = `${said}. Point ${at + 1} of ${points.length}.`;
   }
 }
@@ -121,12 +122,14 @@ function findPoints(plot) {
   plot._fullData.forEach((trace, curveNumber) => {
     if (trace.visible !== true || !trace.customdata) return;
     const panel = trace.subplot || (trace.xaxis ? trace.xaxis + trace.yaxis : "xy");
-    const add = (data, pointNumber) => {
-      if (data && data[0] >= 0) points.push({curveNumber, pointNumber, group: data[0], panel});
-    };
-    if (trace.z && trace.type === "heatmap")
-      trace.customdata.forEach((row, y) => [...row].forEach((data, x) => add(data, [y, x])));
-    else [...trace.customdata].forEach(add);
+    const add = (data, place) => data && data[0] >= 0 && points.push({curveNumber, group: data[0], panel, ...place});
+    if (trace.type !== "heatmap") {
+      [...trace.customdata].forEach((data, pointNumber) => add(data, {pointNumber}));
+      return;
+    }
+    const {x, y} = plot.calcdata[curveNumber][0], middle = (edges, n) => (edges[n] + edges[n + 1]) / 2;
+    trace.customdata.forEach((cells, row) =>
+      cells.forEach((data, column) => add(data, {xval: middle(x, column), yval: middle(y, row)})));
   });
   return points;
 }
