@@ -135,11 +135,11 @@ def describe_running(running: Running) -> tuple[str, str]:
     state = read_json(running.record.state) or {}
     epoch = last_epoch(running.record.metrics)
     of = f" of {running.epochs}" if running.epochs else ""
-    parts = [] if epoch is None else [f"epoch {epoch}{of}"]
+    parts = ["starting" if epoch is None else f"epoch {epoch}{of}"]
     if isinstance(state.get("started"), (int, float)):
         parts.append(format_duration(max(0.0, time.time() - state["started"])))
     place = state.get("job") or state.get("host")
-    return ", ".join(parts) or "starting", "" if place in (None, platform.node()) else str(place)
+    return ", ".join(parts), "" if place in (None, platform.node()) else str(place)
 
 
 def last_epoch(metrics: Path) -> int | None:

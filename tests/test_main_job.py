@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -243,6 +244,8 @@ def test_the_plan_names_cells_batches_and_sizes(run_study: Run) -> None:
     assert "4 trials" in done.stdout
     assert "19,864" in done.stdout  # parameters of the SN network
     assert "forecast" in done.stdout
+    assert "- 1 replicate: no interval" in done.stdout
+    assert re.search(r"disk: about \d+ kB; .* free", done.stdout)
 
 
 def test_without_arguments_studies_and_scales_are_listed() -> None:
