@@ -111,12 +111,16 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     return result
 
 
-def draw(world: World, draws: int, truths: Mapping[Name, float]) -> Tally:
-    """Asks a world's question of that many studies, each with seeds of its own."""
+def draw(
+    world: World, draws: int, truths: Mapping[Name, float], enough: Callable[[Tally], bool] = lambda tally: False
+) -> Tally:
+    """Asks a world's question of that many studies, each with seeds of its own, or of fewer where they are `enough`."""
     study, tally = SyntheticStudy(world.study(world.replicates)), Tally()
     null = [comparison for (_, comparison), value in known_values(world).items() if value in (0.0, 1.0)]
     for seed in range(draws):
         tally.add(ASK[world.question](study.records(replace(world.truth, seed=seed))), truths, null)
+        if enough(tally):
+            break
     return tally
 
 
