@@ -24,7 +24,7 @@ from study.analysis.profiles import (
     factor_distances,
     factor_effect,
     log_ratios,
-    pairwise_distances,
+    squared_distances,
 )
 from study.analysis.records import StudyRecords
 from study.analysis.statistics import (
@@ -42,10 +42,10 @@ from study.config import StudyConfig
 
 MARGIN = 1.1  # a factor that moves the choice by less than this ratio moves it no further in practice
 EFFECT = (
-    "The effect of a factor is the mean Jensen-Shannon distance between the switch-weight profiles of two cells that "
-    "differ in it alone (of their backbones, by relative depth), over the mean distance between replicates of a cell, "
-    "both between different replicates: at 1, it moves the choice no further than seeds do. The same with Aitchison "
-    f"distances (weights below {FLOOR:g} count as {FLOOR:g}), and shares of variance (PERMANOVA; p values from "
+    "The effect of a factor is the Jensen-Shannon distance between the switch-weight profiles of two cells that "
+    "differ in it alone (of backbones, by relative depth), over the distance between replicates of a cell, both "
+    "root mean squares between different replicates: at 1, it moves the choice no further than seeds do. The same with "
+    f"Aitchison distances (weights below {FLOOR:g} count as {FLOOR:g}), and shares of variance (PERMANOVA; p values from "
     f"{PERMUTATIONS} permutations between networks that differ in the factor alone), are shown and do not decide."
 )
 PARTS = {"early": DEPTH_GRID < 1 / 3, "middle": abs(DEPTH_GRID - 0.5) < 1 / 6, "late": DEPTH_GRID > 2 / 3}
@@ -120,11 +120,10 @@ def measure_distances(profiles: Mapping[str, Floats], trials: pd.DataFrame, fact
     pairs, planned_pairs = (
         {name: comparable_pairs(frame, name) for name in factors} for frame in (cells, planned_cells)
     )
-    mean, squared = pairwise_distances(array)
-    aitchison, _ = pairwise_distances(log_ratios(array), euclidean)
+    squared, aitchison = squared_distances(array), squared_distances(log_ratios(array), euclidean)
     diverged = {cell for cell, _ in table.index[table["state"].eq("diverged")]} - set(keys.index[rows])
     return ChoiceDistances(
-        factors={name: factor_distances(mean, found) for name, found in pairs.items() if found},
+        factors={name: factor_distances(squared, found) for name, found in pairs.items() if found},
         aitchison={name: factor_distances(aitchison, found) for name, found in pairs.items() if found},
         pairs=pairs, planned_pairs=planned_pairs, squared=squared.mean(axis=-1), profiles=array, cells=cells,
         replicates=tuple(int(number) for number in keys.columns[columns]),

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from study.analysis.profiles import STATISTICS, FactorDistances, profile_distance
+from study.analysis.profiles import STATISTICS, FactorDistances, profile_divergence
 from study.analysis.statistics import Floats
 from study.norms.names import NORMALIZERS
 
@@ -27,7 +27,7 @@ def layer_weights(switch: pd.DataFrame) -> dict[str, Floats]:
 
 
 def layer_distances(cells: Sequence[Floats]) -> FactorDistances:
-    """How far layers lie apart, and how far replicates of one layer do: Jensen-Shannon distances.
+    """How far layers lie apart, and how far replicates of one layer do: squared Jensen-Shannon distances.
 
     A cell is (replicate, layer, statistic, normalizer). `between`: a layer in one replicate and another layer in
     another; `within`: a layer in both. Both hold the noise of two seeds, so their ratio is 1 where all layers draw
@@ -46,12 +46,12 @@ def layer_distances(cells: Sequence[Floats]) -> FactorDistances:
 
 
 def _of_cell(weights: Floats) -> Floats:
-    """Mean distances (between and within, replicate, replicate, statistic); 0 where a replicate meets itself."""
+    """Squared distances (between and within, replicate, replicate, statistic); 0 where a replicate meets itself."""
     replicates, layers, statistics = weights.shape[:3]
     same = np.eye(layers, dtype=bool)
     table = np.zeros((2, replicates, replicates, statistics))
     for one, other in combinations(range(replicates), 2):
         first, second = weights[one, :, None, :, None], weights[other, None, :, :, None]  # each layer is a profile
-        distance = profile_distance(first, second)
+        distance = profile_divergence(first, second)
         table[:, one, other] = table[:, other, one] = distance[~same].mean(axis=0), distance[same].mean(axis=0)
     return table

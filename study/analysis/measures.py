@@ -35,13 +35,7 @@ class Measure:
 
 
 def _difference(label: str, what: str, headline: bool = False) -> Measure:
-    definition = (
-        f"{what}; one level of a factor minus another, paired at equal cell and replicate, mean over both. Interval: "
-        "Student t over replicates, which are what varies. Bootstrap: of whole replicates, every cell kept; too narrow "
-        "at few replicates (95 % covers 79 % at 4, 89 % at 8, 93 % at 20), so it decides nothing. Probability: share "
-        "of pairs in which the first is higher, ties half. p-value: two-sided, of no difference, adjusted by Holm over "
-        "the comparisons of the measure with the same reference."
-    )
+    definition = f"{what}; one level of a factor minus another, paired at equal cell and replicate, mean over both."
     return Measure(label=label, definition=definition, rule=paired_differences, headline=headline)
 
 
@@ -71,13 +65,13 @@ _TIME = (
     "that never reaches it counts as one epoch more than it had (it is censored, and counted)"
 )
 _LAYERS = (
-    "Mean Jensen-Shannon distance between {} of two layers of the backbone, over the mean distance between replicates "
-    "of one layer, both between different replicates of a cell, mean over cells: at 1, layers differ no more than "
-    "seeds move one layer. Interval: jackknife over replicates."
+    "Jensen-Shannon distance between {} of two layers of the backbone, over the distance between replicates of one "
+    "layer, both root mean squares between different replicates of a cell: at 1, layers differ no more than seeds move "
+    "one layer."
 )
 _RATIO = (
-    "Mean Jensen-Shannon distance between the {} of two cells that differ in the factor alone, over the mean "
-    "distance between replicates of a cell, both between different replicates."
+    "Jensen-Shannon distance between the {} of two cells that differ in the factor alone, over the distance between "
+    "replicates of a cell, both root mean squares between different replicates."
 )
 
 
@@ -140,8 +134,8 @@ MEASURES = {
     ),
     "transfer_distance": Measure(
         label="distance moved by transfer", line=1.0, rule=transfer_distance,
-        definition="Mean Jensen-Shannon distance between the profiles of a network before and after it was fine-tuned, "
-        "over the mean distance between replicates before.",
+        definition="Jensen-Shannon distance between the profiles of a network before and after it was fine-tuned, over "
+        "the distance between replicates before, both root mean squares.",
     ),
     "trend_depth": _trend_inside("depth inside a network", "relative depth"),
     "trend_receptive_field": _trend_inside("receptive field", "receptive field"),

@@ -17,6 +17,10 @@ STATISTICS = ("mean", "var")
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
 FLOOR = 0.01  # a weight has a logarithm from here on: one below, down to the zeros of sparse norms, counts as this
 
+NOTHING = (
+    1e-18  # a squared distance: seeds that move nothing (fixed or untrained weights) leave nothing to compare with
+)
+
 ByDepth = Callable[[Floats, Floats], Floats]
 CellPairs = list[list[tuple[int, int]]]
 
@@ -51,12 +55,15 @@ def _profile(depths: Floats, weights: Floats) -> Floats:
 # ------------------------------------------------------------------------------------------------- distances
 
 
-def profile_distance(first: Floats, second: Floats) -> Floats:
-    """Jensen-Shannon distance (base 2, from 0 to 1) of profiles (..., statistic, depth, normalizer).
+def profile_divergence(first: Floats, second: Floats) -> Floats:
+    """Jensen-Shannon divergence (base 2, from 0 to 1) of profiles (..., statistic, depth, normalizer).
 
-    Averaged over depth; returns (..., statistic). Leading axes are broadcast.
+    Averaged over depth; returns (..., statistic). Leading axes are broadcast. It is a squared distance in a Hilbert
+    space (Fuglede and Topsoe, 2004): between two sets of networks its mean is the mean within them, and the squared
+    distance of their centres on top. Sets that differ in their spread alone lie no further apart than they are wide;
+    with distances that are not squared, they would.
     """
-    return np.asarray(jensen_shannon(first, second).mean(axis=-1), dtype=float)
+    return np.asarray((jensen_shannon(first, second) ** 2).mean(axis=-1), dtype=float)
 
 
 def jensen_shannon(first: Floats, second: Floats) -> Floats:
@@ -89,19 +96,16 @@ def log_ratios(profiles: Floats) -> Floats:
     return np.asarray(logs - logs.mean(axis=-1, keepdims=True), dtype=float)
 
 
-def pairwise_distances(profiles: Floats, by_depth: ByDepth = jensen_shannon) -> tuple[Floats, Floats]:
-    """Between every two networks, the mean over depth of their distance, and of its square.
+def squared_distances(profiles: Floats, by_depth: ByDepth = jensen_shannon) -> Floats:
+    """Between every two networks, the mean over depth of their squared distance.
 
-    `profiles` is (cell, replicate, statistic, depth, normalizer); arrays (cell, replicate, cell, replicate, statistic).
+    `profiles` is (cell, replicate, statistic, depth, normalizer); (cell, replicate, cell, replicate, statistic) comes.
     """
     networks = profiles.reshape(profiles.shape[0] * profiles.shape[1], *profiles.shape[2:])
-    mean, square = np.zeros((2, len(networks), len(networks), profiles.shape[2]))
+    table = np.zeros((len(networks), len(networks), profiles.shape[2]))
     for row, network in enumerate(networks):
-        local = by_depth(network, networks[row:])
-        mean[row, row:] = mean[row:, row] = local.mean(axis=-1)
-        square[row, row:] = square[row:, row] = (local**2).mean(axis=-1)
-    shape = (*profiles.shape[:2], *profiles.shape[:2], profiles.shape[2])
-    return mean.reshape(shape), square.reshape(shape)
+        table[row, row:] = table[row:, row] = (by_depth(network, networks[row:]) ** 2).mean(axis=-1)
+    return table.reshape(*profiles.shape[:2], *profiles.shape[:2], profiles.shape[2])
 
 
 # ---------------------------------------------------------------------------------------------- factors
@@ -109,7 +113,7 @@ def pairwise_distances(profiles: Floats, by_depth: ByDepth = jensen_shannon) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class FactorDistances:
-    """Distances between replicates r and s, arrays (replicate, replicate, statistic), averaged over cells.
+    """Squared distances between replicates r and s, arrays (replicate, replicate, statistic), averaged over cells.
 
     `between`: two cells that differ in the factor alone; `within`: one cell with itself, over the same cells.
     """
@@ -135,10 +139,10 @@ def count_cell_pairs(cells: pd.DataFrame, factor: str) -> int:
     return sum(map(len, comparable_pairs(cells, factor)))
 
 
-def factor_distances(distances: Floats, pairs: CellPairs) -> FactorDistances:
-    """Distances that a factor's levels make and distances that seeds make, over the same cells.
+def factor_distances(squared: Floats, pairs: CellPairs) -> FactorDistances:
+    """Squared distances that a factor's levels make and those that seeds make, over the same cells.
 
-    `distances` are means of `pairwise_distances`, `pairs` those of `comparable_pairs`; each group counts equally.
+    `squared` are `squared_distances`, `pairs` those of `comparable_pairs`; each group counts equally.
     Raises `ValueError` without any pair.
     """
     if not pairs:
@@ -147,16 +151,16 @@ def factor_distances(distances: Floats, pairs: CellPairs) -> FactorDistances:
     for group in pairs:
         first, second = np.array(group).T
         members = np.unique([first, second])
-        between.append(distances[first, :, second].mean(axis=0))
-        within.append(distances[members, :, members].mean(axis=0))
+        between.append(squared[first, :, second].mean(axis=0))
+        within.append(squared[members, :, members].mean(axis=0))
     return FactorDistances(between=np.mean(between, axis=0), within=np.mean(within, axis=0))
 
 
 def factor_effect(distances: FactorDistances, confidence: float, statistic: str | None = None) -> Estimate:
     """How far a factor moves the choice over how far seeds alone move it: D_factor / D_seed, 1 for no effect.
 
-    Both are taken between different replicates: at equal replicate, cells share their seeds and lie closer
-    than seeds would put them. `statistic` takes the mean or the variance weights alone.
+    Root mean squares, of distances between different replicates: at equal replicate, cells share their seeds and lie
+    closer than seeds would put them. `statistic` takes the mean or the variance weights alone.
     What varies in the interval: the replicate (jackknife of the log ratio, Student t; at least 3 replicates).
     It is wide rather than narrow: without an effect, fewer than 5 % of 95 % intervals miss 1.
     """
@@ -174,19 +178,19 @@ def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: 
 
 
 def transfer_distance(before: Floats, after: Floats, confidence: float) -> Estimate:
-    """How far profiles move from before to after, over how far replicates lie apart before.
+    """How far profiles move from before to after, over how far replicates lie apart before (root mean squares).
 
     Both arrays are (cell, replicate, statistic, depth, normalizer). At 0 all is kept; at 1 networks lie as far from
     what they were as from a network of another seed. What varies in the interval: the replicate (jackknife of the
     log ratio, Student t).
     """
-    moved = profile_distance(before, after).mean(axis=(0, 2))
-    seeds = profile_distance(before[:, :, None], before[:, None]).mean(axis=(0, 3))
+    moved = profile_divergence(before, after).mean(axis=(0, 2))
+    seeds = profile_divergence(before[:, :, None], before[:, None]).mean(axis=(0, 3))
 
     def log_ratio(keep: Numbers) -> float:
         apart = seeds[np.ix_(keep, keep)][~np.eye(keep.size, dtype=bool)]
-        defined = keep.size > 1 and apart.mean() > 1e-9 and moved[keep].mean() > 0
-        return float(np.log(moved[keep].mean() / apart.mean())) if defined else float("nan")
+        defined = keep.size > 1 and apart.mean() > NOTHING and moved[keep].mean() > 0
+        return float(np.log(moved[keep].mean() / apart.mean()) / 2) if defined else float("nan")
 
     return jackknife_ratio(log_ratio, moved.size, confidence)
 
@@ -200,5 +204,4 @@ def _log_ratio(distances: FactorDistances, keep: Numbers, statistic: str | None 
     between, within = (
         table[np.ix_(keep, keep)][different][:, chosen].mean() for table in (distances.between, distances.within)
     )
-    # Seeds that move nothing (fixed or untrained weights) leave nothing to compare with.
-    return float(np.log(between / within)) if between > 0 and within > 1e-9 else float("nan")
+    return float(np.log(between / within) / 2) if between > 0 and within > NOTHING else float("nan")

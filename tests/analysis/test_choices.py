@@ -20,7 +20,7 @@ from study.analysis.choices import (
     share_rows,
     tell_apart_from,
 )
-from study.analysis.profiles import comparable_pairs, factor_distances, factor_effect, pairwise_distances
+from study.analysis.profiles import comparable_pairs, factor_distances, factor_effect, squared_distances
 from study.analysis.statistics import Estimate, Floats, ratio_p_value
 
 DRAWS = 200
@@ -65,7 +65,7 @@ def _verdicts(draws: int, replicates: int = 3, **moves: float) -> tuple[list[str
     found: tuple[list[str], list[str]] = ([], [])
     for seed in range(draws):
         networks = np.array(list(_profiles(trials, seed, **moves).values()))
-        distances, _ = pairwise_distances(networks.reshape(replicates, 8, *networks.shape[1:]).swapaxes(0, 1))
+        distances = squared_distances(networks.reshape(replicates, 8, *networks.shape[1:]).swapaxes(0, 1))
         factors = {name: factor_distances(distances, pairs[name]) for name in FACTORS}
         apart = {name: factor_effect(factors[name], 0.95) for name in ("depth", "batch_size")}
         found[0].append(impacts.decide(impacts.contrast_effects(factors, 0.95), 0.95, covered=True))

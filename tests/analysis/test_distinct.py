@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from study.analysis.distinct import layer_distances, layer_weights
-from study.analysis.profiles import factor_effect, profile_distance
+from study.analysis.profiles import factor_effect, profile_divergence
 from study.analysis.statistics import Estimate, Floats
 
 DRAWS = 200
@@ -37,7 +37,9 @@ def test_layers_of_one_distribution_are_no_more_distinct_than_seeds(of_network: 
 def test_layers_within_a_network_would_hold_less_noise_than_replicates() -> None:
     """Why layers are compared between replicates."""
     (weights, _), distances = _draw(0), layer_distances(_draw(0))
-    layers = [profile_distance(one[:, None, :, None], one[None, :, :, None])[~np.eye(6, dtype=bool)] for one in weights]
+    layers = [
+        profile_divergence(one[:, None, :, None], one[None, :, :, None])[~np.eye(6, dtype=bool)] for one in weights
+    ]
     assert np.mean(layers) < 0.8 * distances.within[~np.eye(4, dtype=bool)].mean()
 
 

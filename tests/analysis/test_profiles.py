@@ -21,8 +21,8 @@ from study.analysis.profiles import (
     factor_distances,
     factor_effect,
     log_ratios,
-    pairwise_distances,
-    profile_distance,
+    profile_divergence,
+    squared_distances,
     transfer_distance,
 )
 from study.analysis.statistics import Floats
@@ -64,15 +64,15 @@ def test_a_profile_of_one_layer_and_of_a_smaller_pool() -> None:
 
 def test_distance_runs_from_zero_to_one() -> None:
     ones = [_profile(_layers({0.5: weights})) for weights in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))]
-    np.testing.assert_allclose(profile_distance(ones[0], ones[1]), [1, 1])
-    np.testing.assert_allclose(profile_distance(ones[0], ones[0]), [0, 0])
+    np.testing.assert_allclose(profile_divergence(ones[0], ones[1]), [1, 1])
+    np.testing.assert_allclose(profile_divergence(ones[0], ones[0]), [0, 0])
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
 def test_distance_is_symmetric_and_finite_for_almost_equal_profiles(raw: list[float]) -> None:
     first, second = (np.broadcast_to(np.array(part) / sum(part), (2, 11, 3)) for part in (raw[:3], raw[3:]))
-    np.testing.assert_allclose(profile_distance(first, second), profile_distance(second, first))
-    assert np.isfinite(profile_distance(first, first * (1 + 1e-16))).all()
+    np.testing.assert_allclose(profile_divergence(first, second), profile_divergence(second, first))
+    assert np.isfinite(profile_divergence(first, first * (1 + 1e-16))).all()
 
 
 # ---------------------------------------------------------------------------------------- factor effects
@@ -94,7 +94,7 @@ def _profiles(replicates: int, moves: tuple[float, float], seed: int) -> tuple[n
 
 
 def _distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> FactorDistances:
-    return factor_distances(pairwise_distances(profiles)[0], comparable_pairs(cells, factor))
+    return factor_distances(squared_distances(profiles), comparable_pairs(cells, factor))
 
 
 def _effect(replicates: int, move: float, seed: int) -> Any:
@@ -171,18 +171,31 @@ def test_aitchison_distance_is_that_of_log_ratios_of_all_pairs() -> None:
     assert euclidean(coordinates[0], coordinates[1]) == pytest.approx(expected)
 
 
-def test_pairwise_distances_are_those_of_each_pair() -> None:
+def test_squared_distances_are_those_of_each_pair() -> None:
     profiles, _ = _profiles(3, (1.0, 0.5), 0)
-    mean, square = pairwise_distances(profiles)
-    np.testing.assert_allclose(mean[1, 2, 3, 0], profile_distance(profiles[1, 2], profiles[3, 0]))
-    np.testing.assert_array_equal(mean[1, 2, 3, 0], mean[3, 0, 1, 2])
-    assert (square >= mean**2 - 1e-12).all()
+    squared = squared_distances(profiles)
+    np.testing.assert_allclose(squared[1, 2, 3, 0], profile_divergence(profiles[1, 2], profiles[3, 0]))
+    np.testing.assert_array_equal(squared[1, 2, 3, 0], squared[3, 0, 1, 2])
+
+
+def test_cells_that_differ_in_their_spread_alone_lie_no_further_apart_than_seeds() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(2, 100, 2, 3, 3)) * np.array([0.2, 1.0])[:, None, None, None, None]
+    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    pairs = comparable_pairs(pd.DataFrame({"a": [0, 1]}), "a")
+    tables = [squared_distances(weights), squared_distances(logits, euclidean)]
+    by_divergence, exact = (factor_effect(factor_distances(table, pairs), 0.95).value for table in tables)
+    assert exact == pytest.approx(1.0, abs=0.02)
+    assert by_divergence is not None
+    assert by_divergence < 1.05  # the centre of spread weights is elsewhere, by a little
+    unsquared = factor_distances(np.sqrt(tables[0]), pairs)
+    assert unsquared.between.mean() > 1.1 * unsquared.within.mean()
 
 
 @pytest.mark.parametrize(("move", "found"), [(1.5, True), (0.0, False)])
 def test_aitchison_finds_what_is_there(move: float, found: bool) -> None:
     profiles, cells = _profiles(5, (move, 0.0), 1)
-    distances = pairwise_distances(log_ratios(profiles), euclidean)[0]
+    distances = squared_distances(log_ratios(profiles), euclidean)
     assert factor_effect(factor_distances(distances, comparable_pairs(cells, "a")), 0.95).above(1.0) == found
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from study.analysis.statistics import Floats, adjust_holm, mean_p_value, replicate_interval, select_block
+from study.analysis.statistics import Floats, mean_p_value, replicate_interval, select_block
 from study.analysis.trends import axis_slopes, batch_trends, leading_axis, page_p_value, rank_trends
 from study.config import load_study
 from study.plan import plan_trials
@@ -180,12 +180,6 @@ def test_the_study_of_both_axes_changes_nothing_else() -> None:
 
 
 # -------------------------------------------------------------------------------------------- statistics
-
-
-def test_holms_adjustment() -> None:
-    assert adjust_holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
-    assert adjust_holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
-    assert adjust_holm([]) == []
 
 
 def test_a_block_holds_cells_that_every_replicate_has() -> None:

@@ -11,7 +11,7 @@ import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 
 from study.analysis.choices import inner_products
-from study.analysis.profiles import pairwise_distances
+from study.analysis.profiles import squared_distances
 from study.analysis.statistics import Floats
 from study.analysis.variance import REPLICATE, RESIDUAL, permutation_p_value, sums_of_squares, variance_shares
 
@@ -134,7 +134,7 @@ def test_one_factor_is_the_permanova_of_scikit_bio() -> None:
     random = np.random.default_rng(0)
     weights = random.dirichlet([3, 3, 3], size=(3, 5, 2, 4))
     weights[0] = weights[0] ** 1.3 / (weights[0] ** 1.3).sum(axis=-1, keepdims=True)
-    squared = pairwise_distances(weights)[1].mean(axis=-1)
+    squared = squared_distances(weights).mean(axis=-1)
     reference = permanova(DistanceMatrix(np.sqrt(squared).reshape(15, 15)), np.repeat([0, 1, 2], 5), permutations=0)
     squares, degrees = sums_of_squares(-squared / 2, pd.DataFrame({"a": [0, 1, 2]}))
     within = squares[REPLICATE] + squares[RESIDUAL]  # which a one-way design takes together
