@@ -174,5 +174,5 @@ def test_the_page_shows_starts_and_where_they_come_from(tmp_path: Path) -> None:
     (start,) = trials.query("start_rule == 'permute' and batch_size == 2 and replicate == 1")["start"]
     assert start.startswith("sn-batch_size2-scratch-")
     assert start.endswith("-r1")
-    assert f"<td>{start}<td" in page
+    assert f"<dd><code>{start}</code></dd>" in page
     assert "and between how its networks start" in page

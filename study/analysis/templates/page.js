@@ -101,7 +101,8 @@ function lead(plot, groups) {
     setTimeout(say, 100);  // Plotly draws its label within 50 ms
   });
   function say() {
-    const lines = [...plot.querySelectorAll(".hoverlayer text")].flatMap((text) => text.children.length ? [...text.children] : text);
+    const texts = [...plot.querySelectorAll(".hoverlayer text")];
+    const lines = texts.flatMap((text) => (text.children.length ? [...text.children] : text));
     const said = lines.map((line) => line.textContent).join(", ");
     document.getElementById("live").textContent = `${said}. Point ${at + 1} of ${points.length}.`;
   }
