@@ -19,6 +19,7 @@ from study.reading import FULL_DISK, NO_SPACE, Parser, UserError, allowed_names,
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from study.analysis.report import Report
     from study.plan import PlannedTrial
     from study.record.files import StudyFolder
     from study.sweep.executor import Executor
@@ -187,10 +188,10 @@ def _run(options: argparse.Namespace) -> int:
         return DONE
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
-    _print_report(console, folder)
+    report = _print_report(console, folder)
     from study.dashboard.summary import write_summary_once
 
-    write_summary_once(folder, study.tracking)
+    write_summary_once(report, study.tracking)
     if outcome.best:
         console.print(outcome.best, soft_wrap=True)
     for group in group_troubles(Trouble(key=key, state="failed", reason=why) for key, why in outcome.failed.items()):
@@ -253,7 +254,8 @@ def _watch(study: StudyConfig, folder: StudyFolder) -> int:
 def _report(options: argparse.Namespace) -> int:
     folder = _run_folder(options)
     console = _console()
-    _print_report(console, folder)
+    images = _print_report(console, folder).export()
+    console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
     if options.compare:
         from study.analysis.compare import write_comparison
         from study.record.files import StudyFolder
@@ -420,15 +422,16 @@ def _check_known(study: str, out: Path) -> None:
         raise UserError(f"--study {study}: unknown study; {allowed_names(study, sorted(known))}")
 
 
-def _print_report(console: Console, folder: StudyFolder) -> None:
-    from study.analysis.report import write_report
-    from study.record.files import read_json
+def _print_report(console: Console, folder: StudyFolder) -> Report:
+    """Writes the report and prints its answers."""
+    from study.analysis.report import Report
 
-    path = write_report(folder)
-    answers = read_json(path.parent / "answers.json") or {}
-    for name, answer in answers.get("questions", {}).items():
-        console.print(f"\n{name}: {answer['verdict']}\n  {answer['answer']}", soft_wrap=True)
+    report = Report(folder)
+    path = report.write()
+    for name, answer in report.answers.items():
+        console.print(f"\n{name}: {answer.verdict}\n  {answer.answer}", soft_wrap=True)
     console.print(f"\nreport: {path}")
+    return report
 
 
 def _nearest(key: str, known: list[str]) -> str:

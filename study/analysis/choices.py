@@ -45,8 +45,8 @@ EFFECT = (
     "The effect of a factor is the Jensen-Shannon distance between the switch-weight profiles of two cells that "
     "differ in it alone (of backbones, by relative depth), over the distance between replicates of a cell, both "
     "root mean squares between different replicates: at 1, it moves the choice no further than seeds do. The same with "
-    f"Aitchison distances (weights below {FLOOR:g} count as {FLOOR:g}), and shares of variance (PERMANOVA; p values from "
-    f"{PERMUTATIONS} permutations between networks that differ in the factor alone), are shown and do not decide."
+    f"Aitchison distances (weights below {FLOOR:g} count as {FLOOR:g}), and shares of variance (PERMANOVA; p values "
+    f"from {PERMUTATIONS} permutations between networks that differ in the factor alone), are shown and do not decide."
 )
 PARTS = {"early": DEPTH_GRID < 1 / 3, "middle": abs(DEPTH_GRID - 0.5) < 1 / 6, "late": DEPTH_GRID > 2 / 3}
 MAX_NAMED = 3  # cells that a sentence names; it counts the others

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,25 +32,56 @@ QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
 }
 
 
-def write_report(folder: StudyFolder) -> Path:
-    """Writes report.html, answers.json, switch_weights.parquet, trials.parquet and tables; returns the page's path.
+@dataclass(frozen=True)
+class Report:
+    """A study's records, the answers they give and the figures that show them, each made once, when it is needed.
 
-    Works on any part of a study. `answers.json` depends on the records alone: same records, same bytes.
-    Raises `UserError` where there is no study.
+    Works on any part of a study. Raises `UserError` where there is no study.
     """
-    records = load_study_records(folder)
-    answers = answer_questions(records)
-    evidence = {name: list(draw_evidence(name, records, answer)) for name, answer in answers.items()}
-    published = list(draw_published(folder))
-    found = {name: answer.to_json() for name, answer in answers.items()}
-    facts = {"schema": SCHEMA, "study": records.study.name, "questions": found}
-    write_json(folder.report / "answers.json", facts)
-    write_bytes(folder.report / "trials.parquet", _parquet(_plain_table(records.trials)))
-    write_bytes(folder.report / "switch_weights.parquet", _parquet(records.weights, store_schema=False))
-    write_tables(folder.report / "tables", records, answers)
-    page = folder.report / "report.html"
-    write_bytes(page, render_page(records, answers, evidence, published, _choices_by_role(records)).encode())
-    return page
+
+    folder: StudyFolder
+
+    @cached_property
+    def records(self) -> StudyRecords:
+        return load_study_records(self.folder)
+
+    @cached_property
+    def answers(self) -> dict[str, Answer]:
+        """By question."""
+        return answer_questions(self.records)
+
+    @cached_property
+    def evidence(self) -> dict[str, list[go.Figure]]:
+        """The figures of each question."""
+        return {name: list(draw_evidence(name, self.records, answer)) for name, answer in self.answers.items()}
+
+    def write(self) -> Path:
+        """Writes report.html, answers.json, switch_weights.parquet, trials.parquet and tables; returns the page's path.
+
+        `answers.json` depends on the records alone: same records, same bytes.
+        """
+        folder, records = self.folder.report, self.records
+        found = {name: answer.to_json() for name, answer in self.answers.items()}
+        write_json(folder / "answers.json", {"schema": SCHEMA, "study": records.study.name, "questions": found})
+        write_bytes(folder / "trials.parquet", _parquet(_plain_table(records.trials)))
+        write_bytes(folder / "switch_weights.parquet", _parquet(records.weights, store_schema=False))
+        write_tables(folder / "tables", records, self.answers)
+        page, published = folder / "report.html", list(draw_published(self.folder))
+        html = render_page(records, self.answers, self.evidence, published, _choices_by_role(records))
+        write_bytes(page, html.encode())
+        return page
+
+    def export(self) -> list[Path] | str:
+        """Writes the figures as SVG and PDF; returns the files, or why there are none. It takes a browser."""
+        from study.analysis.export import export_figures
+
+        figures = [figure for each in self.evidence.values() for figure in each]
+        return export_figures(figures, self.folder.report / "figures")
+
+
+def write_report(folder: StudyFolder) -> Path:
+    """Writes all of a study's report that needs no browser; returns the page's path. Raises `UserError`."""
+    return Report(folder).write()
 
 
 def answer_questions(records: StudyRecords) -> dict[str, Answer]:

@@ -12,7 +12,8 @@ from wandb_workspaces import expr
 
 from study.analysis.profiles import STATISTICS
 from study.analysis.records import StudyRecords
-from study.dashboard.summary import COVERAGE, Findings, tables
+from study.analysis.report import Report
+from study.dashboard.summary import COVERAGE, figures, tables
 from study.norms.names import NORMALIZERS
 
 MOST_RUNS = 100  # that a panel draws; W&B's own limit of 10 would leave most of a study out
@@ -64,9 +65,9 @@ class Logged:
         return [f"switch/{statistic}/{normalizer}" for statistic in STATISTICS if normalizer]
 
 
-def build_workspace(findings: Findings, entity: str) -> ws.Workspace:
+def build_workspace(report: Report, entity: str) -> ws.Workspace:
     """The workspace: one of the project's saved views, of the runs of this study alone."""
-    study = findings.records.study
+    study = report.records.study
     return ws.Workspace(
         entity=entity, project=study.tracking.project, name=study.name,
         sections=[
@@ -74,23 +75,23 @@ def build_workspace(findings: Findings, entity: str) -> ws.Workspace:
                 name=part.title, is_open=True,
                 panels=[*([wr.MarkdownPanel(markdown=part.text)] if part.text else []), *part.panels],
             )
-            for part in _parts(findings)
+            for part in _parts(report)
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MOST_RUNS),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(expr.Metric("Group") == study.name), pinned_columns=_columns(findings.records)
+            filters=expr.And(expr.Metric("Group") == study.name), pinned_columns=_columns(report.records)
         ),
     )  # fmt: skip
 
 
-def build_report(findings: Findings, entity: str) -> wr.Report:
+def build_report(report: Report, entity: str) -> wr.Report:
     """The report: the answers, with the charts of all trials and their table below them."""
-    study, blocks = findings.records.study, []
-    for part in _parts(findings):
+    study, blocks = report.records.study, []
+    for part in _parts(report):
         runs = wr.Runset(  # of the report's own project
             name=f"{study.name}: {part.of}",
             filters=expr.And(expr.Metric("Group") == study.name, expr.Metric("JobType") == part.of),
-            pinned_columns=_columns(findings.records) if part.of == TRIALS else [],
+            pinned_columns=_columns(report.records) if part.of == TRIALS else [],
         )
         blocks += [wr.H2(part.title), *([wr.MarkdownBlock(part.text)] if part.text else [])]
         if part.panels:
@@ -101,12 +102,12 @@ def build_report(findings: Findings, entity: str) -> wr.Report:
     )  # fmt: skip
 
 
-def _parts(findings: Findings) -> list[Part]:
+def _parts(report: Report) -> list[Part]:
     """All that is shown, the answers first. New panels at each call: laying them out changes them."""
-    records = findings.records
+    records = report.records
     logged = Logged.of(records)
     parts = [
-        *_answers(findings),
+        *_answers(report),
         *(_by_factor(factor, logged) for factor in records.study.factors),
         *_choices(logged),
         _factors_and_choices(records, logged),
@@ -115,18 +116,18 @@ def _parts(findings: Findings) -> list[Part]:
     return [part for part in parts if part.panels or part.text]
 
 
-def _answers(findings: Findings) -> list[Part]:
-    shown = tables(findings)
+def _answers(report: Report) -> list[Part]:
+    shown = tables(report)
     parts = [
         Part(
             title=answer.title, text=f"**{answer.verdict}.** {answer.answer}", of=SUMMARY,
             panels=[
-                *(_media(name, figure.layout.title.text) for name, figure in findings.figures.items()
+                *(_media(name, figure.layout.title.text) for name, figure in figures(report).items()
                   if name.startswith(f"{question}/")),
                 *(_table(name) for name in shown if name == f"{question}/effects"),
             ],
         )
-        for question, answer in findings.answers.items()
+        for question, answer in report.answers.items()
     ]  # fmt: skip
     return [*parts, Part(title="What is done", panels=[_table(COVERAGE)], of=SUMMARY)]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from study.analysis.records import load_study_records
-from study.dashboard.summary import Findings, write_summary
+from study.analysis.report import Report
+from study.dashboard.summary import write_summary
 from study.reading import UserError
 from study.record.files import StudyFolder, TrialFolder, read_json, write_bytes, write_json
 from study.record.wandb_mode import resolve_mode
@@ -26,16 +26,16 @@ def publish(folder: StudyFolder) -> dict[str, str]:
     study, no trial of it has a W&B run, W&B is out of reach, or refuses.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
-    findings = Findings(load_study_records(folder))
+    report = Report(folder)
     _check_runs(folder)
-    tracking = findings.records.study.tracking
+    tracking = report.records.study.tracking
     mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))  # what trained offline is synced now
     if mode == "disabled":
         raise UserError("dashboard: WANDB_MODE=disabled is set; unset it")
     with _in_one_line():
-        write_summary(folder, findings, mode)
+        write_summary(report, mode)
         entity = tracking.entity or (_default_entity() if mode == "online" else "")
-    pages = _build(findings, entity)
+    pages = _build(report, entity)
     _write_specs(folder.report / "dashboard", pages)
     if mode != "online":
         raise UserError(_advice(folder))
@@ -73,11 +73,11 @@ def _default_entity() -> str:
     return str(wandb.Api().default_entity)
 
 
-def _build(findings: Findings, entity: str) -> dict[str, Any]:
+def _build(report: Report, entity: str) -> dict[str, Any]:
     """The report first: to save it makes a project that is not there yet."""
     from study.dashboard.pages import build_report, build_workspace
 
-    return {"report": build_report(findings, entity), "workspace": build_workspace(findings, entity)}
+    return {"report": build_report(report, entity), "workspace": build_workspace(report, entity)}
 
 
 def _write_specs(path: Path, pages: dict[str, Any]) -> None:

@@ -7,20 +7,15 @@ import logging
 import math
 import os
 import re
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from study.analysis.answers import Answer
-from study.analysis.evidence import draw_evidence
-from study.analysis.records import StudyRecords, load_study_records
-from study.analysis.report import answer_questions
+from study.analysis.report import Report
 from study.analysis.table_files import coverage_table, effects_table
 from study.config import TrackingConfig
-from study.record.files import StudyFolder, file_facts, read_json, write_json
+from study.record.files import file_facts, read_json, write_json
 
 if TYPE_CHECKING:  # a study that is finished needs no W&B
     import plotly.graph_objects as go
@@ -31,29 +26,9 @@ if TYPE_CHECKING:  # a study that is finished needs no W&B
 COVERAGE = "coverage/cells"  # the name of a table
 
 
-@dataclass(frozen=True)
-class Findings:
-    """A study's records and the answers they give."""
-
-    records: StudyRecords
-
-    @cached_property
-    def answers(self) -> dict[str, Answer]:
-        """By question."""
-        return answer_questions(self.records)
-
-    @cached_property
-    def figures(self) -> dict[str, go.Figure]:
-        """The report's figures by their name on W&B, `useful/<title>`."""
-        return {
-            f"{question}/{_slug(figure.layout.title.text)}": figure
-            for question, answer in self.answers.items()
-            for figure in draw_evidence(question, self.records, answer)
-        }
-
-
-def write_summary_once(folder: StudyFolder, tracking: TrackingConfig) -> None:
-    """Writes the summary run of the report there is, unless it is written already: a finished study costs nothing."""
+def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
+    """Writes the summary run of a written report, unless it is written already: a finished study costs nothing."""
+    folder = report.folder
     known, answers = read_json(folder.dashboard) or {}, file_facts(folder.report / "answers.json")
     if tracking.mode == "disabled" or answers is None or known.get("summary") == answers["sha256"]:
         return
@@ -62,12 +37,12 @@ def write_summary_once(folder: StudyFolder, tracking: TrackingConfig) -> None:
     mode = resolve_mode(tracking)
     try:
         if mode != "disabled":
-            write_summary(folder, Findings(load_study_records(folder)), mode)
+            write_summary(report, mode)
     except Exception as error:  # W&B may fail in any way, and is not what a study is run for
         logging.getLogger("study").warning("W&B failed, there is no summary run: %s", error)
 
 
-def write_summary(folder: StudyFolder, findings: Findings, mode: Mode) -> None:
+def write_summary(report: Report, mode: Mode) -> None:
     """Writes the summary run of a study, in place of an older one, and notes of which answers it is.
 
     Its id is `summary-<study>`, its group the study. Raises what W&B raises.
@@ -77,39 +52,48 @@ def write_summary(folder: StudyFolder, findings: Findings, mode: Mode) -> None:
     from study.record.tracking import start_run
 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    study = findings.records.study
+    study, folder = report.records.study, report.folder
     run = start_run(
         folder.report, f"summary-{study.name}", mode=mode, tracking=study.tracking, group=study.name,
         job_type="summary", tags=["summary"],
         config={**study.model_dump(mode="json", include={"title", "question", "scale", "factors", "replicates"}),
-                "command": findings.records.provenance.get("command")},
+                "command": report.records.provenance.get("command")},
     )  # fmt: skip
     with run:
         run.log({
-            **{name: wandb.Plotly(plain(figure)) for name, figure in findings.figures.items()},
-            **{name: _table(table) for name, table in tables(findings).items()},
+            **{name: wandb.Plotly(plain(figure)) for name, figure in figures(report).items()},
+            **{name: _table(table) for name, table in tables(report).items()},
         })  # fmt: skip
-        run.summary.update(verdicts(findings))
+        run.summary.update(verdicts(report))
     folder.link_wandb_runs()
     answers = file_facts(folder.report / "answers.json") or {}
     write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers.get("sha256")})
 
 
-def verdicts(findings: Findings) -> dict[str, Any]:
+def figures(report: Report) -> dict[str, go.Figure]:
+    """The report's figures by their name on W&B, `useful/<title>`."""
+    return {
+        f"{question}/{_slug(figure.layout.title.text)}": figure
+        for question, drawn in report.evidence.items()
+        for figure in drawn
+    }
+
+
+def verdicts(report: Report) -> dict[str, Any]:
     """What the run table shows of a study: its verdicts, and how much of it is done."""
     said = {
         f"{question}/{name}": getattr(answer, name)
-        for question, answer in findings.answers.items()
+        for question, answer in report.answers.items()
         for name in ("verdict", "answer")
     }
-    return {**said, "trials/finished": findings.records.n_finished, "trials/planned": findings.records.n_planned}
+    return {**said, "trials/finished": report.records.n_finished, "trials/planned": report.records.n_planned}
 
 
-def tables(findings: Findings) -> dict[str, pd.DataFrame]:
+def tables(report: Report) -> dict[str, pd.DataFrame]:
     """The effects of every answer, and how many trials of each cell are in which state."""
-    effects = {f"{question}/effects": effects_table(answer.effects) for question, answer in findings.answers.items()}
+    effects = {f"{question}/effects": effects_table(answer.effects) for question, answer in report.answers.items()}
     filled = {name: table for name, table in effects.items() if len(table)}
-    return {**filled, COVERAGE: coverage_table(findings.records)}
+    return {**filled, COVERAGE: coverage_table(report.records)}
 
 
 def plain(figure: go.Figure) -> go.Figure:

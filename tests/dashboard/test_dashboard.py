@@ -14,11 +14,11 @@ import plotly.graph_objects as go
 import pytest
 import wandb
 
-from study.analysis.records import load_study_records
+from study.analysis.report import Report
 from study.dashboard import publish as publishing
 from study.dashboard.pages import build_report, build_workspace
 from study.dashboard.publish import publish
-from study.dashboard.summary import Findings, plain, tables, verdicts, write_summary_once
+from study.dashboard.summary import figures, plain, tables, verdicts, write_summary_once
 from study.reading import UserError
 from study.record.files import StudyFolder, read_json
 from tests.analysis.conftest import build_study, write_study
@@ -33,8 +33,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 
 @pytest.fixture(scope="module")
-def findings(planted: StudyFolder) -> Findings:
-    return Findings(load_study_records(planted))
+def report(planted: StudyFolder) -> Report:
+    return Report(planted)
 
 
 @pytest.fixture
@@ -56,36 +56,36 @@ def panels_of(section: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [panel["config"] for panel in section["panels"]]
 
 
-def sections_of(findings: Findings) -> dict[str, Any]:
-    bank = spec_of(build_workspace(findings, "me"))["section"]["panelBankConfig"]
+def sections_of(report: Report) -> dict[str, Any]:
+    bank = spec_of(build_workspace(report, "me"))["section"]["panelBankConfig"]
     return {section["name"]: section for section in bank["sections"]}
 
 
 # ----------------------------------------------------------------------------------------------- what they show
 
 
-def test_a_workspace_has_answers_factors_choices_and_layers(findings: Findings) -> None:
-    assert list(sections_of(findings)) == [
-        *(answer.title for answer in findings.answers.values()), "What is done", "By norm", "By depth",
+def test_a_workspace_has_answers_factors_choices_and_layers(report: Report) -> None:
+    assert list(sections_of(report)) == [
+        *(answer.title for answer in report.answers.values()), "What is done", "By norm", "By depth",
         "How the choice is made", "The choice by stage", "Factors, choice and result", "Every layer, of each trial",
     ]  # fmt: skip
 
 
-def test_the_runs_are_those_of_the_study(findings: Findings) -> None:
-    (runs,) = spec_of(build_workspace(findings, "me"))["section"]["runSets"]
+def test_the_runs_are_those_of_the_study(report: Report) -> None:
+    (runs,) = spec_of(build_workspace(report, "me"))["section"]["runSets"]
     (group,) = runs["filters"]["filters"]
     assert (group["key"], group["op"], group["value"]) == ({"section": "run", "name": "group"}, "=", "planted")
     assert "config:levels.value.depth" in runs["runFeed"]["columnOrder"]
 
 
-def test_answers_are_of_the_summary_run_and_curves_of_trials(findings: Findings) -> None:
-    grids = [block for block in spec_of(build_report(findings, "me"))["blocks"] if block["type"] == "panel-grid"]
+def test_answers_are_of_the_summary_run_and_curves_of_trials(report: Report) -> None:
+    grids = [block for block in spec_of(build_report(report, "me"))["blocks"] if block["type"] == "panel-grid"]
     kinds = [grid["metadata"]["runSets"][0]["filters"]["filters"][-1]["value"] for grid in grids]
     assert kinds == ["summary"] * 3 + ["train"] * 6
 
 
-def test_a_section_a_factor_has_a_curve_a_level_with_mean_and_range(findings: Findings) -> None:
-    panels = panels_of(sections_of(findings)["By depth"])
+def test_a_section_a_factor_has_a_curve_a_level_with_mean_and_range(report: Report) -> None:
+    panels = panels_of(sections_of(report)["By depth"])
     assert [panel["metrics"] for panel in panels] == [
         [name]
         for name in ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "switch/mean/bn", "switch/var/bn")
@@ -95,15 +95,15 @@ def test_a_section_a_factor_has_a_curve_a_level_with_mean_and_range(findings: Fi
         assert panel["xAxis"] == "epoch"
 
 
-def test_every_figure_and_table_of_the_summary_run_has_a_panel(findings: Findings) -> None:
-    text = json.dumps(spec_of(build_workspace(findings, "me")))
-    assert len(findings.figures) > 3
-    for name in (*findings.figures, *tables(findings)):
+def test_every_figure_and_table_of_the_summary_run_has_a_panel(report: Report) -> None:
+    text = json.dumps(spec_of(build_workspace(report, "me")))
+    assert len(figures(report)) > 3
+    for name in (*figures(report), *tables(report)):
         assert f'"{name}"' in text
 
 
-def test_factors_lead_to_the_choice_in_parallel_coordinates(findings: Findings) -> None:
-    (parallel,) = [p for p in panels_of(sections_of(findings)["Factors, choice and result"]) if "columns" in p]
+def test_factors_lead_to_the_choice_in_parallel_coordinates(report: Report) -> None:
+    (parallel,) = [p for p in panels_of(sections_of(report)["Factors, choice and result"]) if "columns" in p]
     assert [column["accessor"] for column in parallel["columns"]] == [
         "config:levels.value.norm", "config:levels.value.depth", "summary:switch/mean/bn", "summary:switch/var/bn",
         "summary:val_accuracy",
@@ -112,7 +112,7 @@ def test_factors_lead_to_the_choice_in_parallel_coordinates(findings: Findings) 
 
 def test_heads_are_beside_the_backbone(tmp_path: Path) -> None:
     study = build_study(replicates=1, questions=("tasks",), norm=["sn"], dataset=["scenes"], task=["detection"])
-    found = Findings(load_study_records(write_study(tmp_path / "planted", study)))
+    found = Report(write_study(tmp_path / "planted", study))
     panels = panels_of(sections_of(found)["The choice of backbone and heads"])
     assert len(panels) == 6  # of each statistic and normalizer
     assert panels[-1]["metrics"] == [
@@ -122,18 +122,18 @@ def test_heads_are_beside_the_backbone(tmp_path: Path) -> None:
 
 def test_a_study_without_a_choice_has_no_panel_of_one(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "planted", build_study(replicates=1, norm=["bn", "gn"]))
-    assert "switch/" not in json.dumps(spec_of(build_workspace(Findings(load_study_records(folder)), "me")))
+    assert "switch/" not in json.dumps(spec_of(build_workspace(Report(folder), "me")))
 
 
 # ------------------------------------------------------------------------------------------------ the summary run
 
 
-def test_verdicts_and_tables_are_the_answers(findings: Findings) -> None:
-    said = verdicts(findings)
-    assert said["useful/verdict"] == findings.answers["useful"].verdict
+def test_verdicts_and_tables_are_the_answers(report: Report) -> None:
+    said = verdicts(report)
+    assert said["useful/verdict"] == report.answers["useful"].verdict
     assert (said["trials/finished"], said["trials/planned"]) == (8, 8)
-    shown = tables(findings)
-    assert len(shown["useful/effects"]) == len(findings.answers["useful"].effects)
+    shown = tables(report)
+    assert len(shown["useful/effects"]) == len(report.answers["useful"].effects)
     assert (len(shown["coverage/cells"]), shown["coverage/cells"]["done"].sum()) == (4, 8)
 
 
@@ -147,7 +147,7 @@ def test_a_figure_keeps_its_numbers_as_lists() -> None:
 def test_a_study_that_is_not_tracked_has_no_summary_run(tracked: StudyFolder) -> None:
     tracked.report.mkdir()
     (tracked.report / "answers.json").write_text("{}")
-    write_summary_once(tracked, build_study(norm=["sn"]).tracking.model_copy(update={"mode": "disabled"}))
+    write_summary_once(Report(tracked), build_study(norm=["sn"]).tracking.model_copy(update={"mode": "disabled"}))
     assert not tracked.dashboard.exists()
 
 
@@ -157,7 +157,7 @@ def test_a_failure_of_wandb_is_not_the_studys(
     tracked.report.mkdir()
     (tracked.report / "answers.json").write_text("{}")
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    write_summary_once(tracked, build_study(norm=["sn"]).tracking)
+    write_summary_once(Report(tracked), build_study(norm=["sn"]).tracking)
     assert "there is no summary run" in caplog.text
 
 
