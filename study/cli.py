@@ -424,12 +424,13 @@ def _check_known(study: str, out: Path) -> None:
 
 def _print_report(console: Console, folder: StudyFolder) -> Report:
     """Writes the report and prints its answers."""
+    from study.analysis.current import say_answer
     from study.analysis.report import Report
 
     report = Report(folder)
     path = report.write()
     for name, answer in report.answers.items():
-        console.print(f"\n{name}: {answer.verdict}\n  {answer.answer}", soft_wrap=True)
+        console.print("\n" + "\n".join(say_answer(name, answer)), soft_wrap=True)
     console.print(f"\nreport: {path}")
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -179,6 +180,11 @@ def say_more_replicates(needed: int | None, n: int) -> str:
         return "more than 1000 replicates"
     more = max(needed - n, 1)
     return f"about {more} more replicate{'s' * (more > 1)} of every cell ({n + more} in all), at the spread seen so far"
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of an answer or a rule, as a page or a terminal sets them apart."""
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)
 
 
 def _round(value: float | None) -> float | None:

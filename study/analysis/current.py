@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from study.analysis.answers import Effect, show_number
+from study.analysis.answers import Answer, Effect, show_number, split_sentences
 from study.analysis.measures import MEASURES
 from study.analysis.records import load_study_records
 from study.analysis.report import QUESTIONS
 from study.record.files import StudyFolder
+
+LINES = 8  # of main numbers, and of what would settle an answer
 
 
 def current_answers(folder: StudyFolder) -> dict[str, Any]:
@@ -24,6 +26,16 @@ def current_answers(folder: StudyFolder) -> dict[str, Any]:
         effects = [_say(effect) for effect in headlines(answer.effects)]
         questions.append({"name": name, "verdict": answer.verdict, "effects": effects})
     return {"n": records.n_finished, "confidence": records.study.analysis.confidence, "questions": questions}
+
+
+def say_answer(name: str, answer: Answer) -> list[str]:
+    """An answer for the end of a run: its verdict, its first sentence, the main numbers, and what would settle it."""
+    measured = [item for item in answer.effects if MEASURES[item.measure].headline and item.estimate.value is not None]
+    shown = [f"  {_say(effect)}" for effect in measured[:LINES]]
+    if len(measured) > LINES:
+        shown.append(f"  and {len(measured) - LINES} more in the report")
+    needs = [f"  it would take {need}" for need in answer.needs[:LINES]]
+    return [f"{name}: {answer.verdict}", f"  {split_sentences(answer.answer)[0]}", *shown, *needs]
 
 
 def headlines(effects: Sequence[Effect]) -> list[Effect]:

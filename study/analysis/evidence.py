@@ -20,6 +20,7 @@ RANKING = {
     "Jensen-Shannon": {"all weights": "effect", "mean weights": "effect_mean", "variance weights": "effect_var"},
     "Aitchison": {"all weights": "effect_aitchison"},
 }
+RANKED = {measure for kinds in RANKING.values() for measure in kinds.values()}
 # Other effects are drawn together by how the names of their measures start: a title, and what to know.
 FAMILIES = {
     "effect_ratio": ("One factor's effect over another's", "Above 1, the first moves the choice further."),
@@ -76,7 +77,7 @@ def _draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[g
     norms = records.levels("norm")
     planned = records.comparable(records.plain, "norm", "batch_size")
     done = planned[planned["state"].eq("done")]
-    yield from _draw_effects(records, effects, "Differences between the switch norm and each other norm")
+    yield from _draw_forests(records, effects, "Differences between the switch norm and each other norm")
     if done[records.study.metric].notna().any():
         yield figures.metric_by_norm(done, norms, records.study.metric)
     if records.curves["key"].isin(done["key"]).any():
@@ -84,17 +85,21 @@ def _draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[g
 
 
 def _draw_impacts(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
-    confidence = records.study.analysis.confidence
     chosen = finished_choices(records, "depth", "batch_size")
     chosen = chosen[chosen["key"].isin(records.switch["key"].unique())]
-    yield from _draw_effects(records, effects, "Differences in what networks choose")
-    if chosen.empty:
-        return
-    yield figures_choices.share_by_batch(records.switch, chosen, confidence)
+    yield from _draw_ranking(records, effects)
+    if len(chosen):
+        yield from _draw_choices(records, chosen)
+    yield from _draw_forests(records, effects, "Differences in what networks choose")
+
+
+def _draw_choices(records: StudyRecords, chosen: pd.DataFrame) -> Iterator[go.Figure]:
+    """What layers choose, by depth and B: at the end, and on the way there."""
+    yield figures_choices.share_by_batch(records.switch, chosen, records.study.analysis.confidence)
     for depth, networks in chosen.groupby("depth"):
+        yield figures_choices.weight_maps(records.switch, networks, "batch_size", f"ResNet-{depth}")
         triangle = figures_choices.ternary(records.switch, networks, "batch_size", f"ResNet-{depth}")
         yield from [triangle] if triangle else []
-        yield figures_choices.weight_maps(records.switch, networks, "batch_size", f"ResNet-{depth}")
     yield figures_choices.share_by_epoch(records.switch_epochs, chosen)
     extremes = chosen[chosen["batch_size"].isin([chosen["batch_size"].min(), chosen["batch_size"].max()])]
     for depth, networks in extremes.groupby("depth"):
@@ -104,34 +109,39 @@ def _draw_impacts(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[
 def _draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
     chosen = name_settings(finished_choices(records, *APART, *task_factors(records.study), "batch_size"))
     chosen = chosen[chosen["key"].isin(records.switch["key"].unique())]
-    yield from _draw_effects(records, effects, "Differences in what networks choose")
-    if chosen.empty:
-        return
-    weights = pd.concat([records.switch, records.heads]) if len(records.heads) else records.switch
-    yield figures_choices.share_by_setting(weights, chosen, TOGETHER, records.study.analysis.confidence)
-    triangle = figures_choices.ternary(records.switch, chosen, TOGETHER, "backbones by task")
-    yield from [triangle] if triangle else []
-    yield figures_choices.weight_maps(records.switch, chosen, TOGETHER, "backbones by task")
+    yield from _draw_ranking(records, effects)
+    if len(chosen):
+        weights = pd.concat([records.switch, records.heads]) if len(records.heads) else records.switch
+        yield figures_choices.share_by_setting(weights, chosen, TOGETHER, records.study.analysis.confidence)
+        yield figures_choices.weight_maps(records.switch, chosen, TOGETHER, "backbones by task")
+        triangle = figures_choices.ternary(records.switch, chosen, TOGETHER, "backbones by task")
+        yield from [triangle] if triangle else []
+    yield from _draw_forests(records, effects, "Differences in what networks choose")
 
 
-def _draw_effects(records: StudyRecords, effects: Sequence[Effect], title: str) -> Iterator[go.Figure]:
-    """The ranking of factors, and a forest for each of the `FAMILIES`; `title` names the one of all other effects."""
-    bars = f"Bars: {records.study.analysis.confidence * 100:g} % intervals over replicates"
-    ranked = {measure for kinds in RANKING.values() for measure in kinds.values()}
-    if ranking := [effect for effect in effects if effect.measure in ranked]:
+def _draw_ranking(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    if ranking := [effect for effect in effects if effect.measure in RANKED]:
         yield figures.factor_ranking(
             ranking, RANKING, "How far each factor moves the choice, over how far seeds do",
             f"Distances between cells that differ in the factor alone, over those between replicates of a cell: at 1, "
-            f"no further than seeds. {bars}.",
+            f"no further than seeds. {_bars(records)}.",
         )  # fmt: skip
+
+
+def _draw_forests(records: StudyRecords, effects: Sequence[Effect], title: str) -> Iterator[go.Figure]:
+    """A forest for each of the `FAMILIES`; `title` names the one of all other effects that are not ranked."""
     families: dict[tuple[str, str], list[Effect]] = {}
     for effect in effects:
-        if effect.measure not in ranked:
+        if effect.measure not in RANKED:
             families.setdefault(_find_family(effect, title), []).append(effect)
     for (name, what), members in families.items():
         points = " (grey points)" if any(effect.per_replicate for effect in members) else ""
         compared = not any(effect.measure in PLAIN for effect in members)
-        yield figures.forest(members, name, f"{what} {bars}{points}.".strip(), compared=compared)
+        yield figures.forest(members, name, f"{what} {_bars(records)}{points}.".strip(), compared=compared)
+
+
+def _bars(records: StudyRecords) -> str:
+    return f"Bars: {records.study.analysis.confidence * 100:g} % intervals over replicates"
 
 
 def _find_family(effect: Effect, title: str) -> tuple[str, str]:

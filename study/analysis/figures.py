@@ -60,7 +60,9 @@ def forest(effects: Sequence[Effect], title: str, subtitle: str, *, compared: bo
         figure.update_xaxes(title_text=MEASURES[measures[number - 1]].label, nticks=6, **place)
     figure.update_xaxes(zeroline=False)
     if all(MEASURES[measure].line == 1 for measure in measures):
-        figure.update_xaxes(type="log", matches="x", **LOG_TICKS)
+        figure.update_xaxes(type="log", **LOG_TICKS)
+        for axis in list(figure.select_xaxes())[1:]:  # the first is what they match
+            axis.matches = "x"
     figure.update_layout(showlegend=False)
     subtitle = f"{subtitle} {FILLED}" if compared else subtitle
     return finish(figure, groups, title=title, subtitle=subtitle, alt=_say(effects), below=50)

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from study.analysis.answers import Answer, Effect, show_number
+from study.analysis.answers import Answer, Effect, show_number, split_sentences
 from study.analysis.measures import MEASURES, Measure
 from study.analysis.records import StudyRecords
 from study.analysis.statistics import Estimate
@@ -69,7 +69,7 @@ def load_templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "number": _number, "p_value": _p_value, "ranges": show_ranges, "sentences": _sentences,
+        "number": _number, "p_value": _p_value, "ranges": show_ranges, "sentences": split_sentences,
         "typeset": _typeset, "by_measure": _by_measure, "place": place_interval,
     }  # fmt: skip
     return environment
@@ -176,10 +176,6 @@ def _number(value: Any, digits: int = 3, sign: bool = False) -> str:
 
 def _p_value(value: float | None) -> str:
     return "< 0.001" if value is not None and value < 0.001 else _number(value)
-
-
-def _sentences(text: str) -> list[str]:
-    return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)
 
 
 def _typeset(text: str) -> str:
