@@ -77,7 +77,8 @@ def _draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[g
     norms = records.levels("norm")
     planned = records.comparable(records.plain, "norm", "batch_size")
     done = planned[planned["state"].eq("done")]
-    yield from _draw_forests(records, effects, "Differences between the switch norm and each other norm")
+    starts = ", and between how its networks start" * ("start_rule" in records.study.factors)
+    yield from _draw_forests(records, effects, f"Differences between the switch norm and each other norm{starts}")
     if done[records.study.metric].notna().any():
         yield figures.metric_by_norm(done, norms, records.study.metric)
     if records.curves["key"].isin(done["key"]).any():

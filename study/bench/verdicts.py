@@ -274,7 +274,7 @@ def _impacts_worlds() -> Iterator[World]:
     yield world("none moves, 8 replicates", none, {}, replicates=8)
     yield world("none moves, heavy tails", none, {}, draw=student)
     yield world("none moves, seeds in common", none, {}, shared_logits={(): 0.3, ("batch_size",): 0.2})
-    # The distance between clouds of unequal width is above that within them on average, whatever their centres are.
+    # Clouds of unequal width with one centre: mean distances would tell them apart, root mean squares do not.
     yield world("none moves, unequal variances", none, {}, null=["initialization"], logit_noise=_wild_in_one_corner)
     yield world("none moves, 10 % diverge", none, {}, diverges=_one_in_ten)
     yield world("all move alike", "three factors alike", alike)

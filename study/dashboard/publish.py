@@ -27,8 +27,8 @@ def publish(folder: StudyFolder) -> dict[str, str]:
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     report = Report(folder)
-    _check_runs(folder)
     tracking = report.records.study.tracking
+    _check_runs(folder)
     mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))  # what trained offline is synced now
     if mode == "disabled":
         raise UserError("dashboard: WANDB_MODE=disabled is set; unset it")

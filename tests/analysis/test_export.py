@@ -21,6 +21,11 @@ def _effect(measure: str) -> Effect:
     return Effect(measure=measure, comparison="depth", estimate=estimate, n_pairs=4, n_pairs_planned=4, trials=(0, 1))
 
 
+@pytest.fixture(autouse=True)
+def _with_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BROWSER_PATH")  # which other tests do without
+
+
 @pytest.fixture
 def drawn() -> list[go.Figure]:
     """A figure of one column of panels, and one of two."""
