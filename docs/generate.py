@@ -40,7 +40,8 @@ shared by all cells. Of a mean the interval is Student's t over replicates (`sta
 ratio a jackknife that leaves out one replicate at a time (`statistics.jackknife_ratio`). One replicate gives none.
 The bootstrap interval beside it draws whole replicates and keeps every cell (`statistics.bootstrap_interval`); at few
 replicates it is too narrow (of 95 %, 79 % cover at 4, 89 % at 8, 93 % at 20), so it decides nothing. p values are
-adjusted for their family by Holm (`statistics.adjust_holm`).
+adjusted for their family by Holm (`statistics.adjust_holm`): of a difference or a trend two-sided, of a ratio that it
+is no larger than 1, of a share of variance by permutation.
 
 `python run_study.py bench verdicts` draws studies whose truth is known, and counts false verdicts and how often
 intervals cover.

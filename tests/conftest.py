@@ -15,7 +15,7 @@ pytest_plugins = ["tests.services.fixtures"]
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["BROWSER_PATH"] = (
-    "none"  # reports are written without images, which take ten seconds; test_export makes them
+    "none"  # reports without images, which take ten seconds; test_export makes them
 )
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
