@@ -28,7 +28,7 @@ PICTURES = {  # study, and the title of the figure or the id of the part that is
     "epochs": ("depth_vs_batch", "What each layer chose, epoch by epoch: ResNet-14"),
     "variance": ("depth_vs_batch", "Which share of the variance between networks"),
     "differences": ("distinct", "Differences between the switch norm"),
-    "tasks": ("tasks", "How much of each normalizer"),
+    "tasks": ("tasks", "What the networks chose by task"),
 }
 HEAD = """# How each number is defined
 

@@ -301,6 +301,7 @@ def test_help_needs_no_heavy_import(run_study: Run) -> None:
 
 
 FLAGS = [
+    "--compare",
     "--detach",
     "--help",
     "--launcher",
