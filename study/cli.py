@@ -252,15 +252,19 @@ def _watch(study: StudyConfig, folder: StudyFolder) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    folder = _run_folder(options)
+    from study.analysis.records import read_study
+    from study.record.files import StudyFolder
+
+    folder, others = _run_folder(options), [StudyFolder(path) for path in options.compare or ()]
+    for other in others:  # a bad one is said before anything is written
+        read_study(other)
     console = _console()
     images = _print_report(console, folder).export()
     console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
-    if options.compare:
+    if others:
         from study.analysis.compare import write_comparison
-        from study.record.files import StudyFolder
 
-        print(f"side by side: {write_comparison(folder, [StudyFolder(path) for path in options.compare])}")
+        console.print(f"side by side: {write_comparison(folder, others)}", soft_wrap=True)
     if options.serve:
         from study.serve import serve_report
 

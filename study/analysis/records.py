@@ -127,7 +127,7 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
 
     Raises `UserError` where `study.yaml` is missing or no study. A damaged trial is a row of state `damaged`.
     """
-    study, provenance = _read_study(folder)
+    study, provenance = read_study(folder)
     on_disk = list(folder.trials())
     planned: list[tuple[TrialFolder, PlannedTrial | None]] = (
         [(trial, _read_plan(study, trial)) for trial in on_disk]
@@ -191,7 +191,8 @@ class _TrialRecord:
     weights: pa.Table | None = None
 
 
-def _read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
+def read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
+    """The study of a folder, and the command, commit and versions it was planned with. Raises `UserError`."""
     if not folder.config.exists():
         beside = sorted(path.parent.name for path in folder.path.parent.glob("*/study.yaml"))
         nearest = f"; {allowed_names(folder.path.name, beside)}" if beside else ""
