@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,3 +77,10 @@ def test_studies_can_be_planned(page: Path, tmp_path: Path) -> None:
 def test_code_is_python(page: Path) -> None:
     for block in _blocks(page, "python"):
         compile(block.replace(", ...]", "]"), str(page), "exec")
+
+
+def test_definitions_are_those_of_the_code(tmp_path: Path) -> None:
+    write = runpy.run_path(str(ROOT / "docs" / "generate.py"))["write_measures"]
+    write.__globals__["DOCS"] = tmp_path
+    write()
+    assert (tmp_path / "measures.md").read_text() == (ROOT / "docs" / "measures.md").read_text()
