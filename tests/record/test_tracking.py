@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 
 from study.config import TrackingConfig, load_study
 from study.models.geometry import LayerGeometry
@@ -167,7 +168,9 @@ def test_a_server_that_refuses_a_run_leaves_it_offline(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         account = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a1" * 20}
         command = [sys.executable, "-c", SCRIPT, str(tmp_path), "3", "0", "online"]
-        subprocess.run(command, env={**os.environ, **account}, check=True, capture_output=True, timeout=120)
+        # Without the W&B service that other tests of this process have left: it is of another server, and knows the id.
+        own = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
+        subprocess.run(command, env={**own, **account}, check=True, capture_output=True, timeout=120)
         server.shutdown()
     (run,) = tmp_path.glob("wandb/offline-run-*")
     assert inspect(run).count('"type":"history"') == 3
@@ -265,6 +268,7 @@ def test_charts_are_against_the_epoch(recorded: list[dict[str, Any]]) -> None:
 
 
 def test_a_tracker_says_where_its_run_is(tmp_path: Path) -> None:
+    wandb.teardown()  # with the runs of other tests, one of which may have this id
     trial = plan_trials(load_study("distinct", "smoke"))[0]
     nowhere = Tracker(TrialFolder(tmp_path), trial, study="s", mode="disabled", tracking=AUTO, config={})
     assert nowhere.where == {"mode": "disabled", "url": None, "run": None}
