@@ -14,6 +14,7 @@ pytest_plugins = ["tests.services.fixtures"]
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores, and OpenMP's threads spin as they wait
 os.environ["BROWSER_PATH"] = "none"  # reports without images, which take ten seconds; test_export makes them
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
