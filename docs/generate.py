@@ -10,12 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from study.analysis.answers import split_sentences
-from study.analysis.measures import MEASURES
-from study.analysis.report import Report
-from study.bench.synthetic import Truth, write_study
-from study.config import load_study
-from study.record.files import StudyFolder
+from study.analysis.questions.answers import split_sentences
+from study.analysis.report.report import Report
+from study.analysis.statistics.measures import MEASURES
+from study.bench.synthetic_records import Truth, write_study
+from study.config.schema import load_study
+from study.record.layout import StudyFolder
 
 DOCS = Path(__file__).parent
 QUESTIONS = {"useful": "distinct", "impacts": "impacts", "tasks": "tasks"}  # a study that asks it

@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from study.analysis.profiles import STATISTICS, depth_profiles
-from study.analysis.statistics import Floats, cell_numbers
-from study.config import StudyConfig, study_from_dict
+from study.analysis.statistics.intervals import Floats, cell_numbers
+from study.analysis.statistics.profiles import STATISTICS, depth_profiles
+from study.config.schema import StudyConfig, study_from_dict
+from study.config.yaml_input import UserError, allowed_names, read_yaml
 from study.norms.names import NORMALIZERS, parse_norm
-from study.plan import PlannedTrial, plan_trial, plan_trials
-from study.reading import UserError, allowed_names, read_yaml
-from study.record.files import FINISHED, SCHEMA, StudyFolder, TrialFolder, read_json, read_metrics
-from study.record.switches import SCHEMA as SWITCH_SCHEMA
+from study.plan.trials import PlannedTrial, plan_trial, plan_trials
+from study.record.layout import FINISHED, SCHEMA, StudyFolder, TrialFolder, read_json, read_metrics
+from study.record.switch_weights import SCHEMA as SWITCH_SCHEMA
 
 EVALUATED = ("val", "test", "fit")  # splits; fit is the training split, seen as the others are
 METRICS = (

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.reading import Parser, UserError, allowed_names
+from study.config.yaml_input import Parser, UserError, allowed_names
 from study.record.environment import hide_passwords
 
 BENCHES = {
@@ -24,6 +24,10 @@ BENCHES = {
     "verdicts": "how often the answers are wrong, on synthetic studies of which the truth is known",
     "driver": "the driver with 10,000 trials of which 1,000 run at a time, on an engine that only sleeps",
     "faults": "a study killed, stopped, starved and damaged in every way, against an undisturbed one",
+}
+MODULES = {
+    **{name: f"study.bench.speed.{name}" for name in ("norms", "step", "trial", "scale", "driver")},
+    **{name: f"study.bench.{name}.campaign" for name in ("verdicts", "faults")},
 }
 FAULT_FLAGS = {
     "--launcher": ("NAME", "where trials run: local, slurm or ray (default: local)"),
@@ -66,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         flag = next(flag for flag in FAULT_FLAGS if _given(options, flag))
         raise UserError(f"{flag}: unknown flag of {options.name}; faults has it")
     command = hide_passwords(shlex.join(["python", "-m", "study.bench", *arguments]))
-    module = importlib.import_module(f"study.bench.{options.name}")
+    module = importlib.import_module(MODULES[options.name])
     result = module.measure(quick=options.quick, threads=options.threads, device=options.device, **own)
     print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200), result, command)
     path = options.json or Path("runs/bench") / f"{options.name}.json"

@@ -10,9 +10,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from study.analysis.profiles import STATISTICS
 from study.analysis.records import StudyRecords
-from study.analysis.report import Report
+from study.analysis.report.report import Report
+from study.analysis.statistics.profiles import STATISTICS
 from study.dashboard.summary import COVERAGE, figures, tables
 from study.norms.names import NORMALIZERS
 

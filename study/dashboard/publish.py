@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from study.analysis.report import Report
+from study.analysis.report.report import Report
+from study.config.yaml_input import UserError
 from study.dashboard.summary import write_summary
-from study.reading import UserError
-from study.record.files import StudyFolder, TrialFolder, read_json, write_bytes, write_json
+from study.record.layout import StudyFolder, TrialFolder, read_json, write_bytes, write_json
 from study.record.wandb_mode import resolve_mode
 
 # Of a page; all else of one that was saved before stays as it is there.

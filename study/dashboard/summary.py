@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.report import Report
-from study.analysis.table_files import coverage_table, effects_table
-from study.config import TrackingConfig
-from study.record.files import file_facts, read_json, write_json
+from study.analysis.report.report import Report
+from study.analysis.report.tables import coverage_table, effects_table
+from study.config.schema import TrackingConfig
+from study.record.layout import file_facts, read_json, write_json
 
 if TYPE_CHECKING:  # a study that is finished needs no W&B
     import plotly.graph_objects as go
@@ -49,7 +49,7 @@ def write_summary(report: Report, mode: Mode) -> None:
     """
     import wandb
 
-    from study.record.tracking import start_run
+    from study.record.wandb_run import start_run
 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     study, folder = report.records.study, report.folder

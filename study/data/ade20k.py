@@ -8,7 +8,7 @@ import torch
 
 from study.data.batches import IGNORED
 from study.data.files import find_tree
-from study.data.source import UNKNOWN, MaskedImages, Part, list_files, pair_files
+from study.data.sample_source import UNKNOWN, MaskedImages, Part, list_files, pair_files
 
 PAGE = "http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)"
 FOLDERS = {"train": "training", "test": "validation"}

@@ -9,7 +9,7 @@ from torchvision.datasets import Cityscapes
 
 from study.data.batches import IGNORED
 from study.data.files import find_tree
-from study.data.source import UNKNOWN, MaskedImages, Part, list_files, pair_files
+from study.data.sample_source import UNKNOWN, MaskedImages, Part, list_files, pair_files
 
 PAGE = "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)"
 FOLDERS = {"train": "train", "test": "val"}  # the published test part has no labels

@@ -15,9 +15,9 @@ from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 
+from study.config.yaml_input import UserError
 from study.data.files import find_tree
-from study.data.source import Names, Part, list_files, read_image
-from study.reading import UserError
+from study.data.sample_source import Names, Part, list_files, read_image
 
 PAGE = "https://cocodataset.org/#download (train2017.zip, val2017.zip, annotations_trainval2017.zip)"
 FOLDERS = {"train": "train2017", "test": "val2017"}

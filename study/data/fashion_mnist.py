@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torchvision.datasets import FashionMNIST
 
+from study.config.yaml_input import UserError
 from study.data.files import missing_files
 from study.data.memory import Images
-from study.reading import UserError
 
 FOLDERS = ("", "FashionMNIST/raw", "fashion-mnist")  # plain, torchvision's layout, Debian's dataset-fashion-mnist
 DEBIAN = Path("/usr/share/datasets")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from study.config.yaml_input import UserError
 from study.data.files import find_tree
-from study.data.source import Names, Part, list_files, read_image
-from study.reading import UserError
+from study.data.sample_source import Names, Part, list_files, read_image
 
 PAGE = "https://www.image-net.org/download.php"
 FOLDERS = {"train": "train", "test": "val"}

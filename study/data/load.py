@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from study.config import TrialConfig, derive_seed
+from study.config.datasets import DATASETS, split_sizes
+from study.config.schema import TrialConfig, derive_seed
+from study.config.yaml_input import UserError
 from study.data import cifar, digits, fashion_mnist, scenes
 from study.data.batches import Data
-from study.data.catalog import DATASETS, split_sizes
 from study.data.files import data_folder
 from study.data.memory import Images, MemoryData, Splits
 from study.data.stream import check_stream, load_stream
-from study.reading import UserError
 
 GLYPHS = {"scenes": "digits", "scenes_fashion": "fashion_mnist"}
 """What the objects of scenes are."""

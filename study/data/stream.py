@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
-from study.config import TrialConfig, derive_seed
+from study.config.datasets import DATASETS, split_sizes
+from study.config.schema import TrialConfig, derive_seed
+from study.config.yaml_input import UserError
 from study.data import ade20k, cityscapes, coco, imagenet
 from study.data.batches import IGNORED, Batch, SplitName, epoch_order
-from study.data.catalog import DATASETS, split_sizes
 from study.data.files import data_folder
-from study.data.source import Source
+from study.data.sample_source import Source
 from study.data.transforms import evaluation_transform, training_transform
-from study.reading import UserError
 
 MODULES: dict[str, ModuleType] = {"imagenet": imagenet, "coco": coco, "cityscapes": cityscapes, "ade20k": ade20k}
 EVALUATION_BATCH = {"classification": 128, "segmentation": 1, "detection": 1}  # unpadded, where images differ in size

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from study.config import TrialConfig
+from study.config.datasets import DATASETS
+from study.config.schema import TrialConfig
 from study.data.batches import IGNORED
-from study.data.catalog import DATASETS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in 0..1, used for all data sets
 SHORT_SIDES, LONGEST_SIDE = (300, 375, 450, 525, 575), 1_000  # of ADE20K's recipe in training

@@ -18,8 +18,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from study.config import SMALL_DEPTHS, TrialConfig
-from study.data.catalog import DATASETS
+from study.config.datasets import DATASETS
+from study.config.schema import SMALL_DEPTHS, TrialConfig
 from study.models.resnet import Backbone, NormLayer, build_resnet, output_channels, stages_of
 
 ASPECTS = (0.5, 1.0, 2.0)  # height over width of anchors

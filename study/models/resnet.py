@@ -10,8 +10,8 @@ from torch.nn.functional import conv2d
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from study.config import SMALL_DEPTHS, TrialConfig
-from study.data.catalog import DATASETS
+from study.config.datasets import DATASETS
+from study.config.schema import SMALL_DEPTHS, TrialConfig
 from study.models.geometry import stage_of
 
 NormLayer = Callable[[int], nn.Module]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.ops import Conv2dNormActivation
 
-from study.config import SMALL_DEPTHS, TrialConfig
-from study.data.catalog import DATASETS
+from study.config.datasets import DATASETS
+from study.config.schema import SMALL_DEPTHS, TrialConfig
 from study.models.resnet import Backbone, NormLayer, build_resnet, output_channels, stages_of
 
 LARGE_CHANNELS = 256  # of DeepLabV3

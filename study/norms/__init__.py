@@ -19,8 +19,8 @@ if TYPE_CHECKING:
         switch_parameters,
         switch_weights,
     )
-    from study.norms.fused import plain_norms
     from study.norms.hardened import harden
+    from study.norms.kernels.dispatch import plain_norms
     from study.norms.layers import (
         SparseSwitchNorm2d,
         SwitchNorm1d,
@@ -55,7 +55,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("factory", "layers", "fused", "mixing", "hardened"):
+        for module in ("factory", "layers", "kernels.dispatch", "mixing", "hardened"):
             loaded = import_module(f"study.norms.{module}")
             if name in vars(loaded):
                 return vars(loaded)[name]

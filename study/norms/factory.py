@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from study.norms.fused import normalize, track
-from study.norms.layers import (
-    SparseSwitchNorm2d,
-    SwitchNorm1d,
-    SwitchNorm2d,
-    SwitchNorm3d,
-    SwitchWeights,
-)
+from study.norms.kernels.dispatch import normalize, track
+from study.norms.layers import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, SwitchWeights
 from study.norms.names import effective_pool, parse_norm
 
 _SWITCH_NORMS = {1: SwitchNorm1d, 2: SwitchNorm2d, 3: SwitchNorm3d}

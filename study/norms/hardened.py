@@ -12,8 +12,8 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from study.norms import fused, plain
 from study.norms.factory import build_norm, convert, is_norm, is_switch
+from study.norms.kernels import dispatch, reference
 from study.norms.layers import SwitchNorm
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -79,7 +79,7 @@ class _FixedNorm(nn.Module):
         stored = None
         if self.running_mean is not None and self.running_var is not None:
             stored = self.running_mean, self.running_var
-        normalize = plain.normalize if torch.compiler.is_exporting() else fused.normalize
+        normalize = reference.normalize if torch.compiler.is_exporting() else dispatch.normalize
         y, _ = normalize(
             x, (self.mean_weights, self.var_weights), (self.weight, self.bias), stored,
             softmax=False, pool=self.pool, groups=self.groups, chunks=1, correction=self.correction, eps=self.eps,

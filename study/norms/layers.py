@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor, nn
 
-from study.norms.fused import fix_choice, normalize, sparse_switch, track
+from study.norms.kernels.dispatch import fix_choice, normalize, sparse_switch, track
 from study.norms.mixing import random_weights, softmax
 from study.norms.names import DEFAULT_POOL, NORMALIZERS, POOLS
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from study.record.files import TrialFolder, set_aside, write_bytes
+from study.record.layout import TrialFolder, set_aside, write_bytes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

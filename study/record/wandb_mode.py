@@ -11,7 +11,7 @@ from typing import Literal
 import wandb
 from wandb.sdk import wandb_setup
 
-from study.config import TrackingConfig
+from study.config.schema import TrackingConfig
 
 Mode = Literal["online", "offline", "disabled"]
 ANSWER_SECONDS = 5.0

@@ -19,16 +19,16 @@ from typing import Any, Literal
 from filelock import Timeout
 from rich.console import Console
 
-from study.config import StudyConfig
-from study.job import Job
-from study.plan import PlannedTrial
-from study.reading import NO_SPACE, UserError
-from study.record.files import StudyFolder, TrialFolder, note_failure, read_json, write_json
-from study.sweep.executor import Executor, Retries
-from study.sweep.folder import check_folder, check_locks, write_study
-from study.sweep.progress import SweepProgress
-from study.sweep.storage import Book, check_storage, objective_curve, open_book
-from study.sweep.waiting import Waiting
+from study.cli.progress import SweepProgress
+from study.config.schema import StudyConfig
+from study.config.yaml_input import NO_SPACE, UserError
+from study.plan.job import Job
+from study.plan.trials import PlannedTrial
+from study.record.layout import StudyFolder, TrialFolder, note_failure, read_json, write_json
+from study.sweep.dependencies import Waiting
+from study.sweep.executors.base import Executor, Retries
+from study.sweep.optuna.studies import Book, check_storage, objective_curve, open_book
+from study.sweep.study_file import check_folder, check_locks, write_study
 
 SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
 POLL_SECONDS = 0.5

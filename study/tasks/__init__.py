@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from study.config import Task
+from study.config.schema import Task
+from study.tasks.base import DivergedError, TrainingModule
 from study.tasks.classification import Classification
 from study.tasks.detection import Detection
 from study.tasks.segmentation import Segmentation
-from study.tasks.training import DivergedError, TrainingModule
 
 __all__ = ["TASKS", "DivergedError", "TrainingModule"]
 

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from study.data.catalog import DATASETS
-from study.tasks.training import TrainingModule, build_mean
+from study.config.datasets import DATASETS
+from study.tasks.base import TrainingModule, build_mean
 
 
 class Classification(TrainingModule):

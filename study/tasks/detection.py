@@ -12,8 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
-from study.config import derive_seed
-from study.tasks.training import DivergedError, TrainingModule, build_mean
+from study.config.schema import derive_seed
+from study.tasks.base import DivergedError, TrainingModule, build_mean
 
 LOSSES = {  # torchvision's names, and ours
     "loss_objectness": "proposal_loss", "loss_rpn_box_reg": "proposal_box_loss",

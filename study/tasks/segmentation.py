@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
+from study.config.datasets import DATASETS
 from study.data.batches import IGNORED
-from study.data.catalog import DATASETS
-from study.tasks.training import TrainingModule, build_mean
+from study.tasks.base import TrainingModule, build_mean
 
 
 class Segmentation(TrainingModule):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from study.bench import synthetic
-from study.bench.synthetic import Truth, write_trial
-from study.config import StudyConfig, study_from_dict
-from study.record.files import StudyFolder
+from study.bench import synthetic_records
+from study.bench.synthetic_records import Truth, write_trial
+from study.config.schema import StudyConfig, study_from_dict
+from study.record.layout import StudyFolder
 
 __all__ = ["GRID", "Truth", "build_study", "write_study", "write_trial"]
 
@@ -35,7 +35,7 @@ def build_study(
 def write_study(path: Path, study: StudyConfig, truth: Truth | None = None, **which: Any) -> StudyFolder:
     """A study on disk; `only` says which trials have a result, `diverged` which of them diverged."""
     folder = StudyFolder(path)
-    synthetic.write_study(folder, study, truth or Truth(), **which)
+    synthetic_records.write_study(folder, study, truth or Truth(), **which)
     return folder
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from study.analysis.report import write_report
-from study.record.files import StudyFolder
+from study.analysis.report.report import write_report
+from study.record.layout import StudyFolder
 
 HERE = Path(__file__).parent / "small_study"
 RECORDS, ANSWERS = HERE / "records.zip", HERE / "answers.txt"

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from study.analysis.records import METRICS, load_study_records, read_switch_weights
-from study.config import StudyConfig
-from study.plan import plan_trials
-from study.reading import UserError
-from study.record.files import StudyFolder, TrialFolder, read_json, write_json
+from study.config.schema import StudyConfig
+from study.config.yaml_input import UserError
+from study.plan.trials import plan_trials
+from study.record.layout import StudyFolder, TrialFolder, read_json, write_json
 from tests.analysis.conftest import GRID, Truth, build_study, write_study, write_trial
 
 

@@ -13,7 +13,7 @@ from math import log
 import numpy as np
 import pytest
 
-from study.bench.verdicts import Tally, World, draw, known_values, worlds
+from study.bench.verdicts.campaign import Tally, World, draw, known_values, worlds
 
 DRAWS, FEW = 200, 4  # few: where the outcome is all but sure
 RIGHT, WRONG = 0.05, 0.12

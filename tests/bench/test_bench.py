@@ -12,7 +12,7 @@ import pytest
 from study.bench import timing
 from study.bench.result import Figure
 from study.bench.timing import alternate, ratio
-from study.cli import main
+from study.cli.main import main
 from tests.conftest import ROOT
 
 

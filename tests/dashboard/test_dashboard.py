@@ -14,13 +14,13 @@ import plotly.graph_objects as go
 import pytest
 import wandb
 
-from study.analysis.report import Report
+from study.analysis.report.report import Report
+from study.config.yaml_input import UserError
 from study.dashboard import publish as publishing
 from study.dashboard.pages import build_report, build_workspace
 from study.dashboard.publish import publish
 from study.dashboard.summary import figures, plain, tables, verdicts, write_summary_once
-from study.reading import UserError
-from study.record.files import StudyFolder, read_json
+from study.record.layout import StudyFolder, read_json
 from tests.analysis.conftest import build_study, write_study
 
 FACTORS: dict[str, Any] = {"norm": ["sn", "bn"], "depth": [8, 14]}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from study.config import TrialConfig
+from study.config.schema import TrialConfig
+from study.config.yaml_input import UserError
 from study.data.load import load_images, load_splits
 from study.data.memory import EvaluationLoader, Images, TrainingLoader
-from study.reading import UserError
 
 
 def numbered(n: int = 20, size: int = 8) -> Images:

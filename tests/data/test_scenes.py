@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.config import TrialConfig, derive_seeds
+from study.config.schema import TrialConfig, derive_seeds
+from study.config.yaml_input import UserError
 from study.data import digits, load, scenes
 from study.data.batches import Batch
 from study.data.load import check_data, load_data, load_splits
 from study.data.memory import EvaluationLoader, Images, TrainingLoader
-from study.reading import UserError
 
 MANY = scenes.BLOCK + 3
 
@@ -166,7 +166,7 @@ def test_what_scenes_are_made_of_is_looked_for(tmp_path: Path) -> None:
 
 
 def test_every_catalogued_kind_of_scenes_has_glyphs() -> None:
-    from study.data.catalog import DATASETS
+    from study.config.datasets import DATASETS
 
     made = {name for name, facts in DATASETS.items() if facts.image_size == scenes.SIZE and facts.segments}
     assert made == set(load.GLYPHS)

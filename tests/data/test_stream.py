@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from study.config import TrialConfig, derive_seeds
+from study.config.schema import TrialConfig, derive_seeds
+from study.config.yaml_input import UserError
 from study.data.batches import IGNORED, Data
 from study.data.load import check_data, load_data
 from study.data.stream import MODULES, TRIES
-from study.reading import UserError
 from tests.conftest import Run
 from tests.data.trees import WRITERS, write_ade20k, write_cityscapes, write_coco, write_imagenet
 

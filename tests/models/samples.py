@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from study.config import HEADS, TrialConfig
+from study.config.schema import HEADS, TrialConfig
 
 SIZE = 64
 TASKS = {head: task for task, heads in HEADS.items() for head in heads}

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from study.config import TrialConfig
+from study.config.schema import TrialConfig
 from study.models import build_network, trace_geometry
 from study.models.geometry import LayerGeometry, backbone_path, is_norm
 from tests.models.samples import config_of

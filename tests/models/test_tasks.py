@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from study.models import backbone_of, build_network, count_norms
-from study.models.census import check_norms
+from study.models.norm_counts import check_norms
 from study.norms import average_statistics, switch_parameters, switch_weights
 from tests.models.samples import NORMS, TASKS, config_of, images_of, training_loss
 

@@ -4,13 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 
-from study.norms import fused
+from study.norms.kernels import dispatch
 
 
 @pytest.fixture(params=["fused", "plain"])
 def form(request):
     """Runs a test by the kernels and by the plain form: `pytestmark = pytest.mark.usefixtures("form")`."""
     if request.param == "fused":
-        assert fused.available("cpu"), "the kernels did not compile: these tests would test the plain form twice"
-    with fused.plain_norms() if request.param == "plain" else nullcontext():
+        assert dispatch.available("cpu"), "the kernels did not compile: these tests would test the plain form twice"
+    with dispatch.plain_norms() if request.param == "plain" else nullcontext():
         yield request.param

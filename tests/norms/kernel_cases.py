@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from study.norms.kernels.reference import normalize as plain_normalize
 from study.norms.names import NORMALIZERS
-from study.norms.plain import normalize as plain_normalize
 
 EXACT = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
@@ -165,7 +165,7 @@ def compare(case: Case, kernels, device: str = "cpu") -> None:
 
 if __name__ == "__main__":
     assert "triton" not in sys.modules  # which the package must do without
-    from study.norms import triton_kernels
+    from study.norms.kernels import triton_kernels
 
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN: what nobody has written shows
     for case in (*FIXED, *map(draw_case, range(6))):

@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from study.config import TrialConfig
+from study.config.schema import TrialConfig
 from study.models import build_network
 from study.norms import average_statistics, build_norm, set_radius
-from study.norms.fused import form
+from study.norms.kernels.dispatch import form
 
 CHANNELS = 4
 WORLDS = (1, 2, 3)

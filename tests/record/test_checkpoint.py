@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, rotate
-from study.record.files import TrialFolder
+from study.record.layout import TrialFolder
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from study.config import StudyConfig, load_study
-from study.job import Job
-from study.plan import plan_trials
-from study.reading import UserError
-from study.record.files import SCHEMA, StudyFolder, TrialFolder, file_facts, read_json, write_json
+from study.config.schema import StudyConfig, load_study
+from study.config.yaml_input import UserError
+from study.plan.job import Job
+from study.plan.trials import plan_trials
+from study.record.layout import SCHEMA, StudyFolder, TrialFolder, file_facts, read_json, write_json
 from study.sweep.driver import Driver, Outcome
 
 Act = Callable[[TrialFolder, int], str]

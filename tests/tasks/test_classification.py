@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study.config import RunConfig, TrackingConfig, load_study
-from study.job import Job
-from study.plan import plan_trials
-from study.record.files import TrialFolder, read_metrics
-from study.tasks.training import part_momentum
-from study.train import run_job
+from study.config.schema import RunConfig, TrackingConfig, load_study
+from study.plan.job import Job
+from study.plan.trials import plan_trials
+from study.record.layout import TrialFolder, read_metrics
+from study.tasks.base import part_momentum
+from study.training.trial import run_job
 
 
 def train(folder: Path, *overrides: str) -> TrialFolder:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from study.config import RunConfig, TrackingConfig, load_study
+from study.config.datasets import DATASETS
+from study.config.schema import RunConfig, TrackingConfig, load_study
 from study.data import transforms
-from study.data.catalog import DATASETS
-from study.job import Job
-from study.plan import plan_trials
-from study.record.files import TrialFolder
-from study.train import run_job
+from study.plan.job import Job
+from study.plan.trials import plan_trials
+from study.record.layout import TrialFolder
+from study.training.trial import run_job
 from tests.data.trees import WRITERS
 
 SETTINGS = {

@@ -1,0 +1,171 @@
+"""Which figures belong to which question, the most direct first; none that would be empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
+from study.analysis.records import BACKBONE, StudyRecords, load_study_records
+from study.analysis.report import choice_figures, figures
+from study.record.layout import StudyFolder
+
+# Measures that rank factors, by distance and kind of weights.
+RANKING = {
+    "Jensen-Shannon": {"all weights": "effect", "mean weights": "effect_mean", "variance weights": "effect_var"},
+    "Aitchison": {"all weights": "effect_aitchison"},
+}
+RANKED = {measure for kinds in RANKING.values() for measure in kinds.values()}
+# Other effects are drawn together by how the names of their measures start: a title, and what to know.
+FAMILIES = {
+    "effect_ratio": ("One factor's effect over another's", "Above 1, the first moves the choice further."),
+    "effect_heads": ("How far each factor moves what heads choose, over how far seeds do", ""),
+    "effect_after": ("What transfer leaves of the effects", "Effects after fine-tuning, over how far seeds move."),
+    "transfer": ("How far transfer moves the choice", "Before against after fine-tuning, over how far seeds move."),
+    "share_of_variance": ("Which share of the variance between networks each factor explains",
+                          "Omega squared of a PERMANOVA: 0 for no more than chance explains."),
+    "layer_share": ("Which share of the variance each factor explains, by part of the network", "Omega squared."),
+    "distinctness": ("How distinct layers are", "Distances between layers, over those between replicates of a layer."),
+    "trend": ("Trends of the switch weights", ""),
+    "share_slope": ("How the BN share follows B, and how G x B", ""),
+    "convergence_change": ("How the time in which the choice settles differs", "Paired at equal cell and replicate."),
+    "flips_change": ("How flips of a layer's largest weight differ", "Paired at equal cell and replicate."),
+    "convergence": ("When the choice settles", ""),
+    "flips": ("How often a layer's largest weight changes", ""),
+}  # fmt: skip
+PLAIN = ("convergence", "convergence_epoch", "flips")  # compare nothing
+PUBLISHED = "official"  # the folder that `study.cli.import_published` writes to, if it is not told another
+
+
+def draw_evidence(name: str, records: StudyRecords, answer: Answer) -> Iterator[go.Figure]:
+    """The figures of the question `name`, of a study of any completeness."""
+    measured = [item for item in answer.effects if item.estimate.value is not None]
+    yield from _QUESTIONS[name](records, measured)
+
+
+def draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
+    """What the networks chose that the authors of the SN papers published, where they lie beside the study."""
+    beside = StudyFolder(folder.path.parent / PUBLISHED)
+    if folder.path.name == PUBLISHED or not beside.config.exists():
+        return
+    records = load_study_records(beside)
+    for depth, chosen in finished_choices(records, "depth", "batch_size").groupby("depth"):
+        if records.switch["key"].isin(chosen["key"]).any():
+            figure = choice_figures.weight_maps(records.switch, chosen, "batch_size", f"ResNet-{depth}")
+            figure.layout.title.text = f"What the papers' own networks chose: ResNet-{depth}"
+            figure.layout.title.subtitle.text = f"Read from the files that their authors published ({beside.path})."
+            figure.layout.meta = {**figure.layout.meta, "trials": []}  # those are of another study
+            for trace in figure.data:
+                trace.customdata = [[[-1, *cell[1:]] for cell in row] for row in trace.customdata]
+            yield figure
+
+
+def finished_choices(records: StudyRecords, *axes: str) -> pd.DataFrame:
+    """The finished trials of the reference norm that a figure over these axes may average."""
+    trials = records.plain[records.plain["norm"].eq(records.reference_norm or "")]
+    comparable = records.comparable(trials, *axes)
+    finished: pd.DataFrame = comparable[comparable["state"].eq("done")]
+    return finished
+
+
+def _draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    norms = records.levels("norm")
+    planned = records.comparable(records.plain, "norm", "batch_size")
+    done = planned[planned["state"].eq("done")]
+    starts = ", and between how its networks start" * ("start_rule" in records.study.factors)
+    yield from _draw_forests(records, effects, f"Differences between the switch norm and each other norm{starts}")
+    if done[records.study.metric].notna().any():
+        yield figures.metric_by_norm(done, norms, records.study.metric)
+    if records.curves["key"].isin(done["key"]).any():
+        yield figures.learning_curves(records.curves, done, norms, records.study.metric.replace("test", "val"))
+
+
+def _draw_impacts(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    chosen = finished_choices(records, "depth", "batch_size")
+    chosen = chosen[chosen["key"].isin(records.switch["key"].unique())]
+    yield from _draw_ranking(records, effects)
+    if len(chosen):
+        yield from _draw_choices(records, chosen)
+    yield from _draw_forests(records, effects, "Differences in what networks choose")
+
+
+def _draw_choices(records: StudyRecords, chosen: pd.DataFrame) -> Iterator[go.Figure]:
+    """What layers choose, by depth and B: at the end, and on the way there."""
+    yield choice_figures.share_by_batch(records.switch, chosen, records.study.analysis.confidence)
+    for depth, networks in chosen.groupby("depth"):
+        yield choice_figures.weight_maps(records.switch, networks, "batch_size", f"ResNet-{depth}")
+        triangle = choice_figures.ternary(records.switch, networks, "batch_size", f"ResNet-{depth}")
+        yield from [triangle] if triangle else []
+    yield choice_figures.share_by_epoch(records.switch_epochs, chosen)
+    extremes = chosen[chosen["batch_size"].isin([chosen["batch_size"].min(), chosen["batch_size"].max()])]
+    for depth, networks in extremes.groupby("depth"):
+        yield choice_figures.layers_by_epoch(every_epoch(records, networks), networks, f"ResNet-{depth}")
+
+
+def _draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    chosen = name_settings(finished_choices(records, *APART, *task_factors(records.study), "batch_size"))
+    chosen = chosen[chosen["key"].isin(records.switch["key"].unique())]
+    yield from _draw_ranking(records, effects)
+    if len(chosen):
+        weights = pd.concat([records.switch, records.heads]) if len(records.heads) else records.switch
+        yield choice_figures.share_by_setting(weights, chosen, TOGETHER, records.study.analysis.confidence)
+        yield choice_figures.weight_maps(records.switch, chosen, TOGETHER, "backbones by task")
+        triangle = choice_figures.ternary(records.switch, chosen, TOGETHER, "backbones by task")
+        yield from [triangle] if triangle else []
+    yield from _draw_forests(records, effects, "Differences in what networks choose")
+
+
+def _draw_ranking(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    if ranking := [effect for effect in effects if effect.measure in RANKED]:
+        yield figures.factor_ranking(
+            ranking, RANKING, "How far each factor moves the choice, over how far seeds do",
+            f"Distances between cells that differ in the factor alone, over those between replicates of a cell: at 1, "
+            f"no further than seeds. {_bars(records)}.",
+        )  # fmt: skip
+
+
+def _draw_forests(records: StudyRecords, effects: Sequence[Effect], title: str) -> Iterator[go.Figure]:
+    """A forest for each of the `FAMILIES`; `title` names the one of all other effects that are not ranked."""
+    families: dict[tuple[str, str], list[Effect]] = {}
+    for effect in effects:
+        if effect.measure not in RANKED:
+            families.setdefault(_find_family(effect, title), []).append(effect)
+    for (name, what), members in families.items():
+        points = " (grey points)" if any(effect.per_replicate for effect in members) else ""
+        compared = not any(effect.measure in PLAIN for effect in members)
+        yield figures.forest(members, name, f"{what} {_bars(records)}{points}.".strip(), compared=compared)
+
+
+def _bars(records: StudyRecords) -> str:
+    return f"Bars: {records.study.analysis.confidence * 100:g} % intervals over replicates"
+
+
+def _find_family(effect: Effect, title: str) -> tuple[str, str]:
+    """Title and subtitle of the forest that an effect belongs to."""
+    found = (words for start, words in FAMILIES.items() if effect.measure.startswith(start))
+    return next(found, (title, "Paired at equal cell and replicate."))
+
+
+def every_epoch(records: StudyRecords, trials: pd.DataFrame) -> pd.DataFrame:
+    """Switch weights of backbones at every epoch, with the key of each trial; text is coded."""
+    table = records.weights
+    wanted = pc.and_(
+        pc.is_in(table["trial_id"].cast(pa.string()), pa.array(trials["trial_id"].unique(), pa.string())),
+        pc.equal(table["role"].cast(pa.string()), BACKBONE),
+    )
+    frame = table.filter(wanted).to_pandas()
+    identity = ["trial_id", "replicate"]
+    of_trials: pd.DataFrame = frame.merge(trials[[*identity, "key"]].astype({"replicate": "int32"}), on=identity)
+    return of_trials
+
+
+_QUESTIONS: Mapping[str, Callable[[StudyRecords, Sequence[Effect]], Iterator[go.Figure]]] = {
+    "useful": _draw_useful,
+    "impacts": _draw_impacts,
+    "tasks": _draw_tasks,
+}

@@ -1,0 +1,147 @@
+"""What all figures of the report share: colours, symbols, hover texts, and the trials behind each point.
+
+A title states what is shown, its subtitle what is averaged, what an interval holds and how many trials there are.
+Text and grid lines have no colour here: the page sets them for a light screen, a dark one, or paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from study.analysis.statistics.intervals import Estimate
+
+# Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
+COLOURS = {
+    "in": "#E69F00", "ln": "#009E73", "bn": "#0072B2", "gn": "#CC79A7", "sn": "#D55E00", "ssn": "#56B4E9",
+}  # fmt: skip
+GREY = "#8C8C8C"  # seen on white and on black; controls have it, and differ by symbol and dash
+FAINT = "rgba(140,140,140,0.3)"
+SYMBOLS = (
+    *("circle", "square", "diamond", "triangle-up", "star", "hexagon"),
+    *("cross", "bowtie", "x", "pentagon"),
+)
+DASHES = ("solid", "dot", "dash", "longdash", "dashdot")
+
+
+class TrialGroups:
+    """The trials that a figure's points are made of: groups of rows of the trial table, each held once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, ...], int] = {}
+
+    def number(self, rows: Iterable[int]) -> int:
+        """The number of the group of these rows, with which a point's customdata starts; -1 without a row."""
+        group = tuple(sorted({int(row) for row in rows}))
+        return self._numbers.setdefault(group, len(self._numbers)) if group else -1
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The groups in the order of their numbers."""
+        return [list(group) for group in self._numbers]
+
+    @property
+    def n_trials(self) -> int:
+        """Trials in any group."""
+        return len({row for group in self._numbers for row in group})
+
+
+def panels(
+    heights: Sequence[int], columns: int, *, gap: int = 24, labels: Sequence[str] = (), lift: int = 0, **options: Any
+) -> go.Figure:
+    """An empty grid of panels that share their axes, with rows of these heights in pixels.
+
+    gap: pixels between rows. labels: a title a row, at the left. lift: pixels of room under the titles of columns.
+    """
+    gap, lift = (gap + 18, lift + 18) if labels else (gap, lift)
+    gap = gap if len(heights) > 1 else 0
+    whole = sum(heights) + gap * (len(heights) - 1)
+    shared = {"shared_xaxes": True, "shared_yaxes": True, "horizontal_spacing": 0.04}
+    figure = make_subplots(
+        len(heights), columns, row_heights=list(heights), vertical_spacing=gap / whole, **shared | options
+    )
+    figure.update_annotations(yshift=lift)
+    for row, label in enumerate(labels, start=1):
+        top = figure.get_subplot(row, 1).yaxis.domain[1]
+        figure.add_annotation(
+            text=label, x=0, y=top, xref="paper", yref="paper", xanchor="left", yanchor="bottom", showarrow=False
+        )
+    room = 12 + lift + 18 * ("column_titles" in options)
+    return figure.update_layout(height=whole + room, margin_t=room)
+
+
+def finish(
+    figure: go.Figure, groups: TrialGroups, *, title: str, subtitle: str, alt: str, below: int = 76
+) -> go.Figure:
+    """What all figures share. A legend entry shows once, however many panels have it.
+
+    alt: the main numbers in one or two sentences, for who cannot see the figure. below: pixels under the panels,
+    for ticks, axis title and legend.
+    """
+    seen: set[str] = set()
+    for trace in figure.data:
+        if trace.showlegend is None:
+            trace.showlegend = trace.name is not None and trace.name not in seen
+        if trace.showlegend:
+            seen.add(trace.name)
+    n_trials = groups.n_trials
+    subtitle = f"{subtitle} From {n_trials} trial{'s' if n_trials != 1 else ''}." if n_trials else subtitle
+    axis = {"gridcolor": FAINT, "linecolor": GREY, "zerolinecolor": FAINT, "automargin": True,
+            "title": {"font": {"size": 13}, "standoff": 6}}  # fmt: skip
+    return figure.update_annotations(font_size=13).update_layout(
+        template={"layout": {"xaxis": axis, "yaxis": axis}},
+        title={"text": title, "subtitle": {"text": subtitle}}, height=figure.layout.height + below,
+        meta={"trials": groups.rows, "alt": alt}, margin={"l": 48, "r": 12, "b": 40},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        font={"family": "system-ui, sans-serif", "size": 12}, hoverlabel={"align": "left"},
+    )  # fmt: skip
+
+
+def style(name: str, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Name, colour, symbol and dash. Those in `COLOURS` look the same in every figure of every study."""
+    rank = list(dict.fromkeys([*COLOURS, *names])).index(name)
+    dash = "solid" if name in COLOURS else DASHES[rank % len(DASHES)]
+    colour, symbol = COLOURS.get(name, GREY), SYMBOLS[rank % len(SYMBOLS)]
+    return {
+        "name": name, "legendgroup": name, "legendrank": rank,
+        "marker": {"color": colour, "symbol": symbol, "size": 8},
+        "line": {"color": colour, "width": 2, "dash": dash},
+    }  # fmt: skip
+
+
+def error_bars(estimates: Iterable[Estimate]) -> dict[str, Any]:
+    """Error bars from the value to the interval's ends; none where there is no interval."""
+    items = [(item.value or 0.0, item.low, item.high) for item in estimates]
+    return {
+        "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+        "array": [0 if high is None else round(high - value, 6) for value, _, high in items],
+        "arrayminus": [0 if low is None else round(value - low, 6) for value, low, _ in items],
+    }  # fmt: skip
+
+
+def add_band(
+    figure: go.Figure, rows: pd.DataFrame, value: str, group: int, looks: dict[str, Any], *, row: int, col: int
+) -> None:
+    """Median (line) and range (band) of a value by epoch."""
+    by_epoch = rows.groupby("epoch")[value].agg(["min", "median", "max"]).dropna().round(5)
+    epochs, colour = by_epoch.index.to_list(), looks["marker"]["color"]
+    figure.add_scatter(
+        x=epochs + epochs[::-1], y=[*by_epoch["max"], *by_epoch["min"][::-1]], fill="toself", fillcolor=colour,
+        opacity=0.2, mode="none", hoverinfo="skip", showlegend=False, legendgroup=looks["name"], row=row, col=col,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=epochs, y=by_epoch["median"].to_list(), mode="lines", row=row, col=col, **looks,
+        customdata=[[group, low, high] for low, high in zip(by_epoch["min"], by_epoch["max"], strict=True)],
+        hovertemplate="%{fullData.name}, epoch %{x}: median %{y:.3f}, "
+        "range %{customdata[1]:.3f} to %{customdata[2]:.3f}<extra></extra>",
+    )  # fmt: skip
+
+
+def groups_of(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """Groups by one column (keys) or several (tuples)."""
+    yield from table.groupby(columns[0] if len(columns) == 1 else list(columns), observed=True)

@@ -1,0 +1,115 @@
+"""The report: one self-contained page, the answers as JSON, and all data in tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from study.analysis.questions.answers import Answer
+from study.analysis.questions.impacts import answer_impacts
+from study.analysis.questions.tasks import APART, TOGETHER, answer_tasks, name_settings, task_factors
+from study.analysis.questions.useful import answer_useful
+from study.analysis.records import BACKBONE, StudyRecords, load_study_records
+from study.analysis.report.figure_index import draw_evidence, draw_published, finished_choices
+from study.analysis.report.page import render_page
+from study.analysis.report.tables import write_tables
+from study.record.layout import StudyFolder, write_bytes, write_json
+
+SCHEMA = 1
+QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
+    "useful": answer_useful,
+    "impacts": answer_impacts,
+    "tasks": answer_tasks,
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's records, the answers they give and the figures that show them, each made once, when it is needed.
+
+    Works on any part of a study. Raises `UserError` where there is no study.
+    """
+
+    folder: StudyFolder
+
+    @cached_property
+    def records(self) -> StudyRecords:
+        return load_study_records(self.folder)
+
+    @cached_property
+    def answers(self) -> dict[str, Answer]:
+        """By question."""
+        return answer_questions(self.records)
+
+    @cached_property
+    def evidence(self) -> dict[str, list[go.Figure]]:
+        """The figures of each question."""
+        return {name: list(draw_evidence(name, self.records, answer)) for name, answer in self.answers.items()}
+
+    def write(self) -> Path:
+        """Writes report.html, answers.json, switch_weights.parquet, trials.parquet and tables; returns the page's path.
+
+        `answers.json` depends on the records alone: same records, same bytes.
+        """
+        folder, records = self.folder.report, self.records
+        found = {name: answer.to_json() for name, answer in self.answers.items()}
+        write_json(folder / "answers.json", {"schema": SCHEMA, "study": records.study.name, "questions": found})
+        write_bytes(folder / "trials.parquet", _parquet(_plain_table(records.trials)))
+        write_bytes(folder / "switch_weights.parquet", _parquet(records.weights, store_schema=False))
+        write_tables(folder / "tables", records, self.answers)
+        page, published = folder / "report.html", list(draw_published(self.folder))
+        html = render_page(records, self.answers, self.evidence, published, _choices_by_role(records))
+        write_bytes(page, html.encode())
+        return page
+
+    def export(self) -> list[Path] | str:
+        """Writes the figures as SVG and PDF; returns the files, or why there are none. It takes a browser."""
+        from study.analysis.report.export import export_figures
+
+        figures = [figure for each in self.evidence.values() for figure in each]
+        return export_figures(figures, self.folder.report / "figures")
+
+
+def write_report(folder: StudyFolder) -> Path:
+    """Writes all of a study's report that needs no browser; returns the page's path. Raises `UserError`."""
+    return Report(folder).write()
+
+
+def answer_questions(records: StudyRecords) -> dict[str, Answer]:
+    """The answers that the study asks for, by question."""
+    return {name: QUESTIONS[name](records) for name in records.study.analysis.questions}
+
+
+def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:
+    """What heads chose, beside their backbones: a row a setting and role, with means over layers and finished runs."""
+    if records.heads.empty:
+        return []
+    trials = name_settings(finished_choices(records, *APART, *task_factors(records.study)))
+    weights = pd.concat([records.switch, records.heads]).merge(trials[["key", TOGETHER]], on="key")
+    with_heads = weights[weights["role"].ne(BACKBONE)][TOGETHER].unique()
+    groups = weights[weights[TOGETHER].isin(with_heads)].groupby([TOGETHER, "role"], sort=False)
+    return [
+        {"task": task, "role": role, "runs": group["key"].nunique(),
+         "weights": group.groupby(["statistic", "normalizer"])["weight"].mean().to_dict()}
+        for (task, role), group in groups
+    ]  # fmt: skip
+
+
+def _plain_table(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame.infer_objects(), preserve_index=False)
+
+
+def _parquet(table: pa.Table, store_schema: bool = True) -> bytes:
+    """A table as a file. Without Arrow's own schema in it, coded text is read back as text."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", store_schema=store_schema)
+    return sink.getvalue()

@@ -1,0 +1,85 @@
+"""The report's tables as files: CSV to compute with, LaTeX to print."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from study.analysis.questions.answers import Answer, Effect
+from study.analysis.records import StudyRecords
+from study.analysis.statistics.measures import MEASURES
+from study.record.layout import write_bytes
+
+STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
+_SOMETIMES = ("bootstrap_low", "bootstrap_high", "probability", "p_value")
+_EFFECT_COLUMNS = (
+    *("measure", "rule", "comparison", "estimate", "low", "high", "replicates", "pairs", "pairs_planned", "missing"),
+    *(*_SOMETIMES, "trials"),
+)
+
+
+def write_tables(folder: Path, records: StudyRecords, answers: Mapping[str, Answer]) -> None:
+    """Writes `effects_<question>`, `coverage` and `trials`, each as .csv and as .tex (for LaTeX's booktabs)."""
+    tables = {f"effects_{name}": effects_table(answer.effects) for name, answer in answers.items()}
+    tables |= {"coverage": coverage_table(records), "trials": trials_table(records)}
+    # What a page has room for; the CSV has it all.
+    narrow = ["key", *records.study.factors, "state", records.study.metric, "train_loss", "generalization_gap"]
+    for name, table in tables.items():
+        write_bytes(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        shown = table[narrow] if name == "trials" else table.drop(columns=["rule", "trials"], errors="ignore")
+        write_bytes(folder / f"{name}.tex", to_latex(shown, label=name).encode())
+
+
+def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
+    """A row an effect; columns of what only some questions have stand where it is known of any row."""
+    rows = [
+        {"measure": effect.measure, "rule": MEASURES[effect.measure].rule_name, "comparison": effect.comparison,
+         "estimate": effect.estimate.value, "low": effect.estimate.low, "high": effect.estimate.high,
+         "replicates": effect.estimate.n, "pairs": effect.n_pairs, "pairs_planned": effect.n_pairs_planned,
+         "missing": ", ".join(f"{number} {cause}" for cause, number in effect.missing.items()),
+         "bootstrap_low": effect.bootstrap and effect.bootstrap[0],
+         "bootstrap_high": effect.bootstrap and effect.bootstrap[1],
+         "probability": effect.probability, "p_value": effect.p_value,
+         "trials": " ".join(map(str, effect.trials))}
+        for effect in effects
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=list(_EFFECT_COLUMNS))
+    known: pd.DataFrame = table.drop(columns=[name for name in _SOMETIMES if table[name].isna().all()])
+    return known
+
+
+def coverage_table(records: StudyRecords) -> pd.DataFrame:
+    """A row a cell: its levels, and its replicates by state."""
+    factors = list(records.study.factors)
+    cells = count_states(records.trials, factors)
+    states = [state for state in STATES if any(counts[state] for _, counts in cells)]
+    rows = [[*levels, *(len(counts[state]) for state in states)] for levels, counts in cells]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=[*factors, *states])
+    return table
+
+
+def trials_table(records: StudyRecords) -> pd.DataFrame:
+    """The trial table, with the row numbers that effects name theirs by."""
+    table: pd.DataFrame = records.trials.rename_axis("row").reset_index()
+    return table
+
+
+def count_states(trials: pd.DataFrame, factors: Sequence[str]) -> list[tuple[list[str], defaultdict[str, list[int]]]]:
+    """Every cell with its row numbers by state; a state that it lacks has none."""
+    cells: dict[tuple[str, ...], defaultdict[str, list[int]]] = {}
+    for number, row in enumerate(trials.to_dict("records")):
+        levels = tuple(str(row[factor]) for factor in factors)
+        cells.setdefault(levels, defaultdict(list))[row["state"]].append(number)
+    return [(list(levels), states) for levels, states in cells.items()]
+
+
+def to_latex(table: pd.DataFrame, label: str) -> str:
+    """A table with booktabs' rules over as many pages as it takes, everything in it escaped."""
+    text = table.to_latex(
+        index=False, escape=True, na_rep="", longtable=True, float_format="{:.4g}".format, label=f"tab:{label}",
+        caption=label.replace("_", " "),
+    )  # fmt: skip
+    return f"% Needs \\usepackage{{booktabs,longtable}}.\n{text}"

@@ -1,0 +1,90 @@
+"""How the choice is made in time: when the weights of a layer settle, and how often their largest changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from study.analysis.statistics.intervals import Floats, Numbers
+from study.analysis.statistics.profiles import STATISTICS
+
+SETTLED = 0.05  # total variation distance: so much weight lies with other normalizers than in the end
+TIED = 1e-6  # weights that differ by less are equal: float32 of a softmax
+NUMBERS = ("convergence_epoch", "convergence", "flips")
+
+
+def network_dynamics(weights: pa.Table, role: str) -> pd.DataFrame:
+    """The dynamics of each network, means over its layers of a role: a row a key, a column a (number, statistic).
+
+    weights: the columns of `switch_weights.parquet`, text coded; a trial's rows lie together, in any order. Networks
+    with one recorded epoch have no dynamics.
+    """
+    rows = {key: _network_numbers(*history) for key, history in _histories(weights, role) if len(history[0]) > 1}
+    columns = pd.MultiIndex.from_product([NUMBERS, STATISTICS])
+    values = np.reshape(list(rows.values()), (len(rows), len(columns)))
+    table: pd.DataFrame = pd.DataFrame(values, index=list(rows), columns=columns)
+    return table
+
+
+def settle_epochs(weights: Floats, epochs: Numbers) -> NDArray[np.float64]:
+    """The first epoch from which weights stay within `SETTLED` of the last epoch's, to the end.
+
+    weights: (epoch, ..., normalizer) at the numbers `epochs`, ascending. Distance: total variation. Returns (...).
+    """
+    far = np.abs(weights - weights[-1]).sum(axis=-1) / 2 > SETTLED
+    last_far = np.where(far.any(axis=0), len(far) - 1 - far[::-1].argmax(axis=0), -1)
+    return np.asarray(epochs[last_far + 1], dtype=float)
+
+
+def count_flips(weights: Floats) -> NDArray[np.intp]:
+    """How often the largest weight becomes another. weights: (epoch, ..., normalizer); returns (...).
+
+    An epoch in which several are largest keeps the largest of before: a way through a tie is one flip, a tie and back
+    is none, and neither is the first largest after the even weights of the start.
+    """
+    largest = weights.max(axis=-1, keepdims=True)
+    alone = (weights > largest - TIED).sum(axis=-1) == 1
+    at = np.arange(len(weights)).reshape(-1, *[1] * (alone.ndim - 1))
+    known = np.maximum.accumulate(np.where(alone, at, -1), axis=0)
+    leader = np.take_along_axis(weights.argmax(axis=-1), np.maximum(known, 0), axis=0)
+    return np.asarray(((leader[1:] != leader[:-1]) & (known[:-1] >= 0)).sum(axis=0))
+
+
+def _network_numbers(weights: Floats, epochs: Numbers) -> Floats:
+    """`NUMBERS` by statistic, flat: means over layers."""
+    settled = settle_epochs(weights, epochs)
+    part = (settled - epochs[0]) / (epochs[-1] - epochs[0])
+    return np.asarray(np.mean([settled, part, count_flips(weights)], axis=1).ravel())
+
+
+def _histories(weights: pa.Table, role: str) -> Iterator[tuple[str, tuple[Floats, Numbers]]]:
+    """The weights (epoch, layer, statistic, normalizer) of each trial, by key, and the numbers of its epochs."""
+    names, trial = _coded(weights["trial_id"])
+    replicate, epoch, layer, weight = (
+        weights[name].combine_chunks().to_numpy() for name in ("replicate", "epoch", "layer_index", "weight")
+    )
+    (statistics, statistic), (normalizers, normalizer) = (_coded(weights[name]) for name in ("statistic", "normalizer"))
+    slot = np.array([STATISTICS.index(name) for name in statistics], np.intp)
+    kept = pc.equal(weights["role"].cast(pa.string()), role).to_numpy()
+    starts = np.flatnonzero((np.diff(trial, prepend=-1) != 0) | (np.diff(replicate, prepend=-1) != 0))
+    for start, end in pairwise([*starts, len(trial)]):
+        rows = np.arange(start, end)[kept[start:end]]
+        if not rows.size:
+            continue
+        epochs, epoch_at = np.unique(epoch[rows], return_inverse=True)
+        layers, layer_at = np.unique(layer[rows], return_inverse=True)
+        history = np.zeros((len(epochs), len(layers), len(STATISTICS), len(normalizers)))
+        history[epoch_at, layer_at, slot[statistic[rows]], normalizer[rows]] = weight[rows]
+        yield f"{names[trial[start]]}-r{replicate[start]}", (history, epochs)
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int32]]:
+    """The words of a coded column, and the number of each row's."""
+    coded = column.combine_chunks()
+    return coded.dictionary.to_pylist(), coded.indices.to_numpy()

@@ -1,0 +1,174 @@
+"""Which share of the differences between networks each factor explains: PERMANOVA, in a complete block.
+
+Anderson (2001) and McArdle & Anderson (2001): sums of squares need no coordinates, squared distances between all
+networks will do. Each factor's are marginal, what it adds to all others and the replicate (type II): in a study of
+blocks, too, where factors are not crossed with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.statistics.intervals import Estimate, Floats, Numbers, cell_numbers, jackknife
+
+PERMUTATIONS = 999
+REPLICATE, RESIDUAL = "replicate", "residual"
+
+
+def variance_shares(products: Floats, cells: pd.DataFrame, confidence: float) -> dict[str, Estimate]:
+    """The share of the variance between networks of each factor, of the replicate, and of the residual.
+
+    products: inner products of networks, (cell, replicate, cell, replicate), from any origin: of coordinates, or
+    squared distances times -1/2. cells: a row a cell, a column a factor; at least two replicates.
+    The share of a factor is omega squared: what it explains beyond what chance does, from 0 to 1. The residual holds
+    what factors do together, and seeds beyond what cells of one replicate share. In a study of blocks shares need not
+    sum to 1. What varies in the interval: the replicate (jackknife, Student t); the shares of the replicate and
+    the residual are about replicates themselves, of which a study has too few for an interval.
+    """
+    n, model = products.shape[1], _Model.of(cells)
+
+    @cache
+    def shares(keep: tuple[int, ...]) -> dict[str, float]:
+        return _omega_squared(products[:, list(keep)][:, :, :, list(keep)], model)
+
+    def estimate(name: str) -> Estimate:
+        return jackknife(lambda keep: shares(tuple(keep.tolist())).get(name, float("nan")), n, confidence)
+
+    whole = shares(tuple(range(n)))
+    known = {name: value for name, value in whole.items() if np.isfinite(value)}
+    return {
+        name: _bound(estimate(name) if name in model.others else Estimate(value=value, n=n))
+        for name, value in known.items()
+    }
+
+
+def sums_of_squares(products: Floats, cells: pd.DataFrame) -> tuple[dict[str, float], dict[str, int]]:
+    """Marginal sums of squares of every factor, the replicate and the residual, and their degrees of freedom."""
+    return _partition(products, _Model.of(cells))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """What levels say about cells: orthonormal bases (cell, dimension) of all factors, and of all others than each."""
+
+    everything: Floats
+    others: Mapping[str, Floats]
+
+    @classmethod
+    def of(cls, cells: pd.DataFrame) -> _Model:
+        indicators = _indicators(cells)
+        others = {name: _basis([columns for other, columns in indicators.items() if other != name], len(cells))
+                  for name in indicators}  # fmt: skip
+        return cls(everything=_basis(list(indicators.values()), len(cells)), others=others)
+
+
+def _partition(products: Floats, model: _Model) -> tuple[dict[str, float], dict[str, int]]:
+    n_cells, n = products.shape[:2]
+    # In a complete block all that factors say is in the means over replicates, and the other way round.
+    of_cells, of_replicates = n * products.mean(axis=(1, 3)), n_cells * products.mean(axis=(0, 2))
+    total = np.einsum("crcr->", products) - products.sum() / (n_cells * n)
+    explained, dimensions = _explained(of_cells, model.everything), model.everything.shape[1]
+    squares = {name: explained - _explained(of_cells, basis) for name, basis in model.others.items()}
+    degrees = {name: dimensions - basis.shape[1] for name, basis in model.others.items()}
+    squares[REPLICATE] = float(np.trace(of_replicates) - of_replicates.sum() / n)
+    degrees[REPLICATE] = n - 1
+    squares[RESIDUAL] = float(total - explained - squares[REPLICATE])
+    degrees[RESIDUAL] = (n_cells * n - 1) - dimensions - (n - 1)
+    return squares, degrees
+
+
+def _omega_squared(products: Floats, model: _Model) -> dict[str, float]:
+    """The share of every term; none where nothing varies, or nothing is left to compare with."""
+    squares, degrees = _partition(products, model)
+    n_networks = products.shape[0] * products.shape[1]
+    total = float(np.einsum("crcr->", products) - products.sum() / n_networks)
+    if degrees[RESIDUAL] < 1 or products.shape[1] < 2 or total <= 1e-18:
+        return {}
+    chance = squares[RESIDUAL] / degrees[RESIDUAL]  # what a degree of freedom explains without an effect
+    # Of the residual all networks', so that shares of crossed factors sum to 1.
+    explained = {name: squares[name] - degrees[name] * chance for name in squares} | {RESIDUAL: n_networks * chance}
+    return {name: value / (total + chance) for name, value in explained.items()}
+
+
+def permutation_p_value(
+    products: Floats, cells: pd.DataFrame, factor: str, random: np.random.Generator, permutations: int = PERMUTATIONS
+) -> float:
+    """The p value of a factor that makes no difference to any network: how often chance explains as much.
+
+    Levels of the factor change places between networks that agree in all other factors and in the replicate: without
+    an effect those have the same distribution, seeds in common included. A small block has few permutations: two cells
+    and three replicates have eight, of which half explain the same, and no p value below 1 / 4.
+    """
+    n_cells, n = products.shape[:2]
+    networks = (
+        cells.loc[cells.index.repeat(n)].reset_index(drop=True).assign(**{REPLICATE: np.tile(np.arange(n), n_cells)})
+    )
+    indicators = _indicators(networks)
+    labels = indicators.pop(factor).argmax(axis=1)
+    mean = np.full((len(networks), 1), len(networks) ** -0.5)
+    fixed = np.column_stack([mean, _basis(list(indicators.values()), len(networks))])
+    left = np.eye(len(networks)) - fixed @ fixed.T
+    inner = left @ products.reshape(len(networks), -1) @ left
+
+    strata = cell_numbers(networks, list(indicators)).to_numpy()
+    dealt = _permute_within(strata, labels, random, permutations)
+    explained = _explained_by_each(inner, left, (dealt[..., None] == np.unique(labels)).astype(float))
+    return float(np.mean(explained >= explained[0] * (1 - 1e-9)))  # the first is as observed, and counts
+
+
+def _permute_within(strata: Numbers, labels: Numbers, random: np.random.Generator, permutations: int) -> Numbers:
+    """Labels as they are, and then dealt anew within strata: (1 + permutation, network)."""
+    order = np.argsort(strata + random.random((permutations, strata.size)), axis=1)
+    dealt = np.tile(labels, (1 + permutations, 1))
+    dealt[1:, np.argsort(strata, kind="stable")] = labels[order]
+    return dealt
+
+
+def _explained_by_each(inner: Floats, left: Floats, indicators: Floats) -> Floats:
+    """The sum of squares that each set of indicators, (set, network, level), explains of what others leave."""
+    permutations, networks, levels = indicators.shape
+    flat = indicators.swapaxes(0, 1).reshape(networks, -1)
+    squares, norms = (
+        indicators.swapaxes(1, 2) @ (matrix @ flat).reshape(networks, permutations, levels).swapaxes(0, 1)
+        for matrix in (inner, left)
+    )
+    return np.asarray(np.einsum("pij,pji->p", np.linalg.pinv(norms, rcond=1e-9, hermitian=True), squares))
+
+
+def _explained(products: Floats, basis: Floats) -> float:
+    return float(np.einsum("cd,ce,ed->", basis, products, basis, optimize=True))
+
+
+def _basis(indicators: Sequence[Floats], rows: int) -> Floats:
+    """An orthonormal basis, (row, dimension), of what factors say about rows beyond their mean."""
+    columns = np.column_stack([np.zeros(rows), *indicators])
+    left, size, _ = np.linalg.svd(columns - columns.mean(axis=0), full_matrices=False)
+    return np.asarray(left[:, size > 1e-9 * max(1.0, size.max())], dtype=float)
+
+
+def _indicators(frame: pd.DataFrame) -> dict[str, Floats]:
+    """Of each column that varies, (row, level): 1 where the row has the level."""
+    codes = {str(name): cell_numbers(frame, [str(name)]).to_numpy() for name in frame}
+    return {
+        name: (code[:, None] == np.unique(code)).astype(float)
+        for name, code in codes.items()
+        if np.unique(code).size > 1
+    }
+
+
+def varied(cells: pd.DataFrame) -> list[str]:
+    """The columns with more than one level."""
+    return list(_indicators(cells))
+
+
+def _bound(share: Estimate) -> Estimate:
+    """A share lies between 0 and 1: chance alone may put its estimate a little outside."""
+    value, low, high = (
+        None if end is None else min(max(end, 0.0), 1.0) for end in (share.value, share.low, share.high)
+    )
+    return Estimate(value=value, low=low, high=high, n=share.n)

@@ -1,0 +1,207 @@
+"""What networks chose, as profiles over relative depth, and how far apart profiles are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import jensenshannon
+
+from study.analysis.statistics.intervals import Estimate, Floats, Numbers, cell_numbers, jackknife_ratio
+from study.norms.names import NORMALIZERS
+
+STATISTICS = ("mean", "var")
+DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
+FLOOR = 0.01  # a weight has a logarithm from here on: one below, down to the zeros of sparse norms, counts as this
+
+NOTHING = (
+    1e-18  # a squared distance: seeds that move nothing (fixed or untrained weights) leave nothing to compare with
+)
+
+ByDepth = Callable[[Floats, Floats], Floats]
+CellPairs = list[list[tuple[int, int]]]
+
+
+def depth_profiles(switch: pd.DataFrame) -> dict[str, Floats]:
+    """What every network chose, by key and relative depth: arrays (statistic, depth of `DEPTH_GRID`, normalizer).
+
+    `switch` has the rows of one epoch and one role of each trial: key, depth_fraction (within the role), statistic,
+    normalizer, weight. Layers at equal depth are averaged; a normalizer outside the pool has weight 0; weights sum to 1
+    over normalizers.
+    """
+    if switch.empty:
+        return {}
+    # All networks in one table: a table a network takes longer to make than to fill.
+    by = ["key", "depth_fraction", "statistic", "normalizer"]
+    wanted = pd.MultiIndex.from_product([STATISTICS, NORMALIZERS])
+    table = switch.groupby(by, observed=True)["weight"].mean().unstack(["statistic", "normalizer"])
+    table = table.reindex(columns=wanted).fillna(0.0).sort_index()
+    keys, depths = (table.index.get_level_values(level) for level in ("key", "depth_fraction"))
+    networks, starts = np.unique(keys.to_numpy(dtype=str), return_index=True)
+    parts = (np.split(values, starts[1:]) for values in (depths.to_numpy(dtype=float), table.to_numpy(dtype=float)))
+    return {str(key): _profile(*part) for key, *part in zip(networks, *parts, strict=True)}
+
+
+def _profile(depths: Floats, weights: Floats) -> Floats:
+    """Weights (layer, statistic and normalizer) of one network, interpolated to `DEPTH_GRID`."""
+    columns = [np.interp(DEPTH_GRID, depths, column) for column in weights.T]
+    profile = np.stack(columns).reshape(len(STATISTICS), len(NORMALIZERS), DEPTH_GRID.size).swapaxes(1, 2)
+    return np.asarray(profile / profile.sum(axis=-1, keepdims=True), dtype=float)
+
+
+# ------------------------------------------------------------------------------------------------- distances
+
+
+def profile_divergence(first: Floats, second: Floats) -> Floats:
+    """Jensen-Shannon divergence (base 2, from 0 to 1) of profiles (..., statistic, depth, normalizer).
+
+    Averaged over depth; returns (..., statistic). Leading axes are broadcast. It is a squared distance in a Hilbert
+    space (Fuglede and Topsoe, 2004): between two sets of networks its mean is the mean within them, and the squared
+    distance of their centres on top. Sets that differ in their spread alone lie no further apart than they are wide;
+    with distances that are not squared, they would.
+    """
+    return np.asarray((jensen_shannon(first, second) ** 2).mean(axis=-1), dtype=float)
+
+
+def jensen_shannon(first: Floats, second: Floats) -> Floats:
+    """The Jensen-Shannon distance of weights (..., normalizer), at each depth of each statistic."""
+    first, second = np.broadcast_arrays(first, second)
+    with np.errstate(invalid="ignore"):  # equal profiles may round to the root of a tiny negative number
+        distance = np.asarray(jensenshannon(first, second, base=2, axis=-1), dtype=float)
+    return np.asarray(np.nan_to_num(distance), dtype=float)
+
+
+def euclidean(first: Floats, second: Floats) -> Floats:
+    """The Euclidean distance of coordinates (..., normalizer): that of Aitchison, where they are `log_ratios`."""
+    return np.asarray(np.linalg.norm(first - second, axis=-1), dtype=float)
+
+
+def log_ratios(profiles: Floats) -> Floats:
+    """Centred log-ratios (..., member) of weights (..., normalizer): of the members that any of these networks has.
+
+    Their Euclidean distance is that of Aitchison (1986), and of ilr coordinates. A weight below `FLOOR` is replaced by
+    it and the others shrink in proportion (multiplicative replacement: Martin-Fernandez et al., 2003).
+    """
+    if not profiles.size:
+        return profiles
+    members = (profiles > 0).any(axis=tuple(range(profiles.ndim - 1)))
+    weights = profiles[..., members]
+    low = weights < FLOOR
+    high = np.where(low, 0.0, weights)
+    shrunk = high * (1 - FLOOR * low.sum(axis=-1, keepdims=True)) / high.sum(axis=-1, keepdims=True)
+    logs = np.log(np.where(low, FLOOR, shrunk))
+    return np.asarray(logs - logs.mean(axis=-1, keepdims=True), dtype=float)
+
+
+def squared_distances(profiles: Floats, by_depth: ByDepth = jensen_shannon) -> Floats:
+    """Between every two networks, the mean over depth of their squared distance.
+
+    `profiles` is (cell, replicate, statistic, depth, normalizer); (cell, replicate, cell, replicate, statistic) comes.
+    """
+    networks = profiles.reshape(profiles.shape[0] * profiles.shape[1], *profiles.shape[2:])
+    table = np.zeros((len(networks), len(networks), profiles.shape[2]))
+    for row, network in enumerate(networks):
+        table[row, row:] = table[row:, row] = (by_depth(network, networks[row:]) ** 2).mean(axis=-1)
+    return table.reshape(*profiles.shape[:2], *profiles.shape[:2], profiles.shape[2])
+
+
+# ---------------------------------------------------------------------------------------------- factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorDistances:
+    """Squared distances between replicates r and s, arrays (replicate, replicate, statistic), averaged over cells.
+
+    `between`: two cells that differ in the factor alone; `within`: one cell with itself, over the same cells.
+    """
+
+    between: Floats
+    within: Floats
+
+
+def comparable_pairs(cells: pd.DataFrame, factor: str) -> CellPairs:
+    """Pairs of cells, by row number, that differ in the factor alone; grouped by where they agree in all others.
+
+    `cells` has a row a cell and a column a factor.
+    """
+    numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
+    levels = cells[factor].tolist()
+    groups = (combinations(np.flatnonzero(numbers == number).tolist(), 2) for number in np.unique(numbers))
+    pairs = ([(a, b) for a, b in group if levels[a] != levels[b]] for group in groups)
+    return [group for group in pairs if group]
+
+
+def count_cell_pairs(cells: pd.DataFrame, factor: str) -> int:
+    """Pairs of cells that differ in the factor alone."""
+    return sum(map(len, comparable_pairs(cells, factor)))
+
+
+def factor_distances(squared: Floats, pairs: CellPairs) -> FactorDistances:
+    """Squared distances that a factor's levels make and those that seeds make, over the same cells.
+
+    `squared` are `squared_distances`, `pairs` those of `comparable_pairs`; each group counts equally.
+    Raises `ValueError` without any pair.
+    """
+    if not pairs:
+        raise ValueError("pairs: no two cells differ in the factor alone")
+    between, within = [], []
+    for group in pairs:
+        first, second = np.array(group).T
+        members = np.unique([first, second])
+        between.append(squared[first, :, second].mean(axis=0))
+        within.append(squared[members, :, members].mean(axis=0))
+    return FactorDistances(between=np.mean(between, axis=0), within=np.mean(within, axis=0))
+
+
+def factor_effect(distances: FactorDistances, confidence: float, statistic: str | None = None) -> Estimate:
+    """How far a factor moves the choice over how far seeds alone move it: D_factor / D_seed, 1 for no effect.
+
+    Root mean squares, of distances between different replicates: at equal replicate, cells share their seeds and lie
+    closer than seeds would put them. `statistic` takes the mean or the variance weights alone.
+    What varies in the interval: the replicate (jackknife of the log ratio, Student t; at least 3 replicates).
+    It is wide rather than narrow: without an effect, fewer than 5 % of 95 % intervals miss 1.
+    """
+    return jackknife_ratio(lambda keep: _log_ratio(distances, keep, statistic), len(distances.between), confidence)
+
+
+def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: float) -> Estimate:
+    """The ratio of two factors' effects: above 1 where the first moves the choice further than the second.
+
+    Both need the same replicates in the same order. What varies in the interval: as in `factor_effect`.
+    """
+    return jackknife_ratio(
+        lambda keep: _log_ratio(strong, keep) - _log_ratio(weak, keep), len(strong.between), confidence
+    )
+
+
+def transfer_distance(before: Floats, after: Floats, confidence: float) -> Estimate:
+    """How far profiles move from before to after, over how far replicates lie apart before (root mean squares).
+
+    Both arrays are (cell, replicate, statistic, depth, normalizer). At 0 all is kept; at 1 networks lie as far from
+    what they were as from a network of another seed. What varies in the interval: the replicate (jackknife of the
+    log ratio, Student t).
+    """
+    moved = profile_divergence(before, after).mean(axis=(0, 2))
+    seeds = profile_divergence(before[:, :, None], before[:, None]).mean(axis=(0, 3))
+
+    def log_ratio(keep: Numbers) -> float:
+        apart = seeds[np.ix_(keep, keep)][~np.eye(keep.size, dtype=bool)]
+        defined = keep.size > 1 and apart.mean() > NOTHING and moved[keep].mean() > 0
+        return float(np.log(moved[keep].mean() / apart.mean()) / 2) if defined else float("nan")
+
+    return jackknife_ratio(log_ratio, moved.size, confidence)
+
+
+def _log_ratio(distances: FactorDistances, keep: Numbers, statistic: str | None = None) -> float:
+    """Log of D_factor / D_seed over the replicates `keep`; NaN where it is not defined."""
+    if keep.size < 2:
+        return float("nan")
+    chosen = slice(None) if statistic is None else STATISTICS.index(statistic)
+    different = ~np.eye(keep.size, dtype=bool)
+    between, within = (
+        table[np.ix_(keep, keep)][different][:, chosen].mean() for table in (distances.between, distances.within)
+    )
+    return float(np.log(between / within) / 2) if between > 0 and within > NOTHING else float("nan")

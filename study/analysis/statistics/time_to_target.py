@@ -1,0 +1,57 @@
+"""How soon networks learn: epochs until the validation score first reaches a target that is fair to both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.statistics.intervals import Floats, cell_numbers
+
+TARGET = 0.95  # of the lower of two levels' mean last scores: what both can be asked for, and reach before the end
+
+
+def epochs_to_target(
+    trials: pd.DataFrame,
+    curves: pd.DataFrame,
+    *,
+    factors: Sequence[str],
+    factor: str,
+    levels: Sequence[object],
+    metric: str,
+) -> pd.DataFrame:
+    """Epochs of training until `metric` first reaches its target: columns `epochs_to_target` and `censored`.
+
+    The target of a cell (its levels of all other factors) is `TARGET` times the lower of the two levels' mean scores
+    after the last epoch, over finished runs: it treats both sides alike, and no third level moves it. Between two
+    evaluations the score counts as a line; a target that the first evaluation finds reached is reached there. A run
+    that never reaches it counts as its last epoch + 1 and is `censored`: it takes that long at least, so a difference
+    to one that does reach it is too small rather than too large. What has no curve, or another level, has NaN.
+
+    `curves` has key, epoch, name and value; the index is that of `trials`.
+    """
+    compared = trials[trials["state"].eq("done") & np.array([level in levels for level in trials[factor]], dtype=bool)]
+    values = curves[curves["name"].eq(metric) & curves["key"].isin(compared["key"])].dropna().sort_values("epoch")
+    scores = {str(key): (part["epoch"].to_numpy(float), part["value"].to_numpy(float))
+              for key, part in values.groupby("key")}  # fmt: skip
+    compared = compared[compared["key"].isin(list(scores))]
+    cells = cell_numbers(compared, [name for name in factors if name != factor])
+    last = pd.Series([scores[key][1][-1] for key in compared["key"]], index=compared.index, dtype=float)
+    means = last.groupby([cells, compared[factor].map(repr)]).mean().groupby(level=0).min()
+    found = {
+        row: _first_at(*scores[key], TARGET * means[cell])
+        for row, key, cell in zip(compared.index, compared["key"], cells, strict=True)
+    }
+    table = pd.DataFrame.from_dict(found, orient="index", columns=["epochs_to_target", "censored"])
+    times: pd.DataFrame = table.reindex(trials.index).astype(float)
+    return times
+
+
+def _first_at(epochs: Floats, scores: Floats, target: float) -> tuple[float, bool]:
+    """When a curve first reaches the target, and whether it never does."""
+    reached = np.flatnonzero(scores >= target)
+    if not reached.size:
+        return float(epochs[-1] + 1), True
+    at = slice(max(reached[0] - 1, 0), reached[0] + 1)  # the evaluations before and after
+    return float(np.interp(target, scores[at], epochs[at])), False

@@ -1,0 +1,99 @@
+"""Trends of the choice: rules for how switch weights run with depth, with receptive field, with B and with G x B."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from study.analysis.statistics.intervals import Floats, adjust_holm, cell_numbers, mean_p_value, replicate_interval
+from study.analysis.statistics.profiles import STATISTICS
+
+Axis = Literal["B", "G x B"]
+AXES: tuple[Axis, Axis] = ("B", "G x B")
+
+
+def network_means(switch: pd.DataFrame) -> pd.DataFrame:
+    """The switch weights of each network (key), means over its layers: a column a (statistic, normalizer)."""
+    means = switch.groupby(["key", "statistic", "normalizer"], observed=True)["weight"].mean()
+    table: pd.DataFrame = means.astype(float).unstack(["statistic", "normalizer"])
+    return table
+
+
+def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
+    """BN's part of each network's switch weights, a mean over layers: of both statistics, of each."""
+    shares = network_means(switch[switch["normalizer"].eq("bn")]).droplevel("normalizer", axis=1)
+    shares = shares.reindex(columns=list(STATISTICS)).add_prefix("bn_share_")
+    table: pd.DataFrame = shares.assign(bn_share=shares.mean(axis=1))[["bn_share", *shares]]
+    return table
+
+
+def rank_trends(switch: pd.DataFrame, place: str, value: str = "weight") -> pd.DataFrame:
+    """Spearman's rank correlation of a column with a place in the network, over its layers.
+
+    A row a network (key), a column a (statistic, normalizer). Layers without a place are left out, and so are networks
+    with fewer than 3 of them, or all at one place. A value that is the same in every layer has no trend: 0.
+    """
+    known = switch[switch[place].notna()]
+    networks = known.groupby(["key", "statistic", "normalizer"], observed=True)
+    number = networks.ngroup()
+    ranks = known[[place, value]].astype(float).groupby(number).rank()
+    centred = ranks - ranks.groupby(number).transform("mean")
+    x, y = centred[place], centred[value]
+    products = pd.DataFrame({"xy": x * y, "xx": x * x, "yy": y * y, "layers": 1})
+    sums = products.groupby(number).sum().set_axis(networks.size().index)
+    trend = (sums["xy"] / np.sqrt(sums["xx"] * sums["yy"])).where(sums["yy"] > 0, 0.0)
+    table: pd.DataFrame = trend[(sums["layers"] >= 3) & (sums["xx"] > 0)].unstack(["statistic", "normalizer"])
+    return table
+
+
+def batch_trends(values: Floats, levels: Floats) -> tuple[Floats, list[float | None]]:
+    """What a doubling of B changes, and the p values of a monotone trend: one for each number.
+
+    values: (replicate, level, number), means over cells that agree in all but B. Returns least-squares slopes on
+    log2 B, (replicate, number), and p values adjusted by Holm: of Page's test, both ways, with replicates as blocks; of
+    a paired t test where there are two levels. None where there is one replicate.
+    """
+    doublings = np.log2(levels)
+    doublings = doublings - doublings.mean()
+    slopes = np.einsum("l,rln->rn", doublings, values) / np.sum(doublings**2)
+    if len(levels) < 3 or len(values) < 2:
+        return slopes, adjust_holm([mean_p_value(column) for column in slopes.T])
+    return slopes, adjust_holm([page_p_value(values[:, :, number]) for number in range(values.shape[2])])
+
+
+def page_p_value(values: Floats) -> float:
+    """Page's test of a trend over the columns of (block, level), 3 levels or more: rising or falling, two-sided."""
+    rising, falling = (stats.page_trend_test(table).pvalue for table in (values, values[:, ::-1]))
+    return float(min(1.0, 2 * min(rising, falling)))
+
+
+def axis_slopes(cells: pd.DataFrame, others: Sequence[str], values: Floats) -> Floats | None:
+    """Least squares of values (cell, replicate) on log2 B and log2 G x B, in each replicate: (axis, replicate).
+
+    Cells are compared where they agree in `others`. None where the two axes cannot be told apart.
+    """
+    axes = np.log2(cells[["statistics_batch", "gradient_batch"]].to_numpy(dtype=float))
+    groups = cell_numbers(cells, others).to_numpy()
+    centred, target = axes.copy(), np.array(values, dtype=float)
+    for group in np.unique(groups):
+        centred[groups == group] -= axes[groups == group].mean(axis=0)
+        target[groups == group] -= values[groups == group].mean(axis=0)
+    if np.linalg.matrix_rank(centred, tol=1e-6) < 2:
+        return None
+    return np.asarray(np.linalg.lstsq(centred, target, rcond=None)[0], dtype=float)
+
+
+def leading_axis(slopes: Mapping[Axis, Floats], confidence: float) -> Axis | None:
+    """The axis that the BN share follows more than the other; None where intervals do not tell.
+
+    Its slope lies on one side of 0, and so does it minus, and plus, the other's: that is smaller, whatever its sign.
+    """
+    for axis, other in (AXES, AXES[::-1]):
+        lead = slopes[axis] * np.sign(slopes[axis].mean())
+        if all(replicate_interval(lead + part * slopes[other], confidence).above(0) for part in (-1, 0, 1)):
+            return axis
+    return None

@@ -1,0 +1,142 @@
+"""`python -m study.cli.import_published 8,32=FILE ...`: published networks as a study, for `report` to draw.
+
+A file says what its network is and what its layers chose; the reader says at which (G, B) it was trained. Recipe,
+accuracy and seeds are in no file: metrics are null, and the record says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.config.schema import StudyConfig, study_from_dict
+from study.config.yaml_input import Parser, UserError
+from study.models import trace_geometry
+from study.norms.official import OfficialResNet, load_official
+from study.plan.trials import PlannedTrial, plan_trial
+from study.record.environment import describe_environment
+from study.record.layout import StudyFolder, file_facts, write_bytes, write_json, write_result, write_yaml
+from study.record.switch_weights import parquet_bytes, snapshot
+from study.sweep.study_file import planned_study, write_study
+
+UNKNOWN = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "fit_accuracy", "fit_loss", "test_accuracy",
+           "test_loss", "generalization_gap")  # fmt: skip
+NOTE = "a published network: of config, what is not in levels is unknown, as are its seeds; epoch 0 is its last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published file, the network in it, and the factor levels of its cell."""
+
+    path: Path
+    network: OfficialResNet
+    levels: dict[str, Any]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the study folder. UserError for bad input."""
+    parser = Parser(prog="python -m study.cli.import_published", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("files", metavar="G,B=FILE", nargs="+", help="devices, samples a device, and a published file")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/official"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    command = shlex.join(["python", "-m", "study.cli.import_published", *arguments])
+    folder = StudyFolder(options.out)
+    import_networks([_read(argument) for argument in options.files], folder, command)
+    print(f"{folder.path}; python run_study.py report --study {folder.path.name} --out {folder.path.parent}")
+    return 0
+
+
+def import_networks(networks: Sequence[Published], folder: StudyFolder, command: str) -> None:
+    """Writes a study whose grid holds the networks, and a finished trial for each.
+
+    UserError for networks that the grid cannot tell apart, or a folder that holds another study.
+    """
+    study = _plan_study(networks, folder.path.name)
+    if planned_study(folder) not in (None, study):
+        raise UserError(f"{folder.config}: planned with other networks; choose another folder with --out, or remove it")
+    cells = [_plan_cell(study, published) for published in networks]
+    environment = {**describe_environment(command), "device": "the authors' devices"}
+    write_study(study, folder, environment)
+    for trial, published in zip(cells, networks, strict=True):
+        _write_record(folder, trial, published, study.name, environment)
+
+
+def _read(argument: str) -> Published:
+    found = re.fullmatch(r"(\d+),(\d+)=(.+)", argument)
+    if found is None:
+        raise UserError(f"{argument}: expected G,B=FILE: devices, samples a device, and a published file")
+    chunks, batch_size, path = int(found[1]), int(found[2]), Path(found[3])
+    try:
+        network = load_official(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    levels = {"norm": network.kind, "depth": network.depth, "chunks": chunks, "batch_size": batch_size}
+    return Published(path=path, network=network, levels=levels)
+
+
+def _plan_study(networks: Sequence[Published], name: str) -> StudyConfig:
+    for index, published in enumerate(networks):
+        for before in networks[:index]:
+            if published.network.version != before.network.version:
+                raise UserError(f"{published.path}: its blocks are not of the version of {before.path}; one a study")
+            if published.levels == before.levels:
+                raise UserError(f"{published.path}: {before.path} has the same norm, depth and (G, B); one a study")
+    version = networks[0].network.version
+    return study_from_dict({
+        "name": name, "scale": "published", "replicates": 1,
+        "title": f"Published SN networks, ResNet v{version}",
+        "question": "What did the layers of the papers' own networks choose?",
+        "base": {"dataset": "imagenet", "augmentation": "random_resized_crop", "dropout": 0.5, "correction": 1},
+        "factors": {factor: sorted({published.levels[factor] for published in networks})
+                    for factor in networks[0].levels},
+        "analysis": {"questions": ["impacts"]},
+    }, "published networks")  # fmt: skip
+
+
+def _plan_cell(study: StudyConfig, published: Published) -> PlannedTrial:
+    trial = plan_trial(study, published.levels, 0)
+    if trial.pool != published.network.pool:
+        raise UserError(
+            f"{published.path}: its layers choose from {','.join(published.network.pool)}; at B = "
+            f"{trial.statistics_batch} that would be {','.join(trial.pool)}"
+        )
+    return trial
+
+
+def _write_record(
+    folder: StudyFolder, trial: PlannedTrial, published: Published, study: str, environment: dict[str, Any]
+) -> None:
+    record, network = folder.trial(trial.trial_id, trial.replicate), published.network
+    layers = trace_geometry(network)
+    description = {
+        "trial_id": trial.trial_id, "replicate": trial.replicate, "study": study, "levels": trial.levels,
+        "config": trial.config.model_dump(mode="json"), "statistics_batch": trial.statistics_batch,
+        "gradient_batch": trial.gradient_batch, "device_batch": trial.config.batch_size, "pool": list(trial.pool),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()), "norm_layers": len(layers),
+        "source": {"file": str(published.path), "version": network.version, **(file_facts(published.path) or {})},
+        "command": environment["command"],
+    }  # fmt: skip
+    history = snapshot(network, layers)[None].numpy()
+    write_yaml(record.trial, description)
+    write_json(record.environment, environment)
+    write_bytes(record.metrics, b"")
+    write_bytes(record.switch_weights, parquet_bytes(history, [0], layers, trial.pool, trial.trial_id, trial.replicate))
+    write_result(record, description, {
+        "status": "done", "reason": None, "epochs": 0, "steps": 0, "seconds": None, "attempts": 0,
+        "metrics": dict.fromkeys(UNKNOWN), "notes": [NOTE],
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.analysis.questions.answers import Answer, show_estimate, show_number
+from study.analysis.questions.impacts import answer_impacts
+from study.analysis.questions.useful import answer_useful
+from study.analysis.records import StudyRecords, load_study_records
+from study.analysis.statistics.intervals import Estimate
+from study.plan.trials import PlannedTrial
+from study.record.layout import StudyFolder
+from tests.analysis.conftest import GRID, Truth, build_study, write_study
+
+Build = Callable[..., StudyRecords]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    def write(
+        truth: Truth, replicates: int = 5, only: Any = None, diverged: Any = None, **factors: Any
+    ) -> StudyRecords:
+        study = build_study(replicates=replicates, **factors)
+        return load_study_records(
+            write_study(tmp_path, study, truth, only=only or (lambda _: True), diverged=diverged or (lambda _: False))
+        )
+
+    return write
+
+
+def _gain(**gains: float) -> Truth:
+    """Accuracy of each norm above 0.9; so little noise that any gain shows."""
+    return Truth(accuracy=lambda trial: 0.9 + gains.get(trial.config.norm.replace("-", "_"), 0.0), accuracy_noise=1e-3)
+
+
+NORMS = {"norm": ["sn", "bn"], "batch_size": [2, 16]}
+
+# ------------------------------------------------------------------------------------------------ useful
+
+
+def test_a_planted_gain_is_supported(planted: StudyFolder) -> None:
+    answer = answer_useful(load_study_records(planted))
+    assert answer.verdict == "supported"
+    effect = answer.effects[0]
+    assert (effect.measure, effect.comparison, effect.estimate.n) == ("val_accuracy", "sn - bn", 4)
+    assert effect.estimate.above(0.02)
+    assert effect.estimate.below(0.04)
+    assert (
+        "minus that of the other: +0.028 (95 % interval 0.026 to 0.031, n = 4 replicates) against bn." in answer.answer
+    )
+    assert answer.needs == []
+
+
+def test_numbers_lead_to_their_trials(planted: StudyFolder) -> None:
+    records = load_study_records(planted)
+    for effect in answer_useful(records).effects:
+        rows = records.trials.loc[list(effect.trials)]
+        assert set(rows["norm"]) == ({"sn"} if effect.measure.startswith("distinct") else {"sn", "bn"})
+        assert len(rows) == len(effect.trials) == 32 * rows["norm"].nunique()
+
+
+def test_a_better_norm_reaches_the_target_sooner(planted: StudyFolder) -> None:
+    answer = answer_useful(load_study_records(planted))
+    (effect,) = [item for item in answer.effects if item.measure == "epochs_to_target"]
+    assert effect.estimate.below(0)
+    assert effect.probability is not None
+    assert effect.probability < 0.1
+    assert "Its time to target is lower than that of bn." in answer.answer
+    assert effect.censored == 0
+
+
+def test_runs_that_never_reach_the_target_are_counted(build: Build) -> None:
+    unlucky = Truth(accuracy=lambda trial: 0.5 if trial.config.norm == "bn" and trial.replicate == 0 else 0.9)
+    answer = answer_useful(build(unlucky, **NORMS))
+    assert "counted as one epoch more than they had: 2 in sn - bn." in answer.answer
+    (effect,) = [item for item in answer.effects if item.measure == "epochs_to_target"]
+    assert (effect.censored, effect.n_pairs) == (2, 10)
+
+
+def test_layers_that_differ_in_depth_are_distinct(planted: StudyFolder) -> None:
+    answer = answer_useful(load_study_records(planted))
+    effects = [item for item in answer.effects if item.measure.startswith("distinctness")]
+    assert [item.estimate.above(1) for item in effects] == [True] * 3
+    assert [(item.n_pairs, item.n_pairs_planned) for item in effects] == [(48, 48)] * 3
+    assert "replicates), more than seeds." in answer.answer
+
+
+def test_no_gain_is_not_supported(build: Build) -> None:
+    answer = answer_useful(build(_gain(), **NORMS))
+    assert answer.verdict == "not supported"
+    assert "gains less than 0.005 over bn" in answer.answer
+
+
+def test_a_gain_within_the_noise_is_not_enough_evidence(build: Build) -> None:
+    noisy = Truth(accuracy=lambda trial: 0.91 if trial.config.norm == "sn" else 0.9, accuracy_noise=0.05)
+    answer = answer_useful(build(noisy, **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert re.fullmatch(r"sn against bn: about \d+ more replicates of every cell .*", answer.needs[0])
+
+
+def test_one_loss_against_a_control_refutes(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05, sn_uniform=0.05), norm=["sn", "bn", "sn-uniform"], batch_size=[2, 16]))
+    assert answer.verdict == "not supported"
+    assert "over sn-uniform." in answer.answer
+
+
+def test_a_norm_whose_layers_also_choose_does_not_decide(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05, ssn=0.05, sn_tied=0.05), norm=["sn", "bn", "ssn", "sn-tied"]))
+    assert answer.verdict == "supported"
+    assert "is better than bn." in answer.answer
+    compared = {effect.comparison for effect in answer.effects if effect.measure == "val_accuracy"}
+    assert compared == {"sn - bn", "sn - ssn", "sn - sn-tied", "ssn - bn"}
+    assert "Of ssn, which does not decide: " in answer.answer
+
+
+def test_controls_alone_cannot_support(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), norm=["sn", "sn-shared"], batch_size=[2, 16]))
+    assert answer.verdict == "not enough evidence"
+    assert "single normalizer" in answer.needs[0]
+
+
+def test_one_replicate_is_not_enough(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), replicates=1, **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert "no interval from n = 1 replicate)" in answer.answer
+    assert "at least 1 more replicate of every cell" in answer.needs[0]
+
+
+def test_runs_of_the_reference_that_diverged_bar_support(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), diverged=_is("sn", 2, {0}), **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert "sn 1 diverged" in answer.answer
+    assert "do not diverge" in answer.needs[0]
+
+
+def test_runs_of_the_other_that_diverged_bar_refutation_only(build: Build) -> None:
+    diverged = _is("bn", 2, {0, 1, 2, 3, 4})
+    assert answer_useful(build(_gain(), diverged=diverged, **NORMS)).verdict == "not enough evidence"
+
+
+def test_a_cell_that_diverged_has_a_result(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), diverged=_is("bn", 2, {0, 1, 2, 3, 4}), **NORMS))
+    assert answer.verdict == "supported"
+    assert answer.effects[0].missing == {"bn diverged": 5}
+    assert "bn 5 diverged" in answer.answer
+
+
+def test_missing_cells_are_not_enough(build: Build) -> None:
+    answer = answer_useful(build(_gain(sn=0.05), only=lambda trial: trial.config.batch_size == 2, **NORMS))
+    assert answer.verdict == "not enough evidence"
+    assert "results of 5 more replicates at B = 16 (1 of 2 cells complete" in answer.needs[0]
+    assert (answer.n_done, answer.n_planned) == (10, 20)
+
+
+@pytest.mark.parametrize("norms", [["bn", "gn"], ["sn"]])
+def test_nothing_to_compare(build: Build, norms: list[str]) -> None:
+    answer = answer_useful(build(_gain(), replicates=2, norm=norms))
+    assert answer.verdict == "not enough evidence"
+    assert "does not compare" in answer.answer
+
+
+def _is(norm: str, batch_size: int, replicates: set[int]) -> Callable[[PlannedTrial], bool]:
+    return lambda trial: (
+        trial.config.norm == norm and trial.config.batch_size == batch_size and trial.replicate in replicates
+    )
+
+
+# ----------------------------------------------------------------------------------------------- impacts
+
+CHOICES = {name: levels for name, levels in GRID.items() if name != "norm"}
+
+
+def test_the_papers_claim_is_found_where_it_holds(planted: StudyFolder) -> None:
+    answer = answer_impacts(load_study_records(planted))
+    assert answer.verdict == "supported"
+    assert "Yes, in this study: depth and batch_size move the choice further than initialization." in answer.answer
+    assert "More than seeds: batch_size and depth." in answer.answer
+    (share,) = [item for item in answer.effects if item.measure == "bn_share"]
+    assert share.comparison == "B 16 - B 2"
+    assert share.estimate.above(0.2)
+    assert "The BN share changes by +0.3" in answer.answer
+    assert (answer.n_done, answer.n_planned) == (32, 32)
+
+
+def test_ranking_is_by_effect(planted: StudyFolder) -> None:
+    effects = [item for item in answer_impacts(load_study_records(planted)).effects if item.measure == "effect"]
+    assert [item.comparison for item in effects] == ["batch_size", "depth", "initialization"]
+    assert [item.n_pairs for item in effects] == [4, 4, 4]
+
+
+def test_without_any_effect_the_claim_is_not_supported(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=3, **CHOICES))
+    assert answer.verdict != "supported"
+    assert "More than seeds" not in answer.answer
+
+
+def test_a_strong_initialization_refutes(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: 2.0 * (trial.config.initialization == "he_normal"))
+    answer = answer_impacts(build(truth, replicates=3, **CHOICES))
+    assert answer.verdict == "not supported"
+    assert "batch_size over initialization" in answer.answer
+
+
+def test_two_replicates_give_no_interval(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: trial.config.batch_size / 4)
+    answer = answer_impacts(build(truth, replicates=2, **CHOICES))
+    assert answer.verdict == "not enough evidence"
+    assert any("at least 3 replicates" in need for need in answer.needs)
+
+
+def test_one_replicate_has_no_seeds_to_compare_with(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=1, **CHOICES))
+    assert "it takes a second replicate" in answer.answer
+    assert all(item.estimate.low is None for item in answer.effects)
+
+
+def test_a_single_cell_has_nothing_to_rank(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=2, norm=["sn", "bn"]))
+    assert (answer.n_done, answer.n_planned) == (2, 2)
+    assert not [item for item in answer.effects if item.measure.startswith(("effect", "bn_share", "trend_batch"))]
+    assert "Finished runs have one B, so there is no trend with B." in answer.answer
+
+
+def test_a_study_without_weak_factors_cannot_compare(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=3, depth=[8, 14], batch_size=[2, 16]))
+    assert answer.verdict == "not enough evidence"
+    assert any("initialization, decay, solver" in need for need in answer.needs)
+
+
+def test_a_batch_of_one_is_no_choice(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: 0.5)
+    answer = answer_impacts(build(truth, replicates=3, batch_size=[1, 2, 16]))
+    shares = [item for item in answer.effects if item.measure == "bn_share"]
+    assert [item.comparison for item in shares] == ["B 16 - B 2"]
+    assert "3 runs at B = 1 are left out" in answer.answer
+    assert answer.n_planned == 6
+
+
+def test_runs_that_diverged_are_counted(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=3, diverged=lambda trial: trial.replicate == 0, **CHOICES))
+    assert "8 diverged" in answer.answer
+    assert answer.n_done == 16
+
+
+def test_no_switch_norm(build: Build) -> None:
+    answer = answer_impacts(build(Truth(), replicates=1, norm=["bn"], batch_size=[2, 16]))
+    assert answer.verdict == "not enough evidence"
+    assert "no switch norm" in answer.answer
+
+
+@pytest.mark.parametrize("ask", [answer_useful, answer_impacts])
+def test_an_empty_study_answers(build: Build, ask: Callable[[StudyRecords], Answer]) -> None:
+    answer = ask(build(Truth(), only=lambda _: False, **GRID))
+    assert answer.verdict == "not enough evidence"
+    assert answer.n_done == 0
+    assert answer.needs
+
+
+# ------------------------------------------------------------------------------------------------ blocks
+
+ALONE = {**CHOICES, "decay": ["cosine", "step"],
+         "blocks": [["depth", "batch_size"], ["initialization", "batch_size"], ["decay"]]}  # fmt: skip
+
+
+def test_in_blocks_a_factor_is_measured_where_it_varies_alone(build: Build) -> None:
+    truth = Truth(bn_logit=lambda trial: 1.5 * (trial.config.batch_size == 16) + (trial.config.depth == 14))
+    answer = answer_impacts(build(truth, replicates=4, **ALONE))
+    # Cells: 2 depths x 2 B, the other initialization at 2 B, the other decay at the base's B, 16.
+    pairs = {item.comparison: item.n_pairs for item in answer.effects if item.measure == "effect"}
+    assert pairs == {"batch_size": 3, "depth": 2, "initialization": 2, "decay": 1}
+    assert (answer.n_done, answer.n_planned) == (28, 28)
+    assert answer.verdict == "supported"
+
+
+def test_in_blocks_norms_are_compared_where_both_are_planned(build: Build) -> None:
+    blocks = [["norm", "batch_size"], ["initialization", "batch_size"]]
+    study = {**NORMS, "initialization": ["he_normal", "orthogonal"], "blocks": blocks}
+    truth = Truth(accuracy=lambda trial: 0.5 + 0.1 * (trial.config.norm == "sn"), accuracy_noise=1e-3)
+    effect = answer_useful(build(truth, replicates=3, **study)).effects[0]
+    assert (effect.n_pairs, effect.n_pairs_planned, effect.missing) == (6, 6, {})
+    assert effect.estimate.value == pytest.approx(0.1, abs=0.005)
+
+
+def test_in_blocks_means_over_other_factors_compare_like_with_like(build: Build) -> None:
+    records = build(Truth(), replicates=1, only=lambda _: False, **ALONE)
+    assert len(records.comparable(records.trials, "depth", "batch_size")) == 4
+    assert len(records.comparable(records.trials, "batch_size", "initialization")) == 4
+    assert len(records.comparable(records.trials, "decay")) == 2
+
+
+def test_what_else_changes_with_a_level_is_said(build: Build) -> None:
+    joint = {"solver": {"adamw": {"learning_rate": 0.01, "epochs": 4}}}  # the base has 4 epochs, too
+    answer = answer_impacts(build(Truth(), replicates=2, solver=["sgd", "adamw"], joint=joint))
+    assert "With solver also change: learning_rate." in answer.answer
+
+
+# ------------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(value=0.0123, low=0.004, high=0.02, n=5), "+0.012 (90 % interval 0.004 to 0.020, n = 5 replicates)"),
+        (Estimate(value=-0.5, low=-1, high=-0.0001, n=2), "-0.500 (90 % interval -1.000 to 0.000, n = 2 replicates)"),
+        (Estimate(value=0.2, n=1), "+0.200 (no interval from n = 1 replicate)"),
+        (Estimate(), "not measured"),
+    ],
+)
+def test_estimates_in_words(estimate: Estimate, text: str) -> None:
+    assert show_estimate(estimate, 0.9, sign=True) == text
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
+    assert show_number(-0.0001) == "0.000"

@@ -1,0 +1,105 @@
+"""Figures as files for a paper: what is in them, and what happens where no browser is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+from study.analysis.questions.answers import Effect
+from study.analysis.report.export import (
+    NO_BROWSER,
+    ONE_COLUMN,
+    TWO_COLUMNS,
+    export_figures,
+    for_paper,
+    without_chance,
+)
+from study.analysis.report.figures import factor_ranking, forest
+from study.analysis.statistics.intervals import Estimate
+
+RANKING = {"Jensen-Shannon": {"all weights": "effect"}, "Other": {"all weights": "effect_mean"}}
+
+
+def _effect(measure: str) -> Effect:
+    estimate = Estimate(value=2.0, low=1.5, high=3.0, n=4)
+    return Effect(measure=measure, comparison="depth", estimate=estimate, n_pairs=4, n_pairs_planned=4, trials=(0, 1))
+
+
+@pytest.fixture(autouse=True)
+def _with_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BROWSER_PATH")  # which other tests do without
+
+
+@pytest.fixture
+def drawn() -> list[go.Figure]:
+    """A figure of one column of panels, and one of two."""
+    return [forest([_effect("val_accuracy")], "Gain & loss", "Small."),
+            factor_ranking([_effect("effect"), _effect("effect_mean")], RANKING, "Ranking", "Large.")]  # fmt: skip
+
+
+def test_the_paper_has_neither_title_nor_slider(drawn: list[go.Figure]) -> None:
+    figure = drawn[0].update_layout(sliders=[{"steps": []}])
+    paper = for_paper(figure)
+    assert paper.layout.title.text is None
+    assert not paper.layout.sliders
+    assert figure.layout.title.text == "Gain & loss"  # the page's own figure stays as it was
+
+
+def test_the_width_follows_the_panels(drawn: list[go.Figure]) -> None:
+    assert [for_paper(figure).layout.width for figure in drawn] == [ONE_COLUMN, TWO_COLUMNS]
+
+
+def test_a_date_of_the_same_length_takes_the_place_of_now() -> None:
+    image = b"<< /CreationDate (D:20261123015500+00'00') /ModDate (D:20261123015501+00'00') >>"
+    assert without_chance(image) == b"<< /CreationDate (D:20000101000000+00'00') /ModDate (D:20000101000000+00'00') >>"
+
+
+def test_without_a_browser_it_says_what_is_missing(
+    drawn: list[go.Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
+    said = export_figures(drawn, tmp_path)
+    assert said == NO_BROWSER
+    assert "BROWSER_PATH" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_browser_that_fails_fails_no_report(
+    drawn: list[go.Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "browser"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(broken))
+    said = export_figures(drawn, tmp_path / "figures")
+    assert isinstance(said, str)
+    assert said.startswith("no figures as SVG and PDF: the browser failed")
+    assert "\n" not in said
+    assert not (tmp_path / "figures").exists()
+
+
+def test_images_are_for_a_paper_and_the_same_each_time(drawn: list[go.Figure], tmp_path: Path) -> None:
+    (tmp_path / "03-older.svg").touch()
+    paths = export_figures([*drawn, drawn[0]], tmp_path)  # in one call: a browser takes seconds to start
+    if paths == NO_BROWSER:
+        pytest.skip(NO_BROWSER)
+    names = [f"{name}.{kind}" for name in ("01-gain-loss", "02-ranking", "03-gain-loss") for kind in ("svg", "pdf")]
+    assert paths == [tmp_path / name for name in names]
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "captions.txt"}
+    assert "Gain & loss. Small." in (tmp_path / "captions.txt").read_text()
+    svg, pdf, *_, svg_again, pdf_again = ((tmp_path / name).read_bytes() for name in names)
+    assert (svg, pdf) == (svg_again, pdf_again)
+    assert "depth" in re.sub(r"<[^>]*>", " ", svg.decode())
+    assert b"Gain" not in svg
+    assert f'width="{ONE_COLUMN}"'.encode() in svg
+    assert pdf.startswith(b"%PDF")
+    assert b"/FontFile2" in pdf or b"/FontFile3" in pdf  # fonts lie inside
+
+
+def test_nothing_drawn_leaves_no_image(tmp_path: Path) -> None:
+    (tmp_path / "01-older.pdf").touch()
+    assert export_figures([], tmp_path) == []
+    assert list(tmp_path.glob("*.pdf")) == []

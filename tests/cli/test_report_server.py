@@ -1,0 +1,150 @@
+"""The report's server, by real HTTP on loopback."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from study.bench.synthetic_records import Truth, write_study
+from study.cli.report_server import open_server
+from study.config.schema import load_study
+from study.record.layout import StudyFolder, write_json
+from tests.conftest import ROOT
+
+SECRET = "of nobody's business"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "report"
+    (root / "figures").mkdir(parents=True)
+    (root / "report.html").write_text("<html><p>the report</p></html>")
+    (root / "answers.json").write_text("{}")
+    (root / "figures" / "one.svg").write_text("<svg/>")
+    (tmp_path / "secret").write_text(SECRET)
+    (root / "link").symlink_to(tmp_path / "secret")
+    return root
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[ThreadingHTTPServer]:
+    server = open_server(root, port=0)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def ask(
+    server: ThreadingHTTPServer, path: str, method: str = "GET", host: str = "localhost"
+) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)
+    connection.request(method, path, headers={"Host": host})
+    return connection.getresponse()
+
+
+def test_the_page_is_the_file_and_a_script_that_is_not_in_the_file(server: ThreadingHTTPServer, root: Path) -> None:
+    answer = ask(server, "/")
+    page = answer.read().decode()
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert page.startswith("<html><p>the report</p></html>")
+    assert f'"{ask(server, "/version").read().decode()}"' in page
+    assert "script" not in (root / "report.html").read_text()
+
+
+def test_a_newer_page_has_another_version(server: ThreadingHTTPServer, root: Path) -> None:
+    before = ask(server, "/version").read()
+    assert ask(server, "/version").read() == before
+    os.utime(root / "report.html", ns=(1, 1))
+    assert ask(server, "/version").read() != before
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/answers.json", "application/json"), ("/figures/one.svg", "image/svg+xml")]
+)
+def test_files_of_the_report_are_served(server: ThreadingHTTPServer, root: Path, path: str, kind: str) -> None:
+    answer = ask(server, path)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, kind)
+    assert answer.read() == (root / path[1:]).read_bytes()
+
+
+ELSEWHERE = ["/../secret", "/%2e%2e/secret", "/figures/../../secret", "//etc/passwd", "/link", "/..%2fsecret"]
+NO_FILES = ["/%00", "/figures", "/nothing", "/" + "x" * 5000]
+
+
+@pytest.mark.parametrize("path", [*ELSEWHERE, *NO_FILES], ids=lambda path: path[:20])
+def test_nothing_else_is(server: ThreadingHTTPServer, path: str) -> None:
+    answer = ask(server, path)
+    assert answer.status == 404
+    assert SECRET not in answer.read().decode()
+
+
+def test_a_head_has_no_body_and_other_methods_are_not_implemented(server: ThreadingHTTPServer) -> None:
+    head = ask(server, "/answers.json", "HEAD")
+    assert (head.status, head.headers["Content-Length"], head.read()) == (200, "2", b"")
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert ask(server, "/", method).status == 501
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example:80", "[::1"])
+def test_a_page_of_another_name_cannot_read_it(server: ThreadingHTTPServer, host: str) -> None:
+    assert ask(server, "/", host=host).status == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8347", "localhost:9000", "LOCALHOST"])  # 9000: the near end of a tunnel
+def test_this_machine_can(server: ThreadingHTTPServer, host: str) -> None:
+    assert ask(server, "/", host=host).status == 200
+
+
+def test_only_loopback_is_listened_on_and_a_taken_port_is_left_for_a_free_one(
+    server: ThreadingHTTPServer, root: Path
+) -> None:
+    address, port = server.server_address[:2]
+    other = open_server(root, port=int(port))
+    assert (address, other.server_address[0]) == ("127.0.0.1", "127.0.0.1")
+    assert other.server_address[1] not in (0, port)
+    other.server_close()
+
+
+@pytest.mark.slow
+def test_the_command_serves_makes_the_report_anew_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    study = load_study("depth_vs_batch", "smoke")
+    folder = StudyFolder(tmp_path / study.name)
+    write_study(folder, study, Truth(), only=lambda trial: trial.config.norm == "sn")
+    command = [sys.executable, str(ROOT / "run_study.py"), "report", "--serve", "--study", study.name,
+               "--scale", "smoke", "--out", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    url = next(filter(None, (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in process.stdout)))
+    assert f"ssh -L {url[1]}:127.0.0.1:{url[1]} " in process.stdout.readline()
+    page = folder.report / "report.html"
+    written = page.stat().st_mtime_ns
+    connection = http.client.HTTPConnection("127.0.0.1", int(url[1]), timeout=10)
+    connection.request("GET", "/")
+    assert b"location.reload()" in connection.getresponse().read()
+    write_json(next(folder.trials()).state, {"state": "failed", "reason": "of late"})
+    deadline = time.monotonic() + 60
+    while page.stat().st_mtime_ns == written and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert page.stat().st_mtime_ns > written
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Traceback" not in said

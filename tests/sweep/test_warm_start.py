@@ -1,0 +1,277 @@
+"""Trials that start from other trials: their plan, their numbers, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from study.cli.main import main
+from study.config.schema import load_study, study_from_dict
+from study.config.yaml_input import UserError, read_yaml
+from study.models import build_network
+from study.plan.trials import PlannedTrial, plan_trials
+from study.record.layout import StudyFolder, TrialFolder, read_json, write_json
+from study.record.switch_weights import read_last_weights
+from study.training.trial import run_job
+from study.training.warm_start import read_weights
+from tests.conftest import Run
+from tests.norms.official_files import official_state
+from tests.training.test_resume import job, numbers, train_and_die_after
+
+SMALL = ["norm=sn", "batch_size=2", "train_samples=64"]
+
+
+def planned(*overrides: str) -> list[PlannedTrial]:
+    return plan_trials(load_study("depth_vs_batch", "smoke", [*SMALL, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> TrialFolder:
+    """A finished trial of `SMALL`."""
+    trial = planned()[0]
+    folder = TrialFolder(tmp_path_factory.mktemp("source") / "trials" / trial.trial_id / "r0")
+    run_job(job(trial, folder.path))
+    return folder
+
+
+def history(folder: TrialFolder) -> Any:
+    """Switch weights (epochs, layers, statistics, pool)."""
+    state = torch.load(folder.last_checkpoint, weights_only=True)
+    (recorder,) = (part for name, part in state["callbacks"].items() if "Recorder" in name)
+    return recorder["history"].numpy()
+
+
+# ------------------------------------------------------------------------------------------------ the plan
+
+
+def test_an_id_follows_from_what_a_trial_starts_from_and_not_from_where_that_lies() -> None:
+    rules = "factors.start_rule=[scratch, argmax]"
+    scratch, argmax = planned(rules)
+    assert argmax.waits_for == scratch.key
+    assert argmax.config.start_source == scratch.trial_id.rpartition("-")[2]
+    assert scratch.trial_id.rpartition("-")[2] == planned()[0].trial_id.rpartition("-")[2]  # the cell without starts
+    _, other = planned(rules, "start.base={learning_rate: 0.1}")
+    _, slower = planned(rules, "learning_rate=0.1")  # the start trial's, too
+    assert len({trial.trial_id for trial in (argmax, other, slower)}) == 3
+
+
+def test_every_replicate_starts_from_its_own() -> None:
+    trials = planned("factors.start_rule=[scratch, shared]", "replicates=2")
+    assert [trial.waits_for for trial in trials if trial.waits_for] == [trial.key for trial in trials[::2]]
+
+
+def test_a_trial_may_start_from_one_that_has_started_from_another() -> None:
+    scratch, tuned, argmax = planned(
+        "factors.start_rule=[scratch, fine_tune, argmax]", "start.cell={start_rule: fine_tune}"
+    )
+    assert (tuned.waits_for, argmax.waits_for) == (scratch.key, tuned.key)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["start.rule=argmax"], "start_rule=scratch is no level"),
+        (
+            ["factors.part=[a, b]", "joint.part={a: {}, b: {start_rule: fine_tune}}"],
+            "start_rule=scratch is no level; add it, or name another in start.cell",
+        ),
+        (["factors.start_rule=[scratch, transplant]", "start.cell={depth: 14}"], "depth=14 is no level"),
+        (["start.fresh=true"], "nothing starts there"),
+        (["factors.start_rule=[scratch, argmax]", "start.epoch=1"], "start.epoch: of start_rule=frozen"),
+        (["factors.start_rule=[scratch, frozen]", "start.epoch=2"], "more epochs than that; here are 2"),
+        (["start_source=x"], "it follows from the study's start"),
+        (["start.cell={depth: 8}", "start.trial=x", "start.rule=argmax"], "one of cell, trial and checkpoint"),
+        (["factors.start_rule=[scratch, argmax]", "start.cell={solver: sgd}"], "start.cell.solver: is no factor"),
+        (["factors.start_rule=[scratch, argmax]", "start.base={epoch: 1}"], "nearest: epochs"),
+        (["factors.start_rule=[scratch, argmax]", "norm=[sn, bn]"], "norm=bn has no choice of each layer"),
+        (["factors.start_rule=[scratch, shared]", "depth=[8, 14]", "start.cell={depth: 8}"], "depth=14 does not fit"),
+        (["factors.start_rule=[scratch, transplant]", "batch_size=[1, 2]", "start.cell={batch_size: 2}"], "its pool"),
+        (["start.rule=argmax", "start.trial=nowhere"], "nowhere/r0 does not exist"),
+        (["start.rule=argmax", "start.checkpoint=nowhere.pt"], "nowhere.pt: cannot be read"),
+        (
+            ["factors.start_rule=[scratch, argmax]", "search.sampler=random", "search.n_trials=2"],
+            "a search has no cells to start from",
+        ),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_one_line(overrides: list[str], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(*overrides)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_start_trial_elsewhere_is_looked_at_before_anything_runs(source: TrialFolder, tmp_path: Path) -> None:
+    cell = source.path.parent
+    (trial,) = planned("start.rule=argmax", f"start.trial={cell}")
+    assert trial.waits_for is None
+    assert trial.source is not None
+    assert trial.source.locate(0) == source.path
+    (pinned,) = planned("start.rule=argmax", f"start.trial={source.path}", "start.fresh=true", "replicates=1")
+    assert str(pinned.config.start_source).endswith("-r0")
+    study = load_study("depth_vs_batch", "smoke", [*SMALL, "start.rule=argmax", f"start.trial={cell}"])
+    assert plan_trials(study_from_dict(study.model_dump(mode="json"), "study.yaml"))[0].key == trial.key
+
+    for overrides, part in {
+        ("replicates=2",): "r1 does not exist",
+        ("depth=14",): "depth=14 does not fit the trial it starts from, depth=8",
+        ("validation_fraction=0.4",): "more than the 0.2 that the trial it starts from has held out",
+        (f"start.trial={source.path}", "replicates=2"): "replicates draw splits of their own",
+    }.items():
+        with pytest.raises(UserError, match=part):
+            planned("start.rule=argmax", f"start.trial={cell}", *overrides)
+    unfinished = TrialFolder(tmp_path / "r0")
+    write_json(unfinished.state, {"state": "running", "attempt": 1})
+    with pytest.raises(UserError, match="is unfinished: stale"):
+        planned("start.rule=argmax", f"start.trial={tmp_path}")
+
+
+# -------------------------------------------------------------------------------------------- its training
+
+
+def start_from(source: Path, folder: Path, *overrides: str) -> Any:
+    """A job of the last trial of a plan."""
+    return replace(job(planned(*overrides)[-1], folder), start=source)
+
+
+def test_without_training_on_a_start_has_the_numbers_of_its_source(source: TrialFolder, tmp_path: Path) -> None:
+    """But for statistics, which are averaged anew here: of ones that were averaged, the same."""
+    averaged = job(planned("bn_statistics=batch")[0], tmp_path / "averaged" / "r0")
+    run_job(averaged)
+    rules = ("factors.start_rule=[scratch, fine_tune]", "bn_statistics=batch", "start.base={epochs: 0}")
+    again = start_from(averaged.folder, tmp_path / "again" / "r0", *rules)
+    run_job(again)
+    before, after = (TrialFolder(each.folder).read_result() for each in (averaged, again))
+    assert before is not None
+    assert after is not None
+    assert (after["epochs"], after["steps"]) == (0, 0)
+    names = ("val_loss", "val_accuracy", "test_loss", "fit_loss")
+    assert [after["metrics"][name] for name in names] == pytest.approx([before["metrics"][name] for name in names])
+    assert TrialFolder(again.folder).last_checkpoint.exists()
+
+
+def test_frozen_weights_learn_until_an_epoch_and_stay_from_there(source: TrialFolder, tmp_path: Path) -> None:
+    overrides = ("factors.start_rule=[scratch, frozen]", "start.epoch=1", "start.base={epochs: 3}")
+    work = start_from(source.path, tmp_path / "r0", *overrides)
+    run_job(work)
+    epochs = history(TrialFolder(work.folder))
+    np.testing.assert_array_equal(epochs[0], history(source)[-1])
+    assert not np.array_equal(epochs[1], epochs[0])
+    np.testing.assert_array_equal(epochs[2], epochs[1])
+    np.testing.assert_array_equal(epochs[3], epochs[1])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["factors.start_rule=[scratch, frozen]", "start.epoch=1", "solver=adam"],
+        ["factors.start_rule=[scratch, permute]", "start.fresh=true"],
+        ["factors.start_rule=[scratch, transplant]", "depth=[8, 14]", "start.cell={depth: 8}"],
+    ],
+    ids=["frozen", "permute", "transplant"],
+)
+def test_a_resumed_start_is_an_uninterrupted_one_bit_for_bit(
+    source: TrialFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    whole, killed = (
+        start_from(source.path, tmp_path / name / "r0", *overrides, "start.base={epochs: 3}") for name in "ab"
+    )
+    run_job(whole)
+    train_and_die_after(monkeypatch, killed, 1)
+    train_and_die_after(monkeypatch, killed, 2)
+    run_job(killed)
+    assert numbers(TrialFolder(killed.folder)) == numbers(TrialFolder(whole.folder))
+
+
+def test_a_fresh_start_takes_the_choices_and_draws_the_rest(source: TrialFolder, tmp_path: Path) -> None:
+    rules = ("factors.start_rule=[scratch, frozen]", "start.fresh=true", "start.base={epochs: 0}")
+    work = start_from(source.path, tmp_path / "r0", *rules)
+    run_job(work)
+    _, chosen = read_last_weights(TrialFolder(work.folder).switch_weights)
+    np.testing.assert_allclose(chosen, read_last_weights(source.switch_weights)[1], atol=1e-6)
+    weights = [torch.load(each / "last.ckpt", weights_only=True)["state_dict"]["network.conv1.weight"]
+               for each in (work.folder, source.path)]  # fmt: skip
+    assert not torch.equal(*weights)
+
+
+def test_a_start_whose_weights_are_gone_fails_with_a_line(source: TrialFolder, tmp_path: Path) -> None:
+    broken = tmp_path / "r0"
+    broken.mkdir()
+    (broken / "trial.yaml").write_bytes(source.trial.read_bytes())
+    (broken / "last.ckpt").write_bytes(source.last_checkpoint.read_bytes()[:-100])
+    work = start_from(broken, tmp_path / "own" / "r0", "factors.start_rule=[scratch, argmax]")
+    run_job(work)
+    state, reason = TrialFolder(work.folder).status()
+    assert state == "failed"
+    assert f"StartError: {broken}/last.ckpt: cannot be read as weights" in reason
+
+
+# ---------------------------------------------------------------------------------------- the command line
+
+STUDY = """
+title: t
+question: q
+factors: {norm: [sn], start_rule: [shared, scratch, fine_tune]}
+base: {batch_size: 16, epochs: 1}
+"""
+
+
+def test_a_study_of_starts_runs_from_the_command_line_in_the_order_that_it_needs(
+    run_study: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "starts.yaml").write_text(STUDY)
+    done = run_study("--study", str(tmp_path / "starts.yaml"), "--scale", "smoke", "--set", "tracking.mode=disabled")
+    assert done.returncode == 0, done.stderr
+    trials = {trial.trial_id.split("-")[1]: trial for trial in StudyFolder(tmp_path / "runs" / "starts").trials()}
+    started = {rule: read_json(trial.state)["started"] for rule, trial in trials.items()}
+    assert min(started, key=lambda rule: started[rule]) == "scratch"  # whatever the order of levels
+    assert 'factors.start_rule=["scratch", "shared"]' in read_yaml(trials["shared"].trial)["command"]
+
+
+def test_a_trial_starts_from_a_file_of_weights(source: TrialFolder, tmp_path: Path) -> None:
+    file = source.last_checkpoint
+    (trial,) = planned("start.rule=argmax", f"start.checkpoint={file}", "epochs=0")
+    assert str(trial.config.start_source).startswith("file-")
+    work = replace(job(trial, tmp_path / "r0"), start=file)
+    run_job(work)
+    assert set(np.unique(read_last_weights(TrialFolder(work.folder).switch_weights)[1])) == {0.0, 1.0}
+
+
+def test_choices_that_a_sparse_norm_has_fixed_can_learn_again(tmp_path: Path) -> None:
+    ssn = ("norm=ssn", "start.base={epochs: 1}")
+    source = job(planned(*ssn[:1])[0], tmp_path / "source" / "r0")
+    run_job(source)
+    for thaw in ("false", "true"):
+        rules = ("factors.start_rule=[scratch, fine_tune]", f"start.thaw={thaw}", "logit_learning_rate=1000")
+        work = start_from(source.folder, tmp_path / thaw / "r0", *ssn, *rules)
+        run_job(work)
+        first = history(TrialFolder(work.folder))[0]
+        assert (first.max(-1) == 1.0).all() == (thaw == "false")
+
+
+def test_a_published_file_has_the_names_of_our_network(tmp_path: Path) -> None:
+    state = {"state_dict": {f"module.{name}": value for name, value in official_state().items()}}
+    torch.save(state, tmp_path / "sn.pth", _use_new_zipfile_serialization=False)  # as files of 2018 are
+    network = build_network(planned()[0].config.model_copy(update={"depth": 50}), 0)
+    assert read_weights(tmp_path / "sn.pth").keys() == network.state_dict().keys()
+
+
+def test_a_file_that_holds_no_weights_or_others_is_one_line(
+    source: TrialFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.pt").write_bytes(b"no weights")
+    flags = ("--study", "depth_vs_batch", "--scale", "smoke", "--out", str(tmp_path))
+    for checkpoint, depth, part in (
+        (tmp_path / "no.pt", 8, "no.pt: cannot be read as weights"),
+        (source.last_checkpoint, 14, "last.ckpt: does not fit: it has no layer1.1.conv1.weight"),
+    ):
+        settings = ("norm=sn", f"depth={depth}", "start.rule=argmax", f"start.checkpoint={checkpoint}")
+        assert main([*flags, *(part for setting in settings for part in ("--set", setting))]) == 2
+        said = capsys.readouterr().err
+        assert part in said
+        assert len(said.splitlines()) == 1

@@ -1,0 +1,199 @@
+"""One trial over several devices, and in parts: the numbers of one device, and what happens when a process goes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from study.config.schema import RunConfig, load_study
+from study.plan.job import Job
+from study.plan.trials import plan_trials
+from study.record.layout import TrialFolder, read_attempts, read_metrics, write_json
+from study.training.trial import run_job
+from tests.training.test_preemption import ask_to_leave, disturb
+from tests.training.test_resume import OFF, numbers
+
+pytestmark = pytest.mark.slow
+
+
+def job(folder: Path, *overrides: str, devices: int = 1, accumulate: int = 1) -> Job:
+    """20 steps an epoch, of 8 chunks of 2, at a rate at which differences would grow."""
+    base = ["norm=sn", "batch_size=2", "chunks=8", "train_samples=320", "validation_fraction=0.3", "epochs=1",
+            "learning_rate=1.0"]  # fmt: skip
+    run = RunConfig(checkpoint_seconds=0, devices_per_trial=devices, accumulate=accumulate)
+    study = load_study("depth_vs_batch", "laptop", ["depth=8", "initialization=he_normal", *base, *overrides])
+    (trial,) = plan_trials(study.model_copy(update={"run": run, "replicates": 1}))
+    return Job(
+        trial=trial, folder=folder, study="s", run=run, tracking=OFF, wandb_mode="disabled",
+        environment={"host": "h"}, command="c", devices=("cpu",) * devices,
+    )  # fmt: skip
+
+
+def train(work: Job) -> TrialFolder:
+    run_job(work)
+    folder = TrialFolder(work.folder)
+    assert folder.read_result() is not None, folder.state.read_text()
+    return folder
+
+
+def losses(folder: TrialFolder) -> dict[str, float]:
+    """Of every epoch, and of the splits that are evaluated in the end."""
+    curves = {f"{row['name']} {row['epoch']}": row["value"] for row in read_metrics(folder.metrics)}
+    found = {**curves, **(folder.read_result() or {})["metrics"]}
+    return {name: value for name, value in found.items() if "loss" in name}
+
+
+def check_close(one: TrialFolder, other: TrialFolder, rtol: float = 1e-4) -> None:
+    """Losses and switch weights of every epoch."""
+    assert {"train_loss 1", "val_loss 1", "fit_loss", "test_loss"} <= set(losses(one))
+    assert losses(other) == pytest.approx(losses(one), rel=rtol)
+    weights = [pd.read_parquet(folder.switch_weights).weight for folder in (one, other)]
+    assert weights[1].to_list() == pytest.approx(weights[0].to_list(), rel=rtol)
+
+
+@pytest.mark.parametrize("norm", ["sn", "ssn", "bn", "gn"])
+def test_devices_and_parts_change_no_number_beyond_rounding(tmp_path: Path, norm: str) -> None:
+    one = train(job(tmp_path / "one" / "r0", f"norm={norm}"))
+    for devices, accumulate in ((2, 1), (1, 4), (2, 2)):
+        name = f"{devices}-{accumulate}"
+        other = train(job(tmp_path / name / "r0", f"norm={norm}", devices=devices, accumulate=accumulate))
+        check_close(one, other)
+        result = other.read_result()
+        assert result is not None
+        batches = [result[f"{kind}_batch"] for kind in ("statistics", "gradient", "device")]
+        assert batches == [2, 16, 16 // (devices * accumulate)]
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_other_tasks_over_devices(tmp_path: Path, task: str) -> None:
+    small = ("dataset=scenes", "width=0.25", "train_samples=16", "validation_fraction=0.005")
+    settings = (f"task={task}", "chunks=4", "batch_size=1", "epochs=1", *small)
+    one, two = (train(job(tmp_path / f"{n}" / "r0", *settings, devices=n)) for n in (1, 2))
+    weights = [pd.read_parquet(folder.switch_weights).weight.to_list() for folder in (one, two)]
+    assert weights[1] == pytest.approx(weights[0], rel=1e-3)
+    first, second = ((folder.read_result() or {})["metrics"] for folder in (one, two))
+    assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-3)
+    assert second["test_score"] == pytest.approx(first["test_score"], rel=0.02, abs=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["sn", "bn", "ssn"])
+def test_synchronized_statistics_over_devices_are_those_of_the_whole_batch(tmp_path: Path, norm: str) -> None:
+    settings = (f"norm={norm}", "sync_statistics=true")
+    one, two = (train(job(tmp_path / f"{n}" / "r0", *settings, devices=n)) for n in (1, 2))
+    check_close(one, two)
+    with pytest.raises(AssertionError):  # over chunks they are others
+        check_close(one, train(job(tmp_path / "chunks" / "r0", f"norm={norm}", devices=2)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rtol"),
+    [(["bn_statistics=batch"], 1e-4), (["solver=adam", "learning_rate=0.01"], 1e-3), (["precision=bfloat16"], 0.02)],
+    ids=["batch average", "adam", "bfloat16"],
+)
+def test_devices_with_parts_under_other_settings(tmp_path: Path, overrides: list[str], rtol: float) -> None:
+    one = train(job(tmp_path / "one" / "r0", *overrides))
+    check_close(one, train(job(tmp_path / "two" / "r0", *overrides, devices=2, accumulate=2)), rtol)
+
+
+def test_a_team_that_leaves_goes_on_bit_for_bit_and_one_device_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("epochs=2", "dropout=0.1")
+    whole = train(job(tmp_path / "whole" / "r0", *settings, devices=4))
+    left = job(tmp_path / "left" / "r0", *settings, devices=4)
+    for step in (3, 13, 25, 39):  # they leave after the tenth step of an epoch, after an epoch, and within the test
+        disturb(monkeypatch, left, "training_step", step, ask_to_leave)
+    assert numbers(train(left)) == numbers(whole)
+    attempts = read_attempts(TrialFolder(left.folder).attempts_log)
+    assert [line["step"] for line in attempts if "how" in line] == [10, 20, 30, 40, 40]
+
+
+def test_a_trial_goes_on_with_another_number_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(job(tmp_path / "whole" / "r0", "epochs=2"))
+    moved = tmp_path / "moved" / "r0"
+    disturb(monkeypatch, job(moved, "epochs=2", devices=2), "training_step", 5, ask_to_leave)
+    disturb(monkeypatch, job(moved, "epochs=2"), "training_step", 14, ask_to_leave)
+    check_close(whole, train(job(moved, "epochs=2", devices=2, accumulate=2)))
+    steps = [line["step"] for line in read_attempts(TrialFolder(moved).attempts_log) if "how" not in line]
+    assert steps == [0, 10, 15]
+
+
+def test_a_team_diverges_as_one(tmp_path: Path) -> None:
+    results = [
+        train(job(tmp_path / name / "r0", "learning_rate=1e30", devices=devices)).read_result() or {}
+        for name, devices in (("one", 1), ("two", 2))
+    ]
+    assert results[0]["status"] == results[1]["status"] == "diverged"
+    assert results[0]["reason"] == results[1]["reason"]
+
+
+def test_a_team_is_pruned_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = job(tmp_path / "r0", "epochs=3", devices=2)
+    prune = TrialFolder(work.folder).prune
+    disturb(monkeypatch, work, "training_step", 5, lambda: write_json(prune, {"epoch": 1}))
+    result = TrialFolder(work.folder).read_result()
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("pruned", 1)
+
+
+def test_a_failure_on_another_device_is_the_reason(tmp_path: Path) -> None:
+    """An accelerator that is not there, for the second rank alone."""
+    work = replace(job(tmp_path / "r0", devices=2), devices=("cpu", "meta"))
+    assert run_apart(work) != 0
+    status, reason = TrialFolder(work.folder).status()
+    assert status == "failed"
+    assert TrialFolder(work.folder).attempts() == (1, 1)
+    assert "onnection" not in reason
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_attempt_and_leaves_none_behind(tmp_path: Path, rank: int) -> None:
+    work = job(tmp_path / "r0", "epochs=500", devices=2)
+    process = multiprocessing.get_context("forkserver").Process(target=run_job, args=(work,))
+    process.start()
+    folder = TrialFolder(work.folder)
+    wait_until(lambda: folder.last_checkpoint.exists())
+    others = [pid for pid in writers(folder.log) if pid != process.pid]
+    assert len(others) == 1
+    os.kill([process.pid or 0, *others][rank], signal.SIGKILL)
+    process.join(10)
+    assert process.exitcode == (1 if rank else -signal.SIGKILL)
+    wait_until(lambda: not writers(folder.log), seconds=10)
+    assert folder.status() == ("stale", "attempt 1 was interrupted")
+    assert folder.attempts() == (1, 0)
+    assert len(read_attempts(folder.attempts_log)) == 1
+
+
+def run_apart(work: Job) -> int | None:
+    process = multiprocessing.get_context("forkserver").Process(target=run_job, args=(work,))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def writers(log: Path) -> list[int]:
+    """Processes that print into a file."""
+    found = []
+    for output in Path("/proc").glob("[0-9]*/fd/1"):
+        try:
+            if output.resolve() == log:
+                found.append(int(output.parts[2]))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
