@@ -14,7 +14,7 @@ from study.analysis.questions.answers import split_sentences
 from study.analysis.report.report import Report
 from study.analysis.statistics.measures import MEASURES
 from study.bench.synthetic_records import Truth, write_study
-from study.config.schema import load_study
+from study.plan.loading import load_study
 from study.record.layout import StudyFolder
 
 DOCS = Path(__file__).parent

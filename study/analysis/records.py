@@ -17,11 +17,14 @@ import yaml
 
 from study.analysis.statistics.intervals import Floats, cell_numbers
 from study.analysis.statistics.profiles import STATISTICS, depth_profiles
-from study.config.schema import StudyConfig, study_from_dict
-from study.config.yaml_input import UserError, allowed_names, read_yaml
+from study.config.errors import UserError, allowed_names
+from study.config.schema import StudyConfig
+from study.config.validation import study_from_dict
+from study.config.yaml_input import read_yaml
 from study.norms.names import NORMALIZERS, parse_norm
 from study.plan.trials import PlannedTrial, plan_trial, plan_trials
-from study.record.layout import FINISHED, SCHEMA, StudyFolder, TrialFolder, read_json, read_metrics
+from study.record.io import read_json, read_metrics
+from study.record.layout import FINISHED, SCHEMA, StudyFolder, TrialFolder
 from study.record.switch_weights import SCHEMA as SWITCH_SCHEMA
 
 EVALUATED = ("val", "test", "fit")  # splits; fit is the training split, seen as the others are
@@ -104,7 +107,7 @@ class StudyRecords:
         free = [norm for norm, spec in specs.items() if spec.is_switch and spec.control is None]
         return "sn" if "sn" in free else next(iter(free), None)
 
-    def comparable(self, trials: pd.DataFrame, *axes: str) -> pd.DataFrame:
+    def balanced_subset(self, trials: pd.DataFrame, *axes: str) -> pd.DataFrame:
         """The planned trials whose means over all other factors compare like with like between levels of the axes.
 
         In a study of blocks those at the levels of the other factors that hold the most cells: the base's.

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.config.yaml_input import Parser, UserError, allowed_names
+from study.config.errors import Parser, UserError, allowed_names
 from study.record.environment import hide_passwords
 
 BENCHES = {

@@ -26,7 +26,8 @@ from study.analysis.statistics.intervals import Floats
 from study.config.schema import StudyConfig, TrialConfig
 from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial, plan_trials
-from study.record.layout import SCHEMA, StudyFolder, TrialFolder, file_facts, write_yaml
+from study.record.io import file_digest, write_yaml
+from study.record.layout import SCHEMA, StudyFolder, TrialFolder
 from study.record.switch_weights import STATISTICS, parquet_bytes
 
 Effect = Callable[[PlannedTrial], float]
@@ -128,7 +129,7 @@ def write_result(record: TrialFolder, description: dict[str, Any], status: str, 
         "reason": DIVERGED if status == "diverged" else None,
         "epochs": description["config"]["epochs"], "seconds": 1.5, "attempts": 1,
         "metrics": _metrics(description["config"]["task"], accuracy),
-        "notes": [], "files": {file.name: file_facts(file) for file in files},
+        "notes": [], "files": {file.name: file_digest(file) for file in files},
     }))  # fmt: skip
 
 

@@ -90,9 +90,9 @@ def _with_package(environment: Mapping[str, str]) -> str:
 
 
 def _answer(folder: StudyFolder) -> Any:
-    from study.analysis.questions.interim_answers import current_answers
+    from study.analysis.questions.interim_answers import compute_interim_answers
 
-    return current_answers(folder)
+    return compute_interim_answers(folder)
 
 
 def _report(folder: StudyFolder) -> Any:

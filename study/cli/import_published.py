@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.config.schema import StudyConfig, study_from_dict
-from study.config.yaml_input import Parser, UserError
+from study.config.errors import Parser, UserError
+from study.config.schema import StudyConfig
+from study.config.validation import study_from_dict
 from study.models import trace_geometry
 from study.norms.official import OfficialResNet, load_official
 from study.plan.trials import PlannedTrial, plan_trial
 from study.record.environment import describe_environment
-from study.record.layout import StudyFolder, file_facts, write_bytes, write_json, write_result, write_yaml
+from study.record.io import file_digest, write_bytes, write_json, write_yaml
+from study.record.layout import StudyFolder, write_result
 from study.record.switch_weights import parquet_bytes, snapshot
 from study.sweep.study_file import planned_study, write_study
 
@@ -120,7 +122,7 @@ def _write_record(
         "config": trial.config.model_dump(mode="json"), "statistics_batch": trial.statistics_batch,
         "gradient_batch": trial.gradient_batch, "device_batch": trial.config.batch_size, "pool": list(trial.pool),
         "parameters": sum(parameter.numel() for parameter in network.parameters()), "norm_layers": len(layers),
-        "source": {"file": str(published.path), "version": network.version, **(file_facts(published.path) or {})},
+        "source": {"file": str(published.path), "version": network.version, **(file_digest(published.path) or {})},
         "command": environment["command"],
     }  # fmt: skip
     history = snapshot(network, layers)[None].numpy()

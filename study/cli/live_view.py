@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.text import Text
 
-from study.record.layout import FINISHED, TrialFolder, read_json
+from study.record.io import read_json
+from study.record.layout import FINISHED, TrialFolder
 
 STATES = ("done", "diverged", "pruned", "running", "submitted", "queued", "stale", "failed", "damaged", "planned")
 STYLES = {"failed": "red", "damaged": "red", "diverged": "yellow", "stale": "yellow"}
@@ -34,7 +35,7 @@ TAIL = 2**14  # bytes; holds the last rows of a metrics.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
+class TrialProblem:
     """Why a trial has no result to compare: its state, or `trying again`, and the reason."""
 
     key: str
@@ -51,10 +52,11 @@ class Running:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class StudySnapshot:
     """A study at one moment; drawn by a `rich` console, in as many lines as the terminal has.
 
-    states: trials by state. answers: what `current_answers` says. note: a line on who is at work, or waited for.
+    states: trials by state. answers: what `compute_interim_answers` returns.
+    note: a line on who is at work, or waited for.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Picture:
     states: Mapping[str, int]
     left: str = ""
     note: str = ""
-    troubles: Sequence[Trouble] = ()
+    troubles: Sequence[TrialProblem] = ()
     answers: Mapping[str, Any] | None = None
     answers_error: str = ""
     running: Sequence[Running] = field(default=())
@@ -107,9 +109,9 @@ class Picture:
         return lines
 
 
-def group_troubles(troubles: Iterable[Trouble]) -> list[list[Trouble]]:
+def group_problems(troubles: Iterable[TrialProblem]) -> list[list[TrialProblem]]:
     """Troubles of one cause together, the most frequent first."""
-    groups: dict[tuple[str, str], list[Trouble]] = {}
+    groups: dict[tuple[str, str], list[TrialProblem]] = {}
     for trouble in troubles:
         groups.setdefault((trouble.state, normalize_reason(trouble.reason)), []).append(trouble)
     return sorted(groups.values(), key=len, reverse=True)
@@ -122,7 +124,7 @@ def normalize_reason(reason: str) -> str:
     return reason
 
 
-def say_group(group: Sequence[Trouble]) -> str:
+def format_problems(group: Sequence[TrialProblem]) -> str:
     """`failed: 3 trials: MemoryError: ... (the first: sn-1234-r0)`, or the one trial and its reason."""
     first = group[0]
     if len(group) == 1:
@@ -176,9 +178,9 @@ def format_duration(seconds: float) -> str:
     return f"{hours:.0f} h {minutes % 60:.0f} min" if hours < 48 else f"{hours / 24:.0f} days"
 
 
-def _draw_troubles(troubles: Sequence[Trouble], width: int) -> list[Text]:
+def _draw_troubles(troubles: Sequence[TrialProblem], width: int) -> list[Text]:
     """A line a cause, in which the name of the trial gives way to the reason."""
-    groups = group_troubles(troubles)
+    groups = group_problems(troubles)
     lines = [Text()] if groups else []
     for group in groups[:CAUSES]:
         first = group[0]

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.config.schema import DEFAULT_SCALE, LAUNCHERS, StudyConfig, available, load_study
-from study.config.yaml_input import FULL_DISK, NO_SPACE, Parser, UserError, allowed_names, read_yaml
+from study.config.errors import FULL_DISK, NO_SPACE, Parser, UserError, allowed_names
+from study.config.schema import LAUNCHERS, StudyConfig
+from study.config.yaml_input import read_yaml
+from study.plan.loading import DEFAULT_SCALE, available, load_study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,7 +160,7 @@ def _list() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from study.cli.live_view import Trouble, group_troubles, say_group
+    from study.cli.live_view import TrialProblem, format_problems, group_problems
     from study.record.environment import command_line, describe_environment
     from study.sweep.driver import Driver
     from study.sweep.study_file import check_folder
@@ -171,7 +173,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _run_in_background(folder, options)
-    _heed_endings()
+    install_signal_handlers()
     outcome = Driver(
         study=study,
         folder=folder,
@@ -194,8 +196,10 @@ def _run(options: argparse.Namespace) -> int:
     write_summary_once(report, study.tracking)
     if outcome.best:
         console.print(outcome.best, soft_wrap=True)
-    for group in group_troubles(Trouble(key=key, state="failed", reason=why) for key, why in outcome.failed.items()):
-        console.print(say_group(group), style="red", soft_wrap=True)
+    for group in group_problems(
+        TrialProblem(key=key, state="failed", reason=why) for key, why in outcome.failed.items()
+    ):
+        console.print(format_problems(group), style="red", soft_wrap=True)
     if outcome.failed:
         console.print("--retry-failed runs them again", style="red")
     return SOME_FAILED if outcome.failed or outcome.stopped else DONE
@@ -244,7 +248,7 @@ def _status(options: argparse.Namespace) -> int:
 def _watch(study: StudyConfig, folder: StudyFolder) -> int:
     from study.cli.watch import watch
 
-    _heed_endings()  # the terminal is left as it was
+    install_signal_handlers()  # the terminal is left as it was
     try:
         return DONE if watch(_console(), study, folder) else SOME_FAILED
     except KeyboardInterrupt:  # the watching has stopped, and not the study
@@ -268,7 +272,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.serve:
         from study.cli.report_server import serve_report
 
-        _heed_endings()
+        install_signal_handlers()
         serve_report(folder, lambda line: console.print(line, soft_wrap=True))
     return DONE
 
@@ -304,12 +308,13 @@ def _diff(options: argparse.Namespace) -> int:
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
-def _heed_endings() -> None:
+def install_signal_handlers() -> None:
+    """SIGTERM and SIGHUP end the program as Ctrl-C does."""
     for number in ENDINGS:
-        signal.signal(number, _end)
+        signal.signal(number, _on_terminate)
 
 
-def _end(*_: object) -> None:
+def _on_terminate(*_: object) -> None:
     """As Ctrl-C: trials leave with a checkpoint. Once; these signals often come twice, and must not cut that short."""
     for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
@@ -341,7 +346,7 @@ def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFold
 
 def _run_in_background(folder: StudyFolder, options: argparse.Namespace) -> int:
     """Has a driver that no terminal can take along do the work; returns when it is at it, or has ended."""
-    from study.record.layout import read_json
+    from study.record.io import read_json
     from study.sweep.driver import DETACHED
 
     if folder.is_locked():
@@ -428,13 +433,13 @@ def _check_known(study: str, out: Path) -> None:
 
 def _print_report(console: Console, folder: StudyFolder) -> Report:
     """Writes the report and prints its answers."""
-    from study.analysis.questions.interim_answers import say_answer
+    from study.analysis.questions.interim_answers import format_answer
     from study.analysis.report.report import Report
 
     report = Report(folder)
     path = report.write()
     for name, answer in report.answers.items():
-        console.print("\n" + "\n".join(say_answer(name, answer)), soft_wrap=True)
+        console.print("\n" + "\n".join(format_answer(name, answer)), soft_wrap=True)
     console.print(f"\nreport: {path}")
     return report
 

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from study.cli.background import Background
-from study.cli.live_view import ROWS, Picture, Running, Trouble, forecast_left
+from study.cli.live_view import ROWS, Running, StudySnapshot, TrialProblem, forecast_left
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
 
@@ -28,7 +28,7 @@ class SweepProgress:
         """`queued`: trials wait in an engine's queue, which alone knows how many of them run."""
         self.console, self.folder, self.total, self.places, self.queued = console, folder, total, places, queued
         self.states: Counter[str] = Counter()
-        self.troubles: dict[str, Trouble] = {}
+        self.troubles: dict[str, TrialProblem] = {}
         self.running: Mapping[str, PlannedTrial] = {}
         self.costs: dict[str, float] = {}  # of what is to do
         self.seconds = self.cost_done = 0.0
@@ -76,14 +76,14 @@ class SweepProgress:
 
     def again(self, key: str, reason: str) -> None:
         """A trial has ended without a result and is tried again."""
-        self.troubles[key] = Trouble(key=key, state="trying again", reason=reason)
+        self.troubles[key] = TrialProblem(key=key, state="trying again", reason=reason)
         self._log(f"{key}: {reason}; trying again", "yellow")
 
     def failed(self, key: str, reason: str, where: object = None, *, before: bool = False) -> None:
         """A trial is given up; `where` to read more. before: it had failed when the study was taken up."""
         self.states["failed"] += 1
         self.costs.pop(key, None)
-        self.troubles[key] = Trouble(key=key, state="failed", reason=reason)
+        self.troubles[key] = TrialProblem(key=key, state="failed", reason=reason)
         if not before:
             self._log(f"{key}: failed: {reason}" + (f" (see {where})" if where else ""), "red")
 
@@ -91,13 +91,13 @@ class SweepProgress:
         """A line above the view."""
         self.console.print(Text(message, style=style), soft_wrap=True)
 
-    def picture(self) -> Picture:
+    def picture(self) -> StudySnapshot:
         """The view, which a thread of its own draws."""
         running, states = list(self.running.values()), Counter(self.states)
         self.answers.poll(sum(states.values()) - states["failed"])
         states["submitted" if self.queued else "running"] = len(running)
         states["planned"] = max(0, self.total - sum(states.values()))
-        return Picture(
+        return StudySnapshot(
             name=self.folder.path.name, total=self.total, states=states, left=self._left(), note=self.note,
             troubles=list(self.troubles.values()), answers=self.answers.result, answers_error=self.answers.error,
             running=self._at_work(running),

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from study.cli.live_view import STATES, Trouble, format_duration, group_troubles, say_group
+from study.cli.live_view import STATES, TrialProblem, format_duration, format_problems, group_problems
+from study.config.errors import UserError
 from study.config.schema import StudyConfig
-from study.config.yaml_input import UserError, read_yaml
+from study.config.yaml_input import read_yaml
 from study.plan.design_diagnostics import check_disk, describe_design, find_problems, format_bytes
 from study.plan.trials import PlannedTrial, plan_trials
-from study.record.layout import StudyFolder, TrialFolder, read_json
+from study.record.io import read_json
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors.slurm import QueuedJob, read_queue
 
 AT_WORK = ("running", "queued")
@@ -107,18 +109,18 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     rows = [(*cell, *(str(count[state] or "") for state in seen)) for cell, count in cells.items()]
     _print_rows(console, [(*study.factors, *seen), *rows], left=len(study.factors))
     for state in seen:
-        told = [Trouble(key=key, state=state, reason=reason)
+        told = [TrialProblem(key=key, state=state, reason=reason)
                 for key, (other, reason, _) in states.items() if other == state and reason]  # fmt: skip
-        groups = [] if state == "pruned" else [[one] for one in told] if state in AT_WORK else group_troubles(told)
+        groups = [] if state == "pruned" else [[one] for one in told] if state in AT_WORK else group_problems(told)
         for group in groups[:LINES]:
-            console.print(say_group(group), soft_wrap=True)
+            console.print(format_problems(group), soft_wrap=True)
         if len(groups) > LINES:
             console.print(f"{state}: and {sum(map(len, groups[LINES:]))} more")
-    if driver := say_driver(folder):
+    if driver := format_driver(folder):
         console.print(driver)
 
 
-def say_driver(folder: StudyFolder) -> str:
+def format_driver(folder: StudyFolder) -> str:
     """Which driver is at work; empty where none is."""
     if not folder.is_locked():
         return ""

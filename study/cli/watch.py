@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.live import Live
 
 from study.cli.background import Background
-from study.cli.live_view import Picture, Running, Trouble, forecast_left
+from study.cli.live_view import Running, StudySnapshot, TrialProblem, forecast_left
 from study.cli.progress import ANSWERS_SHARE
-from study.cli.tables import say_driver, trial_state
+from study.cli.tables import format_driver, trial_state
 from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.layout import FINISHED, StudyFolder, TrialFolder
@@ -82,10 +82,10 @@ class _Watched:
         self.pause = LOOK_SECONDS
         self.ended = self.complete = False
 
-    def look(self) -> Picture:
+    def look(self) -> StudySnapshot:
         """The study now."""
         started = time.monotonic()
-        driver, queue = say_driver(self.folder), read_queue(self.folder)
+        driver, queue = format_driver(self.folder), read_queue(self.folder)
         records = self._records()
         found = {key: self.finished.get(key) or self._read(key, record, queue) for key, record in records.items()}
         states = Counter(one.state for one in found.values())
@@ -94,10 +94,10 @@ class _Watched:
         self.complete = len(self.finished) == self.total
         at_work = driver or states["running"] or states["queued"]
         self.ended = self.complete or not (at_work or states["planned"] or states["stale"] or states["damaged"])
-        picture = Picture(
+        picture = StudySnapshot(
             name=self.folder.path.name, total=self.total, states=states, left=self._left(found),
             note=driver or ("nothing is left to do; report has the answers" if self.ended else "no driver is at work"),
-            troubles=[Trouble(key=key, state=one.state, reason=one.reason)
+            troubles=[TrialProblem(key=key, state=one.state, reason=one.reason)
                       for key, one in found.items() if one.state in SHOWN],
             answers=self.answers.result, answers_error=self.answers.error,
             running=[Running(record=records[key], epochs=self.plan[key].config.epochs if key in self.plan else None)

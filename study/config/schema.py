@@ -11,13 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from study.config.datasets import DATASETS
-from study.config.yaml_input import UserError, allowed_names, check_mapping, parse_yaml, read_yaml
+from study.config.errors import allowed_names
 from study.norms.names import DEFAULT_POOL, parse_norm
 
 SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
@@ -77,7 +76,7 @@ def _check_dataset(name: str) -> str:
     return name
 
 
-class _Closed(BaseModel):
+class _StrictModel(BaseModel):
     """Frozen, without unknown keys, and without silent conversion (`true` is not 1 epoch)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -90,7 +89,7 @@ _Parts = Annotated[
 _HeadNorm = Annotated[str | None, AfterValidator(_check_head_norm)]  # None: the backbone's; "none": no norm
 
 
-class TrialConfig(_Closed):
+class TrialConfig(_StrictModel):
     """The science of one training run. Every field is part of the trial's identity; nothing else is."""
 
     # data
@@ -189,7 +188,7 @@ class TrialConfig(_Closed):
         """The learning rate that is used: scaled linearly with the gradient batch from a reference of 256."""
         return self.learning_rate * (self.gradient_batch / 256 if self.scale_learning_rate else 1.0)
 
-    def science(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what the hash in the trial's id is made of."""
         return self.model_dump(exclude_defaults=True)
 
@@ -205,29 +204,15 @@ def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, st
         text = f"{level:.4g}" if isinstance(level, float) else str(level)
         parts.append(text if isinstance(level, str) else f"{factor}{text}")
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", "-".join(parts)).strip("-")[:80]
-    canonical = json.dumps(config.science(), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(config.identity_fields(), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
     return f"{slug}-{digest}" if slug else digest
-
-
-ROLES = ("init", "data", "split")
-
-
-def derive_seeds(replicate: int) -> dict[str, int]:
-    """A seed for each role of randomness. They depend on the replicate alone: equal replicates are paired."""
-    return {role: derive_seed(role, replicate) for role in ROLES}
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Hashes a counter (seed, role, epoch, ...) to 63 bits. The same on every machine and version."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 # ---------------------------------------------------------------------------------------------- a study
 
 
-class Range(_Closed):
+class Range(_StrictModel):
     """A numeric interval that a search draws from. Whole bounds give whole numbers."""
 
     low: int | float
@@ -243,7 +228,7 @@ class Range(_Closed):
         return self
 
 
-class StartConfig(_Closed):
+class StartConfig(_StrictModel):
     """What trials with a start rule start from: by default the trial of their own cell at `start_rule: scratch`.
 
     cell: levels in which the start trial's cell differs from the trial's own, at the same replicate.
@@ -283,7 +268,7 @@ class StartConfig(_Closed):
         return {**self.base, **options}
 
 
-class SearchConfig(_Closed):
+class SearchConfig(_StrictModel):
     """An Optuna search over the factors instead of the full grid.
 
     Suggestions are made in rounds of `round_size` trials, told in order: the search gives the same trials for any
@@ -298,7 +283,7 @@ class SearchConfig(_Closed):
     pruner: Literal["none", "median"] = "none"
 
 
-class AnalysisConfig(_Closed):
+class AnalysisConfig(_StrictModel):
     """Which questions the report answers, on what. A score is the main metric of a trial's task."""
 
     questions: list[Literal["useful", "impacts", "tasks"]] = ["useful", "impacts"]
@@ -306,7 +291,7 @@ class AnalysisConfig(_Closed):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
-class RunConfig(_Closed):
+class RunConfig(_StrictModel):
     """How trials are run on this machine. No part of a trial's identity."""
 
     threads: Annotated[int, Field(ge=1)] = 1
@@ -324,7 +309,7 @@ Launcher = Literal["local", "slurm", "ray"]
 LAUNCHERS = get_args(Launcher)
 
 
-class LaunchConfig(_Closed):
+class LaunchConfig(_StrictModel):
     """Where trials run, and what each job asks of a cluster. No part of a trial's identity."""
 
     launcher: Launcher = "local"
@@ -346,7 +331,7 @@ class LaunchConfig(_Closed):
     address: str | None = None  # of a cluster; without one, the cluster this machine is part of
 
 
-class TrackingConfig(_Closed):
+class TrackingConfig(_StrictModel):
     """Weights & Biases. `auto` is online for a user who is logged in and reaches the server, else offline."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -354,7 +339,7 @@ class TrackingConfig(_Closed):
     entity: str | None = None
 
 
-class StudyConfig(_Closed):
+class StudyConfig(_StrictModel):
     """One study: a question, a base, factors, replicates, and how it is run and analysed.
 
     joint: by factor and level, the fields that go with the level. A factor that is no field of a trial has its levels
@@ -459,327 +444,5 @@ class StudyConfig(_Closed):
 
 # ---------------------------------------------------------------------------------------------- loading
 
-CONFIG_FOLDERS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
-DEFAULT_SCALE = "laptop"
 
-
-def config_folder() -> Path:
-    """Where the studies and scales lie: beside the package in a checkout, inside it when installed."""
-    for folder in CONFIG_FOLDERS:
-        if folder.is_dir():
-            return folder
-    raise UserError(f"no configs folder: looked for {' and '.join(map(str, CONFIG_FOLDERS))}")
-
-
-def available(kind: Literal["studies", "scales"]) -> dict[str, Path]:
-    """Name to file of every study or scale."""
-    return {path.stem: path for path in sorted((config_folder() / kind).glob("*.yaml"))}
-
-
-def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Reads a study (a name, or the path of a YAML file) at a scale, with `key=value` overrides applied.
-
-    Raises `UserError`, one line, for anything that a user can get wrong.
-    """
-    study_file, scale_file = _find("studies", study), _find("scales", scale)
-    scale_layer, study_layer = read_yaml(scale_file), read_yaml(study_file)
-    origin: dict[str, str] = {"": str(study_file)}
-    merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
-    # A scale offers levels for any factor; a study takes those of the factors it names (with an empty value). What goes
-    # with a level, it takes for whatever factors it has.
-    offered = check_mapping(scale_layer.pop("factors", {}), "factors", scale_file)
-    spare = set(check_mapping(scale_layer.get("joint", {}), "joint", scale_file))
-    spare -= set(check_mapping(study_layer.get("joint", {}), "joint", study_file))
-    wanted = check_mapping(study_layer.pop("factors", {}), "factors", study_file)
-    _overlay(merged, scale_layer, str(scale_file), origin)
-    for described in (merged, origin):
-        described.pop("title", None)  # a scale's own line in the listing
-    _overlay(merged, study_layer, str(study_file), origin)
-    merged["factors"] = {}
-    for factor, levels in wanted.items():
-        source = study_file
-        if levels is None:
-            if factor in TrialConfig.model_fields and factor not in offered:
-                raise UserError(f"{scale_file}: factors.{factor}: no levels here, and {study_file} leaves them open")
-            levels, source = offered.get(factor, list(merged.get("joint", {}).get(factor, {}))), scale_file
-        _overlay(merged, {"factors": {factor: levels}}, str(source), origin)
-    for override in overrides:
-        layer = _read_override(override, merged)
-        _overlay(merged, layer, f"--set {override}", origin)
-        spare -= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
-    if isinstance(merged["factors"], dict) and isinstance(merged.get("joint"), dict):
-        for factor in spare - merged["factors"].keys():
-            merged["joint"].pop(factor, None)
-    _drop_offered_start(merged, {path for path, source in origin.items() if source == str(scale_file)})
-    if isinstance(merged.get("start"), dict) and merged["start"].get("source") is not None:
-        raise UserError(f"{_source('start.source', origin)}: start.source: it follows from start.trial or checkpoint")
-    from study.plan.warm_start import resolve_start  # which reads trials, and those know what a trial is from here
-
-    return resolve_start(_validate(merged, origin), _source("start", origin))
-
-
-def _drop_offered_start(merged: dict[str, Any], offered: set[str]) -> None:
-    """Drops what a scale has of a start cell where the study has no such factor, or starts from elsewhere."""
-    start = merged.get("start")
-    cell = start.get("cell") if isinstance(start, dict) else None
-    if not isinstance(start, dict) or not isinstance(cell, dict):
-        return
-    elsewhere = start.get("trial") is not None or start.get("checkpoint") is not None
-    start["cell"] = {
-        factor: level for factor, level in cell.items()
-        if f"start.cell.{factor}" not in offered or not (elsewhere or factor not in merged["factors"])
-    }  # fmt: skip
-
-
-def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
-    """A study from its resolved form, as `study.yaml` of a run holds it."""
-    return _validate({str(key): value for key, value in data.items()}, {"": source})
-
-
-def _find(kind: Literal["studies", "scales"], name: str) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise UserError(f"{name}: no such file")
-        return Path(name)
-    files = available(kind)
-    if name not in files:
-        flag = {"studies": "study", "scales": "scale"}[kind]
-        raise UserError(f"--{flag} {name}: unknown {flag}; {allowed_names(name, files)}")
-    return files[name]
-
-
-def _overlay(target: dict[str, Any], layer: dict[str, Any], source: str, origin: dict[str, str], at: str = "") -> None:
-    """Merges `layer` into `target` key by key and remembers which source set what."""
-    for key, value in layer.items():
-        key = str(key)  # of a level: 2, true
-        path = f"{at}{key}"
-        if isinstance(value, dict) and isinstance(target.get(key, {}), dict):
-            _overlay(target.setdefault(key, {}), value, source, origin, f"{path}.")
-        else:
-            target[key] = value
-        origin[path] = source
-
-
-def _read_override(override: str, merged: dict[str, Any]) -> dict[str, Any]:
-    """`key=value` as a layer."""
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise UserError(f"--set {override}: expected key=value")
-    path, value = _resolve_key(key, merged), parse_yaml(text, f"--set {override}")
-    if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
-        value = [value]  # one level
-    return _nest(path, value)
-
-
-def _nest(path: str, value: Any) -> dict[str, Any]:
-    for part in reversed(path.split(".")):
-        value = {part: value}
-    assert isinstance(value, dict)
-    return value
-
-
-_SECTIONS: dict[str, type[BaseModel]] = {
-    "base": TrialConfig,
-    "start": StartConfig,
-    "run": RunConfig,
-    "launch": LaunchConfig,
-    "tracking": TrackingConfig,
-    "search": SearchConfig,
-    "analysis": AnalysisConfig,
-}
-
-
-def _resolve_key(key: str, merged: dict[str, Any]) -> str:
-    """A bare name may stand for a factor, a field of the base or of a section: `epochs` is `base.epochs`."""
-    head = key.split(".")[0]
-    if head in StudyConfig.model_fields:
-        return key
-    if head in merged["factors"]:
-        return f"factors.{key}"
-    for section, model in _SECTIONS.items():
-        if head in model.model_fields and section != "start":  # whose names say nothing by themselves
-            return f"{section}.{key}"
-    names = [*StudyConfig.model_fields, *TrialConfig.model_fields, *RunConfig.model_fields]
-    raise UserError(f"--set {key}: unknown key; {allowed_names(head, names)}")
-
-
-def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
-    if not isinstance(merged.get("factors", {}), dict):
-        where = _source("factors", origin)
-        raise UserError(f"{where}: factors: {merged['factors']!r}: expected factors and their levels")
-    factors = {name: _read_range(name, levels, origin) for name, levels in merged.get("factors", {}).items()}
-    start, base = merged.get("start"), merged.get("base", {})
-    if isinstance(start, dict) and isinstance(base, dict) and start.get("rule") is not None:
-        origin["base.start_rule"] = _source("start.rule", origin)
-        merged = {**merged, "base": {**base, "start_rule": start["rule"]}}
-    try:
-        config = StudyConfig(**{**merged, "factors": factors})
-    except ValidationError as error:
-        raise UserError(_one_line(error, StudyConfig, origin)) from None
-    if config.search and config.search.pruner != "none" and config.replicates > 1:
-        where = _source("search.pruner", origin)
-        raise UserError(f"{where}: search.pruner: a pruner compares single trials; it needs replicates: 1")
-    _check_joint(config, origin)
-    checked = {factor: _check_levels(config, factor, origin) for factor in config.factors}
-    _check_blocks(config, origin)
-    return _check_start(config.model_copy(update={"factors": checked}), origin)
-
-
-def _check_start(study: StudyConfig, origin: dict[str, str]) -> StudyConfig:
-    """The study with the levels of its start cell in their one spelling. Raises `UserError` where it makes no sense."""
-    start, where = study.start, _source("start", origin)
-    if study.values("start_source") != [None]:
-        raise UserError(f"{_source('base.start_source', origin)}: start_source: it follows from the study's start")
-    rules = [rule for rule in study.values("start_rule") if rule != "scratch"]
-    if not rules:
-        if start != StartConfig():
-            raise UserError(f"{where}: start: nothing starts there; give start.rule, or levels of start_rule")
-        return study
-    if bool(start.cell) + bool(start.trial) + bool(start.checkpoint) > 1:
-        raise UserError(f"{where}: start: one of cell, trial and checkpoint is allowed")
-    if study.search is not None and not start.elsewhere:
-        raise UserError(f"{where}: start: a search has no cells to start from; allowed: start.trial, start.checkpoint")
-    for option, fitting in START_OPTIONS.items():
-        name = option.removeprefix("start_")
-        if getattr(start, name) and not set(rules) & set(fitting):
-            raise UserError(f"{where}: start.{name}: of start_rule={' or '.join(fitting)}; here it is {rules[0]}")
-    for name in start.base:
-        if name not in TrialConfig.model_fields or name in study.factors or name.startswith("start_"):
-            allowed = [known for known in TrialConfig.model_fields
-                       if known not in study.factors and not known.startswith("start_")]  # fmt: skip
-            raise UserError(f"{where}: start.base.{name}: {allowed_names(name, allowed)}")
-    try:
-        TrialConfig(**{**study.base.model_dump(), **start.base})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{where}: start.base.{first['loc'][0]}: {first['input']!r}: {_explain(first)}") from None
-    cell = {}
-    for factor, level in start.cell.items():
-        if factor not in study.factors:
-            raise UserError(f"{where}: start.cell.{factor}: is no factor; {allowed_names(factor, study.factors)}")
-        alone = study.model_copy(update={"start": StartConfig()})
-        cell[factor] = getattr(_check_level(alone, factor, level, f"{where}: start.cell.{factor}"), factor, level)
-    return study.model_copy(update={"start": start.model_copy(update={"cell": cell, "rule": None})})
-
-
-def _read_range(factor: str, levels: Any, origin: dict[str, str]) -> Any:
-    """A range by itself, so that an error speaks of the range and not of the list that it might have been."""
-    if not isinstance(levels, dict):
-        return levels
-    try:
-        return Range(**levels)
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"type": "", "msg": str(error), "loc": ()}
-        path = ".".join(["factors", factor, *map(str, first["loc"])])
-        raise UserError(f"{_source(path, origin)}: {path}: {_explain(first)}; a range has low, high and log") from None
-
-
-def _check_levels(config: StudyConfig, factor: str, origin: dict[str, str]) -> list[Any] | Range:
-    """The levels of a factor in their one spelling: two names of one level would train one cell twice."""
-    where = f"{_source(f'factors.{factor}', origin)}: factors.{factor}"
-    if factor not in {*TrialConfig.model_fields, *config.joint}:
-        raise UserError(f"{where}: unknown factor; {allowed_names(factor, [*config.joint, *TrialConfig.model_fields])}")
-    given = config.factors[factor]
-    if isinstance(given, Range) and config.search is None:
-        raise UserError(f"{where}: a range needs a search section; a grid needs a list of levels")
-    if isinstance(given, Range) and factor not in _CONTINUOUS:
-        raise UserError(f"{where}: not every number between is allowed; give a list. Ranges: {', '.join(_CONTINUOUS)}")
-    levels = [given.low, given.high] if isinstance(given, Range) else given
-    alone = config.model_copy(update={"start": StartConfig()})  # what is wrong with a start is not the level's fault
-    if not levels:
-        raise UserError(f"{where}: no levels")
-    cells: list[TrialConfig] = []
-    for level in levels:
-        cell = _check_level(alone, factor, level, where)
-        if cell in cells:
-            raise UserError(f"{where}: level {level!r} appears twice")
-        cells.append(cell)
-    spelled = [getattr(cell, factor, level) for cell, level in zip(cells, levels, strict=True)]
-    return given if isinstance(given, Range) else spelled
-
-
-def _check_level(config: StudyConfig, factor: str, level: Any, where: str) -> TrialConfig:
-    """The cell of one level, others as in the base."""
-    if factor not in TrialConfig.model_fields and (not isinstance(level, str) or level not in config.joint[factor]):
-        raise UserError(f"{where}: {level!r}: {allowed_names(level, config.joint[factor])}")
-    try:
-        return config.cell({factor: level})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = first["loc"][0] if first["loc"] else factor
-        among = "" if field == factor else f"{field}: {first['input']!r}: "
-        raise UserError(f"{where}: {level!r}: {among}{_explain(first)}") from None
-
-
-def _check_joint(config: StudyConfig, origin: dict[str, str]) -> None:
-    """What goes with a level is known, belongs to one factor, and to a level that there can be."""
-    owners = {factor: factor for factor in config.factors if factor in TrialConfig.model_fields}
-    for factor, settings in config.joint.items():
-        where = f"{_source(f'joint.{factor}', origin)}: joint.{factor}"
-        if factor not in config.factors:
-            raise UserError(f"{where}: no such factor; {allowed_names(factor, config.factors)}")
-        given = config.factors[factor]
-        used = {str(level) for level in given} if isinstance(given, list) else set(settings)
-        for level, fields in settings.items():
-            for field in fields:
-                if field not in TrialConfig.model_fields:
-                    names = allowed_names(field, TrialConfig.model_fields)
-                    raise UserError(f"{where}.{level}.{field}: unknown key; {names}")
-                if level in used and (owners.setdefault(field, factor) != factor or field == factor):
-                    raise UserError(f"{where}.{level}.{field}: the factor {owners[field]} sets it")
-            value = parse_yaml(level, where) if factor in TrialConfig.model_fields else level
-            _check_level(config, factor, value, f"{where}.{level}")
-
-
-def _check_blocks(config: StudyConfig, origin: dict[str, str]) -> None:
-    """Every factor is in a block, and every block names factors."""
-    where = f"{_source('blocks', origin)}: blocks"
-    if config.blocks and config.search is not None:
-        raise UserError(f"{where}: a search suggests cells itself; allowed: none")
-    for block in config.blocks:
-        for name in block or ["no factor"]:
-            if name not in config.factors:
-                raise UserError(f"{where}: {block}: {name}: {allowed_names(name, config.factors)}")
-    for factor in config.factors:
-        if config.blocks and not any(factor in block for block in config.blocks):
-            raise UserError(f"{where}: {factor} is in none of them; its levels would not be planned")
-
-
-_CONTINUOUS = [name for name, field in TrialConfig.model_fields.items()
-               if field.annotation in (int, float) and name != "depth"]  # fmt: skip
-
-
-def _one_line(error: ValidationError, model: type[BaseModel], origin: dict[str, str]) -> str:
-    """The first of pydantic's errors as file, key, value, what is allowed."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"] if str(part) in _all_keys() or not isinstance(part, str))
-    if first["type"] == "extra_forbidden":
-        *parents, key = map(str, first["loc"])
-        holder = (_SECTIONS[parents[0]] if parents else model).model_fields
-        dotted = ".".join([*parents, key])
-        return f"{_source(dotted, origin)}: {dotted}: unknown key; {allowed_names(key, holder)}"
-    value = "" if first["type"] == "missing" else f" {first['input']!r}:"
-    return f"{_source(path, origin)}: {path}:{value} {_explain(first)}"
-
-
-def _all_keys() -> set[str]:
-    """Every real key; pydantic also puts names of union members into an error's location."""
-    keys = set(StudyConfig.model_fields) | set(Range.model_fields)
-    for section in _SECTIONS.values():
-        keys |= set(section.model_fields)
-    return keys
-
-
-def _explain(error: Any) -> str:
-    if error["type"] == "literal_error":
-        return allowed_names(error["input"], re.findall(r"[\w.-]+", error["ctx"]["expected"].replace(" or ", " ")))
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return str(error["msg"]).removeprefix("Input ")
-
-
-def _source(path: str, origin: dict[str, str]) -> str:
-    """The file or flag that set the key, or the nearest key above it."""
-    while path and path not in origin:
-        path = path.rpartition(".")[0]
-    return origin.get(path, origin[""])
+MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import errno
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-NO_SPACE = "no space left on"
-
-
-class UserError(ValueError):
-    """A mistake in what the user gave. The command line prints it as one line and exits with 2."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line on which a mistake is one line, as everywhere else."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+from study.config.errors import UserError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -61,13 +45,6 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UserError(f"{source}:{where} is not valid YAML: {problem}") from None
-
-
-def allowed_names(name: object, names: Iterable[object]) -> str:
-    """'allowed: a, b, c; nearest: b', for the end of an error line."""
-    known = [str(candidate) for candidate in names]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    return f"allowed: {', '.join(known)}" + (f"; nearest: {close[0]}" if close else "")
 
 
 def check_mapping(value: Any, what: str, source: Path) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 from study.analysis.report.report import Report
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from study.dashboard.summary import write_summary
-from study.record.layout import StudyFolder, TrialFolder, read_json, write_bytes, write_json
+from study.record.io import read_json, write_bytes, write_json
+from study.record.layout import StudyFolder, TrialFolder
 from study.record.wandb_mode import resolve_mode
 
 # Of a page; all else of one that was saved before stays as it is there.

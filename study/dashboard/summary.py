@@ -15,7 +15,7 @@ import pandas as pd
 from study.analysis.report.report import Report
 from study.analysis.report.tables import coverage_table, effects_table
 from study.config.schema import TrackingConfig
-from study.record.layout import file_facts, read_json, write_json
+from study.record.io import file_digest, read_json, write_json
 
 if TYPE_CHECKING:  # a study that is finished needs no W&B
     import plotly.graph_objects as go
@@ -29,7 +29,7 @@ COVERAGE = "coverage/cells"  # the name of a table
 def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
     """Writes the summary run of a written report, unless it is written already: a finished study costs nothing."""
     folder = report.folder
-    known, answers = read_json(folder.dashboard) or {}, file_facts(folder.report / "answers.json")
+    known, answers = read_json(folder.dashboard) or {}, file_digest(folder.report / "answers.json")
     if tracking.mode == "disabled" or answers is None or known.get("summary") == answers["sha256"]:
         return
     from study.record.wandb_mode import resolve_mode
@@ -66,7 +66,7 @@ def write_summary(report: Report, mode: Mode) -> None:
         })  # fmt: skip
         run.summary.update(verdicts(report))
     folder.link_wandb_runs()
-    answers = file_facts(folder.report / "answers.json") or {}
+    answers = file_digest(folder.report / "answers.json") or {}
     write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers.get("sha256")})
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from study.config.schema import derive_seed
+from study.config.seeds import derive_seed
 
 IGNORED = 255
 Batch = tuple[Any, Any]

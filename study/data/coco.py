@@ -15,7 +15,7 @@ from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from study.data.files import find_tree
 from study.data.sample_source import Names, Part, list_files, read_image
 

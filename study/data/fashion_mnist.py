@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torchvision.datasets import FashionMNIST
 
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from study.data.files import missing_files
 from study.data.memory import Images
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 
 DOWNLOADS = Path("data")
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from study.data.files import find_tree
 from study.data.sample_source import Names, Part, list_files, read_image
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from study.config.datasets import DATASETS, split_sizes
-from study.config.schema import TrialConfig, derive_seed
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.config.schema import TrialConfig
+from study.config.seeds import derive_seed
 from study.data import cifar, digits, fashion_mnist, scenes
 from study.data.batches import Data
 from study.data.files import data_folder

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.ops import masks_to_boxes
 
-from study.config.schema import Task, TrialConfig, derive_seed
+from study.config.schema import Task, TrialConfig
+from study.config.seeds import derive_seed
 from study.data.batches import Batch, SplitName, epoch_order
 
 EVALUATION_BATCH = {"classification": 512, "segmentation": 64, "detection": 32}

@@ -22,7 +22,7 @@ Names = NDArray[np.str_]
 """Relative paths. As a list of strings they would be copied into every worker, by counting references to them."""
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """The samples of a published part, as they lie on disk.
 
     set_aside: samples that lack a file, and labels that cannot be used: a line each.

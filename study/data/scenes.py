@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from study.config.schema import derive_seed
+from study.config.seeds import derive_seed
 from study.data.memory import Images
 
 SIZE = 32  # pixels of a side

@@ -21,12 +21,13 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from study.config.datasets import DATASETS, split_sizes
-from study.config.schema import TrialConfig, derive_seed
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.config.schema import TrialConfig
+from study.config.seeds import derive_seed
 from study.data import ade20k, cityscapes, coco, imagenet
 from study.data.batches import IGNORED, Batch, SplitName, epoch_order
 from study.data.files import data_folder
-from study.data.sample_source import Source
+from study.data.sample_source import SampleSource
 from study.data.transforms import evaluation_transform, training_transform
 
 MODULES: dict[str, ModuleType] = {"imagenet": imagenet, "coco": coco, "cityscapes": cityscapes, "ade20k": ade20k}
@@ -42,7 +43,7 @@ UNREADABLE = (None, errno.ENOENT, errno.EACCES, errno.EISDIR, errno.EIO)  # a fi
 class Samples:
     """A split: which samples of a published part, in order."""
 
-    source: Source
+    source: SampleSource
     indices: Tensor
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ def load_stream(config: TrialConfig, seeds: Mapping[str, int], data_root: str | 
     )  # fmt: skip
 
 
-def _open_parts(dataset: str, data_root: str | None, *, subset: bool) -> tuple[Source, Source]:
+def _open_parts(dataset: str, data_root: str | None, *, subset: bool) -> tuple[SampleSource, SampleSource]:
     folder, facts = MODULES[dataset].find(data_folder(data_root)), DATASETS[dataset]
     pool, test = (MODULES[dataset].open_part(folder, part) for part in ("train", "test"))
     for name, source, published in (("training", pool, facts.train), ("validation", test, facts.test)):
@@ -93,7 +94,7 @@ def _open_parts(dataset: str, data_root: str | None, *, subset: bool) -> tuple[S
     return pool, test
 
 
-def _count(dataset: str, pool: Source, test: Source) -> list[str]:
+def _count(dataset: str, pool: SampleSource, test: SampleSource) -> list[str]:
     """A line where not all is there: which images a trial has seen then depends on more than its configuration."""
     facts = DATASETS[dataset]
     if (len(pool), len(test)) == (facts.train, facts.test):

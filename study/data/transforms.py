@@ -20,7 +20,7 @@ JITTER = 0.4  # of brightness, contrast and saturation
 
 
 def training_transform(config: TrialConfig, augmentation: str, epoch: int) -> v2.Transform:
-    """Takes (image, target) as a `Source` reads them to float images, normalized, and plain tensors."""
+    """Takes (image, target) as a `SampleSource` reads them to float images, normalized, and plain tensors."""
     size = DATASETS[config.dataset].image_size
     if augmentation == "none":
         return evaluation_transform(config.dataset)

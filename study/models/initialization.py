@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from study.config.schema import derive_seed
+from study.config.seeds import derive_seed
 from study.models.geometry import backbone_path
 
 CLASSIFIER = ("fc", "fc.1")  # of images, without and with dropout before it

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from study.config.schema import derive_seed
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.config.seeds import derive_seed
 from study.models.geometry import LayerGeometry
 from study.norms import switch_weights
 
@@ -79,11 +79,11 @@ def fix_choices(network: nn.Module, choices: Choices) -> None:
         layer.fix_weights(*choice)
 
 
-def hold_choices(network: nn.Module, names: Sequence[str]) -> None:
+def freeze_choices(network: nn.Module, names: Sequence[str]) -> None:
     """Has layers choose from now on what they choose now."""
     for name in names:
         layer: Any = network.get_submodule(name)
-        layer.hold()
+        layer.freeze()
 
 
 def harden_choices(choices: Choices) -> Choices:

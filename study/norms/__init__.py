@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         SwitchNorm2d,
         SwitchNorm3d,
         set_radius,
-        thaw_switches,
+        unfreeze_switches,
     )
     from study.norms.mixing import sparsestmax
 
@@ -49,7 +49,7 @@ __all__ = [
     "sparsestmax",
     "switch_parameters",
     "switch_weights",
-    "thaw_switches",
+    "unfreeze_switches",
 ]
 
 

@@ -161,7 +161,7 @@ class SwitchNorm(nn.Module):
             logits.copy_(self._invert(weights))
             logits.requires_grad_(False)
 
-    def hold(self) -> None:
+    def freeze(self) -> None:
         """Fixes the weights as they are."""
         for logits in (self.mean_weight, self.var_weight):
             logits.requires_grad_(False)
@@ -256,7 +256,7 @@ class SparseSwitchNorm2d(SwitchNorm):
         fix_choice(self.var_weight, self.radius, self.var_fixed, self.var_choice)
 
     @torch.no_grad()
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Lets a choice that was made be made again: nothing is fixed, the radius is 0, and logits learn.
 
         At one-hot weights no logit has a gradient. They move halfway to the centre of the simplex, where the member
@@ -278,7 +278,7 @@ class SparseSwitchNorm2d(SwitchNorm):
         self.mean_fixed.fill_(True)
         self.var_fixed.fill_(True)
 
-    def hold(self) -> None:
+    def freeze(self) -> None:
         """Fixes the weights as they are, whatever the radius becomes."""
         self.fix_weights(*self.switch_weights()[1:])
 
@@ -312,8 +312,8 @@ def set_radius(model: nn.Module, radius: float) -> None:
             module.set_radius(radius)
 
 
-def thaw_switches(model: nn.Module) -> None:
+def unfreeze_switches(model: nn.Module) -> None:
     """Thaws all sparse layers of `model`: to be called before a solver is built; `set_radius` fixes them again."""
     for module in model.modules():
         if isinstance(module, SparseSwitchNorm2d):
-            module.thaw()
+            module.unfreeze()

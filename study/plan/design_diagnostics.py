@@ -17,7 +17,8 @@ import numpy as np
 
 from study.config.schema import StudyConfig, TrialConfig
 from study.plan.trials import PlannedTrial
-from study.record.layout import StudyFolder, read_json
+from study.record.io import read_json
+from study.record.layout import StudyFolder
 
 POWER = 0.8
 LEAST, BETTER = 3, 5  # replicates; a ratio has an interval from 3 on
@@ -259,7 +260,7 @@ def _needed_for_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:
     comparison = max(spreads, key=lambda name: spreads[name], default="")
     if not spreads or not spreads[comparison]:
         return []
-    from study.analysis.questions.answers import MARGIN
+    from study.config.schema import MARGIN
 
     needed = replicates_for(MARGIN / spreads[comparison], study.analysis.confidence)
     return [f"the spread of {study.metric} in the last report is {spreads[comparison]:.3g} ({comparison}): "

@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.config.datasets import DATASETS, split_sizes
-from study.config.schema import HEAD_ROLES, HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig, derive_seeds
-from study.config.yaml_input import UserError, allowed_names
+from study.config.errors import UserError, allowed_names
+from study.config.schema import HEAD_ROLES, HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig
+from study.config.seeds import derive_seeds
 from study.norms.names import effective_pool
-from study.plan.warm_start import Source, check_split, check_start, source_outside
+from study.plan.warm_start import StartSource, check_split, check_start, source_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class PlannedTrial:
     levels: dict[str, Any]
     config: TrialConfig
     device_batch: int
-    source: Source | None = None  # what it starts from
+    source: StartSource | None = None  # what it starts from
 
     @property
     def waits_for(self) -> str | None:
@@ -143,7 +144,7 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     parts = config.chunks if config.task == "detection" else run.devices_per_trial * run.accumulate
     trial = PlannedTrial(
         trial_id=study.cell_id(config, levels), replicate=replicate, levels=dict(levels), config=config,
-        device_batch=config.gradient_batch // parts, source=_source(study, levels, config),
+        device_batch=config.gradient_batch // parts, source=_find_start_source(study, levels, config),
     )  # fmt: skip
     try:
         _ = trial.pool
@@ -195,11 +196,11 @@ def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) ->
     return trial
 
 
-def _source(study: StudyConfig, levels: Mapping[str, Any], config: TrialConfig) -> Source | None:
+def _find_start_source(study: StudyConfig, levels: Mapping[str, Any], config: TrialConfig) -> StartSource | None:
     if config.start_rule == "scratch":
         return None
     cell = study.source_levels(levels)
-    return source_outside(study.start) if cell is None else Source(cell=study.cell_id(study.cell(cell), cell))
+    return source_outside(study.start) if cell is None else StartSource(cell=study.cell_id(study.cell(cell), cell))
 
 
 def _say(levels: Mapping[str, Any]) -> str:

@@ -9,14 +9,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from study.config.datasets import DATASETS, split_sizes
+from study.config.errors import UserError
 from study.config.schema import START_OPTIONS, StartConfig, StudyConfig, TrialConfig
-from study.config.yaml_input import UserError, read_yaml
+from study.config.yaml_input import read_yaml
 from study.norms.names import effective_pool, parse_norm
 from study.record.layout import TrialFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class StartSource:
     """What the trials of a cell start from: the trials of another cell of their study, or what lies at a path.
 
     path: a file of weights, a trial's folder, or the folder of a cell with one of every replicate.
@@ -31,11 +32,11 @@ class Source:
         return Path(self.path, f"r{replicate}") if self.by_replicate else Path(self.path)
 
 
-def source_outside(start: StartConfig) -> Source:
+def source_outside(start: StartConfig) -> StartSource:
     """What the start section names by a path."""
     if start.checkpoint is not None:
-        return Source(path=start.checkpoint, by_replicate=False)
-    return Source(path=str(start.trial), by_replicate=start.pinned is None)
+        return StartSource(path=start.checkpoint, by_replicate=False)
+    return StartSource(path=str(start.trial), by_replicate=start.pinned is None)
 
 
 def resolve_start(study: StudyConfig, where: str) -> StudyConfig:
@@ -70,7 +71,7 @@ def _science(folder: TrialFolder, where: str) -> dict[str, object]:
         raise UserError(f"{where}: {folder.path} {problem}")
     try:
         config = read_yaml(folder.trial)["config"]
-        return TrialConfig(**config).science()
+        return TrialConfig(**config).identity_fields()
     except (KeyError, TypeError, ValidationError):
         raise UserError(f"{where}: {folder.trial} describes no trial of this version") from None
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from study.record.layout import TrialFolder, set_aside, write_bytes
+from study.record.io import quarantine, write_bytes
+from study.record.layout import TrialFolder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -38,7 +39,7 @@ def newest_checkpoint(folder: TrialFolder, warn: Callable[[str], None]) -> Path 
         problem = find_damage(path)
         if problem is None:
             return path
-        warn(f"{path}: damaged ({problem}), set aside as {set_aside(path).name}")
+        warn(f"{path}: damaged ({problem}), set aside as {quarantine(path).name}")
     return None
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
+
+from study.record.io import file_digest, read_json, write_json
 
 SCHEMA = 1
 FINISHED = ("done", "diverged", "pruned")  # a result; `failed` is none
@@ -119,7 +117,7 @@ class TrialFolder:
         result = _whole_result(self.result)
         if result is None:
             return None, [self.result.name]
-        return result, [name for name, facts in result["files"].items() if file_facts(self.path / name) != facts]
+        return result, [name for name, facts in result["files"].items() if file_digest(self.path / name) != facts]
 
     def attempts(self) -> tuple[int, int]:
         """How often the trial was started, and how often it failed by itself; a kill or a signal is no failure."""
@@ -261,40 +259,6 @@ def _size(path: str) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where the file is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. NaN and Inf are refused: a reader in another language could not read them."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_yaml(path: Path, value: Any) -> None:
-    """Writes YAML atomically."""
-    write_bytes(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file by rename: a reader, or a kill at any moment, finds the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:  # a full disk, which half a file would keep full
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_result(folder: TrialFolder, description: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes the last file of a record: it repeats some of trial.yaml, and vouches for the other files."""
     repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "device_batch", "pool", "parameters",
@@ -304,74 +268,10 @@ def write_result(folder: TrialFolder, description: dict[str, Any], facts: dict[s
         "schema": SCHEMA,
         **{key: description[key] for key in repeated},
         **facts,
-        "files": {file.name: file_facts(file) for file in files},
+        "files": {file.name: file_digest(file) for file in files},
     })  # fmt: skip
 
 
-def note_failure(record: TrialFolder, reason: str) -> None:
+def record_failure(record: TrialFolder, reason: str) -> None:
     """Says of a trial why it has no result, where its own process has not: held against nobody, and tried again."""
     write_json(record.state, {**(read_json(record.state) or {}), "state": "failed", "reason": reason})
-
-
-def append_line(path: Path, value: Any) -> None:
-    """Appends a line of JSON. A kill may tear it: the next one starts on a line of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        file.write((b"\n" if torn else b"") + json.dumps(value, allow_nan=False).encode() + b"\n")
-
-
-def read_attempts(path: Path) -> list[dict[str, Any]]:
-    """The lines of an attempts.jsonl, as they were written. Torn ones are left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    return [line for line in _parse_lines(lines) if isinstance(line, dict)]
-
-
-def file_facts(path: Path) -> dict[str, Any] | None:
-    """Size and SHA-256 of a file; None where it cannot be read."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def set_aside(path: Path) -> Path:
-    """Renames a damaged file, so that nothing reads it and nobody loses it."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
-    os.replace(path, aside)
-    return aside
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, the last row of each (epoch, name). A torn last line is left out."""
-    rows: dict[tuple[int, str], dict[str, Any]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for row in _parse_lines(lines):
-        try:
-            rows[row["epoch"], row["name"]] = row
-        except (KeyError, TypeError):
-            continue
-    return list(rows.values())
-
-
-def _parse_lines(lines: list[str]) -> list[Any]:
-    """The JSON values of lines, without those that are none. All at once is twice as fast, where all are whole."""
-    try:
-        values: list[Any] = json.loads(f"[{','.join(lines)}]")
-    except ValueError:
-        values = []
-    return values if len(values) == len(lines) else [value for line in lines for value in _parse_line(line)]
-
-
-def _parse_line(line: str) -> list[Any]:
-    try:
-        return [json.loads(line)]
-    except ValueError:
-        return []

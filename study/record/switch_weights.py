@@ -28,7 +28,7 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-def choosing(network: nn.Module, layers: Sequence[LayerGeometry]) -> list[LayerGeometry]:
+def select_switch_layers(network: nn.Module, layers: Sequence[LayerGeometry]) -> list[LayerGeometry]:
     """Those of the norm layers that choose.
 
     A pool of one leaves no choice: the core runs it where torch has no such layer, and there is nothing to record.

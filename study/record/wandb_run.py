@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the summary of a study is written without torch
 FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
 
 
-def prepare(mode: Mode) -> None:
+def start_wandb_service(mode: Mode) -> None:
     """Has W&B's service process started while a trial is set up: `wandb.init` would sleep until it is there.
 
     A process a trial: one that trials share would refuse the run of a trial that was killed and is trained again.
@@ -77,7 +77,7 @@ def is_hidden(name: str) -> bool:
     return name == "learning_rate" or name.count("/") > 2
 
 
-def let_go() -> None:
+def finish_open_run() -> None:
     """Ends the run of a trial that has left without: the next one in this process would write into it."""
     if wandb.run is not None:
         with suppress(Exception):

@@ -10,7 +10,7 @@ from study.plan.trials import PlannedTrial
 DONE = "done"
 
 
-class Waiting:
+class DependencyQueue:
     """Trials that wait for a place, in order, and those that wait for another trial first.
 
     ready: those that can run. lost: those that never can, and why; whoever sees them takes them out.
@@ -47,7 +47,7 @@ class Waiting:
         return held
 
 
-def in_waves(trials: Sequence[PlannedTrial]) -> Iterator[list[PlannedTrial]]:
+def topological_batches(trials: Sequence[PlannedTrial]) -> Iterator[list[PlannedTrial]]:
     """Trials such that each wave needs only what is in waves before it; in one by themselves those that others need."""
     needed = {trial.waits_for for trial in trials}
     left = {trial.key: trial for trial in trials}

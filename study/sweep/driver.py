@@ -20,14 +20,16 @@ from filelock import Timeout
 from rich.console import Console
 
 from study.cli.progress import SweepProgress
+from study.config.errors import NO_SPACE, UserError
 from study.config.schema import StudyConfig
-from study.config.yaml_input import NO_SPACE, UserError
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
-from study.record.layout import StudyFolder, TrialFolder, note_failure, read_json, write_json
-from study.sweep.dependencies import Waiting
-from study.sweep.executors.base import Executor, Retries
-from study.sweep.optuna.studies import Book, check_storage, objective_curve, open_book
+from study.record.io import read_json, write_json
+from study.record.layout import StudyFolder, TrialFolder, record_failure
+from study.sweep.dependencies import DependencyQueue
+from study.sweep.executors.base import Executor
+from study.sweep.optuna.studies import TrialSource, check_storage, objective_curve, open_trial_source
+from study.sweep.retries import RetryPolicy
 from study.sweep.study_file import check_folder, check_locks, write_study
 
 SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
@@ -39,7 +41,7 @@ ELSEWHERE_SECONDS = 2.0  # between looks at trials that something else works on
 
 
 @dataclass(kw_only=True)
-class Outcome:
+class SweepResult:
     """What a run of the driver leaves: trials without a result and why, and what a search has found.
 
     left: trials that were left in a cluster's queue, for a later run to collect.
@@ -65,7 +67,7 @@ class Driver:
     retry_failed: bool = False
     detach: bool = False
 
-    def run(self) -> Outcome:
+    def run(self) -> SweepResult:
         """Plans, runs what is not done, tells. Raises `UserError` where another driver runs the study."""
         check_folder(self.study, self.folder)
         if self.storage is not None:
@@ -77,8 +79,8 @@ class Driver:
         except OSError as error:
             raise UserError(f"--out {self.folder.path}: cannot be written: {error.strerror}") from None
         with lock:
-            self._sign()
-            book = open_book(self.study, self.folder, self.storage, self.console.print)
+            self._write_driver_pid()
+            book = open_trial_source(self.study, self.folder, self.storage, self.console.print)
             write_study(self.study, self.folder, self.environment)
             stops = "leaves the queue alone" if self.executor.outlives_driver else "stops"
             self.console.print(
@@ -102,14 +104,14 @@ class Driver:
         )
         return self.folder.lock().acquire(poll_interval=POLL_SECONDS)
 
-    def _sign(self) -> None:
+    def _write_driver_pid(self) -> None:
         me = {"pid": os.getpid(), "host": platform.node(), "started": time.time()}
         detached = bool(os.environ.get(DETACHED))
         write_json(self.folder.driver, {**me, "detached": detached})
 
-    def _run(self, book: Book) -> Outcome:
-        self.outcome = Outcome()
-        self.retries = Retries(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
+    def _run(self, book: TrialSource) -> SweepResult:
+        self.outcome = SweepResult()
+        self.retries = RetryPolicy(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
         self.tracebacks: list[str] = []
         self.successes = 0
         queued = self.executor.outlives_driver
@@ -130,11 +132,11 @@ class Driver:
         self.outcome.best = book.best()
         return self.outcome
 
-    def _run_round(self, book: Book, trials: Sequence[PlannedTrial]) -> None:
+    def _run_round(self, book: TrialSource, trials: Sequence[PlannedTrial]) -> None:
         """Runs the trials of a round that have no result, several at a time, each until it has one or is given up."""
-        waiting = Waiting()
+        waiting = DependencyQueue()
         missing = {trial.key: trial for trial in self._missing(book, trials, waiting)}
-        running = {key: missing.pop(key) for key in self.executor.adopt(missing.keys())}
+        running = {key: missing.pop(key) for key in self.executor.reattach(missing.keys())}
         for trial in missing.values():
             waiting.put(trial)
         self.progress.follow(running)
@@ -153,26 +155,28 @@ class Driver:
                 self.outcome.left = len(running)
                 return
             for key, how in self.executor.wait(POLL_SECONDS).items():
-                self._take_in(book, running.pop(key), how, waiting, elsewhere)
+                self._handle_finished(book, running.pop(key), how, waiting, elsewhere)
             if time.monotonic() - looked > ELSEWHERE_SECONDS:
                 looked = time.monotonic()
                 for trial in [trial for trial in elsewhere if not self._record(trial).is_locked()]:
                     elsewhere.remove(trial)
-                    self._take_in(book, trial, "was started elsewhere", waiting, elsewhere)
+                    self._handle_finished(book, trial, "was started elsewhere", waiting, elsewhere)
             self._give_up(waiting)
             book.flush()
             self._prune(book, running)
 
-    def _give_up(self, waiting: Waiting) -> None:
+    def _give_up(self, waiting: DependencyQueue) -> None:
         """Notes trials that start from one that has come to nothing: tried again when that one is, and has weights."""
         for key, reason in waiting.lost.items():
             self.outcome.failed[key] = reason
             trial_id, _, replicate = key.rpartition("-r")
-            note_failure(self.folder.trial(trial_id, int(replicate)), reason)
+            record_failure(self.folder.trial(trial_id, int(replicate)), reason)
             self.progress.failed(key, reason)
         waiting.lost.clear()
 
-    def _missing(self, book: Book, trials: Sequence[PlannedTrial], waiting: Waiting) -> list[PlannedTrial]:
+    def _missing(
+        self, book: TrialSource, trials: Sequence[PlannedTrial], waiting: DependencyQueue
+    ) -> list[PlannedTrial]:
         """Trials without a finished record; finished ones are told, failed ones stay failed unless to be retried."""
         missing = []
         for trial in trials:
@@ -182,7 +186,7 @@ class Driver:
             if damaged:
                 self.progress.say(f"{record.path}: damaged: {', '.join(damaged)}; the trial goes on", "yellow")
             if result is not None:
-                book.tell(trial, result)
+                book.record_result(trial, result)
                 waiting.settle(trial.key, result["status"])
                 self.progress.skip(result["status"])
             elif record.attempts()[1] >= self.study.run.max_attempts and not self.retry_failed:
@@ -196,14 +200,14 @@ class Driver:
                 missing.append(trial)
         return missing
 
-    def _take_in(
-        self, book: Book, trial: PlannedTrial, how: str, waiting: Waiting, elsewhere: list[PlannedTrial]
+    def _handle_finished(
+        self, book: TrialSource, trial: PlannedTrial, how: str, waiting: DependencyQueue, elsewhere: list[PlannedTrial]
     ) -> None:
         """Reads what became of a trial on which nothing works any more: a result, another attempt, or the end."""
         record = self._record(trial)
         fate, reason = self.retries.judge(record, how)
         if fate == "done":
-            waiting.settle(trial.key, self._tell(book, trial, record))
+            waiting.settle(trial.key, self._record_result(book, trial, record))
             return
         if fate == "elsewhere":
             elsewhere.append(trial)
@@ -226,14 +230,14 @@ class Driver:
         waiting.settle(trial.key, "failed")
         self.progress.failed(trial.key, reason, record.log)
 
-    def _tell(self, book: Book, trial: PlannedTrial, record: TrialFolder) -> str:
+    def _record_result(self, book: TrialSource, trial: PlannedTrial, record: TrialFolder) -> str:
         """Takes in the result of a trial; returns its status."""
         result = record.read_result()
         assert result is not None
         self.successes += 1
         for note in result.get("notes", []):
             self.progress.say(note, "yellow")
-        book.tell(trial, result)
+        book.record_result(trial, result)
         self.progress.finished(trial.key, result)
         return str(result["status"])
 
@@ -241,7 +245,7 @@ class Driver:
         seen = self.tracebacks
         return self.successes == 0 and len(seen) >= SAME_FAILURE_LIMIT and len(set(seen)) == 1
 
-    def _prune(self, book: Book, running: dict[str, PlannedTrial]) -> None:
+    def _prune(self, book: TrialSource, running: dict[str, PlannedTrial]) -> None:
         if self.study.search is None or self.study.search.pruner == "none":
             return
         for trial in running.values():

@@ -9,9 +9,12 @@ import sys
 import time
 from typing import Any
 
-from study.config.schema import StudyConfig, study_from_dict
-from study.config.yaml_input import UserError, read_yaml
-from study.record.layout import StudyFolder, write_yaml
+from study.config.errors import UserError
+from study.config.schema import StudyConfig
+from study.config.validation import study_from_dict
+from study.config.yaml_input import read_yaml
+from study.record.io import write_yaml
+from study.record.layout import StudyFolder
 
 
 def check_folder(study: StudyConfig, folder: StudyFolder) -> None:

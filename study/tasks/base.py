@@ -12,16 +12,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from study.config.schema import TrialConfig, derive_seed
+from study.config.schema import TrialConfig
+from study.config.seeds import derive_seed
 from study.data.batches import Batch, split_batch
 from study.norms import SparseSwitchNorm2d, average_statistics, set_radius, switch_parameters
-from study.tasks.distributed import Team
+from study.tasks.distributed import ProcessGroup
 from study.tasks.optimizers import build_optimizer, build_schedule
 
 RECALIBRATION_BATCHES = 200  # statistics batches; the SN authors' number
-LOOK_STEPS = 50  # steps between looks at the loss and updates of the metrics: each look waits for the device
-TEAM_LOOK_STEPS = 10  # of several devices, which exchange what they have seen, and can leave, at looks only
-UNSEEN_NUMBERS = 2**20  # that are kept for a look
+CHECK_STEPS = 50  # steps between looks at the loss and updates of the metrics: each look waits for the device
+GROUP_CHECK_STEPS = 10  # of several devices, which exchange what they have seen, and can leave, at looks only
+PENDING_NUMBERS = 2**20  # that are kept for a look
 EVALUATIONS = ("val", "fit", "test")
 
 
@@ -41,7 +42,7 @@ class TrainingModule(L.LightningModule):
     """
 
     main_metric: str  # the task's score
-    draws: bool = False  # whether a step draws from the global generator
+    uses_rng: bool = False  # whether a step draws from the global generator
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class TrainingModule(L.LightningModule):
         *,
         steps_per_epoch: int,
         seed: int,
-        team: Team = Team(),  # noqa: B008  # frozen
+        team: ProcessGroup = ProcessGroup(),  # noqa: B008  # frozen
         accumulate: int = 1,
     ) -> None:
         super().__init__()
@@ -59,8 +60,8 @@ class TrainingModule(L.LightningModule):
         self.team, self.accumulate = team, accumulate
         self.steps_per_epoch = steps_per_epoch
         self.learning_rate = config.base_learning_rate
-        longest = LOOK_STEPS if team.ranks == 1 else TEAM_LOOK_STEPS
-        self.look_steps = max(1, min(longest, UNSEEN_NUMBERS // self.count_seen()))
+        longest = CHECK_STEPS if team.ranks == 1 else GROUP_CHECK_STEPS
+        self.check_steps = max(1, min(longest, PENDING_NUMBERS // self.count_pending()))
         self.train_metrics = _collect("train_", {**self.build_training_metrics(), "loss": build_mean()})
         self.train_metrics.persistent(True)  # in a checkpoint within an epoch
         for metric in self.train_metrics.values():
@@ -73,14 +74,14 @@ class TrainingModule(L.LightningModule):
             module for module in network.modules() if isinstance(getattr(module, "running_mean", None), Tensor)
         ]
         # Of steps since a look: what the training metrics take, and the loss.
-        self.unseen: list[tuple[Tensor, ...]] = []
+        self.pending_losses: list[tuple[Tensor, ...]] = []
         # What the last epoch came to, for the recorder. `log_dict` would take ten times as long as the metrics take.
         self.epoch_metrics: dict[str, float] = {}
         self.recalibration_batches: Iterable[Batch] = ()
 
     # ------------------------------------------------------------------------------------ what a task says
 
-    def count_seen(self) -> int:
+    def count_pending(self) -> int:
         """Numbers that a step leaves for the next look."""
         return 1
 
@@ -103,7 +104,7 @@ class TrainingModule(L.LightningModule):
         """Takes a batch into the metrics of an evaluation."""
         raise NotImplementedError
 
-    def pass_through(self, images: Any, targets: Any) -> None:
+    def forward_norms(self, images: Any, targets: Any) -> None:
         """Has every norm layer see a batch as it would in training; no module but those is in training mode."""
         self.network(images)
 
@@ -128,20 +129,20 @@ class TrainingModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------ training
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["unseen"] = [torch.stack(parts) for parts in zip(*self.unseen, strict=True)]
+        checkpoint["unseen"] = [torch.stack(parts) for parts in zip(*self.pending_losses, strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.unseen = list(zip(*checkpoint["unseen"], strict=True))
+        self.pending_losses = list(zip(*checkpoint["unseen"], strict=True))
 
     def on_train_start(self) -> None:
-        self.unseen = [tuple(part.to(self.device) for part in step) for step in self.unseen]
-        if self.team.ranks > 1 and self.unseen:  # by one device alone, of whole batches
-            self._look(self.global_step % self.steps_per_epoch, Team())
+        self.pending_losses = [tuple(part.to(self.device) for part in step) for step in self.pending_losses]
+        if self.team.ranks > 1 and self.pending_losses:  # by one device alone, of whole batches
+            self._check_losses(self.global_step % self.steps_per_epoch, ProcessGroup())
 
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader
         loader.set_epoch(self.current_epoch)
-        self.unseen.clear()
+        self.pending_losses.clear()
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         if self.config.dropout:  # counter-based, so that a resume repeats it
@@ -156,32 +157,32 @@ class TrainingModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         optimizer.zero_grad()
-        whole = self.accumulate == 1 and not self.draws  # what draws is seeded part by part
-        self.unseen.append(self._learn(batch) if whole else self._learn_in_parts(batch))
-        if (batch_idx + 1) % self.look_steps == 0:
-            self._look(batch_idx + 1, self.team)
+        whole = self.accumulate == 1 and not self.uses_rng  # what draws is seeded part by part
+        self.pending_losses.append(self._forward_backward(batch) if whole else self._forward_backward_in_parts(batch))
+        if (batch_idx + 1) % self.check_steps == 0:
+            self._check_losses(batch_idx + 1, self.team)
         if self.team.ranks > 1:
             learned = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            self.team.average([parameter.grad for parameter in learned if parameter.grad is not None])
+            self.team.all_reduce_mean([parameter.grad for parameter in learned if parameter.grad is not None])
         optimizer.step()
         schedule.step()
 
-    def _learn(self, batch: Batch) -> tuple[Tensor, ...]:
+    def _forward_backward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Adds the gradients of the mean loss; what the metrics take, and the loss, detached."""
         loss, seen = self.compute_loss(*batch)
         self.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
         return *seen, loss.detach()
 
-    def _learn_in_parts(self, batch: Batch) -> tuple[Tensor, ...]:
+    def _forward_backward_in_parts(self, batch: Batch) -> tuple[Tensor, ...]:
         """The same of equal parts in turn. Running statistics come out as if they moved once, by the parts' average."""
         steps = []
         for part, piece in enumerate(split_batch(batch, self.accumulate)):
             for layer in self.tracking:
                 layer.momentum = part_momentum(self.config.norm_momentum, part, self.accumulate)
-            if self.draws:  # the same on one device as on several
+            if self.uses_rng:  # the same on one device as on several
                 part += self.team.rank * self.accumulate
                 torch.manual_seed(derive_seed("part", self.seed, self.global_step, part))
-            steps.append(self._learn(piece))
+            steps.append(self._forward_backward(piece))
         return tuple(
             torch.cat(parts) if parts[0].dim() else torch.stack(parts).mean() for parts in zip(*steps, strict=True)
         )
@@ -191,8 +192,8 @@ class TrainingModule(L.LightningModule):
             nn.utils.clip_grad_norm_(switch_parameters(self.network), self.config.logit_gradient_clip)
 
     def on_train_epoch_end(self) -> None:
-        self._look(self.steps_per_epoch, self.team)
-        self._close(self.train_metrics)
+        self._check_losses(self.steps_per_epoch, self.team)
+        self._compute_and_reset(self.train_metrics)
         self.epoch_metrics["learning_rate"] = self.learning_rate
 
     def check_weights(self) -> None:
@@ -200,14 +201,14 @@ class TrainingModule(L.LightningModule):
         if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
             raise DivergedError("the weights were not finite after the last step")
 
-    def _look(self, steps: int, team: Team) -> None:
+    def _check_losses(self, steps: int, team: ProcessGroup) -> None:
         """Takes the last of this epoch's `steps` into the metrics, many at once: an update costs as much as a layer.
 
         Raises `DivergedError` with the first step whose loss was not finite.
         """
-        if not self.unseen:
+        if not self.pending_losses:
             return
-        gathered = [team.gather(torch.stack(parts)) for parts in zip(*self.unseen, strict=True)]
+        gathered = [team.gather(torch.stack(parts)) for parts in zip(*self.pending_losses, strict=True)]
         losses = gathered.pop().mean(0)
         if team.ranks > 1:
             self._share_statistics()
@@ -217,11 +218,11 @@ class TrainingModule(L.LightningModule):
             raise DivergedError(f"the training loss was not finite at step {step}")
         self.train_metrics["loss"].update(losses)
         self.update_training(self.train_metrics, gathered)
-        self.unseen.clear()
+        self.pending_losses.clear()
 
     def _share_statistics(self) -> None:
         """Averages running statistics over devices. Exact at any time, as they move by sums and fixed factors."""
-        self.team.average([
+        self.team.all_reduce_mean([
             statistic for layer in self.tracking for statistic in (layer.running_mean, layer.running_var)
         ])  # fmt: skip
 
@@ -232,27 +233,27 @@ class TrainingModule(L.LightningModule):
             count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
             batches = islice(self.recalibration_batches, count)
             parts = (part for batch in batches for part in split_batch(batch, self.accumulate))
-            average_statistics(self.network, parts, lambda _, part: self.pass_through(*part))
+            average_statistics(self.network, parts, lambda _, part: self.forward_norms(*part))
         self._share_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._close(self.evaluation_metrics["val"])
+        self._compute_and_reset(self.evaluation_metrics["val"])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(("fit", "test")[dataloader_idx], batch)
 
     def on_test_epoch_end(self) -> None:
-        self._close(self.evaluation_metrics["fit"])
-        self._close(self.evaluation_metrics["test"])
+        self._compute_and_reset(self.evaluation_metrics["fit"])
+        self._compute_and_reset(self.evaluation_metrics["test"])
 
     def _evaluate(self, name: str, batch: Batch) -> None:
         if len(batch[0]):  # else another device has the split's last images
             self.update_evaluation(self.evaluation_metrics[name], *batch)
 
-    def _close(self, metrics: Any) -> None:
+    def _compute_and_reset(self, metrics: Any) -> None:
         values = {name: float(value) for name, value in metrics.compute().items()}
         prefix = metrics.prefix
         if prefix != "train_":

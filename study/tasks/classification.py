@@ -19,7 +19,7 @@ class Classification(TrainingModule):
 
     main_metric = "accuracy"
 
-    def count_seen(self) -> int:
+    def count_pending(self) -> int:
         return self.config.gradient_batch * DATASETS[self.config.dataset].classes
 
     def build_training_metrics(self) -> dict[str, Metric]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
 
-from study.config.schema import derive_seed
+from study.config.seeds import derive_seed
 from study.tasks.base import DivergedError, TrainingModule, build_mean
 
 LOSSES = {  # torchvision's names, and ours
@@ -30,7 +30,7 @@ class Detection(TrainingModule):
     """
 
     main_metric = "box_ap"
-    draws = True  # which anchors and regions a step learns from
+    uses_rng = True  # which anchors and regions a step learns from
 
     @property
     def has_masks(self) -> bool:
@@ -52,7 +52,7 @@ class Detection(TrainingModule):
         parts = [losses[name] for name in self.losses]
         return torch.stack(parts).sum(), tuple(part.detach() for part in parts)
 
-    def pass_through(self, images: Any, targets: Any) -> None:
+    def forward_norms(self, images: Any, targets: Any) -> None:
         # With targets: heads are to see regions as in training, not what the network takes for objects.
         torch.manual_seed(derive_seed("statistics", self.seed, self.global_step))
         network: Any = self.network

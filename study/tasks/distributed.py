@@ -30,7 +30,7 @@ GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Team:
+class ProcessGroup:
     """The processes that train one trial; this is number `rank` of `ranks`. All of them must make the same calls."""
 
     rank: int = 0
@@ -49,7 +49,7 @@ class Team:
         dist.all_gather(gathered, own)
         return torch.stack(gathered)
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
         """Averages tensors of one dtype over the ranks, in place and in one exchange.
 
         In the same order of additions every time, as DistributedDataParallel is not: its first step and the others lay
@@ -60,10 +60,10 @@ class Team:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
         flat /= self.ranks
-        for tensor, average in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(average.view_as(tensor))
+        for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
-    def agree(self, wish: int) -> int:
+    def broadcast(self, wish: int) -> int:
         """What the first rank wishes."""
         if self.ranks == 1:
             return wish
@@ -73,15 +73,15 @@ class Team:
 
 
 @contextmanager
-def team_of(devices: Sequence[str], follow: Callable[..., None], *arguments: object) -> Iterator[Team]:
+def launch_ranks(devices: Sequence[str], follow: Callable[..., None], *arguments: object) -> Iterator[ProcessGroup]:
     """A team with a rank for each of `devices`, of which this process is the first. Inside, it is there.
 
     The others run `follow(team, *arguments)`, a function of a module.
     """
     if len(devices) == 1:
-        yield Team()
+        yield ProcessGroup()
         return
-    first, *others = (Team(rank=rank, ranks=len(devices)) for rank in range(len(devices)))
+    first, *others = (ProcessGroup(rank=rank, ranks=len(devices)) for rank in range(len(devices)))
     store = TCPStore(LOOPBACK, 0, first.ranks, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([follow.__module__])
@@ -126,14 +126,16 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def print_into(log: Path) -> None:
+def redirect_output(log: Path) -> None:
     """Appends what this process prints from now on to a file."""
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 
 
-def _run_rank(team: Team, device: str, port: int, follow: Callable[..., None], arguments: tuple[object, ...]) -> None:
+def _run_rank(
+    team: ProcessGroup, device: str, port: int, follow: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a cluster signals every process of a job; the first one decides
     end_with_parent()
@@ -142,7 +144,7 @@ def _run_rank(team: Team, device: str, port: int, follow: Callable[..., None], a
     dist.destroy_process_group()
 
 
-def _join(team: Team, device: str, store: Store) -> None:
+def _join(team: ProcessGroup, device: str, store: Store) -> None:
     interfaces = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interfaces[0])  # else it asks for the host's name, which may have none
     backend = "gloo"

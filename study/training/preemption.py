@@ -11,7 +11,7 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class LeavingError(Exception):
+class PreemptedError(Exception):
     """The trial was asked to leave, and is ready to: a checkpoint is where it stands. No failure."""
 
     def __init__(self, reason: str, step: int) -> None:
@@ -19,7 +19,7 @@ class LeavingError(Exception):
         self.step = step
 
 
-class Leave:
+class StopRequest:
     """Which signal has asked this process to leave; the first counts."""
 
     signal: str | None = None
@@ -30,9 +30,9 @@ class Leave:
 
 
 @contextmanager
-def listening() -> Iterator[Leave]:
+def handle_signals() -> Iterator[StopRequest]:
     """Inside, signals that would end this process leave a note instead. Outside its main thread, nothing changes."""
-    leave = Leave()
+    leave = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield leave
         return

@@ -17,11 +17,12 @@ from torch import Tensor
 from study.models.geometry import LayerGeometry
 from study.plan.trials import PlannedTrial
 from study.record.checkpoint import rotate
-from study.record.layout import SCHEMA, TrialFolder, write_bytes
+from study.record.io import write_bytes
+from study.record.layout import SCHEMA, TrialFolder
 from study.record.switch_weights import STATISTICS, parquet_bytes, snapshot
 from study.record.wandb_run import Tracker
-from study.tasks.distributed import Team
-from study.training.preemption import Leave, LeavingError
+from study.tasks.distributed import ProcessGroup
+from study.training.preemption import PreemptedError, StopRequest
 
 SAVING_SHARE = 0.02  # of the time, at most, goes to checkpoints within epochs
 GO_ON, STOP, LEAVE = range(3)  # what the recorder wishes, and all devices do
@@ -43,8 +44,8 @@ class Recorder(Checkpoint):
         layers: list[LayerGeometry],
         tracker: Tracker,
         checkpoint_seconds: float,
-        leave: Leave,
-        team: Team,
+        leave: StopRequest,
+        team: ProcessGroup,
     ) -> None:
         self.folder, self.trial, self.tracker = folder, trial, tracker
         self.layers = layers  # that choose
@@ -77,16 +78,16 @@ class Recorder(Checkpoint):
             self._track(epoch)
         if self.pruned:  # killed after its last epoch and before its result
             trainer.fit_loop.max_epochs = len(self.history) - 1
-        self.team.agree(STOP if self.pruned else GO_ON)
+        self.team.broadcast(STOP if self.pruned else GO_ON)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not may_save(pl_module, batch_idx):
+        if not is_checkpoint_step(pl_module, batch_idx):
             return
-        wish = self.team.agree(LEAVE if self.leave.signal else GO_ON)
+        wish = self.team.broadcast(LEAVE if self.leave.signal else GO_ON)
         if wish == LEAVE or time.monotonic() >= self.due_at:
             self._save(trainer)
         if wish == LEAVE:
-            self._go(trainer)
+            self._stop_with_checkpoint(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         new = self._observe(trainer, pl_module, pl_module.epoch_metrics)
@@ -97,11 +98,11 @@ class Recorder(Checkpoint):
             self.pruned = trainer.should_stop = True
         last = self.pruned or trainer.current_epoch + 1 == self.trial.config.epochs
         leaving = self.leave.signal is not None and not last
-        self.team.agree(STOP if self.pruned else LEAVE if leaving else GO_ON)
+        self.team.broadcast(STOP if self.pruned else LEAVE if leaving else GO_ON)
         if last or leaving or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
             self._save(trainer)
         if leaving:
-            self._go(trainer)
+            self._stop_with_checkpoint(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Of a trial of no epochs, which is validated by itself: epoch 0 is its last, and has the metrics of one."""
@@ -113,7 +114,7 @@ class Recorder(Checkpoint):
 
     def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if self.leave.signal:  # the last epoch's checkpoint is there
-            self._go(trainer)
+            self._stop_with_checkpoint(trainer)
 
     def last_metrics(self) -> dict[str, float | None]:
         """The metrics of the last epoch."""
@@ -161,7 +162,7 @@ class Recorder(Checkpoint):
     @staticmethod
     def _rows(epoch: int, step: int, values: dict[str, float]) -> list[dict[str, Any]]:
         return [
-            {"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": finite(value)}
+            {"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": nan_to_none(value)}
             for name, value in values.items()
         ]
 
@@ -177,44 +178,44 @@ class Recorder(Checkpoint):
         self.saved_at = time.monotonic()
         self.due_at = self.saved_at + max(self.checkpoint_seconds, (self.saved_at - started) / SAVING_SHARE)
 
-    def _go(self, trainer: L.Trainer) -> None:
-        raise LeavingError(str(self.leave.signal), trainer.global_step)
+    def _stop_with_checkpoint(self, trainer: L.Trainer) -> None:
+        raise PreemptedError(str(self.leave.signal), trainer.global_step)
 
 
-class Follower(Checkpoint):
+class FollowerRankCallback(Checkpoint):
     """In place of the recorder on the other devices of a trial: does what that one wishes, and records nothing."""
 
-    def __init__(self, team: Team) -> None:
+    def __init__(self, team: ProcessGroup) -> None:
         self.team = team
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.team.agree(GO_ON) == STOP:
+        if self.team.broadcast(GO_ON) == STOP:
             trainer.fit_loop.max_epochs = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if may_save(pl_module, batch_idx):
-            self._obey(trainer)
+        if is_checkpoint_step(pl_module, batch_idx):
+            self._apply_action(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._obey(trainer)
+        self._apply_action(trainer)
 
-    def _obey(self, trainer: L.Trainer) -> None:
-        wish = self.team.agree(GO_ON)
+    def _apply_action(self, trainer: L.Trainer) -> None:
+        wish = self.team.broadcast(GO_ON)
         if wish == LEAVE:
-            raise LeavingError("the recorder", trainer.global_step)
+            raise PreemptedError("the recorder", trainer.global_step)
         trainer.should_stop = wish == STOP
 
 
-def may_save(pl_module: Any, batch_idx: int) -> bool:
+def is_checkpoint_step(pl_module: Any, batch_idx: int) -> bool:
     """Whether a step within an epoch can have a checkpoint: of several devices, after a look, when all are the same.
 
     The last step has none: its epoch ends, and may have one then.
     """
     alone = pl_module.team.ranks == 1
-    return batch_idx + 1 < pl_module.steps_per_epoch and (alone or not pl_module.unseen)
+    return batch_idx + 1 < pl_module.steps_per_epoch and (alone or not pl_module.pending_losses)
 
 
-def finite(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     """NaN and Inf have no JSON; a reader sees null."""
     return value if math.isfinite(value) else None
 

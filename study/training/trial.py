@@ -18,7 +18,7 @@ import torch
 from filelock import Timeout
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from study.config.yaml_input import FULL_DISK, NO_SPACE
+from study.config.errors import FULL_DISK, NO_SPACE
 from study.data.batches import Data, SplitName
 from study.data.load import load_data
 from study.models import build_network, count_norms, trace_geometry
@@ -27,15 +27,16 @@ from study.plan.job import Job
 from study.plan.trials import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
 from study.record.environment import describe_machine
-from study.record.layout import TrialFolder, append_line, read_json, set_aside, write_json, write_result, write_yaml
-from study.record.switch_weights import choosing
-from study.record.wandb_run import Tracker, let_go, prepare
+from study.record.io import append_line, quarantine, read_json, write_json, write_yaml
+from study.record.layout import TrialFolder, write_result
+from study.record.switch_weights import select_switch_layers
+from study.record.wandb_run import Tracker, finish_open_run, start_wandb_service
 from study.tasks import TASKS, DivergedError
 from study.tasks.base import EVALUATIONS
-from study.tasks.distributed import GRACE_SECONDS, Team, print_into, team_of
-from study.training.preemption import Leave, LeavingError, listening
-from study.training.recorder import Follower, Recorder, finite
-from study.training.warm_start import Freezing, start_network
+from study.tasks.distributed import GRACE_SECONDS, ProcessGroup, launch_ranks, redirect_output
+from study.training.preemption import PreemptedError, StopRequest, handle_signals
+from study.training.recorder import FollowerRankCallback, Recorder, nan_to_none
+from study.training.warm_start import FreezeSwitchWeights, start_network
 
 LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
 NOTED_LINES = 20
@@ -43,7 +44,7 @@ SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-def run_job(job: Job, leave: Leave | None = None) -> None:
+def run_job(job: Job, leave: StopRequest | None = None) -> None:
     """Trains a trial unless its record is there, and leaves a result or the reason why there is none.
 
     What happened is read from the record, never from an exit code or a return value. SIGTERM, SIGUSR1 and SIGUSR2 ask
@@ -53,14 +54,14 @@ def run_job(job: Job, leave: Leave | None = None) -> None:
     folder = TrialFolder(job.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with nullcontext(leave) if leave else listening() as leave, folder.lock().acquire(timeout=LOCK_SECONDS):
+        with nullcontext(leave) if leave else handle_signals() as leave, folder.lock().acquire(timeout=LOCK_SECONDS):
             if folder.read_result() is None or folder.damaged_files():
                 _attempt(job, folder, leave)
     except Timeout:
         pass  # another process trains this trial: its record will come
 
 
-def _attempt(job: Job, folder: TrialFolder, leave: Leave) -> None:
+def _attempt(job: Job, folder: TrialFolder, leave: StopRequest) -> None:
     attempt, failures = folder.attempts()
     attempt += 1
     step: int | None
@@ -74,13 +75,13 @@ def _attempt(job: Job, folder: TrialFolder, leave: Leave) -> None:
         how, step = _record_failure(folder, error), getattr(error, "step", None)
     with suppress(OSError):
         append_line(folder.attempts_log, {"attempt": attempt, "time": time.time(), "step": step, "how": how})
-    let_go()
+    finish_open_run()
 
 
 def _record_failure(folder: TrialFolder, error: Exception) -> str:
     """Writes why an attempt has no result; returns the state it leaves. Leaving, and a full disk, are no failure."""
     state = read_json(folder.state) or {}
-    if isinstance(error, LeavingError):
+    if isinstance(error, PreemptedError):
         state |= {"state": "interrupted", "reason": str(error)}
     elif isinstance(error, OSError) and error.errno in FULL_DISK:
         state |= {"state": "interrupted", "reason": f"{NO_SPACE} {folder.path}"}
@@ -94,19 +95,23 @@ def _record_failure(folder: TrialFolder, error: Exception) -> str:
 
 
 def train(
-    job: Job, folder: TrialFolder, attempt: int = 1, callbacks: Sequence[L.Callback] = (), leave: Leave | None = None
+    job: Job,
+    folder: TrialFolder,
+    attempt: int = 1,
+    callbacks: Sequence[L.Callback] = (),
+    leave: StopRequest | None = None,
 ) -> tuple[str, int]:
     """Trains one trial from its newest checkpoint, or from the start, to its result: its status and its steps.
 
-    `callbacks` may look on. Raises `LeavingError` when it is asked to `leave`.
+    `callbacks` may look on. Raises `PreemptedError` when it is asked to `leave`.
     """
     started = time.perf_counter()
     _set_up_process(job)
-    prepare(job.wandb_mode)
-    leave = leave or Leave()
+    start_wandb_service(job.wandb_mode)
+    leave = leave or StopRequest()
     trial = job.trial
     notes: list[str] = []  # what a user should know of, shown by the driver
-    _set_aside_damage(folder, notes.append)
+    _quarantine_damage(folder, notes.append)
     # A trial of no epochs has a checkpoint for others to start from, and begins anew itself.
     checkpoint = newest_checkpoint(folder, notes.append) if trial.config.epochs else None
     step = 0 if checkpoint is None else step_of(checkpoint)
@@ -119,21 +124,21 @@ def train(
     network = _build_network(job)
     layers = trace_geometry(network)
     description = _describe(trial, job, network, len(layers))
-    layers = choosing(network, layers)
+    layers = select_switch_layers(network, layers)
     write_yaml(folder.trial, description)
     tracker = Tracker(
         folder, trial, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
         config={**description, "environment": job.environment},
     )  # fmt: skip
     if leave.signal:
-        raise LeavingError(leave.signal, step)
+        raise PreemptedError(leave.signal, step)
     status, reason, metrics = "done", None, {}
-    with team_of(job.devices, _train_beside, job, checkpoint) as team:
+    with launch_ranks(job.devices, train_worker_rank, job, checkpoint) as team:
         write_json(folder.environment, {**_describe_environment(job), "wandb": tracker.where})
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, leave, team)
         try:
             tested = _fit_and_test(job, team, data, network, [*callbacks, recorder], checkpoint)
-            metrics = {name: finite(value) for name, value in tested.items()}
+            metrics = {name: nan_to_none(value) for name, value in tested.items()}
             if recorder.pruned:
                 status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
         except DivergedError as error:
@@ -151,15 +156,15 @@ def train(
     return status, recorder.steps[-1]
 
 
-def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
+def train_worker_rank(team: ProcessGroup, job: Job, checkpoint: Path | None) -> None:
     """What the other devices of a trial do: all of the training, and none of the record."""
     folder = TrialFolder(job.folder)
-    print_into(folder.log)
+    redirect_output(folder.log)
     _set_up_process(job)
     try:
         data = load_data(job.trial.config, job.trial.seeds, job.run.data_root, job.run.loader_workers)
-        _fit_and_test(job, team, data, _build_network(job), [Follower(team)], checkpoint)
-    except (DivergedError, LeavingError):
+        _fit_and_test(job, team, data, _build_network(job), [FollowerRankCallback(team)], checkpoint)
+    except (DivergedError, PreemptedError):
         pass  # the recorder's business
     except Exception as error:
         if isinstance(error, RuntimeError):  # perhaps only because another rank is gone: then this process is, too
@@ -170,7 +175,7 @@ def _train_beside(team: Team, job: Job, checkpoint: Path | None) -> None:
 
 def _fit_and_test(
     job: Job,
-    team: Team,
+    team: ProcessGroup,
     data: Data,
     network: torch.nn.Module,
     callbacks: list[L.Callback],
@@ -188,7 +193,7 @@ def _fit_and_test(
         module.recalibration_batches = data.training("none", team.part)
     validation, fitted, test = (data.evaluation(split, team.part) for split in SPLITS)
     if config.start_rule == "frozen" and config.start_epoch:
-        callbacks = [Freezing(network, config.start_epoch), *callbacks]
+        callbacks = [FreezeSwitchWeights(network, config.start_epoch), *callbacks]
     trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], callbacks)
     trainer.fit(module, training, validation, ckpt_path=checkpoint)
     if not config.epochs:
@@ -277,14 +282,14 @@ def _shorten(lines: Sequence[str]) -> list[str]:
     return [f"set aside: {line}" for line in lines[:NOTED_LINES]] + ([f"set aside: {rest} more"] if rest > 0 else [])
 
 
-def _set_aside_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
+def _quarantine_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
     """A result that no longer vouches for its files is no result: named, set aside, made anew from the checkpoint."""
     for name in folder.damaged_files():
         file = folder.path / name
         if file.exists():
-            warn(f"{file}: damaged, set aside as {set_aside(file).name}")
+            warn(f"{file}: damaged, set aside as {quarantine(file).name}")
     if folder.result.exists():
-        set_aside(folder.result)
+        quarantine(folder.result)
 
 
 def _describe_environment(job: Job) -> dict[str, Any]:

@@ -21,19 +21,19 @@ from study.models.warm_start import (
     StartError,
     fits,
     fix_choices,
+    freeze_choices,
     harden_choices,
-    hold_choices,
     load_weights,
     permute_choices,
     read_choices,
     share_choices,
     transplant_choices,
 )
-from study.norms import thaw_switches
+from study.norms import unfreeze_switches
 from study.norms.official import load_official
 from study.record.checkpoint import find_damage
 from study.record.layout import TrialFolder
-from study.record.switch_weights import choosing, read_last_weights
+from study.record.switch_weights import read_last_weights, select_switch_layers
 
 HEAD = "fc."  # what a classifier has and a backbone lacks
 
@@ -44,7 +44,7 @@ def start_network(network: nn.Module, config: TrialConfig, seed: int, path: Path
     path: the folder of the trial to start from, or a file of weights. What is fixed here learns no more, and belongs
     into no solver. Raises `StartError` where the start cannot be read or does not fit.
     """
-    rule, layers = config.start_rule, choosing(network, trace_geometry(network))
+    rule, layers = config.start_rule, select_switch_layers(network, trace_geometry(network))
     if rule == "transplant":
         fix_choices(network, transplant_choices(layers, read_chosen_layers(TrialFolder(path))))
         return
@@ -53,10 +53,10 @@ def start_network(network: nn.Module, config: TrialConfig, seed: int, path: Path
     choices = read_choices(donor, take_weights(donor, config, path))
     if rule == "fine_tune" or config.start_epoch:
         if config.start_thaw:
-            thaw_switches(donor)
-        return  # they learn, to the end or until `Freezing`
+            unfreeze_switches(donor)
+        return  # they learn, to the end or until `FreezeSwitchWeights`
     if rule == "frozen" and not config.start_fresh:
-        hold_choices(network, list(choices))  # to the last bit
+        freeze_choices(network, list(choices))  # to the last bit
         return
     if rule == "argmax":
         choices = harden_choices(choices)
@@ -67,7 +67,7 @@ def start_network(network: nn.Module, config: TrialConfig, seed: int, path: Path
     fix_choices(network, choices)
 
 
-class Freezing(L.Callback):
+class FreezeSwitchWeights(L.Callback):
     """Fixes all switch weights from the start of an epoch on; a resumed trial, too."""
 
     def __init__(self, network: nn.Module, epoch: int) -> None:
@@ -79,7 +79,7 @@ class Freezing(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch >= self.epoch:
             # The solver has their logits, and leaves alone what has no gradient.
-            hold_choices(self.network, list(read_choices(self.network)))
+            freeze_choices(self.network, list(read_choices(self.network)))
 
 
 def take_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Module:

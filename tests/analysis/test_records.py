@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from study.analysis.records import METRICS, load_study_records, read_switch_weights
+from study.config.errors import UserError
 from study.config.schema import StudyConfig
-from study.config.yaml_input import UserError
 from study.plan.trials import plan_trials
-from study.record.layout import StudyFolder, TrialFolder, read_json, write_json
+from study.record.io import read_json, write_json
+from study.record.layout import StudyFolder, TrialFolder
 from tests.analysis.conftest import GRID, Truth, build_study, write_study, write_trial
 
 

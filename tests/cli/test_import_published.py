@@ -15,7 +15,7 @@ import torch
 from study.analysis.report.report import write_report
 from study.cli.import_published import main
 from study.cli.main import main as run_study
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from tests.analysis.conftest import GRID, build_study, write_study
 from tests.norms.official_files import official_state, official_weights
 

@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from study.analysis.questions.interim_answers import current_answers
+from study.analysis.questions.interim_answers import compute_interim_answers
 from study.bench.synthetic_records import Truth, write_study
 from study.cli.background import Background
-from study.cli.live_view import Picture, Running, Trouble, group_troubles, last_epoch, normalize_reason
-from study.config.schema import StudyConfig, load_study
+from study.cli.live_view import Running, StudySnapshot, TrialProblem, group_problems, last_epoch, normalize_reason
+from study.config.schema import StudyConfig
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.layout import StudyFolder, TrialFolder, write_json
+from study.record.io import write_json
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors.resources import count_cores
 from tests.conftest import ROOT
 from tests.sweep.test_driver import FakeExecutor, build
@@ -36,7 +38,7 @@ def study() -> StudyConfig:
     return load_study(STUDY, "smoke", ["replicates=2", "tracking.mode=disabled"])
 
 
-def screen(picture: Picture, width: int, height: int) -> list[str]:
+def screen(picture: StudySnapshot, width: int, height: int) -> list[str]:
     """The lines that a terminal of that size shows, without colours."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
     console.print(picture)
@@ -44,15 +46,15 @@ def screen(picture: Picture, width: int, height: int) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def full_picture(path: Path) -> Picture:
+def full_picture(path: Path) -> StudySnapshot:
     """Of a study in trouble, with long names."""
     long = "sn-depth14-batch_size16-xavier_uniform-cosine-adamw-0804ffa3"
     effects = [f"+0.012 (0.004 to 0.020, n = 4) validation accuracy, sn - {'sn-uniform[in,ln]' * 3}"]
     questions = [{"name": name, "verdict": "not enough evidence", "effects": effects} for name in ("useful", "impacts")]
-    return Picture(
+    return StudySnapshot(
         name=STUDY, total=400, states={"done": 100, "diverged": 3, "running": 30, "failed": 7, "planned": 260},
         left="about 3 min left",
-        troubles=[Trouble(key=f"{long}-r{n}", state="failed", reason=f"Error{'ABCDEFG'[n]}: " + "x" * 200)
+        troubles=[TrialProblem(key=f"{long}-r{n}", state="failed", reason=f"Error{'ABCDEFG'[n]}: " + "x" * 200)
                   for n in range(7)],
         answers={"n": 103, "confidence": 0.95, "questions": questions},
         running=[Running(record=TrialFolder(path / long / f"r{n}"), epochs=8) for n in range(30)],
@@ -93,8 +95,8 @@ def test_reasons_that_differ_in_numbers_paths_and_names_are_one_cause(one: str, 
 
 def test_other_words_are_another_cause_and_the_most_frequent_comes_first() -> None:
     reasons = ["ValueError: a", "KeyError: b 1", "KeyError: b 2"]
-    troubles = [Trouble(key=f"t-r{n}", state="failed", reason=reason) for n, reason in enumerate(reasons)]
-    groups = group_troubles([*troubles, Trouble(key="t-r9", state="stale", reason="KeyError: b 3")])
+    troubles = [TrialProblem(key=f"t-r{n}", state="failed", reason=reason) for n, reason in enumerate(reasons)]
+    groups = group_problems([*troubles, TrialProblem(key="t-r9", state="stale", reason="KeyError: b 3")])
     assert [[trouble.key for trouble in group] for group in groups] == [["t-r1", "t-r2"], ["t-r0"], ["t-r9"]]
 
 
@@ -226,7 +228,7 @@ def test_work_that_ends_without_a_word_is_an_error(tmp_path: Path) -> None:
 def test_the_answers_so_far_come_from_the_records(study: StudyConfig, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / STUDY)
     write_study(folder, study, Truth(accuracy=lambda trial: 0.9 if trial.config.norm == "sn" else 0.8))
-    answers = current_answers(folder)
+    answers = compute_interim_answers(folder)
     useful, impacts = answers["questions"]
     assert answers["n"] == 8
     assert (useful["name"], useful["verdict"]) == ("useful", "supported")

@@ -15,9 +15,10 @@ import pytest
 import torch
 import yaml
 
-from study.config.schema import load_study
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.layout import StudyFolder, TrialFolder, read_metrics
+from study.record.io import read_metrics
+from study.record.layout import StudyFolder, TrialFolder
 from study.training.cost_estimate import forecast_bytes, measure_cell
 from tests.conftest import ROOT, Run
 

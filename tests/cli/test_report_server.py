@@ -18,8 +18,9 @@ import pytest
 
 from study.bench.synthetic_records import Truth, write_study
 from study.cli.report_server import open_server
-from study.config.schema import load_study
-from study.record.layout import StudyFolder, write_json
+from study.plan.loading import load_study
+from study.record.io import write_json
+from study.record.layout import StudyFolder
 from tests.conftest import ROOT
 
 SECRET = "of nobody's business"

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from study.config.schema import load_study
 from study.data.transforms import Lighting, evaluation_transform, training_transform
 from study.models import backbone_of, build_network, count_norms
 from study.models.geometry import is_norm
 from study.norms import switch_parameters
+from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial, plan_trials
 from study.tasks import TASKS
 from study.tasks.optimizers import build_optimizer, build_schedule

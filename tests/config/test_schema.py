@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from study.config.schema import TrialConfig, available, derive_seeds, load_study, study_from_dict, trial_id
-from study.config.yaml_input import UserError, parse_yaml, read_yaml
+from study.config.errors import UserError
+from study.config.schema import TrialConfig, trial_id
+from study.config.seeds import derive_seeds
+from study.config.validation import study_from_dict
+from study.config.yaml_input import parse_yaml, read_yaml
+from study.plan.loading import available, load_study
 
 
 def write_study(path: Path, text: str) -> str:

@@ -15,12 +15,13 @@ import pytest
 import wandb
 
 from study.analysis.report.report import Report
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from study.dashboard import publish as publishing
 from study.dashboard.pages import build_report, build_workspace
 from study.dashboard.publish import publish
 from study.dashboard.summary import figures, plain, tables, verdicts, write_summary_once
-from study.record.layout import StudyFolder, read_json
+from study.record.io import read_json
+from study.record.layout import StudyFolder
 from tests.analysis.conftest import build_study, write_study
 
 FACTORS: dict[str, Any] = {"norm": ["sn", "bn"], "depth": [8, 14]}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from study.config.errors import UserError
 from study.config.schema import TrialConfig
-from study.config.yaml_input import UserError
 from study.data.load import load_images, load_splits
 from study.data.memory import EvaluationLoader, Images, TrainingLoader
 

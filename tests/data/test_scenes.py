@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.config.schema import TrialConfig, derive_seeds
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.config.schema import TrialConfig
+from study.config.seeds import derive_seeds
 from study.data import digits, load, scenes
 from study.data.batches import Batch
 from study.data.load import check_data, load_data, load_splits

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from study.config.schema import TrialConfig, derive_seeds
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.config.schema import TrialConfig
+from study.config.seeds import derive_seeds
 from study.data.batches import IGNORED, Data
 from study.data.load import check_data, load_data
 from study.data.stream import MODULES, TRIES

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from study.cli.main import _parse
-from study.config.schema import available, load_study
+from study.plan.loading import available, load_study
 from study.plan.trials import plan_trials
 from tests.conftest import ROOT
 

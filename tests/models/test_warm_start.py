@@ -16,8 +16,8 @@ from study.models.warm_start import (
     StartError,
     fits,
     fix_choices,
+    freeze_choices,
     harden_choices,
-    hold_choices,
     load_weights,
     permute_choices,
     read_choices,
@@ -69,7 +69,7 @@ def test_held_choices_are_the_same_to_the_last_bit_whatever_the_radius_becomes(n
     one = network(norm=norm)
     set_radius(one, 0.3)
     before = read_choices(one)
-    hold_choices(one, list(before))
+    freeze_choices(one, list(before))
     set_radius(one, 0.7)
     assert rows(read_choices(one)) == rows(before)
     assert switch_parameters(one) == []

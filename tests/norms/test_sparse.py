@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from study.norms import SparseSwitchNorm2d, set_radius, thaw_switches
+from study.norms import SparseSwitchNorm2d, set_radius, unfreeze_switches
 
 pytestmark = pytest.mark.usefixtures("form")
 
@@ -129,7 +129,7 @@ def learn(layer):
 def test_a_thawed_choice_leads_and_learns(pool):
     layer = fixed_layer(pool)
     chosen = torch.stack(layer.switch_weights()[1:])
-    thaw_switches(nn.Sequential(layer))
+    unfreeze_switches(nn.Sequential(layer))
     before = torch.stack(layer.switch_weights()[1:])
     assert fixed(layer) == (False, False)
     assert before.argmax(1).tolist() == chosen.argmax(1).tolist()

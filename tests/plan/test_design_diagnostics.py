@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from study.config.schema import available, load_study
 from study.plan.design_diagnostics import (
     check_disk,
     describe_design,
@@ -23,8 +22,10 @@ from study.plan.design_diagnostics import (
     replicates_for,
     visible_effect,
 )
+from study.plan.loading import available, load_study
 from study.plan.trials import plan_trials
-from study.record.layout import StudyFolder, write_json
+from study.record.io import write_json
+from study.record.layout import StudyFolder
 
 
 def cells(names: str, *rows: tuple[Any, ...]) -> list[dict[str, Any]]:

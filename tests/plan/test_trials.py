@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from study.config.schema import load_study
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 
 DETECTION = ("task=detection", "dataset=scenes", "depth=8")

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from study.record.layout import (
-    SCHEMA,
-    StudyFolder,
-    TrialFolder,
+from study.record.io import (
     append_line,
-    file_facts,
+    file_digest,
     read_attempts,
     read_json,
     read_metrics,
@@ -20,6 +17,7 @@ from study.record.layout import (
     write_bytes,
     write_json,
 )
+from study.record.layout import SCHEMA, StudyFolder, TrialFolder
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def folder(tmp_path: Path) -> TrialFolder:
     folder.metrics.write_text("rows")
     write_json(
         folder.result,
-        {"schema": SCHEMA, "status": "done", "metrics": {}, "files": {"metrics.jsonl": file_facts(folder.metrics)}},
+        {"schema": SCHEMA, "status": "done", "metrics": {}, "files": {"metrics.jsonl": file_digest(folder.metrics)}},
     )
     return folder
 

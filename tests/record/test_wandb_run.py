@@ -19,16 +19,17 @@ import pytest
 import torch
 import wandb
 
-from study.config.schema import TrackingConfig, load_study
+from study.config.schema import TrackingConfig
 from study.models.geometry import LayerGeometry
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record import wandb_mode
 from study.record.layout import TrialFolder
 from study.record.wandb_mode import resolve_mode
 from study.record.wandb_run import Tracker
 from study.tasks.detection import LOSSES
-from study.tasks.distributed import Team
-from study.training.preemption import Leave
+from study.tasks.distributed import ProcessGroup
+from study.training.preemption import StopRequest
 from study.training.recorder import Recorder
 
 AUTO = TrackingConfig()
@@ -207,7 +208,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     layers = layers_of(RESNET_50, "backbone") + (layers_of(HEADS) if task == "detection" else [])
     folder = TrialFolder(path)
     tracker = Tracker(folder, trial, study="s", mode="offline", tracking=AUTO, config={})
-    recorder = Recorder(folder, trial, layers, tracker, 60.0, Leave(), Team())
+    recorder = Recorder(folder, trial, layers, tracker, 60.0, StopRequest(), ProcessGroup())
     history = torch.rand(3, len(layers), 2, 4).softmax(-1)
     logged = (*SCORES[task], "learning_rate")
     rows = [{"epoch": epoch, "name": name, "value": 0.5} for epoch in (1, 2) for name in logged]

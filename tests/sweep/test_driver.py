@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from study.config.schema import StudyConfig, load_study
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.config.schema import StudyConfig
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.layout import SCHEMA, StudyFolder, TrialFolder, file_facts, read_json, write_json
-from study.sweep.driver import Driver, Outcome
+from study.record.io import file_digest, read_json, write_json
+from study.record.layout import SCHEMA, StudyFolder, TrialFolder
+from study.sweep.driver import Driver, SweepResult
 
 Act = Callable[[TrialFolder, int], str]
 
@@ -34,7 +36,7 @@ class FakeExecutor:
     def __init__(self, act: Act) -> None:
         self.act, self.started, self.ended, self.canceled = act, [], {}, False
 
-    def adopt(self, keys: Collection[str]) -> set[str]:
+    def reattach(self, keys: Collection[str]) -> set[str]:
         return set()
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -67,12 +69,12 @@ class FakeExecutor:
 def write_done(record: TrialFolder, status: str = "done") -> None:
     record.metrics.parent.mkdir(parents=True, exist_ok=True)
     record.metrics.write_text("")
-    files = {"metrics.jsonl": file_facts(record.metrics)}
+    files = {"metrics.jsonl": file_digest(record.metrics)}
     metrics = {"val_accuracy": 0.9}
     write_json(record.result, {"schema": SCHEMA, "status": status, "seconds": 1.0, "metrics": metrics, "files": files})
 
 
-def drive(path: Path, act: Act, *overrides: str, retry_failed: bool = False) -> tuple[Outcome, FakeExecutor, str]:
+def drive(path: Path, act: Act, *overrides: str, retry_failed: bool = False) -> tuple[SweepResult, FakeExecutor, str]:
     study = load_study("depth_vs_batch", "smoke", ["replicates=2", "tracking.mode=disabled", *overrides])
     executor, said = FakeExecutor(act), io.StringIO()
     outcome = build(study, path, executor, Console(file=said, width=200), retry_failed).run()
@@ -202,7 +204,7 @@ class QueueExecutor(FakeExecutor):
         super().__init__(done)
         self.queued = set(queued)
 
-    def adopt(self, keys: Collection[str]) -> set[str]:
+    def reattach(self, keys: Collection[str]) -> set[str]:
         return self.queued & set(keys)
 
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from study.cli.main import main
-from study.config.schema import load_study, study_from_dict
-from study.config.yaml_input import UserError, read_yaml
+from study.config.errors import UserError
+from study.config.validation import study_from_dict
+from study.config.yaml_input import read_yaml
 from study.models import build_network
+from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial, plan_trials
-from study.record.layout import StudyFolder, TrialFolder, read_json, write_json
+from study.record.io import read_json, write_json
+from study.record.layout import StudyFolder, TrialFolder
 from study.record.switch_weights import read_last_weights
 from study.training.trial import run_job
 from study.training.warm_start import read_weights

@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study.config.schema import RunConfig, TrackingConfig, load_study
+from study.config.schema import RunConfig, TrackingConfig
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.layout import TrialFolder, read_metrics
+from study.record.io import read_metrics
+from study.record.layout import TrialFolder
 from study.tasks.base import part_momentum
 from study.training.trial import run_job
 

@@ -13,10 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from study.config.schema import RunConfig, load_study
+from study.config.schema import RunConfig
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.layout import TrialFolder, read_attempts, read_metrics, write_json
+from study.record.io import read_attempts, read_metrics, write_json
+from study.record.layout import TrialFolder
 from study.training.trial import run_job
 from tests.training.test_preemption import ask_to_leave, disturb
 from tests.training.test_resume import OFF, numbers

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from study.config.datasets import DATASETS
-from study.config.schema import RunConfig, TrackingConfig, load_study
+from study.config.schema import RunConfig, TrackingConfig
 from study.data import transforms
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.layout import TrialFolder
 from study.training.trial import run_job

@@ -19,10 +19,11 @@ import wandb
 
 from study.plan.job import Job
 from study.record import checkpoint, layout
-from study.record.layout import TrialFolder, read_attempts, read_json
+from study.record.io import read_attempts, read_json
+from study.record.layout import TrialFolder
 from study.tasks import TrainingModule
 from study.training import recorder
-from study.training.preemption import listening
+from study.training.preemption import handle_signals
 from study.training.trial import run_job
 from tests.training.test_resume import Killed, job, numbers, smoke_trial
 
@@ -162,7 +163,7 @@ def test_leaving_is_no_failure_and_says_why(
 
 def test_a_signal_between_two_trials_of_a_process_is_not_lost(tmp_path: Path) -> None:
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
-    with listening() as leave:
+    with handle_signals() as leave:
         ask_to_leave()
         run_job(work, leave)
     assert TrialFolder(work.folder).status() == ("stale", "SIGTERM after step 0")

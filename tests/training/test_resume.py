@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from study.config.schema import RunConfig, TrackingConfig, load_study
+from study.config.schema import RunConfig, TrackingConfig
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial, plan_trials
-from study.record.layout import StudyFolder, TrialFolder, write_json
+from study.record.io import write_json
+from study.record.layout import StudyFolder, TrialFolder
 from study.training.trial import run_job
 from tests.conftest import ROOT
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value, replicates_needed
 from study.analysis.statistics.measures import MEASURES
 from study.analysis.statistics.paired_differences import PairedDifference
+from study.config.schema import MARGIN
 
 Verdict = Literal["supported", "not supported", "not enough evidence"]
 
 # A verdict needs this share of the planned cells. A cell that diverged has a result, and counts.
 MIN_CELLS = 0.8
-MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def covers_pairs(item: PairedDifference) -> bool:
     return covers(item.n_cells, item.n_cells_diverged, item.n_cells_planned)
 
 
-def tell_apart(subject: str, items: Sequence[PairedDifference], confidence: float) -> str:
+def format_distinguished(subject: str, items: Sequence[PairedDifference], confidence: float) -> str:
     """Which differences of "Its training loss" p-values adjusted over `items` tell apart; the table has the numbers."""
     p_values = adjust_holm([item.p_value for item in items])
     apart = {id(item) for item, p in zip(items, p_values, strict=True) if p is not None and p < 1 - confidence}
@@ -139,25 +139,25 @@ def tell_apart(subject: str, items: Sequence[PairedDifference], confidence: floa
     return f"{subject} is {join_words(said)}."
 
 
-def show_number(value: float, digits: int = 3, sign: bool = False) -> str:
+def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
     """`-0.0123` as `-0.012`; a number that rounds to zero has no sign. ASCII, for any terminal."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text
 
 
-def show_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:
+def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:
     """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`, or that there is no interval."""
     if estimate.value is None:
         return "not measured"
-    value = show_number(estimate.value, digits, sign)
+    value = format_number(estimate.value, digits, sign)
     replicates = f"n = {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
     if estimate.low is None or estimate.high is None:
         return f"{value} (no interval from {replicates})"
-    low, high = show_number(estimate.low, digits), show_number(estimate.high, digits)
+    low, high = format_number(estimate.low, digits), format_number(estimate.high, digits)
     return f"{value} ({confidence * 100:g} % interval {low} to {high}, {replicates})"
 
 
-def show_states(states: Iterable[str]) -> str:
+def format_states(states: Iterable[str]) -> str:
     """`3 planned, 2 failed`, the most frequent first; `none` where there is nothing."""
     ranked = sorted(Counter(states).items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{number} {state}" for state, number in ranked) or "none"
@@ -169,12 +169,12 @@ def join_words(words: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def say_replicates_needed(half_width: float, target: float, n: int, confidence: float) -> str:
+def format_replicates_needed(half_width: float, target: float, n: int, confidence: float) -> str:
     """What would settle an interval, if the replicates' spread stays as it is."""
-    return say_more_replicates(replicates_needed(half_width, target, n, confidence), n)
+    return format_more_replicates(replicates_needed(half_width, target, n, confidence), n)
 
 
-def say_more_replicates(needed: int | None, n: int) -> str:
+def format_more_replicates(needed: int | None, n: int) -> str:
     """How many replicates there must be beside the `n` there are; None: more than can be said."""
     if needed is None:
         return "more than 1000 replicates"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from study.analysis.questions.answers import Effect, covers, join_words, show_estimate, show_number, show_states
+from study.analysis.questions.answers import Effect, covers, format_estimate, format_number, format_states, join_words
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import (
     Estimate,
@@ -251,7 +251,7 @@ def factor_sentences(distances: ChoiceDistances, confidence: float) -> list[str]
     more = tell_apart_from(effects, 1, confidence)
     no_more = [name for name in tell_apart_from(effects, MARGIN, confidence, above=False) if name not in more]
     unclear = [name for name in effects if name not in more + no_more]
-    numbers = "; ".join(f"{name} {show_estimate(item, confidence, digits=2)}" for name, item in effects.items())
+    numbers = "; ".join(f"{name} {format_estimate(item, confidence, digits=2)}" for name, item in effects.items())
     groups = {"More than seeds": more, "No further than seeds": no_more, "Not told apart from seeds": unclear}
     return [
         f"How far each moves the choice over how far seeds do, strongest first: {numbers}.",
@@ -267,7 +267,9 @@ def share_sentences(rows: Sequence[Effect]) -> list[str]:
 
 
 def _show_share(share: Estimate) -> str:
-    value, *ends = (None if end is None else show_number(100 * end, 0) for end in (share.value, share.low, share.high))
+    value, *ends = (
+        None if end is None else format_number(100 * end, 0) for end in (share.value, share.low, share.high)
+    )
     return f"{value} %" + (f" ({ends[0]} to {ends[1]} %)" if None not in ends else "")
 
 
@@ -288,7 +290,7 @@ def closing_sentences(records: StudyRecords, trials: pd.DataFrame) -> list[str]:
     if left_out := plain - len(trials):
         found.append(f"{left_out} runs at B = 1 are left out: there bn is not in the pool, by rule and not by choice.")
     missing = trials["state"][trials["state"].ne("done")]
-    return [*found, f"Runs of {records.reference_norm} without a result to compare: {show_states(missing)}."]
+    return [*found, f"Runs of {records.reference_norm} without a result to compare: {format_states(missing)}."]
 
 
 def common_needs(distances: ChoiceDistances) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.questions.answers import Effect, difference_effect, join_words, show_estimate, show_number
+from study.analysis.questions.answers import Effect, difference_effect, format_estimate, format_number, join_words
 from study.analysis.records import BACKBONE, StudyRecords
 from study.analysis.statistics.dynamics import SETTLED, network_dynamics
 from study.analysis.statistics.intervals import (
@@ -96,7 +96,7 @@ def _inside_networks(switch: pd.DataFrame, trials: pd.DataFrame, confidence: flo
         sentences += _trend_sentences(words, rows, confidence)
     alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
     if alike.size:
-        sentences.append(f"The two have a rank correlation of {show_number(np.nanmean(alike), 2)} inside a network.")
+        sentences.append(f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} inside a network.")
     return effects, sentences
 
 
@@ -190,7 +190,7 @@ def _bn_share(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame)
 def _share_sentences(shares: Sequence[PairedDifference], confidence: float) -> list[str]:
     if not shares or shares[0].estimate.value is None:
         return []
-    whole, mean, var = (show_estimate(item.estimate, confidence, sign=True) for item in shares)
+    whole, mean, var = (format_estimate(item.estimate, confidence, sign=True) for item in shares)
     levels = f"from B = {shares[0].other} to B = {shares[0].reference}"
     return [f"The BN share changes by {whole} {levels}: mean weights {mean}, variance weights {var}."]
 
@@ -240,7 +240,7 @@ def _say_followed(slopes: Floats, confidence: float) -> str:
         verdict = f"it {moves[leader]}{rest}"
     elif moves:
         verdict = f"it {join_words(moves.values())}, but which of the two it follows more cannot be said yet"
-    b, gradient = (show_estimate(item, confidence, sign=True) for item in estimates.values())
+    b, gradient = (format_estimate(item, confidence, sign=True) for item in estimates.values())
     return (
         f"BN share, B against G x B: {verdict}. A doubling of B at equal G x B changes it by {b}, a doubling of G x B "
         f"at equal B by {gradient}. (Rule: least squares in each replicate; one leads where the intervals of its slope,"
@@ -292,7 +292,7 @@ def _dynamics_sentences(
 ) -> list[str]:
     settled, flips = (
         join_words(
-            f"{show_estimate(item.estimate, confidence, digits=2)} for {item.comparison}"
+            f"{format_estimate(item.estimate, confidence, digits=2)} for {item.comparison}"
             for item in effects
             if item.measure == measure
         )
@@ -305,7 +305,7 @@ def _dynamics_sentences(
     beginnings = ("Layers settle at another time", "The largest weight changes more or less often")
     for words, rows in zip(beginnings, changes.values(), strict=True):
         shown = [
-            f"{row.comparison} ({show_estimate(row.estimate, confidence, digits=2, sign=True)})"
+            f"{row.comparison} ({format_estimate(row.estimate, confidence, digits=2, sign=True)})"
             for row in rows
             if row.p_value is not None and row.p_value < 1 - confidence
         ]

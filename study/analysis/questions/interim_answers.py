@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from study.analysis.questions.answers import Answer, Effect, show_number, split_sentences
+from study.analysis.questions.answers import Answer, Effect, format_number, split_sentences
 from study.analysis.records import load_study_records
 from study.analysis.report.report import QUESTIONS
 from study.analysis.statistics.measures import MEASURES
@@ -14,7 +14,7 @@ from study.record.layout import StudyFolder
 LINES = 8  # of main numbers, and of what would settle an answer
 
 
-def current_answers(folder: StudyFolder) -> dict[str, Any]:
+def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
     """Of each question of a study its verdict and its headline effects; plain values.
 
     `{"n": finished trials, "confidence": 0.95, "questions": [{"name", "verdict", "effects": [line, ...]}]}`
@@ -28,7 +28,7 @@ def current_answers(folder: StudyFolder) -> dict[str, Any]:
     return {"n": records.n_finished, "confidence": records.study.analysis.confidence, "questions": questions}
 
 
-def say_answer(name: str, answer: Answer) -> list[str]:
+def format_answer(name: str, answer: Answer) -> list[str]:
     """An answer for the end of a run: its verdict, its first sentence, the main numbers, and what would settle it."""
     measured = [item for item in answer.effects if MEASURES[item.measure].headline and item.estimate.value is not None]
     shown = [f"  {_say(effect)}" for effect in measured[:LINES]]
@@ -51,7 +51,7 @@ def _say(effect: Effect) -> str:
     """`+0.012 (0.004 to 0.020, n = 4) validation accuracy, sn - bn`: the number first, which no terminal cuts."""
     measure, estimate = MEASURES[effect.measure], effect.estimate
     assert estimate.value is not None
-    value, reach = show_number(estimate.value, sign=measure.line == 0), "no interval"
+    value, reach = format_number(estimate.value, sign=measure.line == 0), "no interval"
     if estimate.low is not None and estimate.high is not None:
-        reach = f"{show_number(estimate.low)} to {show_number(estimate.high)}"
+        reach = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
     return f"{value} ({reach}, n = {estimate.n}) {measure.label}, {effect.comparison}"

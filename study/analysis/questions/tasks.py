@@ -15,9 +15,9 @@ from study.analysis.questions.answers import (
     Answer,
     Effect,
     Verdict,
+    format_estimate,
+    format_number,
     join_words,
-    show_estimate,
-    show_number,
 )
 from study.analysis.questions.factor_effects import (
     EFFECT,
@@ -166,17 +166,17 @@ def _sentences(
 
 def _head_sentences(effects: list[Effect], confidence: float) -> list[str]:
     rows = [row for row in effects if row.measure == "effect_heads" and row.estimate.value is not None]
-    said = "; ".join(f"{row.comparison} {show_estimate(row.estimate, confidence, digits=2)}" for row in rows)
+    said = "; ".join(f"{row.comparison} {format_estimate(row.estimate, confidence, digits=2)}" for row in rows)
     return [f"Heads, within their task, the effects of: {said}."] if rows else []
 
 
 def _preferences(records: StudyRecords, trials: pd.DataFrame) -> list[str]:
     """The mean weights of each setting: over layers of the backbone, both statistics and finished runs."""
-    comparable = records.comparable(trials, *APART, *task_factors(records.study))
-    weights = records.switch.merge(comparable[comparable["state"].eq("done")][["key", TOGETHER]], on="key")
+    balanced_subset = records.balanced_subset(trials, *APART, *task_factors(records.study))
+    weights = records.switch.merge(balanced_subset[balanced_subset["state"].eq("done")][["key", TOGETHER]], on="key")
     means = weights.groupby([TOGETHER, "normalizer"], sort=False)["weight"].mean().unstack("normalizer")
     each = [
-        f"{setting} {', '.join(f'{name} {show_number(weight, 2)}' for name, weight in row.dropna().items())}"
+        f"{setting} {', '.join(f'{name} {format_number(weight, 2)}' for name, weight in row.dropna().items())}"
         for setting, row in means.iterrows()
     ]
     return [f"Mean weights of the backbone: {'; '.join(each)}."]

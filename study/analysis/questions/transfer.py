@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from study.analysis.questions.answers import Effect, show_estimate
+from study.analysis.questions.answers import Effect, format_estimate
 from study.analysis.questions.factor_effects import ChoiceDistances, factor_row, holm_p_values
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate, cell_numbers, complete_block
@@ -88,7 +88,7 @@ def transfer_sentences(effects: Sequence[Effect], confidence: float) -> list[str
     found = [row for row in effects if row.estimate.value is not None]
     said = {
         measure: "; ".join(
-            f"{row.comparison} {show_estimate(row.estimate, confidence, digits=2)}"
+            f"{row.comparison} {format_estimate(row.estimate, confidence, digits=2)}"
             for row in found if row.measure == measure and (measure != "effect_ratio" or RULE in row.comparison)
         )
         for measure in ("transfer_distance", "effect_after", "effect_ratio")

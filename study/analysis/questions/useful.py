@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from study.analysis.questions.answers import (
-    MARGIN,
     MIN_CELLS,
     Answer,
     Effect,
@@ -23,12 +22,12 @@ from study.analysis.questions.answers import (
     confirms,
     covers_pairs,
     difference_effects,
+    format_distinguished,
+    format_estimate,
+    format_more_replicates,
+    format_states,
     join_words,
     refuted,
-    say_more_replicates,
-    show_estimate,
-    show_states,
-    tell_apart,
 )
 from study.analysis.questions.factor_effects import MARGIN as RATIO_MARGIN
 from study.analysis.questions.factor_effects import select_choices
@@ -39,6 +38,7 @@ from study.analysis.statistics.intervals import cell_numbers, complete_block, re
 from study.analysis.statistics.measures import MEASURES
 from study.analysis.statistics.paired_differences import TIME, PairedDifference, compare_levels
 from study.analysis.statistics.profiles import STATISTICS, factor_effect
+from study.config.schema import MARGIN
 from study.norms.names import parse_norm
 
 TITLE = "Is it useful that each layer picks its own normalizer?"
@@ -177,7 +177,7 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
     }[verdict]
     what = f"{MEASURES[metric].label.capitalize()} of {main[0].reference} minus that of the other"
     rest = [
-        tell_apart(f"Its {MEASURES[name].label}", items, confidence)
+        format_distinguished(f"Its {MEASURES[name].label}", items, confidence)
         for name, items in differences.items() if name != metric
     ]  # fmt: skip
     return " ".join([opening, f"{what}: {_show_differences(measured, confidence)}.", *rest])
@@ -186,7 +186,7 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
 def _show_differences(items: Sequence[PairedDifference], confidence: float) -> str:
     """Each with its interval; of many, which the table holds, the smallest and the largest."""
     ranked = sorted(items, key=lambda item: item.estimate.value or 0.0)
-    numbers = [f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in ranked]
+    numbers = [f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}" for item in ranked]
     if len(numbers) > 4:
         return f"from {numbers[0]} (the smallest) to {numbers[-1]} (the largest)"
     return "; ".join(numbers)
@@ -212,7 +212,7 @@ def _layer_sentences(records: StudyRecords, effects: Sequence[Effect]) -> list[s
     reference, item = records.reference_norm, effects[0].estimate
     if item.value is None:
         return [f"Whether layers of {reference} differ more than seeds move them takes replicates that differ."]
-    number = show_estimate(item, records.study.analysis.confidence, digits=2)
+    number = format_estimate(item, records.study.analysis.confidence, digits=2)
     said = "more than" if item.above(1) else "no more than" if item.below(RATIO_MARGIN) else "not told apart from"
     return [f"Distance between layers of {reference} over that between replicates of a layer: {number}, {said} seeds."]
 
@@ -221,7 +221,7 @@ def _missing_sentence(records: StudyRecords) -> str:
     trials = records.trials[records.trials["state"].ne("done")]
     if trials.empty:
         return "Every planned run is in."
-    parts = [f"{norm} {show_states(group['state'])}" for norm, group in trials.groupby("norm", sort=False)]
+    parts = [f"{norm} {format_states(group['state'])}" for norm, group in trials.groupby("norm", sort=False)]
     return f"Runs without a result to compare: {'; '.join(parts)}."
 
 
@@ -240,7 +240,7 @@ def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence
 
 
 def _need(item: PairedDifference, confidence: float, n_opponents: int) -> str:
-    estimate, missing = item.estimate, show_states(Counter(item.missing).elements())
+    estimate, missing = item.estimate, format_states(Counter(item.missing).elements())
     if estimate.value is None or not covers_pairs(item):
         complete = f"{item.n_cells} of {item.n_cells_planned} cells complete"
         return f"results of {_say_lacking(item)} ({complete}; missing pairs: {missing})"
@@ -250,7 +250,7 @@ def _need(item: PairedDifference, confidence: float, n_opponents: int) -> str:
         return "at least 1 more replicate of every cell (2 allow an interval), better 4 more"
     if estimate.above(0) or (estimate.below(MARGIN) and item.missing.get(f"{item.other} diverged")):
         return f"runs that do not diverge (missing pairs: {missing})"
-    return say_more_replicates(_replicates_needed(item, confidence, n_opponents), estimate.n)
+    return format_more_replicates(_replicates_needed(item, confidence, n_opponents), estimate.n)
 
 
 def _say_lacking(item: PairedDifference) -> str:

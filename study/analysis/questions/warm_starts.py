@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from study.analysis.questions.answers import MARGIN, confirms, join_words, refuted, show_estimate, tell_apart
+from study.analysis.questions.answers import confirms, format_distinguished, format_estimate, join_words, refuted
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.measures import MEASURES
 from study.analysis.statistics.paired_differences import PairedDifference, compare_levels
+from study.config.schema import MARGIN
 
 NOT_OWN = ("permute", "shared")
 NO_MIX = ("argmax",)
@@ -53,7 +54,7 @@ def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[Pa
     parts = _answer(records, differences[metric])
     for reference in dict.fromkeys(item.reference for item in found):
         numbers = [
-            f"{show_estimate(item.estimate, confidence, sign=True)} against {item.other}"
+            f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}"
             for item in found if item.reference == reference
         ]  # fmt: skip
         parts.append(
@@ -61,7 +62,7 @@ def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[Pa
         )
         others = {MEASURES[name].label: items for name, items in differences.items() if name != metric}
         parts += [
-            tell_apart(
+            format_distinguished(
                 f"The {label} of {reference}", [item for item in items if item.reference == reference], confidence
             )
             for label, items in others.items()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from study.analysis.questions.answers import join_words, show_number
+from study.analysis.questions.answers import format_number, join_words
 from study.analysis.report.figures import epoch_panels
 from study.analysis.report.plot_style import (
     FAINT,
@@ -157,8 +157,8 @@ def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float
         )  # fmt: skip
         first, *_, last = [*items, *items]
         said.append(
-            f"ResNet-{depth}, {WORDS[statistic]}: {name} {show_number(items[first].value or 0, 2)} at B = {first}"
-            + (f", {show_number(items[last].value or 0, 2)} at B = {last}" if last != first else "")
+            f"ResNet-{depth}, {WORDS[statistic]}: {name} {format_number(items[first].value or 0, 2)} at B = {first}"
+            + (f", {format_number(items[last].value or 0, 2)} at B = {last}" if last != first else "")
         )
     figure.update_yaxes(range=[0, 1], tickvals=[0, 0.5, 1]).update_yaxes(title_text="weight", col=1)
     figure.update_xaxes(title_text="B (samples)", row=len(depths))
@@ -200,7 +200,7 @@ def share_by_setting(weights: pd.DataFrame, trials: pd.DataFrame, setting: str, 
         ticks = {"tickvals": list(range(len(levels[role]))), "ticktext": [_wrap(level) for level in levels[role]]}
         figure.update_yaxes(range=[len(levels[role]) - 0.5, -0.5], zeroline=False, row=row, **ticks)
         means = shares[shares["role"].eq(role)].groupby([setting, "normalizer"], observed=True)["weight"].mean()
-        said += [f"{role} of {level}: " + ", ".join(f"{name} {show_number(means[level, name], 2)}"
+        said += [f"{role} of {level}: " + ", ".join(f"{name} {format_number(means[level, name], 2)}"
                                                     for name in NORMALIZERS if (level, name) in means)
                  for level in levels[role]]  # fmt: skip
     figure.update_xaxes(range=[0, 1], tickvals=[0, 0.5, 1])
@@ -331,7 +331,7 @@ def _wrap(level: object) -> str:
 def _say_means(table: pd.DataFrame) -> str:
     """Mean weights over layers and statistics: `in 0.20, ln 0.50, bn 0.30`."""
     means = table[table.columns[len(LAYERS) :]].mean()
-    return ", ".join(f"{name} {show_number(value, 2)}" for name, value in means.items())
+    return ", ".join(f"{name} {format_number(value, 2)}" for name, value in means.items())
 
 
 def _say_interval(item: Estimate) -> str:

@@ -15,14 +15,15 @@ from study.analysis.report.report import answer_questions
 from study.analysis.report.tables import STATES
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import MEASURES
-from study.record.layout import StudyFolder, write_bytes
+from study.record.io import write_bytes
+from study.record.layout import StudyFolder
 
 # What a study is, by key of its file: not what it is called, nor where and how it runs.
 SCIENCE = ("scale", "base", "factors", "joint", "blocks", "replicates", "start", "search", "analysis")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class ComparedStudy:
     """One of the studies. label: its name, or its path where several have that name."""
 
     label: str
@@ -50,7 +51,7 @@ def write_comparison(folder: StudyFolder, others: Sequence[StudyFolder]) -> Path
     records = [load_study_records(each) for each in (folder, *others)]
     names = [each.study.name for each in records]
     sides = [
-        Side(
+        ComparedStudy(
             label=each.study.name if names.count(each.study.name) == 1 else os.fspath(each.folder.path),
             records=each, answers=answer_questions(each),
         )
@@ -61,7 +62,7 @@ def write_comparison(folder: StudyFolder, others: Sequence[StudyFolder]) -> Path
     return page
 
 
-def render_comparison(sides: Sequence[Side]) -> str:
+def render_comparison(sides: Sequence[ComparedStudy]) -> str:
     """The page; everything it shows is inside it, and it has no script."""
     questions = list(dict.fromkeys(name for side in sides for name in side.answers))
     titles = {name: side.answers[name].title for side in reversed(sides) for name in side.answers}
@@ -77,7 +78,7 @@ def render_comparison(sides: Sequence[Side]) -> str:
     )  # fmt: skip
 
 
-def shared_effects(sides: Sequence[Side], question: str) -> dict[str, list[SharedEffect]]:
+def shared_effects(sides: Sequence[ComparedStudy], question: str) -> dict[str, list[SharedEffect]]:
     """The effects of a question that at least two studies have, by measure in the order of `MEASURES`."""
     found: dict[tuple[str, str], dict[str, Effect]] = {}
     for side in sides:

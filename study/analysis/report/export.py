@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from study.record.layout import write_bytes
+from study.record.io import write_bytes
 
 FORMATS = ("svg", "pdf")
 ONE_COLUMN, TWO_COLUMNS = 324, 672  # CSS pixels, 96 an inch: 86 and 178 mm

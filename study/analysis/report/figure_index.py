@@ -42,7 +42,7 @@ PLAIN = ("convergence", "convergence_epoch", "flips")  # compare nothing
 PUBLISHED = "official"  # the folder that `study.cli.import_published` writes to, if it is not told another
 
 
-def draw_evidence(name: str, records: StudyRecords, answer: Answer) -> Iterator[go.Figure]:
+def draw_figures(name: str, records: StudyRecords, answer: Answer) -> Iterator[go.Figure]:
     """The figures of the question `name`, of a study of any completeness."""
     measured = [item for item in answer.effects if item.estimate.value is not None]
     yield from _QUESTIONS[name](records, measured)
@@ -68,14 +68,14 @@ def draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
 def finished_choices(records: StudyRecords, *axes: str) -> pd.DataFrame:
     """The finished trials of the reference norm that a figure over these axes may average."""
     trials = records.plain[records.plain["norm"].eq(records.reference_norm or "")]
-    comparable = records.comparable(trials, *axes)
-    finished: pd.DataFrame = comparable[comparable["state"].eq("done")]
+    balanced_subset = records.balanced_subset(trials, *axes)
+    finished: pd.DataFrame = balanced_subset[balanced_subset["state"].eq("done")]
     return finished
 
 
 def _draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
     norms = records.levels("norm")
-    planned = records.comparable(records.plain, "norm", "batch_size")
+    planned = records.balanced_subset(records.plain, "norm", "batch_size")
     done = planned[planned["state"].eq("done")]
     starts = ", and between how its networks start" * ("start_rule" in records.study.factors)
     yield from _draw_forests(records, effects, f"Differences between the switch norm and each other norm{starts}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from study.analysis.questions.answers import Effect, join_words, show_number
+from study.analysis.questions.answers import Effect, format_number, join_words
 from study.analysis.report.plot_style import (
     COLOURS,
     GREY,
@@ -104,13 +104,13 @@ def factor_ranking(
 
 def describe_effect(effect: Effect) -> str:
     """All that is known of an effect, a line each: for a hover text."""
-    lines = [f"{MEASURES[effect.measure].label}: {show_number(effect.estimate.value or 0.0, 4)}"]
+    lines = [f"{MEASURES[effect.measure].label}: {format_number(effect.estimate.value or 0.0, 4)}"]
     if effect.estimate.low is not None and effect.estimate.high is not None:
-        lines.append(f"interval {show_number(effect.estimate.low, 4)} to {show_number(effect.estimate.high, 4)}")
+        lines.append(f"interval {format_number(effect.estimate.low, 4)} to {format_number(effect.estimate.high, 4)}")
     if effect.bootstrap:
-        lines.append(f"bootstrap {show_number(effect.bootstrap[0], 4)} to {show_number(effect.bootstrap[1], 4)}")
+        lines.append(f"bootstrap {format_number(effect.bootstrap[0], 4)} to {format_number(effect.bootstrap[1], 4)}")
     if effect.probability is not None:
-        lines.append(f"probability of a pair above the line: {show_number(effect.probability, 2)}")
+        lines.append(f"probability of a pair above the line: {format_number(effect.probability, 2)}")
     if effect.p_value is not None:
         lines.append(f"adjusted p {effect.p_value:.2g}")
     lines.append(f"{effect.estimate.n} replicates, {effect.n_pairs} of {effect.n_pairs_planned} pairs")
@@ -148,7 +148,7 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
             hovertemplate="%{customdata[1]}, B = %{customdata[2]}: mean %{y:.4f} of %{customdata[3]} replicates"
             "<extra></extra>",
         )  # fmt: skip
-        said += [f"{norm} {show_number(means.iloc[-1])}"] if len(means) else []
+        said += [f"{norm} {format_number(means.iloc[-1])}"] if len(means) else []
     figure.update_xaxes(
         tickvals=list(range(len(batches))), ticktext=[str(batch) for batch in batches], showgrid=False,
         zeroline=False, title_text="statistics batch B (samples)",
@@ -170,7 +170,7 @@ def learning_curves(curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[
         add_band(figure, group, "value", number, style(norm, norms), row=1, col=batches.index(batch) + 1)
     figure.update_yaxes(title_text=label, col=1)
     last = table[table["epoch"].eq(table["epoch"].max())].groupby("norm", sort=False)["value"].median()
-    said = ", ".join(f"{norm} {show_number(value)}" for norm, value in last.dropna().items())
+    said = ", ".join(f"{norm} {format_number(value)}" for norm, value in last.dropna().items())
     return finish(
         figure, groups, title=f"How the networks learn: {label} by epoch",
         subtitle="Finished runs: median (line) and range (band) over replicates and all other factors.",
@@ -208,7 +208,7 @@ def _say(effects: Sequence[Effect], most: int = 4) -> str:
     said = []
     for effect in shown:
         low, high = effect.estimate.low, effect.estimate.high
-        interval = "no interval" if low is None or high is None else f"{show_number(low)} to {show_number(high)}"
-        said.append(f"{effect.comparison} {show_number(effect.estimate.value or 0.0)} ({interval})")
+        interval = "no interval" if low is None or high is None else f"{format_number(low)} to {format_number(high)}"
+        said.append(f"{effect.comparison} {format_number(effect.estimate.value or 0.0)} ({interval})")
     more = f" {len(effects) - len(shown)} more numbers are in the table." if len(effects) > len(shown) else ""
     return f"{MEASURES[effects[0].measure].label.capitalize()}: {join_words(said)}.{more}"

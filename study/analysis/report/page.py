@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from study.analysis.questions.answers import Answer, Effect, show_number, split_sentences
+from study.analysis.questions.answers import Answer, Effect, format_number, split_sentences
 from study.analysis.records import StudyRecords
 from study.analysis.report.tables import STATES, count_states
 from study.analysis.statistics.intervals import Estimate
@@ -171,7 +171,7 @@ def _by_measure(effects: Sequence[Effect]) -> list[tuple[str, Measure, list[Effe
 
 def _number(value: Any, digits: int = 3, sign: bool = False) -> str:
     """A number for a table; a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else show_number(float(value), digits, sign).replace("-", "−")
+    return "–" if value is None or pd.isna(value) else format_number(float(value), digits, sign).replace("-", "−")
 
 
 def _p_value(value: float | None) -> str:

@@ -19,10 +19,11 @@ from study.analysis.questions.impacts import answer_impacts
 from study.analysis.questions.tasks import APART, TOGETHER, answer_tasks, name_settings, task_factors
 from study.analysis.questions.useful import answer_useful
 from study.analysis.records import BACKBONE, StudyRecords, load_study_records
-from study.analysis.report.figure_index import draw_evidence, draw_published, finished_choices
+from study.analysis.report.figure_index import draw_figures, draw_published, finished_choices
 from study.analysis.report.page import render_page
 from study.analysis.report.tables import write_tables
-from study.record.layout import StudyFolder, write_bytes, write_json
+from study.record.io import write_bytes, write_json
+from study.record.layout import StudyFolder
 
 SCHEMA = 1
 QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
@@ -53,7 +54,7 @@ class Report:
     @cached_property
     def evidence(self) -> dict[str, list[go.Figure]]:
         """The figures of each question."""
-        return {name: list(draw_evidence(name, self.records, answer)) for name, answer in self.answers.items()}
+        return {name: list(draw_figures(name, self.records, answer)) for name, answer in self.answers.items()}
 
     def write(self) -> Path:
         """Writes report.html, answers.json, switch_weights.parquet, trials.parquet and tables; returns the page's path.

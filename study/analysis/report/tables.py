@@ -11,7 +11,7 @@ import pandas as pd
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.measures import MEASURES
-from study.record.layout import write_bytes
+from study.record.io import write_bytes
 
 STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
 _SOMETIMES = ("bootstrap_low", "bootstrap_high", "probability", "p_value")

@@ -26,16 +26,16 @@ from study.bench.faults.harness import (
     SCALE,
     SETTINGS,
     STUDY,
-    Setting,
+    CampaignSettings,
     SmallDiskError,
-    Stage,
     StuckError,
+    StudyHarness,
     StudyOverError,
 )
 from study.bench.faults.injections import FAULTS, NEEDS_SMALL_DISK, NotPossibleError, add_ray_node
 from study.bench.result import Figure, Result
-from study.config.schema import load_study
-from study.config.yaml_input import UserError, allowed_names
+from study.config.errors import UserError, allowed_names
+from study.plan.loading import load_study
 
 ROUNDS = 2  # how often each fault is injected; once with --quick
 STOP_SECONDS, QUICK_STOP_SECONDS = 30.0, 10.0
@@ -46,7 +46,7 @@ Trial = tuple[int, str]  # the number of a study, and a trial's key
 
 
 @dataclass
-class Tally:
+class FaultCounts:
     """What came of one fault: how often it was injected, whom it has hit, and how long it took."""
 
     injected: int = 0
@@ -76,7 +76,7 @@ def measure(
             raise UserError(f"--only {name}: no such fault; {allowed_names(name, FAULTS[launcher])}")
     Path(out).mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="faults-", dir=Path(out).resolve()))
-    setting = Setting(
+    setting = CampaignSettings(
         launcher=launcher,
         settings=(*SETTINGS, f"name={root.name}", f"run.device={device}", f"run.threads={threads or 1}", *set),
         stop_seconds=QUICK_STOP_SECONDS if quick else STOP_SECONDS,
@@ -100,12 +100,12 @@ def measure(
 class Campaign:
     """The faults one after the other, in as many studies as they take."""
 
-    def __init__(self, root: Path, setting: Setting) -> None:
+    def __init__(self, root: Path, setting: CampaignSettings) -> None:
         self.root, self.setting = root, setting
-        self.whole = Stage(root / "undisturbed", replace(setting, storage=None))
-        self.stages: list[Stage] = []
+        self.whole = StudyHarness(root / "undisturbed", replace(setting, storage=None))
+        self.stages: list[StudyHarness] = []
         self.damages: list[Damage] = []  # of the studies that have ended
-        self.tallies: dict[str, Tally] = {}
+        self.tallies: dict[str, FaultCounts] = {}
 
     def run(self, names: Sequence[str]) -> None:
         """Injects the faults, and leaves their tallies and the damage of every study."""
@@ -113,7 +113,7 @@ class Campaign:
             self._run_undisturbed()
             for name in names:
                 _say(f"{name} ...")
-                self._inject(name, self.tallies.setdefault(name, Tally()))
+                self._inject(name, self.tallies.setdefault(name, FaultCounts()))
             self._end_study()
         finally:
             for stage in (self.whole, *self.stages):
@@ -125,7 +125,7 @@ class Campaign:
         if code:
             raise UserError(f"the study does not run undisturbed: {self.whole.last_line().removeprefix('error: ')}")
 
-    def _inject(self, name: str, tally: Tally) -> None:
+    def _inject(self, name: str, tally: FaultCounts) -> None:
         why = ""
         for _ in range(TRIES):
             try:
@@ -147,7 +147,7 @@ class Campaign:
                 return
         tally.remarks.append(f"came too late {TRIES} times: {why}")
 
-    def _hit(self, stage: Stage, name: str, tally: Tally) -> None:
+    def _hit(self, stage: StudyHarness, name: str, tally: FaultCounts) -> None:
         """Where the fault has left a driver, sees trials train again. Raises as the fault, before it has hit."""
         started, known = time.monotonic(), len(stage.problems)
         hit = FAULTS[self.setting.launcher][name](stage)
@@ -162,12 +162,12 @@ class Campaign:
             tally.seconds += time.monotonic() - started
             tally.remarks += stage.problems[known:]
 
-    def _stage(self, *, small_disk: bool) -> Stage:
+    def _stage(self, *, small_disk: bool) -> StudyHarness:
         """The study that runs, or a new one."""
         if len(self.stages) > len(self.damages) and self.stages[-1].small_disk != small_disk:
             self._end_study()
         if len(self.stages) == len(self.damages):
-            self.stages.append(Stage(self.root / f"{len(self.stages):02}", self.setting, small_disk=small_disk))
+            self.stages.append(StudyHarness(self.root / f"{len(self.stages):02}", self.setting, small_disk=small_disk))
         return self.stages[-1]
 
     def _end_study(self) -> None:
@@ -189,7 +189,7 @@ def report(result: Result, campaign: Campaign) -> None:
     trials = {(number, record.key) for number in range(len(campaign.damages))
               for record in campaign.whole.folder.trials()}  # fmt: skip
     beside = trials.difference(*(tally.hit for tally in campaign.tallies.values()))
-    tallies = {**campaign.tallies, BESIDE: Tally(hit=beside)}
+    tallies = {**campaign.tallies, BESIDE: FaultCounts(hit=beside)}
     result.rows += [_row(name, tally, campaign.damages) for name, tally in tallies.items()]
     problems = [problem for stage in campaign.stages for problem in stage.problems]
     damages = campaign.damages
@@ -198,7 +198,7 @@ def report(result: Result, campaign: Campaign) -> None:
         Figure("trials run twice", sum(len(damage.twice) for damage in damages), 0),
         Figure("differing numbers", sum(sum(damage.differing.values()) for damage in damages), 0),
         Figure("differing reports", sum(damage.report for damage in damages), 0),
-        Figure("trials that Optuna misses or has twice", sum(damage.untold for damage in damages), 0),
+        Figure("trials that Optuna misses or has twice", sum(damage.pending for damage in damages), 0),
         Figure("runs that ended otherwise than they should", len(problems), 0),
     ]
     for name, tally in campaign.tallies.items():
@@ -212,7 +212,7 @@ def report(result: Result, campaign: Campaign) -> None:
     )
 
 
-def _row(name: str, tally: Tally, damages: Sequence[Damage]) -> dict[str, Any]:
+def _row(name: str, tally: FaultCounts, damages: Sequence[Damage]) -> dict[str, Any]:
     return {
         "fault": name,
         "injected": tally.injected,
@@ -225,7 +225,7 @@ def _row(name: str, tally: Tally, damages: Sequence[Damage]) -> dict[str, Any]:
 
 
 @contextmanager
-def _with_cluster(setting: Setting, result: Result) -> Iterator[Setting]:
+def _with_cluster(setting: CampaignSettings, result: Result) -> Iterator[CampaignSettings]:
     """Starts a Ray cluster where the launcher needs one and none is named."""
     named = os.environ.get("RAY_ADDRESS") or any("address=" in value for value in setting.settings)
     if setting.launcher != "ray" or named:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-from study.record.layout import FINISHED, StudyFolder, TrialFolder, read_attempts
+from study.record.io import read_attempts
+from study.record.layout import FINISHED, StudyFolder, TrialFolder
 
 
 @dataclass(kw_only=True)
@@ -22,7 +23,7 @@ class Damage:
     twice: set[str] = field(default_factory=set)
     differing: dict[str, int] = field(default_factory=dict)
     report: bool = False
-    untold: int = 0
+    pending: int = 0
 
 
 def compare(whole: StudyFolder, disturbed: StudyFolder, storage: str) -> Damage:
@@ -39,7 +40,7 @@ def compare(whole: StudyFolder, disturbed: StudyFolder, storage: str) -> Damage:
     answers = [study.report / "answers.json" for study in (whole, disturbed)]
     damage.report = not answers[1].exists() or answers[0].read_bytes() != answers[1].read_bytes()
     told = told_trials(disturbed.path.name, storage)
-    damage.untold = sum(abs(1 - told[record.key]) for record in whole.trials())
+    damage.pending = sum(abs(1 - told[record.key]) for record in whole.trials())
     return damage
 
 

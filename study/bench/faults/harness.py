@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import study
-from study.config.schema import load_study
-from study.record.layout import StudyFolder, TrialFolder, read_attempts, read_json
+from study.plan.loading import load_study
+from study.record.io import read_attempts, read_json
+from study.record.layout import StudyFolder, TrialFolder
 
 STUDY, SCALE = "depth_vs_batch", "smoke"
 # Four trials of some seconds and 250 steps each, with all that a resume must bring back: dropout, running statistics,
@@ -55,7 +56,7 @@ class Training(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class CampaignSettings:
     """What all studies of a bench share.
 
     settings: for `--set`. stop_seconds: how long a process is stopped. cluster: of Ray, started by the bench.
@@ -83,10 +84,10 @@ class Setting:
                 "--out", str(out)]  # fmt: skip
 
 
-class Stage:
+class StudyHarness:
     """One study in a folder of its own, run by the command that a user types, again and again."""
 
-    def __init__(self, path: Path, setting: Setting, *, small_disk: bool = False) -> None:
+    def __init__(self, path: Path, setting: CampaignSettings, *, small_disk: bool = False) -> None:
         self.path, self.setting, self.small_disk = path, setting, small_disk
         self.name = load_study(STUDY, SCALE, setting.settings).name
         self.folder = StudyFolder(path / self.name)

@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from study.bench.faults.harness import Stage, StudyOverError, Training
+from study.bench.faults.harness import StudyHarness, StudyOverError, Training
 from study.cli.main import INTERRUPTED
-from study.record.layout import TrialFolder, read_json
+from study.record.io import read_json
+from study.record.layout import TrialFolder
 
-Hit = list[TrialFolder]
-Inject = Callable[[Stage], Hit]
+AffectedTrials = list[TrialFolder]
+Inject = Callable[[StudyHarness], AffectedTrials]
 LOCKED_SECONDS = 10.0  # longer than SQLite waits by itself
 FULL_SECONDS = 120.0  # for a run to end on a full disk
 NODE_MEMORY = 80_000_000  # bytes of a Ray node's object store
@@ -35,14 +36,14 @@ class NotPossibleError(Exception):
 # ------------------------------------------------------------------------------------------------- processes
 
 
-def kill_driver(stage: Stage) -> Hit:
+def kill_driver(stage: StudyHarness) -> AffectedTrials:
     """The driver alone: on this machine its trials follow it, on Slurm they go on."""
     hit = stage.moment()
     stage.signal_driver(signal.SIGKILL)
     return _records(hit)
 
 
-def end_driver(stage: Stage, number: int) -> Hit:
+def end_driver(stage: StudyHarness, number: int) -> AffectedTrials:
     """A signal that asks the driver to go: Ctrl-C, or what ends a session."""
     hit = stage.moment()
     code = stage.signal_driver(number)
@@ -53,28 +54,28 @@ def end_driver(stage: Stage, number: int) -> Hit:
     return _records(hit)
 
 
-def stop_driver(stage: Stage) -> Hit:
+def stop_driver(stage: StudyHarness) -> AffectedTrials:
     """As a laptop that sleeps, or a debugger, would."""
     hit = stage.moment()
     _stop(stage.running().pid, stage.setting.stop_seconds)
     return _records(hit)
 
 
-def signal_trial(stage: Stage, number: int) -> Hit:
+def signal_trial(stage: StudyHarness, number: int) -> AffectedTrials:
     """A trial's process, and nothing else."""
     victim = _one_here(stage)
     os.kill(victim.pid, number)
     return [victim.record]
 
 
-def stop_trial(stage: Stage) -> Hit:
+def stop_trial(stage: StudyHarness) -> AffectedTrials:
     """Longer than anything that waits for a sign of life should."""
     victim = _one_here(stage)
     _stop(victim.pid, stage.setting.stop_seconds)
     return [victim.record]
 
 
-def kill_parents(stage: Stage, generations: int) -> Hit:
+def kill_parents(stage: StudyHarness, generations: int) -> AffectedTrials:
     """1: the forkserver that has started the trials of this driver, or worker; 2: the worker itself."""
     victim = _one_here(stage)
     pid = victim.pid
@@ -85,7 +86,7 @@ def kill_parents(stage: Stage, generations: int) -> Hit:
     return _records(hit)
 
 
-def start_two_drivers(stage: Stage) -> Hit:
+def start_two_drivers(stage: StudyHarness) -> AffectedTrials:
     """One must say, in a line, that there is another, and the other must run the study."""
     hit = stage.moment()
     stage.halt()
@@ -103,7 +104,7 @@ def start_two_drivers(stage: Stage) -> Hit:
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def damage_checkpoint(stage: Stage, spoil: Callable[[bytes, Stage], bytes]) -> Hit:
+def damage_checkpoint(stage: StudyHarness, spoil: Callable[[bytes, StudyHarness], bytes]) -> AffectedTrials:
     """The newest checkpoint of a trial, between a kill and the next start."""
     driver = stage.running()
     victim = stage.setting.rng.choice(_here(stage.moment(lambda record: record.last_checkpoint.exists())))
@@ -117,7 +118,7 @@ def damage_checkpoint(stage: Stage, spoil: Callable[[bytes, Stage], bytes]) -> H
     return [victim.record]
 
 
-def damage_record(stage: Stage, name: str) -> Hit:
+def damage_record(stage: StudyHarness, name: str) -> AffectedTrials:
     """A file of a finished trial, between two runs; several between the same two."""
     if not stage.over:
         stage.finish()
@@ -129,23 +130,23 @@ def damage_record(stage: Stage, name: str) -> Hit:
     return [victim]
 
 
-def truncated(data: bytes, stage: Stage) -> bytes:
+def truncated(data: bytes, stage: StudyHarness) -> bytes:
     """The first bytes, at least one less than there were."""
     return data[: stage.setting.rng.randrange(1, len(data))]
 
 
-def emptied(data: bytes, stage: Stage) -> bytes:
+def emptied(data: bytes, stage: StudyHarness) -> bytes:
     """Nothing."""
     return b""
 
 
-def flipped(data: bytes, stage: Stage) -> bytes:
+def flipped(data: bytes, stage: StudyHarness) -> bytes:
     """One bit of one byte is another."""
     at = stage.setting.rng.randrange(len(data))
     return data[:at] + bytes([data[at] ^ 1 << stage.setting.rng.randrange(8)]) + data[at + 1 :]
 
 
-def fill_disk(stage: Stage) -> Hit:
+def fill_disk(stage: StudyHarness) -> AffectedTrials:
     """The run must end with one clear line. Then there is space again."""
     hit = stage.moment()
     driver, start = stage.running(), len(stage.started) - 1
@@ -172,7 +173,7 @@ def fill_disk(stage: Stage) -> Hit:
 # ------------------------------------------------------------------------------------------------- services
 
 
-def lock_storage(stage: Stage) -> Hit:
+def lock_storage(stage: StudyHarness) -> AffectedTrials:
     """Another process, as a browser of SQLite files, holds the storage: while trials end, or while a driver starts."""
     hit = stage.moment()
     if stage.setting.storage is not None:
@@ -190,7 +191,7 @@ def lock_storage(stage: Stage) -> Hit:
     return _records(hit)
 
 
-def restart_storage(stage: Stage) -> Hit:
+def restart_storage(stage: StudyHarness) -> AffectedTrials:
     """With the command that the user gives for it."""
     if stage.setting.restart_storage is None:
         raise NotPossibleError("needs --storage URL and --restart-storage COMMAND")
@@ -199,7 +200,7 @@ def restart_storage(stage: Stage) -> Hit:
     return _records(hit)
 
 
-def cut_off_wandb(stage: Stage) -> Hit:
+def cut_off_wandb(stage: StudyHarness) -> AffectedTrials:
     """Logged in, and no server at the address: trials train without."""
     stage.moment()
     stage.halt()
@@ -217,7 +218,7 @@ def cut_off_wandb(stage: Stage) -> Hit:
 # ---------------------------------------------------------------------------------------------------- Slurm
 
 
-def call_slurm(stage: Stage, *command: str) -> Hit:
+def call_slurm(stage: StudyHarness, *command: str) -> AffectedTrials:
     """Does something to the job of a trial that trains, and to no other."""
     hit = stage.moment()
     job = stage.setting.rng.choice([trial for trial in hit if trial.job.startswith("slurm ")]).job
@@ -225,7 +226,7 @@ def call_slurm(stage: Stage, *command: str) -> Hit:
     return [trial.record for trial in hit if trial.job == job]
 
 
-def detach(stage: Stage) -> Hit:
+def detach(stage: StudyHarness) -> AffectedTrials:
     """The driver goes by itself, and a later one collects."""
     hit = stage.moment()
     stage.signal_driver(signal.SIGKILL)
@@ -238,7 +239,7 @@ def detach(stage: Stage) -> Hit:
 # ------------------------------------------------------------------------------------------------------ Ray
 
 
-def kill_node(stage: Stage) -> Hit:
+def kill_node(stage: StudyHarness) -> AffectedTrials:
     """A node that trains, without a word to Ray; another one joins."""
     cluster = stage.setting.cluster
     if cluster is None:
@@ -308,11 +309,11 @@ def add_ray_node(cluster: Any) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=NODE_MEMORY, **extra)
 
 
-def _records(trials: list[Training]) -> Hit:
+def _records(trials: list[Training]) -> AffectedTrials:
     return [trial.record for trial in trials]
 
 
-def _one_here(stage: Stage) -> Training:
+def _one_here(stage: StudyHarness) -> Training:
     return stage.setting.rng.choice(_here(stage.moment()))
 
 
@@ -334,7 +335,7 @@ def _parent(pid: int) -> int:
     return int(said.stdout)
 
 
-def _rewrite(path: Path, spoil: Callable[[bytes, Stage], bytes], stage: Stage) -> None:
+def _rewrite(path: Path, spoil: Callable[[bytes, StudyHarness], bytes], stage: StudyHarness) -> None:
     path.write_bytes(spoil(path.read_bytes(), stage))
 
 

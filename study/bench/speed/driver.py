@@ -32,8 +32,8 @@ from rich.console import Console
 import study
 from study.bench.result import Figure, Result
 from study.bench.speed.scale import describe_study, make_records
-from study.config.schema import load_study
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.layout import StudyFolder
 from study.sweep.driver import Driver
@@ -58,7 +58,7 @@ class SleepingExecutor:
         self.durations: list[float] = []
         self.lags: list[float] = []
 
-    def adopt(self, keys: Collection[str]) -> set[str]:
+    def reattach(self, keys: Collection[str]) -> set[str]:
         """None."""
         return set()
 

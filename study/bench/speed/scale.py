@@ -28,7 +28,8 @@ import yaml
 import study
 from study.bench.result import Figure, Result
 from study.bench.synthetic_records import Truth, write_study
-from study.config.schema import StudyConfig, load_study
+from study.config.schema import StudyConfig
+from study.plan.loading import load_study
 from study.record.layout import StudyFolder
 
 LEVELS: dict[str, list[Any]] = {
@@ -58,7 +59,7 @@ EXPONENT = 1.1
 RESOLUTION = 0.1  # seconds; marginal costs below it are noise
 PAGE = (500, 10.0)  # trials, and the bar on the megabytes of their report.html
 
-PLAN = "import sys; from study.config.schema import load_study; from study.plan.trials import plan_trials; " \
+PLAN = "import sys; from study.plan.loading import load_study; from study.plan.trials import plan_trials; " \
        "plan_trials(load_study(sys.argv[1]))"  # fmt: skip
 MAIN = "import sys; from study.cli.main import main; sys.exit(main(sys.argv[1:]))"
 

@@ -19,11 +19,12 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from study.bench.result import Figure, Result
-from study.config.schema import RunConfig, StudyConfig, TrackingConfig, load_study
+from study.config.schema import RunConfig, StudyConfig, TrackingConfig
 from study.data.load import load_splits
 from study.data.memory import EvaluationLoader, TrainingLoader
 from study.models import build_network
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.layout import StudyFolder, TrialFolder
 from study.record.wandb_mode import Mode

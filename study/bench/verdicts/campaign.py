@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 from scipy import stats
 
-from study.analysis.questions.answers import MARGIN, Answer, Effect, Verdict
+from study.analysis.questions.answers import Answer, Effect, Verdict
 from study.analysis.questions.impacts import answer_impacts
 from study.analysis.questions.tasks import answer_tasks
 from study.analysis.questions.useful import answer_useful
@@ -24,7 +24,8 @@ from study.analysis.statistics.intervals import Floats
 from study.analysis.statistics.measures import MEASURES
 from study.bench.result import Figure, Result
 from study.bench.synthetic_records import SyntheticStudy, Truth
-from study.config.schema import StudyConfig, study_from_dict
+from study.config.schema import MARGIN, StudyConfig
+from study.config.validation import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trials
 
 DRAWS, QUICK_DRAWS = 200, 4
@@ -41,7 +42,7 @@ Name = tuple[str, str]  # of a number: its measure and its comparison
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class Scenario:
     """A study and its truth. `false` is the verdict that would be wrong; `found` the one that should be reached.
 
     null: the factors that move no choice. What sn gains over other norms is read off the truth.
@@ -67,7 +68,7 @@ class World:
 
 
 @dataclass(kw_only=True)
-class Tally:
+class Counts:
     """What the draws of a world came to: verdicts, and on which side of the truth the intervals of each number lay.
 
     alarms: draws in which any headline number without an effect has an adjusted p below 5 %.
@@ -98,10 +99,10 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     """Draws every world and counts. Trains nothing: threads and device do not act."""
     draws = QUICK_DRAWS if quick else DRAWS
     result = Result("verdicts")
-    for world in worlds():
-        tally = draw(world, draws, true_values(world, 3 if quick else MANY))
-        result.rows.append(_row(world, tally))
-        result.figures += [] if quick else _figures(world, tally)
+    for scenario in scenarios():
+        tally = draw(scenario, draws, true_values(scenario, 3 if quick else MANY))
+        result.rows.append(_row(scenario, tally))
+        result.figures += [] if quick else _figures(scenario, tally)
     result.notes.append(
         f"{draws} draws of each world. false: share of the draws with a verdict that is wrong there, with its 95 % "
         "Wilson interval. covers: share of the intervals of headline numbers that hold the truth, and of those that "
@@ -112,26 +113,26 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
 
 
 def draw(
-    world: World, draws: int, truths: Mapping[Name, float], enough: Callable[[Tally], bool] = lambda tally: False
-) -> Tally:
+    scenario: Scenario, draws: int, truths: Mapping[Name, float], enough: Callable[[Counts], bool] = lambda tally: False
+) -> Counts:
     """Asks a world's question of that many studies, each with seeds of its own, or of fewer where they are `enough`."""
-    study, tally = SyntheticStudy(world.study(world.replicates)), Tally()
-    null = [comparison for (_, comparison), value in known_values(world).items() if value in (0.0, 1.0)]
+    study, tally = SyntheticStudy(scenario.study(scenario.replicates)), Counts()
+    null = [comparison for (_, comparison), value in known_values(scenario).items() if value in (0.0, 1.0)]
     for seed in range(draws):
-        tally.add(ASK[world.question](study.records(replace(world.truth, seed=seed))), truths, null)
+        tally.add(ASK[scenario.question](study.records(replace(scenario.truth, seed=seed))), truths, null)
         if enough(tally):
             break
     return tally
 
 
-def true_values(world: World, many: int) -> dict[Name, float]:
+def true_values(scenario: Scenario, many: int) -> dict[Name, float]:
     """What the intervals of a world should hold: what is known, and other numbers as of `many` replicates."""
-    known = known_values(world)
-    if world.question == "useful":
+    known = known_values(scenario)
+    if scenario.question == "useful":
         return known
-    study = SyntheticStudy(world.study(many))
-    calm = replace(world.truth, diverges=lambda trial, accuracy: 0.0)
-    answers = [ASK[world.question](study.records(replace(calm, seed=1_000_000 + seed))) for seed in range(3)]
+    study = SyntheticStudy(scenario.study(many))
+    calm = replace(scenario.truth, diverges=lambda trial, accuracy: 0.0)
+    answers = [ASK[scenario.question](study.records(replace(calm, seed=1_000_000 + seed))) for seed in range(3)]
     found: dict[Name, list[float]] = defaultdict(list)
     for effect in (effect for answer in answers for effect in answer.effects):
         if effect.estimate.value is not None and MEASURES[effect.measure].headline:
@@ -139,18 +140,18 @@ def true_values(world: World, many: int) -> dict[Name, float]:
     return {name: float(np.mean(values)) for name, values in found.items()} | known
 
 
-def known_values(world: World) -> dict[Name, float]:
+def known_values(scenario: Scenario) -> dict[Name, float]:
     """What sn gains over each norm, as planted, or the effect of factors that move no choice."""
-    if world.question == "useful":
-        return dict(_planted_gains(world))
-    return {("effect", factor): 1.0 for factor in world.null}
+    if scenario.question == "useful":
+        return dict(_planted_gains(scenario))
+    return {("effect", factor): 1.0 for factor in scenario.null}
 
 
-def _planted_gains(world: World) -> Iterator[tuple[Name, float]]:
+def _planted_gains(scenario: Scenario) -> Iterator[tuple[Name, float]]:
     """The difference in accuracy that is planted between sn and every other norm, a mean over cells."""
     means: dict[str, list[float]] = defaultdict(list)
-    for trial in plan_trials(world.study(1)):
-        means[trial.config.norm].append(world.truth.accuracy(trial))
+    for trial in plan_trials(scenario.study(1)):
+        means[trial.config.norm].append(scenario.truth.accuracy(trial))
     for norm in means.keys() - {"sn"}:
         yield ("val_accuracy", f"sn - {norm}"), float(np.mean(means["sn"]) - np.mean(means[norm]))
 
@@ -161,11 +162,11 @@ def binomial_interval(count: int, draws: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _row(world: World, tally: Tally) -> dict[str, Any]:
-    false = tally.verdicts[world.false]
+def _row(scenario: Scenario, tally: Counts) -> dict[str, Any]:
+    false = tally.verdicts[scenario.false]
     low, high = binomial_interval(false, tally.draws)
     return {
-        "world": world.name, "question": world.question, "n": world.replicates, "truth": world.said,
+        "world": scenario.name, "question": scenario.question, "n": scenario.replicates, "truth": scenario.said,
         **{verdict: tally.verdicts[verdict] / tally.draws for verdict in VERDICTS},
         "false": f"{false / tally.draws:.3f} ({low:.3f} to {high:.3f})",
         "covers": _say_sides(tally.sides), "bootstrap covers": _say_sides(tally.bootstrap),
@@ -188,17 +189,19 @@ def _say_sides(sides: Mapping[Name, Counter[str]]) -> str:
                      for measure, share in shares.items())  # fmt: skip
 
 
-def _figures(world: World, tally: Tally) -> list[Figure]:
+def _figures(scenario: Scenario, tally: Counts) -> list[Figure]:
     """Shares that miss their bars by more than the number of draws explains."""
-    low, _ = binomial_interval(tally.verdicts[world.false], tally.draws)
-    figures = [Figure(f"{world.name}: false verdicts, low end", low, FALSE_BAR)]
-    if world.found:
-        _, high = binomial_interval(tally.verdicts[world.found], tally.draws)
-        figures.append(Figure(f"{world.name}: found, high end", high, FOUND_BAR, at_least=True))
+    low, _ = binomial_interval(tally.verdicts[scenario.false], tally.draws)
+    figures = [Figure(f"{scenario.name}: false verdicts, low end", low, FALSE_BAR)]
+    if scenario.found:
+        _, high = binomial_interval(tally.verdicts[scenario.found], tally.draws)
+        figures.append(Figure(f"{scenario.name}: found, high end", high, FOUND_BAR, at_least=True))
     for measure, count in _by_measure(tally.sides).items():
         # The intervals of one draw are of one kind of noise: they count as one.
         _, high = binomial_interval(round(count["holds"] / count.total() * tally.draws), tally.draws)
-        figures.append(Figure(f"{world.name}: intervals of {measure} cover, high end", high, COVERS_BAR, at_least=True))
+        figures.append(
+            Figure(f"{scenario.name}: intervals of {measure} cover, high end", high, COVERS_BAR, at_least=True)
+        )
     return figures
 
 
@@ -224,85 +227,85 @@ FACTORS: dict[str, list[Any]] = {
 TASKS: dict[str, list[Any]] = {"task": ["classification", "segmentation"], "dataset": ["scenes", "scenes_fashion"]}
 
 
-def worlds() -> list[World]:
+def scenarios() -> list[Scenario]:
     """Every world, question by question."""
     return [*_useful_worlds(), *_impacts_worlds(), *_tasks_worlds()]
 
 
-def _useful_worlds() -> Iterator[World]:
-    def world(name: str, said: str, gains: Mapping[str, float], factors: Any = NORMS, replicates: int = 5,
-              false: Verdict = YES, found: Verdict | None = None, **truth: Any) -> World:  # fmt: skip
-        return World(name=name, question="useful", said=said, truth=_accuracy(gains, **truth), factors=factors,
+def _useful_worlds() -> Iterator[Scenario]:
+    def scenario(name: str, said: str, gains: Mapping[str, float], factors: Any = NORMS, replicates: int = 5,
+              false: Verdict = YES, found: Verdict | None = None, **truth: Any) -> Scenario:  # fmt: skip
+        return Scenario(name=name, question="useful", said=said, truth=_accuracy(gains, **truth), factors=factors,
                      replicates=replicates, false=false, found=found)  # fmt: skip
 
     def over_all(gain: float, norms: Sequence[str] = NORMS["norm"]) -> dict[str, float]:
         return {norm: gain for norm in norms if norm != "sn"}
 
     equal = "sn equals all others"
-    yield world("null", equal, {})
-    yield world("null, 3 replicates", equal, {}, replicates=3)
-    yield world("null, 8 replicates", equal, {}, replicates=8)
-    yield world("null, heavy tails", equal, {}, draw=student)
-    yield world("null, unequal variances", equal, {}, accuracy_noise=_wild_where_b_is_small)
-    yield world("one equal", "0.03 over all but gn", {"bn": 0.03, "sn-uniform": 0.03}, found=NO)
-    yield world("bn better", "-0.02 against bn, else 0.03", {"bn": -0.02, "gn": 0.03, "sn-uniform": 0.03}, found=NO)
+    yield scenario("null", equal, {})
+    yield scenario("null, 3 replicates", equal, {}, replicates=3)
+    yield scenario("null, 8 replicates", equal, {}, replicates=8)
+    yield scenario("null, heavy tails", equal, {}, draw=student)
+    yield scenario("null, unequal variances", equal, {}, accuracy_noise=_wild_where_b_is_small)
+    yield scenario("one equal", "0.03 over all but gn", {"bn": 0.03, "sn-uniform": 0.03}, found=NO)
+    yield scenario("bn better", "-0.02 against bn, else 0.03", {"bn": -0.02, "gn": 0.03, "sn-uniform": 0.03}, found=NO)
     at = f"{MARGIN:g} over all"
-    yield world("at the margin", at, over_all(MARGIN), false=NO)
-    yield world("at the margin, 3 replicates", at, over_all(MARGIN), replicates=3, false=NO)
-    yield world("at the margin, 8 norms", at, over_all(MARGIN, ALL_NORMS["norm"]), ALL_NORMS, false=NO)
-    yield world("above the margin", "0.008 over all", over_all(0.008), false=NO)
-    yield world("planted", "0.03 over all", over_all(0.03), false=NO, found=YES)
-    yield world("planted, 3 replicates", "0.03 over all", over_all(0.03), replicates=3, false=NO, found=YES)
-    yield world("null, 10 % diverge", equal, {}, diverges=_one_in_ten)
-    yield world("planted, 10 % diverge", "0.03 over all", over_all(0.03), false=NO, found=YES, diverges=_one_in_ten)
-    yield world("null, bn diverges at B = 2", equal, {}, diverges=_bn_at_2)
-    yield world("planted, bn diverges at B = 2", "0.03 over all", over_all(0.03), false=NO, found=YES,
+    yield scenario("at the margin", at, over_all(MARGIN), false=NO)
+    yield scenario("at the margin, 3 replicates", at, over_all(MARGIN), replicates=3, false=NO)
+    yield scenario("at the margin, 8 norms", at, over_all(MARGIN, ALL_NORMS["norm"]), ALL_NORMS, false=NO)
+    yield scenario("above the margin", "0.008 over all", over_all(0.008), false=NO)
+    yield scenario("planted", "0.03 over all", over_all(0.03), false=NO, found=YES)
+    yield scenario("planted, 3 replicates", "0.03 over all", over_all(0.03), replicates=3, false=NO, found=YES)
+    yield scenario("null, 10 % diverge", equal, {}, diverges=_one_in_ten)
+    yield scenario("planted, 10 % diverge", "0.03 over all", over_all(0.03), false=NO, found=YES, diverges=_one_in_ten)
+    yield scenario("null, bn diverges at B = 2", equal, {}, diverges=_bn_at_2)
+    yield scenario("planted, bn diverges at B = 2", "0.03 over all", over_all(0.03), false=NO, found=YES,
                 diverges=_bn_at_2)  # fmt: skip
-    yield world("null, the worst diverge", equal, {}, diverges=lambda trial, accuracy: float(accuracy < 0.89))
+    yield scenario("null, the worst diverge", equal, {}, diverges=lambda trial, accuracy: float(accuracy < 0.89))
 
 
-def _impacts_worlds() -> Iterator[World]:
-    def world(name: str, said: str, moves: Mapping[str, float], replicates: int = 5, false: Verdict = YES,
-              found: Verdict | None = None, null: Sequence[str] | None = None, **truth: Any) -> World:  # fmt: skip
-        return World(name=name, question="impacts", said=said, truth=_choice(moves, **truth), factors=FACTORS,
+def _impacts_worlds() -> Iterator[Scenario]:
+    def scenario(name: str, said: str, moves: Mapping[str, float], replicates: int = 5, false: Verdict = YES,
+              found: Verdict | None = None, null: Sequence[str] | None = None, **truth: Any) -> Scenario:  # fmt: skip
+        return Scenario(name=name, question="impacts", said=said, truth=_choice(moves, **truth), factors=FACTORS,
                      replicates=replicates, false=false, found=found,
                      null=[factor for factor in FACTORS if factor not in moves] if null is None else null)  # fmt: skip
 
     none, alike = "no factor moves the choice", {"depth": 1.0, "batch_size": 1.0, "initialization": 1.0}
-    yield world("none moves", none, {})
-    yield world("none moves, 3 replicates", none, {}, replicates=3)
-    yield world("none moves, 8 replicates", none, {}, replicates=8)
-    yield world("none moves, heavy tails", none, {}, draw=student)
-    yield world("none moves, seeds in common", none, {}, shared_logits={(): 0.3, ("batch_size",): 0.2})
+    yield scenario("none moves", none, {})
+    yield scenario("none moves, 3 replicates", none, {}, replicates=3)
+    yield scenario("none moves, 8 replicates", none, {}, replicates=8)
+    yield scenario("none moves, heavy tails", none, {}, draw=student)
+    yield scenario("none moves, seeds in common", none, {}, shared_logits={(): 0.3, ("batch_size",): 0.2})
     # Clouds of unequal width with one centre: mean distances would tell them apart, root mean squares do not.
-    yield world("none moves, unequal variances", none, {}, null=["initialization"], logit_noise=_wild_in_one_corner)
-    yield world("none moves, 10 % diverge", none, {}, diverges=_one_in_ten)
-    yield world("all move alike", "three factors alike", alike)
-    yield world("all move alike, 3 replicates", "three factors alike", alike, replicates=3)
+    yield scenario("none moves, unequal variances", none, {}, null=["initialization"], logit_noise=_wild_in_one_corner)
+    yield scenario("none moves, 10 % diverge", none, {}, diverges=_one_in_ten)
+    yield scenario("all move alike", "three factors alike", alike)
+    yield scenario("all move alike, 3 replicates", "three factors alike", alike, replicates=3)
     said, claim = "depth and B alone", {"depth": 1.0, "batch_size": 1.5}
     for replicates in (3, 4, 5, 8):
-        yield world(f"the claim, {replicates} replicates", said, claim, replicates, NO, YES)
-    yield world("the claim, heavy tails", said, claim, false=NO, found=YES, draw=student)
-    yield world("the claim, 10 % diverge", said, claim, false=NO, found=YES,
+        yield scenario(f"the claim, {replicates} replicates", said, claim, replicates, NO, YES)
+    yield scenario("the claim, heavy tails", said, claim, false=NO, found=YES, draw=student)
+    yield scenario("the claim, 10 % diverge", said, claim, false=NO, found=YES,
                 diverges=_one_in_ten)  # fmt: skip
-    yield world("the contrary", "initialization alone", {"initialization": 2.0}, found=NO)
-    yield world("half the claim", "B alone", {"batch_size": 1.5}, found=NO)
-    yield world("half the claim, 3 replicates", "B alone", {"batch_size": 1.5}, replicates=3)
+    yield scenario("the contrary", "initialization alone", {"initialization": 2.0}, found=NO)
+    yield scenario("half the claim", "B alone", {"batch_size": 1.5}, found=NO)
+    yield scenario("half the claim, 3 replicates", "B alone", {"batch_size": 1.5}, replicates=3)
 
 
-def _tasks_worlds() -> Iterator[World]:
-    def world(name: str, said: str, moves: Mapping[str, float], replicates: int = 5, false: Verdict = YES,
-              found: Verdict | None = None, **truth: Any) -> World:  # fmt: skip
-        return World(name=name, question="tasks", said=said, truth=_choice(moves, **truth), factors=TASKS,
+def _tasks_worlds() -> Iterator[Scenario]:
+    def scenario(name: str, said: str, moves: Mapping[str, float], replicates: int = 5, false: Verdict = YES,
+              found: Verdict | None = None, **truth: Any) -> Scenario:  # fmt: skip
+        return Scenario(name=name, question="tasks", said=said, truth=_choice(moves, **truth), factors=TASKS,
                      replicates=replicates, false=false, found=found,
                      null=[factor for factor in TASKS if factor not in moves])  # fmt: skip
 
-    yield world("neither moves", "neither moves the choice", {})
-    yield world("neither moves, 3 replicates", "neither moves the choice", {}, replicates=3)
-    yield world("neither moves, 8 replicates", "neither moves the choice", {}, replicates=8)
-    yield world("neither moves, heavy tails", "neither moves the choice", {}, draw=student)
-    yield world("task moves", "task alone", {"task": 1.5}, 5, NO, YES)
-    yield world("task moves, 3 replicates", "task alone", {"task": 1.5}, 3, NO, YES)
+    yield scenario("neither moves", "neither moves the choice", {})
+    yield scenario("neither moves, 3 replicates", "neither moves the choice", {}, replicates=3)
+    yield scenario("neither moves, 8 replicates", "neither moves the choice", {}, replicates=8)
+    yield scenario("neither moves, heavy tails", "neither moves the choice", {}, draw=student)
+    yield scenario("task moves", "task alone", {"task": 1.5}, 5, NO, YES)
+    yield scenario("task moves, 3 replicates", "task alone", {"task": 1.5}, 3, NO, YES)
 
 
 def _accuracy(gains: Mapping[str, float], **changes: Any) -> Truth:

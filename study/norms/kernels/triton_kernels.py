@@ -416,7 +416,7 @@ def _mix(stats, sets, r, mask, weights, sizes, MEMBERS: tl.constexpr):
 
 
 @triton.jit
-def _take_in(mean, squares, value, mask, count):
+def _handle_finished(mean, squares, value, mask, count):
     """Lanes after another value, their `count`-th, where the mask says that they have one."""
     delta = tl.where(mask, value - mean, 0.0)
     mean += delta * (1.0 / count)
@@ -463,7 +463,7 @@ def _summarize(rows, first, step, total, mask, SETS: tl.constexpr, SIZE: tl.cons
         inside = mask[:, None] & (i < total)
         row_mean, row_var = _load_rows(rows, first[:, None] + step * i, inside)
         count += 1.0
-        mean, squares = _take_in(mean, squares, row_mean, inside, count)
+        mean, squares = _handle_finished(mean, squares, row_mean, inside, count)
         within += tl.where(inside, row_var, 0.0)
     center, spread = _merge(mean, squares, total, SIZE)
     return center, (tl.sum(within, 1) + spread) / total
@@ -513,7 +513,7 @@ def _row_statistics(
         inside = mask[:, None] & (start + tl.arange(0, PIXELS) < P)[None, :]
         value = tl.load(x + _locate(r, start, C, P, LAST, PIXELS), inside, other=0.0).to(mean.dtype)
         count += 1.0
-        mean, squares = _take_in(mean, squares, value, inside, count)
+        mean, squares = _handle_finished(mean, squares, value, inside, count)
     center, spread = _merge(mean, squares, total, PIXELS)
     if running_mean is not None:
         center = tl.where(needed, center, tl.load(running_mean + r % C, mask, other=0.0))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from study.plan.job import Job
-from study.record.layout import TrialFolder, read_json
 
 
 class Executor(Protocol):
@@ -22,7 +19,7 @@ class Executor(Protocol):
     limit: int
     outlives_driver: bool
 
-    def adopt(self, keys: Collection[str]) -> set[str]:
+    def reattach(self, keys: Collection[str]) -> set[str]:
         """Those of the trials that an earlier driver has left with the engine: they count as submitted."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -36,35 +33,3 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """The driver goes: ends what cannot go on without it."""
-
-
-Fate = Literal["done", "elsewhere", "again", "given up"]
-
-
-@dataclass(kw_only=True)
-class Retries:
-    """How often a trial that has ended without a result is tried again.
-
-    A trial may fail by itself `max_attempts` times, counted in its record over all restarts. It may be killed as
-    often, and leave on a signal `requeues` times, counted here: neither is held against it.
-    """
-
-    max_attempts: int
-    requeues: int
-    ends: Counter[str] = field(default_factory=Counter)
-    leaves: Counter[str] = field(default_factory=Counter)
-
-    def judge(self, record: TrialFolder, how: str) -> tuple[Fate, str]:
-        """What is to become of a trial on which nothing works any more, and why it has no result."""
-        if record.read_result() is not None:
-            return "done", ""
-        if record.is_locked():  # by a process that another driver left, or another node: its record will come
-            return "elsewhere", ""
-        state = read_json(record.state) or {}
-        if state.get("state") == "interrupted":
-            self.leaves[record.key] += 1
-            return "again" if self.leaves[record.key] <= self.requeues else "given up", str(state.get("reason"))
-        self.ends[record.key] += 1
-        worst = max(self.ends[record.key], record.attempts()[1])
-        reason = str(state.get("reason")) if state.get("state") == "failed" else f"its process {how}"
-        return "again" if worst < self.max_attempts else "given up", reason

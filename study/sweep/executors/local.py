@@ -37,7 +37,7 @@ class LocalExecutor:
         self.context.set_forkserver_preload(["study.sweep.executors.preload"])
         self.running: dict[str, tuple[ForkServerProcess, tuple[str, ...]]] = {}
 
-    def adopt(self, keys: Collection[str]) -> set[str]:
+    def reattach(self, keys: Collection[str]) -> set[str]:
         """None: trials do not outlive their driver."""
         return set()
 
@@ -113,10 +113,10 @@ def _train(job: Job, visible_gpus: str | None) -> None:
     gc.freeze()  # what was imported before the fork is no garbage, and looking through it takes time again and again
     threading.Thread(target=_follow_driver, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
-    from study.tasks.distributed import print_into  # imported already, by the forkserver
+    from study.tasks.distributed import redirect_output  # imported already, by the forkserver
     from study.training.trial import run_job
 
-    print_into(TrialFolder(job.folder).log)
+    redirect_output(TrialFolder(job.folder).log)
     run_job(job)
 
 

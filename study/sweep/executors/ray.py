@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig
-from study.config.yaml_input import UserError
 from study.plan.job import Job
 from study.sweep.executors.resources import check_room
 from study.sweep.executors.worker import work
@@ -34,7 +34,7 @@ class RayExecutor:
         self.train = self.ray.remote(**resources, max_retries=launch.requeues)(_train)
         self.running: dict[Any, str] = {}
 
-    def adopt(self, keys: Collection[str]) -> set[str]:
+    def reattach(self, keys: Collection[str]) -> set[str]:
         """None: Ray ends the tasks of a driver that has gone."""
         return set()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 
+from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig
-from study.config.yaml_input import UserError
 
 
 def count_cores() -> int:

@@ -13,11 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import Any, NamedTuple
 
+from study.config.errors import UserError, allowed_names
 from study.config.schema import LaunchConfig, RunConfig
-from study.config.yaml_input import UserError, allowed_names
 from study.plan.job import Job
-from study.record.layout import StudyFolder, TrialFolder, read_json, write_json
-from study.sweep.dependencies import in_waves
+from study.record.io import read_json, write_json
+from study.record.layout import StudyFolder, TrialFolder
+from study.sweep.dependencies import topological_batches
 from study.sweep.executors.resources import check_room
 from study.sweep.executors.worker import work
 
@@ -55,7 +56,7 @@ class SlurmExecutor:
         self.looked = self.changed = 0.0
         self.queue: dict[str, QueuedJob] = {}
 
-    def adopt(self, keys: Collection[str]) -> set[str]:
+    def reattach(self, keys: Collection[str]) -> set[str]:
         """Trials in jobs of an earlier driver that are still in Slurm's queue."""
         queued = read_queue(self.folder)
         mine = {key: job for key, (job, _) in queued.items() if key in keys}
@@ -66,7 +67,7 @@ class SlurmExecutor:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queues jobs as arrays, those that start from others behind these. Raises `UserError` where Slurm refuses."""
         by_key, largest, size = {job.trial.key: job for job in jobs}, _largest_array(), self.launch.trials_per_job
-        for wave in in_waves([job.trial for job in jobs]):
+        for wave in topological_batches([job.trial for job in jobs]):
             after = self._arrays({trial.waits_for for trial in wave})
             batches = [
                 [by_key[trial.key] for trial in wave[start : start + size]] for start in range(0, len(wave), size)
@@ -88,7 +89,7 @@ class SlurmExecutor:
         """Trials with a result, and those whose job has left Slurm's queue."""
         time.sleep(seconds)
         if time.monotonic() - self.looked >= LOOK_SECONDS:
-            self._look()
+            self._check_losses()
         ended: dict[str, str] = {}
         for name, keys in list(self.jobs.items()):
             queued = self.queue.get(name)
@@ -110,17 +111,17 @@ class SlurmExecutor:
     def close(self) -> None:
         """Leaves the queue as it is."""
 
-    def _look(self) -> None:
+    def _check_losses(self) -> None:
         answer = ask_queue()
         if answer is not None:  # Slurm restarting is no reason to take its jobs for lost
             self.queue, self.looked = answer, time.monotonic()
 
     def _has_result(self, key: str) -> bool:
         trial_id, _, replicate = key.rpartition("-r")
-        return is_whole(self.folder.trial(trial_id, int(replicate)))
+        return is_complete(self.folder.trial(trial_id, int(replicate)))
 
 
-def is_whole(record: TrialFolder) -> bool:
+def is_complete(record: TrialFolder) -> bool:
     """Whether a trial is done; one with a damaged record is in the queue to be trained again."""
     return record.read_result() is not None and not record.damaged_files()
 
@@ -147,7 +148,7 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     grace = GRACE_SHARE * launch.warning_seconds
     was_asked = work(jobs, launch, place=f"slurm {name}", grace=grace)
     lives = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if not was_asked or all(is_whole(TrialFolder(job.folder)) for job in jobs):
+    if not was_asked or all(is_complete(TrialFolder(job.folder)) for job in jobs):
         return
     state = _call("squeue", "--noheader", "--format=%T", f"--jobs={name}").strip()
     if state == "RUNNING" and lives < launch.requeues:

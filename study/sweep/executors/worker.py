@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from study.config.schema import LaunchConfig
 from study.plan.job import Job
-from study.record.layout import FINISHED, TrialFolder, note_failure
-from study.sweep.dependencies import Waiting
-from study.sweep.executors.base import Retries
+from study.record.layout import FINISHED, TrialFolder, record_failure
+from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.local import LocalExecutor
 from study.sweep.executors.resources import count_places, find_devices, share_threads
-from study.training.preemption import listening
+from study.sweep.retries import RetryPolicy
+from study.training.preemption import handle_signals
 
 POLL_SECONDS = 0.5
 ELSEWHERE_SECONDS = 60.0  # how long a trial that something else works on is waited for
@@ -32,10 +32,10 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float)
     devices = find_devices(run.device) if launch.gpus else ["cpu"]
     places = min(count_places(run, devices, launch.cpus), len(jobs))
     pool = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
-    retries = Retries(max_attempts=run.max_attempts, requeues=launch.requeues)
+    retries = RetryPolicy(max_attempts=run.max_attempts, requeues=launch.requeues)
     running: dict[str, Job] = {}
     elsewhere: dict[str, float] = {}  # since when
-    with listening() as leave:  # in place of the engine's handlers, which would go on, or pickle
+    with handle_signals() as leave:  # in place of the engine's handlers, which would go on, or pickle
         try:
             while (waiting.ready or running) and not leave.signal:
                 while waiting.ready and len(running) < places:
@@ -47,23 +47,23 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float)
                     record = TrialFolder(job.folder)
                     fate, reason = retries.judge(record, how)
                     if fate == "given up":
-                        note_failure(record, reason)
+                        record_failure(record, reason)
                     if fate in ("done", "given up"):
                         waiting.settle(key, _end(record))
                     since = elsewhere.setdefault(key, time.monotonic()) if fate == "elsewhere" else 0.0
                     if fate == "again" or (fate == "elsewhere" and time.monotonic() - since < ELSEWHERE_SECONDS):
                         waiting.put(job.trial)
                 for key, reason in waiting.lost.items():
-                    note_failure(TrialFolder(placed[key].folder), reason)
+                    record_failure(TrialFolder(placed[key].folder), reason)
                 waiting.lost.clear()
         finally:
             pool.close(grace)
     return leave.signal is not None
 
 
-def _queue(jobs: Sequence[Job]) -> Waiting:
+def _queue(jobs: Sequence[Job]) -> DependencyQueue:
     """The trials of a job. What others start from has ended before, or is among them."""
-    waiting, own = Waiting(), {job.trial.key for job in jobs}
+    waiting, own = DependencyQueue(), {job.trial.key for job in jobs}
     for job in jobs:
         source = job.trial.waits_for
         if source is not None and source not in own:

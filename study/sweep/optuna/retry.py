@@ -10,7 +10,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from study.record.environment import hide_passwords
 
 T = TypeVar("T")
@@ -18,13 +18,13 @@ T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds
 # What waiting does not mend: wrong credentials, no such database, no rights, no space. PostgreSQL gives codes, but none
 # while a connection is being made; SQLite gives only words.
-_HOPELESS_CODES = ("28", "3D", "42501", "53100")
-_HOPELESS_WORDS = ("authentication failed", "does not exist", "no password supplied", "pg_hba.conf", "is full",
+_PERMANENT_CODES = ("28", "3D", "42501", "53100")
+_PERMANENT_WORDS = ("authentication failed", "does not exist", "no password supplied", "pg_hba.conf", "is full",
                    "readonly", "unable to open", "disk i/o")  # fmt: skip
 _SQLITE_BUSY = ("locked", "busy")
 
 
-class StorageAway(Exception):  # noqa: N818
+class StorageUnavailable(Exception):  # noqa: N818
     """Holds what the database said.
 
     None of SQLAlchemy's errors: after those Optuna itself asks for a trial again, one too many where the first had come
@@ -32,17 +32,17 @@ class StorageAway(Exception):  # noqa: N818
     """
 
 
-def tell_when_away(engine: Engine) -> None:
-    """Has the engine raise `StorageAway` where waiting may help."""
+def raise_if_unavailable(engine: Engine) -> None:
+    """Has the engine raise `StorageUnavailable` where waiting may help."""
 
     @event.listens_for(engine, "handle_error")
-    def _(context: ExceptionContext) -> StorageAway | None:
+    def _(context: ExceptionContext) -> StorageUnavailable | None:
         error = context.sqlalchemy_exception
-        may_help = isinstance(error, DBAPIError) and _may_pass(error) and not context.is_pre_ping
-        return StorageAway(error) if may_help else None
+        may_help = isinstance(error, DBAPIError) and _is_transient(error) and not context.is_pre_ping
+        return StorageUnavailable(error) if may_help else None
 
 
-class Patience:
+class StorageRetry:
     """Does things with a storage again until it answers. Whatever is done must bear to be done twice."""
 
     def __init__(self, storage: str, say: Callable[[str], object], limit: float = float("inf")) -> None:
@@ -50,14 +50,14 @@ class Patience:
         self.storage, self.say, self.limit = storage, say, limit
         self.pause, self.again_at, self.away_since = 0.0, 0.0, 0.0
 
-    def insist(self, act: Callable[[], T]) -> T:
+    def run_until_ok(self, act: Callable[[], T]) -> T:
         """Acts until the storage answers."""
         done: list[T] = []
-        while not self.attempt(lambda: done.append(act())):
+        while not self.try_once(lambda: done.append(act())):
             time.sleep(max(0.0, self.again_at - time.monotonic()))
         return done[0]
 
-    def attempt(self, act: Callable[[], object]) -> bool:
+    def try_once(self, act: Callable[[], object]) -> bool:
         """Acts once, or not at all in the pause after a failure; whether it was done.
 
         Raises `UserError` for what waiting does not mend, and after `limit` seconds.
@@ -69,9 +69,9 @@ class Patience:
             act()
         except Exception as error:
             cause = _database_error(error)
-            if cause is not None and _is_hopeless(cause):
+            if cause is not None and _is_permanent(cause):
                 raise UserError(f"{self.storage}: {reason(cause)}") from None
-            if cause is None or not _may_pass(cause):
+            if cause is None or not _is_transient(cause):
                 raise
             self._wait_longer(cause, started)
             return False
@@ -99,18 +99,18 @@ def reason(error: BaseException) -> str:
 
 def _database_error(error: BaseException | None) -> DBAPIError | None:
     """What a database said, beneath what Optuna made of it."""
-    if isinstance(error, StorageAway):
+    if isinstance(error, StorageUnavailable):
         error = error.args[0]
     return error if error is None or isinstance(error, DBAPIError) else _database_error(error.__cause__)
 
 
-def _is_hopeless(error: DBAPIError) -> bool:
+def _is_permanent(error: DBAPIError) -> bool:
     code = str(getattr(error.orig, "sqlstate", None) or "")
     said = str(error.orig).lower()
-    return code.startswith(_HOPELESS_CODES) or any(word in said for word in _HOPELESS_WORDS)
+    return code.startswith(_PERMANENT_CODES) or any(word in said for word in _PERMANENT_WORDS)
 
 
-def _may_pass(error: DBAPIError) -> bool:
+def _is_transient(error: DBAPIError) -> bool:
     if type(error.orig).__module__ == "sqlite3":
         return any(word in str(error.orig) for word in _SQLITE_BUSY)
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)

@@ -23,18 +23,20 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from study.config.schema import Range, StudyConfig, derive_seed
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.config.schema import Range, StudyConfig
+from study.config.seeds import derive_seed
 from study.plan.trials import PlannedTrial, plan_trial, plan_trials
 from study.record.environment import hide_passwords
-from study.record.layout import StudyFolder, TrialFolder, read_metrics, set_aside
+from study.record.io import quarantine, read_metrics
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.optuna.bulk_insert import add_trials, remove_trials, stored_attributes
-from study.sweep.optuna.retry import Patience, reason, tell_when_away
+from study.sweep.optuna.retry import StorageRetry, raise_if_unavailable, reason
 
 WORST = {"maximize": -1e9, "minimize": 1e9}  # stands for a diverged trial: Optuna takes NaN for a crash
 
 
-class Book(Protocol):
+class TrialSource(Protocol):
     """Where the driver takes trials from and tells their results to."""
 
     total: int
@@ -42,7 +44,7 @@ class Book(Protocol):
     def rounds(self) -> Iterator[list[PlannedTrial]]:
         """Trials that may run side by side; the next round is asked for when all of this one have ended."""
 
-    def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
+    def record_result(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         """Takes in the result of a finished trial."""
 
     def flush(self) -> None:
@@ -65,7 +67,7 @@ def check_storage(url: str) -> None:
     """Raises `UserError`, without the password, for a storage that does not open within a few seconds."""
     name = f"--storage {hide_passwords(url)}"
     try:
-        Patience(name, print, limit=OPENING_SECONDS).insist(lambda: _connect(url))
+        StorageRetry(name, print, limit=OPENING_SECONDS).run_until_ok(lambda: _connect(url))
     except UserError:
         raise
     except ImportError as error:
@@ -75,26 +77,28 @@ def check_storage(url: str) -> None:
         raise UserError(f"{name}: cannot be opened: {reason(error)}") from None
 
 
-def open_book(study: StudyConfig, folder: StudyFolder, url: str | None, say: Callable[[str], object] = print) -> Book:
+def open_trial_source(
+    study: StudyConfig, folder: StudyFolder, url: str | None, say: Callable[[str], object] = print
+) -> TrialSource:
     """The grid's mirror, or the search, in the study's own SQLite file or in the storage at `url`.
 
     A damaged file of the study's own is set aside and made anew from the records.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    build = Grid if study.search is None else Search
+    build = GridStudy if study.search is None else SearchStudy
     if url is not None:
-        patience = Patience(f"--storage {hide_passwords(url)}", say)
-        storage = patience.insist(lambda: _connect(url))
-        patience.insist(lambda: _check_owner(study.name, storage, folder))
-        return patience.insist(lambda: build(study, folder, storage, patience))
-    own, patience = f"sqlite:///{folder.storage}", Patience(str(folder.storage), say)
+        patience = StorageRetry(f"--storage {hide_passwords(url)}", say)
+        storage = patience.run_until_ok(lambda: _connect(url))
+        patience.run_until_ok(lambda: _check_owner(study.name, storage, folder))
+        return patience.run_until_ok(lambda: build(study, folder, storage, patience))
+    own, patience = f"sqlite:///{folder.storage}", StorageRetry(str(folder.storage), say)
     try:
-        return patience.insist(lambda: build(study, folder, _connect(own), patience))
+        return patience.run_until_ok(lambda: build(study, folder, _connect(own), patience))
     except UserError:
         raise
     except _STORAGE_ERRORS:
-        say(f"{folder.storage}: damaged, set aside as {set_aside(folder.storage).name}; made anew from the records")
+        say(f"{folder.storage}: damaged, set aside as {quarantine(folder.storage).name}; made anew from the records")
         return build(study, folder, _connect(own), patience)
 
 
@@ -107,15 +111,15 @@ def _connect(url: str) -> optuna.storages.RDBStorage:
         parsed = parsed.set(drivername="postgresql+psycopg")
     options = {"pool_pre_ping": True, "connect_args": dict(_CONNECT.get(parsed.get_backend_name(), {}))}
     storage = optuna.storages.RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=options)
-    tell_when_away(storage.engine)
+    raise_if_unavailable(storage.engine)
     return storage
 
 
-class Grid:
+class GridStudy:
     """All cells of the plan. Optuna only shows them; a trial is added when its record is finished."""
 
     def __init__(
-        self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.RDBStorage, patience: Patience
+        self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.RDBStorage, patience: StorageRetry
     ) -> None:
         self.folder, self.trials, self.patience = folder, plan_trials(study), patience
         self.total = len(self.trials)
@@ -128,18 +132,18 @@ class Grid:
             # Optuna cannot widen a categorical parameter: a study that has gained levels is mirrored anew.
             remove_trials(self.optuna, self.engine)
         self.optuna.set_user_attr("factors", shape)
-        self.told = stored_attributes(self.optuna, self.engine, "key")
-        self.untold: dict[str, FrozenTrial] = {}
+        self.recorded = stored_attributes(self.optuna, self.engine, "key")
+        self.pending: dict[str, FrozenTrial] = {}
 
     def rounds(self) -> Iterator[list[PlannedTrial]]:
         yield self.trials
-        self.patience.insist(self._write)
+        self.patience.run_until_ok(self._write)
 
-    def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
-        if trial.key in self.told:
+    def record_result(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
+        if trial.key in self.recorded:
             return
         record = self.folder.trial(trial.trial_id, trial.replicate)
-        self.untold[trial.key] = create_trial(
+        self.pending[trial.key] = create_trial(
             params=trial.levels,
             distributions=self.distributions,
             value=_objective(result, self.metric, "maximize"),
@@ -147,16 +151,16 @@ class Grid:
         )
 
     def flush(self) -> None:
-        self.patience.attempt(self._write)
+        self.patience.try_once(self._write)
 
     def _write(self) -> None:
         if self.patience.pause:  # a commit may have come through, and only its answer been lost
-            self.told = stored_attributes(self.optuna, self.engine, "key")
-        new = [trial for key, trial in self.untold.items() if key not in self.told]
+            self.recorded = stored_attributes(self.optuna, self.engine, "key")
+        new = [trial for key, trial in self.pending.items() if key not in self.recorded]
         if new:
             add_trials(self.optuna, self.engine, new)
-        self.told.update(self.untold)
-        self.untold.clear()
+        self.recorded.update(self.pending)
+        self.pending.clear()
 
     def best(self) -> str:
         return ""
@@ -165,7 +169,7 @@ class Grid:
         return None  # every cell of a grid is wanted
 
 
-class Search:
+class SearchStudy:
     """Cells suggested by an Optuna sampler, an Optuna trial each; its value is the mean over the cell's replicates.
 
     Suggestion n is drawn with a seed of its own, when all earlier rounds are told and none of its own is: what is
@@ -173,7 +177,7 @@ class Search:
     """
 
     def __init__(
-        self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.RDBStorage, patience: Patience
+        self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.RDBStorage, patience: StorageRetry
     ) -> None:
         assert study.search is not None
         self.study, self.folder, self.settings, self.patience = study, folder, study.search, patience
@@ -187,21 +191,21 @@ class Search:
     def rounds(self) -> Iterator[list[PlannedTrial]]:
         for start in range(0, self.settings.n_trials, self.settings.round_size):
             numbers = range(start, min(start + self.settings.round_size, self.settings.n_trials))
-            cells = {number: self.patience.insist(partial(self._suggest, number)) for number in numbers}
+            cells = {number: self.patience.run_until_ok(partial(self._suggest, number)) for number in numbers}
             replicates = range(self.study.replicates)
             trials = {n: [plan_trial(self.study, cells[n], r) for r in replicates] for n in numbers}
             yield list({trial.key: trial for group in trials.values() for trial in group}.values())
             for number in numbers:
-                self.patience.insist(partial(self._tell, number, trials[number]))
+                self.patience.run_until_ok(partial(self._record_result, number, trials[number]))
 
-    def tell(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
+    def record_result(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         self.results[trial.key] = result  # told when the round is complete
 
     def flush(self) -> None:
         pass
 
     def best(self) -> str:
-        return self.patience.insist(self._best)
+        return self.patience.run_until_ok(self._best)
 
     def _best(self) -> str:
         if not any(trial.state == TrialState.COMPLETE for trial in self.optuna.get_trials(deepcopy=False)):
@@ -213,7 +217,7 @@ class Search:
     def prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
         """Compares with the trials of earlier rounds only, so that the answer does not depend on who is faster."""
         found: list[int | None] = []
-        self.patience.attempt(lambda: found.append(self._prune_at(trial, values)))
+        self.patience.try_once(lambda: found.append(self._prune_at(trial, values)))
         return found[0] if found else None  # asked again soon, and once more when the trial has ended
 
     def _prune_at(self, trial: PlannedTrial, values: dict[int, float]) -> int | None:
@@ -248,7 +252,7 @@ class Search:
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed)
 
-    def _tell(self, number: int, trials: list[PlannedTrial]) -> None:
+    def _record_result(self, number: int, trials: list[PlannedTrial]) -> None:
         results = [self.results[trial.key] for trial in trials if trial.key in self.results]
         if self.optuna.get_trials(deepcopy=False)[number].state.is_finished():
             return

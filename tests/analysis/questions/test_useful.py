@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from study.analysis.questions.answers import MARGIN, difference_effects, refuted
+from study.analysis.questions.answers import difference_effects, refuted
 from study.analysis.questions.useful import decide
 from study.analysis.statistics.intervals import bootstrap_interval, replicate_interval
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
+from study.config.schema import MARGIN
 
 DRAWS = 200
 OTHERS = ("bn", "sn-uniform", "sn-shared")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from study.analysis.questions.answers import Answer, show_estimate, show_number
+from study.analysis.questions.answers import Answer, format_estimate, format_number
 from study.analysis.questions.impacts import answer_impacts
 from study.analysis.questions.useful import answer_useful
 from study.analysis.records import StudyRecords, load_study_records
@@ -287,9 +287,9 @@ def test_in_blocks_norms_are_compared_where_both_are_planned(build: Build) -> No
 
 def test_in_blocks_means_over_other_factors_compare_like_with_like(build: Build) -> None:
     records = build(Truth(), replicates=1, only=lambda _: False, **ALONE)
-    assert len(records.comparable(records.trials, "depth", "batch_size")) == 4
-    assert len(records.comparable(records.trials, "batch_size", "initialization")) == 4
-    assert len(records.comparable(records.trials, "decay")) == 2
+    assert len(records.balanced_subset(records.trials, "depth", "batch_size")) == 4
+    assert len(records.balanced_subset(records.trials, "batch_size", "initialization")) == 4
+    assert len(records.balanced_subset(records.trials, "decay")) == 2
 
 
 def test_what_else_changes_with_a_level_is_said(build: Build) -> None:
@@ -311,8 +311,8 @@ def test_what_else_changes_with_a_level_is_said(build: Build) -> None:
     ],
 )
 def test_estimates_in_words(estimate: Estimate, text: str) -> None:
-    assert show_estimate(estimate, 0.9, sign=True) == text
+    assert format_estimate(estimate, 0.9, sign=True) == text
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
-    assert show_number(-0.0001) == "0.000"
+    assert format_number(-0.0001) == "0.000"

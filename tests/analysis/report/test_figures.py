@@ -22,7 +22,7 @@ from study.analysis.report.choice_figures import (
     ternary,
     weight_maps,
 )
-from study.analysis.report.figure_index import draw_evidence, every_epoch, finished_choices
+from study.analysis.report.figure_index import draw_figures, every_epoch, finished_choices
 from study.analysis.report.figures import factor_ranking, forest, metric_by_norm
 from study.analysis.report.plot_style import TrialGroups
 from study.analysis.report.report import QUESTIONS
@@ -48,7 +48,7 @@ def chosen(records: StudyRecords) -> pd.DataFrame:
 
 def _evidence(records: StudyRecords) -> list[go.Figure]:
     questions = records.study.analysis.questions
-    return [figure for name in questions for figure in draw_evidence(name, records, QUESTIONS[name](records))]
+    return [figure for name in questions for figure in draw_figures(name, records, QUESTIONS[name](records))]
 
 
 def _points(trace: Any) -> Iterator[list[Any]]:

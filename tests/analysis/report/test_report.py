@@ -14,9 +14,10 @@ from study.analysis.report.page import place_interval, show_ranges
 from study.analysis.report.report import Report, write_report
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import MEASURES
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
 from study.plan.trials import plan_trials
-from study.record.layout import StudyFolder, read_json, write_json
+from study.record.io import read_json, write_json
+from study.record.layout import StudyFolder
 from tests.analysis.conftest import GRID, Truth, build_study, write_study
 from tests.conftest import Run
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from study.analysis.statistics.intervals import Floats, mean_p_value, replicate_interval, select_block
 from study.analysis.statistics.trends import axis_slopes, batch_trends, leading_axis, page_p_value, rank_trends
-from study.config.schema import load_study
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 
 DRAWS = 200

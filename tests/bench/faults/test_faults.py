@@ -17,13 +17,14 @@ import pytest
 
 from study.bench.faults.campaign import BESIDE, FAULTS, Campaign, report
 from study.bench.faults.damage import Damage, compare, trained_twice
-from study.bench.faults.harness import SETTINGS, STUDY, Setting, Stage
+from study.bench.faults.harness import SETTINGS, STUDY, CampaignSettings, StudyHarness
 from study.bench.faults.injections import NotPossibleError
 from study.bench.result import Result
 from study.bench.synthetic_records import Truth, write_study
 from study.cli.main import main
-from study.config.schema import load_study
-from study.record.layout import StudyFolder, TrialFolder, append_line, file_facts, read_json, write_json
+from study.plan.loading import load_study
+from study.record.io import append_line, file_digest, read_json, write_json
+from study.record.layout import StudyFolder, TrialFolder
 from tests.conftest import ROOT
 
 # ------------------------------------------------------------------------------------------------- what counts
@@ -79,7 +80,7 @@ def a_trial(folder: StudyFolder) -> TrialFolder:
 def vouch(record: TrialFolder, **changes: Any) -> None:
     """Makes the result fit files that were changed, as training that went wrong would."""
     result = read_json(record.result) or {}
-    result["files"] = {name: file_facts(record.path / name) for name in result["files"]}
+    result["files"] = {name: file_digest(record.path / name) for name in result["files"]}
     write_json(record.result, {**result, **changes})
 
 
@@ -146,7 +147,7 @@ def test_a_copy_does_not_differ(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canned(Setting):
+class Canned(CampaignSettings):
     """In place of the command: a process that leaves a copy of a finished study, if there is none yet."""
 
     source: Path
@@ -160,7 +161,9 @@ class Canned(Setting):
         return [sys.executable, "-c", code, str(self.source), str(out / STUDY), str(self.exit_code)]
 
 
-def run_canned(path: Path, monkeypatch: pytest.MonkeyPatch, **faults_to_inject: Callable[[Stage], Any]) -> Result:
+def run_canned(
+    path: Path, monkeypatch: pytest.MonkeyPatch, **faults_to_inject: Callable[[StudyHarness], Any]
+) -> Result:
     """The faults in a study that is over as soon as it is started."""
     monkeypatch.setitem(FAULTS, "local", faults_to_inject)
     source = finished_study(path / "source" / STUDY)
@@ -179,12 +182,12 @@ def figures(result: Result) -> dict[str, float]:
 def test_harm_is_counted_once_in_its_row_and_misses_its_bar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[StudyFolder], None], figure: str
 ) -> None:
-    def harm(stage: Stage) -> list[TrialFolder]:
+    def harm(stage: StudyHarness) -> list[TrialFolder]:
         stage.finish()
         spoil(stage.folder)
         return [a_trial(stage.folder)]
 
-    def spare(stage: Stage) -> list[TrialFolder]:
+    def spare(stage: StudyHarness) -> list[TrialFolder]:
         stage.finish()
         return [record for record in stage.folder.trials() if record.key != a_trial(stage.folder).key]
 
@@ -200,7 +203,7 @@ def test_harm_is_counted_once_in_its_row_and_misses_its_bar(
 
 
 def test_a_command_that_never_ends_well_is_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_it(stage: Stage) -> list[TrialFolder]:
+    def break_it(stage: StudyHarness) -> list[TrialFolder]:
         stage.finish()
         stage.setting = replace(stage.setting, exit_code=1)
         stage.driver = stage.start()
@@ -214,7 +217,7 @@ def test_a_command_that_never_ends_well_is_counted_and_said(tmp_path: Path, monk
 def test_a_fault_that_is_not_possible_here_is_said_and_not_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(stage: Stage) -> list[TrialFolder]:
+    def refuse(stage: StudyHarness) -> list[TrialFolder]:
         raise NotPossibleError("no such thing on this machine")
 
     result = run_canned(tmp_path, monkeypatch, refuse=refuse)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from study.bench.speed.trial import race
-from study.config.schema import load_study
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from tests.conftest import ROOT
 

@@ -13,7 +13,7 @@ from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics.intervals import Estimate
 from study.bench.synthetic_records import SyntheticStudy, Truth, synthetic_records, write_study
-from study.bench.verdicts.campaign import Tally, measure, true_values, worlds
+from study.bench.verdicts.campaign import FaultCounts, measure, scenarios, true_values
 from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
@@ -87,7 +87,7 @@ def test_a_tally_counts_sides_and_false_alarms() -> None:
             estimate=Estimate(value=(low + high) / 2, low=low, high=high, n=3), bootstrap=(low, high),
         )  # fmt: skip
 
-    tally = Tally()
+    tally = FaultCounts()
     for p_value in (0.01, 0.2):
         effects = [effect("sn - bn", -0.1, 0.1, p_value), effect("sn - gn", 0.1, 0.2, 0.001)]
         answer = Answer(title="", verdict="supported", answer="", rule="", effects=effects, n_done=1, n_planned=1,
@@ -99,14 +99,14 @@ def test_a_tally_counts_sides_and_false_alarms() -> None:
 
 
 def test_many_replicates_say_what_an_interval_should_hold() -> None:
-    world = next(world for world in worlds() if world.name == "half the claim")
-    truths = true_values(world, 8)
+    scenario = next(scenario for scenario in scenarios() if scenario.name == "half the claim")
+    truths = true_values(scenario, 8)
     assert truths["effect", "depth"] == truths["effect", "initialization"] == 1.0
     assert truths["effect", "batch_size"] > 2
 
 
 def test_every_world_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = [world for world in worlds() if world.name in ("null", "none moves", "neither moves")]
+    some = [scenario for scenario in scenarios() if scenario.name in ("null", "none moves", "neither moves")]
     monkeypatch.setattr("study.bench.verdicts.campaign.worlds", lambda: some)
     rows = measure(quick=True, threads=None, device="cpu").rows
     assert [row["world"] for row in rows] == ["null", "none moves", "neither moves"]

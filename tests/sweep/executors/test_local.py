@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from study.bench.speed.trial import make_job
-from study.config.schema import load_study
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.sweep.executors.local import LocalExecutor
 from study.sweep.executors.resources import count_places

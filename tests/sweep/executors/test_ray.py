@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from study.config.errors import UserError
 from study.config.schema import LaunchConfig
-from study.config.yaml_input import UserError
-from study.record.layout import StudyFolder, read_json
+from study.record.io import read_json
+from study.record.layout import StudyFolder
 from study.sweep.executors import ray as engine
 from tests.conftest import Run
 from tests.training.test_resume import all_numbers

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig
-from study.config.yaml_input import UserError
-from study.record.layout import SCHEMA, StudyFolder, read_json, write_json
+from study.record.io import read_json, write_json
+from study.record.layout import SCHEMA, StudyFolder
 from study.sweep.executors import slurm as engine
 from tests.conftest import Run
 from tests.training.test_resume import all_numbers
@@ -144,7 +145,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 def jobs(tmp_path: Path, count: int) -> list[Any]:
     from study.bench.speed.trial import make_job
-    from study.config.schema import load_study
+    from study.plan.loading import load_study
     from study.plan.trials import plan_trials
 
     study = load_study("depth_vs_batch", "laptop")
@@ -166,7 +167,7 @@ def test_trials_are_packed_into_jobs_and_jobs_into_arrays_that_slurm_allows(fake
 
 def test_jobs_that_start_from_others_are_queued_behind_these_alone(fake: Slurm, tmp_path: Path) -> None:
     from study.bench.speed.trial import make_job
-    from study.config.schema import load_study
+    from study.plan.loading import load_study
     from study.plan.trials import plan_trials
 
     settings = ["norm=bn", "batch_size=2", "factors.start_rule=[fine_tune, scratch]"]
@@ -209,7 +210,7 @@ def test_a_second_driver_adopts_what_is_queued(fake: Slurm, tmp_path: Path) -> N
     engine.SlurmExecutor(folder, LaunchConfig(), RunConfig()).submit([first, second])
     fake.queue = "1_1|PENDING|Resources|\n"
     executor = engine.SlurmExecutor(folder, LaunchConfig(), RunConfig())
-    assert executor.adopt([first.trial.key, second.trial.key, "other-r0"]) == {second.trial.key}
+    assert executor.reattach([first.trial.key, second.trial.key, "other-r0"]) == {second.trial.key}
     assert executor.wait(0) == {}
     fake.queue = ""
     assert list(executor.wait(0)) == [second.trial.key]

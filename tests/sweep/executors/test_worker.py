@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from study.bench.speed.trial import make_job
-from study.config.schema import LaunchConfig, load_study
+from study.config.schema import LaunchConfig
 from study.plan.job import Job
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.layout import SCHEMA, StudyFolder, TrialFolder, read_json, write_json
+from study.record.io import read_json, write_json
+from study.record.layout import SCHEMA, StudyFolder, TrialFolder
 from study.sweep.executors import worker
-from study.sweep.executors.base import Retries
+from study.sweep.retries import RetryPolicy
 from study.training.preemption import SIGNALS
 
 Act = Callable[[TrialFolder], str]
@@ -46,7 +48,7 @@ def kill(record: TrialFolder) -> str:
 
 
 def fates(tmp_path: Path, acts: Sequence[Act], **limits: int) -> list[str]:
-    retries, record = Retries(**{"max_attempts": 3, "requeues": 2, **limits}), TrialFolder(tmp_path / "cell" / "r0")
+    retries, record = RetryPolicy(**{"max_attempts": 3, "requeues": 2, **limits}), TrialFolder(tmp_path / "cell" / "r0")
     return [retries.judge(record, act(record))[0] for act in acts]
 
 
@@ -62,7 +64,7 @@ def test_a_trial_that_something_else_trains_is_left_to_it(tmp_path: Path) -> Non
     record = TrialFolder(tmp_path / "cell" / "r0")
     kill(record)
     with record.lock():
-        assert Retries(max_attempts=1, requeues=0).judge(record, "ended") == ("elsewhere", "")
+        assert RetryPolicy(max_attempts=1, requeues=0).judge(record, "ended") == ("elsewhere", "")
 
 
 class Pool:

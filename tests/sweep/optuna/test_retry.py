@@ -20,12 +20,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine.default import DefaultDialect
 
-from study.config.schema import load_study
-from study.config.yaml_input import UserError
+from study.config.errors import UserError
+from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.layout import StudyFolder
 from study.sweep.optuna import retry
-from study.sweep.optuna.studies import open_book
+from study.sweep.optuna.studies import open_trial_source
 from tests.conftest import ROOT, Run
 from tests.services.daemons import free_ports
 from tests.services.fixtures import Postgres
@@ -66,11 +66,11 @@ def stored(name: str, url: str) -> list[optuna.trial.FrozenTrial]:
 
 def test_a_grid_told_over_lost_answers_has_every_trial_once(tmp_path: Path, quick: None) -> None:
     study, folder = load_study("depth_vs_batch", "smoke", ["replicates=5"]), StudyFolder(tmp_path)
-    book = open_book(study, folder, None, lambda line: None)
+    book = open_trial_source(study, folder, None, lambda line: None)
     with lost_answers(2):
         for trials in book.rounds():
             for trial in trials:
-                book.tell(trial, result(0.5))
+                book.record_result(trial, result(0.5))
                 book.flush()
     keys = [trial.user_attrs["key"] for trial in stored(study.name, f"sqlite:///{folder.storage}")]
     assert sorted(keys) == sorted(trial.key for trial in plan_trials(study))
@@ -81,8 +81,10 @@ def test_a_search_over_lost_answers_suggests_what_an_undisturbed_one_does(
     tmp_path: Path, quick: None, every: int
 ) -> None:
     study = search(n_trials=12)
-    undisturbed = play(open_book(study, StudyFolder(tmp_path / "undisturbed"), f"sqlite:///{tmp_path}/undisturbed.db"))
-    book = open_book(
+    undisturbed = play(
+        open_trial_source(study, StudyFolder(tmp_path / "undisturbed"), f"sqlite:///{tmp_path}/undisturbed.db")
+    )
+    book = open_trial_source(
         study, StudyFolder(tmp_path / "disturbed"), f"sqlite:///{tmp_path}/disturbed.db", lambda line: None
     )
     with lost_answers(every) as commits:
@@ -92,12 +94,12 @@ def test_a_search_over_lost_answers_suggests_what_an_undisturbed_one_does(
 
 def test_a_locked_file_does_not_hold_up_a_grid(tmp_path: Path) -> None:
     study, folder, said = load_study("depth_vs_batch", "smoke"), StudyFolder(tmp_path), []
-    book = open_book(study, folder, None, said.append)
+    book = open_trial_source(study, folder, None, said.append)
     rounds = book.rounds()
     first, *_ = next(rounds)
     other = sqlite3.connect(folder.storage, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    book.tell(first, result(0.5))
+    book.record_result(first, result(0.5))
     started = time.monotonic()
     book.flush()
     book.flush()
@@ -109,14 +111,14 @@ def test_a_locked_file_does_not_hold_up_a_grid(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_a_study_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = open_book(load_study("depth_vs_batch", "smoke"), StudyFolder(tmp_path), None)
+    book = open_trial_source(load_study("depth_vs_batch", "smoke"), StudyFolder(tmp_path), None)
 
     def full(*_: object) -> None:
         raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
 
     monkeypatch.setattr("study.sweep.optuna.studies.add_trials", full)
     for trials in book.rounds():
-        book.tell(trials[0], result(0.5))
+        book.record_result(trials[0], result(0.5))
         with pytest.raises(UserError, match=r"study\.db: database or disk is full"):
             book.flush()
         break
@@ -210,13 +212,13 @@ def wait_until(true: Callable[[], bool], driver: subprocess.Popen[Any]) -> None:
 @pytest.mark.postgres
 def test_a_search_over_a_restart_suggests_what_one_on_sqlite_does(tmp_path: Path, postgres: Postgres) -> None:
     study, said, seen = search(n_trials=8), [], []
-    on_sqlite = play(open_book(study, StudyFolder(tmp_path / "sqlite"), f"sqlite:///{tmp_path}/study.db"))
-    book = open_book(study, StudyFolder(tmp_path / "postgres"), postgres.url, said.append)
+    on_sqlite = play(open_trial_source(study, StudyFolder(tmp_path / "sqlite"), f"sqlite:///{tmp_path}/study.db"))
+    book = open_trial_source(study, StudyFolder(tmp_path / "postgres"), postgres.url, said.append)
     back = threading.Timer(1.0, postgres.start)  # s after the stop
     for number, trials in enumerate(book.rounds()):
         seen += [trial.key for trial in trials]
         for trial in trials:
-            book.tell(trial, result(score(trial)))
+            book.record_result(trial, result(score(trial)))
         if number == 1:
             postgres.stop()
             back.start()
@@ -231,10 +233,10 @@ def test_optuna_dashboard_opens_the_storage(kind: str, tmp_path: Path, request: 
     pytest.importorskip("optuna_dashboard")
     study, folder = load_study("depth_vs_batch", "smoke"), StudyFolder(tmp_path)
     given = request.getfixturevalue("postgres").url if kind == "postgres" else None
-    book = open_book(study, folder, given)
+    book = open_trial_source(study, folder, given)
     for trials in book.rounds():
         for trial in trials:
-            book.tell(trial, result(0.5))
+            book.record_result(trial, result(0.5))
     (port,) = free_ports(1)
     url = given or f"sqlite:///{folder.storage}"
     dashboard = subprocess.Popen(

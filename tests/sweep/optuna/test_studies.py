@@ -10,11 +10,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
-from study.config.schema import StudyConfig, load_study
+from study.config.schema import StudyConfig
+from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial
-from study.record.layout import SCHEMA, StudyFolder, write_bytes
+from study.record.io import write_bytes
+from study.record.layout import SCHEMA, StudyFolder
 from study.sweep.optuna.bulk_insert import add_trials, remove_trials, stored_attributes
-from study.sweep.optuna.studies import WORST, Book, open_book
+from study.sweep.optuna.studies import WORST, TrialSource, open_trial_source
 
 
 @pytest.fixture
@@ -32,11 +34,11 @@ def stored(study: StudyConfig, folder: StudyFolder) -> list[optuna.trial.FrozenT
 
 def test_a_grid_is_mirrored_with_levels_status_and_switch_weights(folder: StudyFolder) -> None:
     study = load_study("depth_vs_batch", "smoke")
-    book = open_book(study, folder, None)
+    book = open_trial_source(study, folder, None)
     (trials,) = book.rounds()
     assert len(trials) == book.total == 4
-    book.tell(trials[0], result(0.9))
-    book.tell(trials[1], result(None, "diverged"))
+    book.record_result(trials[0], result(0.9))
+    book.record_result(trials[1], result(None, "diverged"))
     book.flush()
     first, second = stored(study, folder)
     assert first.params == trials[0].levels
@@ -48,24 +50,24 @@ def test_a_grid_is_mirrored_with_levels_status_and_switch_weights(folder: StudyF
 def test_telling_again_changes_nothing(folder: StudyFolder) -> None:
     study = load_study("depth_vs_batch", "smoke")
     for _ in range(2):
-        book = open_book(study, folder, None)
+        book = open_trial_source(study, folder, None)
         (trials,) = book.rounds()
         for _ in range(2):
-            book.tell(trials[0], result(0.9))
+            book.record_result(trials[0], result(0.9))
             book.flush()
     assert len(stored(study, folder)) == 1
 
 
 def test_a_grid_that_gains_levels_is_mirrored_anew(folder: StudyFolder) -> None:
     narrow = load_study("depth_vs_batch", "smoke")
-    book = open_book(narrow, folder, None)
+    book = open_trial_source(narrow, folder, None)
     for trials in book.rounds():
-        book.tell(trials[0], result(0.9))
+        book.record_result(trials[0], result(0.9))
     wide = load_study("depth_vs_batch", "smoke", ["depth=[8, 14]"])
-    book = open_book(wide, folder, None)
+    book = open_trial_source(wide, folder, None)
     (trials,) = book.rounds()
     for trial in trials:
-        book.tell(trial, result(0.5))
+        book.record_result(trial, result(0.5))
     book.flush()
     assert len(stored(wide, folder)) == 8
 
@@ -80,7 +82,7 @@ def score(trial: PlannedTrial) -> float:
     return -abs(trial.config.learning_rate - 0.3) - trial.config.batch_size / 100
 
 
-def play(book: Book, rounds: int | None = None) -> list[str]:
+def play(book: TrialSource, rounds: int | None = None) -> list[str]:
     """Answers a book's rounds by a known function; stops inside round `rounds`, as a kill would."""
     seen = []
     for number, trials in enumerate(book.rounds()):
@@ -88,25 +90,25 @@ def play(book: Book, rounds: int | None = None) -> list[str]:
         if number == rounds:
             return seen
         for trial in reversed(trials):
-            book.tell(trial, result(score(trial)))
+            book.record_result(trial, result(score(trial)))
     return seen
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_search_interrupted_at_any_round_suggests_the_same(tmp_path: Path, sampler: str) -> None:
     study = search(sampler)
-    whole = play(open_book(study, StudyFolder(tmp_path / "whole"), f"sqlite:///{tmp_path}/whole.db"))
+    whole = play(open_trial_source(study, StudyFolder(tmp_path / "whole"), f"sqlite:///{tmp_path}/whole.db"))
     for stop in range(6):
         url = f"sqlite:///{tmp_path}/stopped{stop}.db"
         stopped = StudyFolder(tmp_path / f"stopped{stop}")
-        play(open_book(study, stopped, url), stop)
-        assert play(open_book(study, stopped, url)) == whole
+        play(open_trial_source(study, stopped, url), stop)
+        assert play(open_trial_source(study, stopped, url)) == whole
 
 
 def test_a_suggestion_killed_half_way_is_taken_up_again(folder: StudyFolder) -> None:
     study = search()
-    whole = play(open_book(study, StudyFolder(folder.path / "other"), f"sqlite:///{folder.path}/other.db"))
-    book = open_book(study, folder, None)
+    whole = play(open_trial_source(study, StudyFolder(folder.path / "other"), f"sqlite:///{folder.path}/other.db"))
+    book = open_trial_source(study, folder, None)
     half = optuna.load_study(study_name=study.name, storage=f"sqlite:///{folder.storage}")
     half.ask()  # a trial without any of its parameters
     assert play(book) == whole
@@ -114,10 +116,10 @@ def test_a_suggestion_killed_half_way_is_taken_up_again(folder: StudyFolder) -> 
 
 def test_a_cell_of_several_replicates_shows_them_together(folder: StudyFolder) -> None:
     study = search(n_trials=1).model_copy(update={"replicates": 2})
-    book = open_book(study, folder, None)
+    book = open_trial_source(study, folder, None)
     for trials in book.rounds():
         for trial, weight in zip(trials, (0.2, 0.4), strict=True):
-            book.tell(trial, {**result(0.5), "metrics": {"val_accuracy": 0.5, "switch/mean/bn": weight}})
+            book.record_result(trial, {**result(0.5), "metrics": {"val_accuracy": 0.5, "switch/mean/bn": weight}})
     (cell,) = stored(study, folder)
     assert cell.user_attrs["replicates"] == [0, 1]
     assert cell.user_attrs["switch_weights"]["switch/mean/bn"] == pytest.approx(0.3)
@@ -145,7 +147,7 @@ def test_mirrored_trials_are_as_optuna_itself_would_add_them(tmp_path: Path) -> 
 
 def test_a_search_finds_what_is_better_than_chance(folder: StudyFolder) -> None:
     study = search(n_trials=30)
-    play(open_book(study, folder, None))
+    play(open_trial_source(study, folder, None))
     values = [trial.value for trial in stored(study, folder)]
     assert len(values) == 30
     assert sum(values[20:]) / 10 > sum(values[:10]) / 10
@@ -153,9 +155,9 @@ def test_a_search_finds_what_is_better_than_chance(folder: StudyFolder) -> None:
 
 def test_a_diverged_cell_counts_as_worst_and_a_failed_one_fails(folder: StudyFolder) -> None:
     study = search(n_trials=2)
-    book = open_book(study, folder, None)
+    book = open_trial_source(study, folder, None)
     for first, _ in book.rounds():
-        book.tell(first, result(None, "diverged"))
+        book.record_result(first, result(None, "diverged"))
     diverged, failed = stored(study, folder)
     assert diverged.value == WORST["maximize"]
     assert failed.state == optuna.trial.TrialState.FAIL
@@ -163,7 +165,7 @@ def test_a_diverged_cell_counts_as_worst_and_a_failed_one_fails(folder: StudyFol
 
 def test_the_pruner_compares_with_earlier_rounds_alone(folder: StudyFolder) -> None:
     study = search(n_trials=12, pruner="median")
-    book = open_book(study, folder, None)
+    book = open_trial_source(study, folder, None)
     pruned = []
     for number, trials in enumerate(book.rounds()):
         for trial in trials:
@@ -175,7 +177,7 @@ def test_the_pruner_compares_with_earlier_rounds_alone(folder: StudyFolder) -> N
             )
             write_bytes(folder.trial(trial.trial_id, trial.replicate).metrics, rows.encode())
             pruned.append(book.prune_at(trial, values))
-            book.tell(trial, result(values[3]))
+            book.record_result(trial, result(values[3]))
     assert pruned[:8] == [None] * 8
     assert pruned[8:] == [1] * 4
     states = [trial.state.name for trial in stored(study, folder)]
