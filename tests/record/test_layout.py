@@ -10,10 +10,10 @@ import pytest
 from study.record.io import (
     append_line,
     file_digest,
+    quarantine,
     read_attempts,
     read_json,
     read_metrics,
-    set_aside,
     write_bytes,
     write_json,
 )
@@ -149,7 +149,7 @@ def test_two_halves_that_would_make_a_row_are_none(tmp_path: Path) -> None:
 def test_what_is_set_aside_keeps_its_content_under_another_name(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.write_text("bad")
-    aside = set_aside(path)
+    aside = quarantine(path)
     assert not path.exists()
     assert aside.read_text() == "bad"
     assert aside.name.startswith("last.ckpt.damaged-")

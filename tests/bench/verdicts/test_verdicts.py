@@ -13,7 +13,7 @@ from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics.intervals import Estimate
 from study.bench.synthetic_records import SyntheticStudy, Truth, synthetic_records, write_study
-from study.bench.verdicts.campaign import FaultCounts, measure, scenarios, true_values
+from study.bench.verdicts.campaign import Counts, measure, scenarios, true_values
 from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
@@ -87,7 +87,7 @@ def test_a_tally_counts_sides_and_false_alarms() -> None:
             estimate=Estimate(value=(low + high) / 2, low=low, high=high, n=3), bootstrap=(low, high),
         )  # fmt: skip
 
-    tally = FaultCounts()
+    tally = Counts()
     for p_value in (0.01, 0.2):
         effects = [effect("sn - bn", -0.1, 0.1, p_value), effect("sn - gn", 0.1, 0.2, 0.001)]
         answer = Answer(title="", verdict="supported", answer="", rule="", effects=effects, n_done=1, n_planned=1,

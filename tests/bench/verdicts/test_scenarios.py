@@ -13,13 +13,13 @@ from math import log
 import numpy as np
 import pytest
 
-from study.bench.verdicts.campaign import Tally, World, draw, known_values, worlds
+from study.bench.verdicts.campaign import Counts, Scenario, draw, known_values, scenarios
 
 DRAWS, FEW = 200, 4  # few: where the outcome is all but sure
 RIGHT, WRONG = 0.05, 0.12
 FAILS_RIGHT, PASSES_WRONG = 0.001, 0.2
 
-Drawn = Callable[[str], Tally]
+Drawn = Callable[[str], Counts]
 
 
 def errs(errors: int, draws: int) -> bool | None:
@@ -30,12 +30,12 @@ def errs(errors: int, draws: int) -> bool | None:
     return False if evidence <= log(PASSES_WRONG / (1 - FAILS_RIGHT)) else None
 
 
-def _misses(tally: Tally) -> list[int]:
+def _misses(tally: Counts) -> list[int]:
     return [count["above"] + count["below"] for count in tally.sides.values()]
 
 
-def _by_name(name: str) -> World:
-    return next(world for world in worlds() if world.name == name)
+def _by_name(name: str) -> Scenario:
+    return next(scenario for scenario in scenarios() if scenario.name == name)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def drawn() -> Drawn:
     """Draws of a world by its name, as many as all that is asked of them takes; drawn once."""
 
     @cache
-    def of(name: str) -> Tally:
-        world = _by_name(name)
+    def of(name: str) -> Counts:
+        scenario = _by_name(name)
 
-        def enough(tally: Tally) -> bool:
-            errors = [tally.verdicts[world.false], *_misses(tally)]
+        def enough(tally: Counts) -> bool:
+            errors = [tally.verdicts[scenario.false], *_misses(tally)]
             return all(errs(number, tally.draws) is not None for number in errors)
 
-        return draw(world, DRAWS, known_values(world), enough)
+        return draw(scenario, DRAWS, known_values(scenario), enough)
 
     return of
 
@@ -60,22 +60,22 @@ AT_THE_EDGE = ["at the margin", "neither moves, 3 replicates"]
 
 
 @pytest.mark.parametrize("world", AT_THE_EDGE)
-def test_verdicts_are_false_in_at_most_5_percent(drawn: Drawn, world: str) -> None:
-    tally = drawn(world)
-    assert not errs(tally.verdicts[_by_name(world).false], tally.draws)
+def test_verdicts_are_false_in_at_most_5_percent(drawn: Drawn, scenario: str) -> None:
+    tally = drawn(scenario)
+    assert not errs(tally.verdicts[_by_name(scenario).false], tally.draws)
 
 
 @pytest.mark.parametrize("world", AT_THE_EDGE)
-def test_intervals_hold_the_truth(drawn: Drawn, world: str) -> None:
-    tally = drawn(world)
-    assert [count.total() for count in tally.sides.values()] == [tally.draws] * len(known_values(_by_name(world)))
+def test_intervals_hold_the_truth(drawn: Drawn, scenario: str) -> None:
+    tally = drawn(scenario)
+    assert [count.total() for count in tally.sides.values()] == [tally.draws] * len(known_values(_by_name(scenario)))
     assert not any(errs(number, tally.draws) for number in _misses(tally))
 
 
 @pytest.mark.parametrize("name", ["planted", "bn better", "the claim, 5 replicates", "the contrary", "task moves"])
 def test_what_is_planted_is_found(name: str) -> None:
-    world = _by_name(name)
-    assert draw(world, FEW, {}).verdicts[world.found] >= FEW - 1
+    scenario = _by_name(name)
+    assert draw(scenario, FEW, {}).verdicts[scenario.found] >= FEW - 1
 
 
 def test_the_sequential_test_tells_5_percent_from_12() -> None:
