@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.config.errors import FULL_DISK, NO_SPACE, Parser, UserError, allowed_names
+from study.config.errors import (
+    BAD_INPUT,
+    DONE,
+    FULL_DISK,
+    INTERRUPTED,
+    NO_SPACE,
+    SOME_FAILED,
+    Parser,
+    UserError,
+    allowed_names,
+)
 from study.config.schema import LAUNCHERS, StudyConfig
 from study.config.yaml_input import read_yaml
 from study.plan.loading import DEFAULT_SCALE, available, load_study
@@ -26,7 +36,6 @@ if TYPE_CHECKING:
     from study.record.layout import StudyFolder
     from study.sweep.executors.base import Executor
 
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 VERBS = {
     "run": "plan, train what has no result yet, and report (what no verb means)",
@@ -161,6 +170,7 @@ def _list() -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from study.cli.live_view import TrialProblem, format_problems, group_problems
+    from study.cli.progress import SweepProgress
     from study.record.environment import command_line, describe_environment
     from study.sweep.driver import Driver
     from study.sweep.study_file import check_folder
@@ -184,6 +194,7 @@ def _run(options: argparse.Namespace) -> int:
         storage=options.storage,
         retry_failed=options.retry_failed,
         detach=options.detach,
+        listener=SweepProgress(console, folder),
     ).run()
     if outcome.left:
         console.print(f"{outcome.left} trials are queued; the same command collects, status shows how far they are")

@@ -15,18 +15,19 @@ from study.cli.background import Background
 from study.cli.live_view import ROWS, Running, StudySnapshot, TrialProblem, forecast_left
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
+from study.sweep.listener import SweepListener
 
 ANSWERS_SHARE = 0.02  # of this machine's processor time, for the answers so far
 FIRST_ANSWERS = 30.0  # seconds
 LOOKED_AT = 100  # trials in an engine's queue
 
 
-class SweepProgress:
+class SweepProgress(SweepListener):
     """Counts trials, and forecasts the time left from the cost of what is done and what is to do."""
 
-    def __init__(self, console: Console, folder: StudyFolder, total: int, places: int, *, queued: bool) -> None:
-        """`queued`: trials wait in an engine's queue, which alone knows how many of them run."""
-        self.console, self.folder, self.total, self.places, self.queued = console, folder, total, places, queued
+    def __init__(self, console: Console, folder: StudyFolder) -> None:
+        self.console, self.folder = console, folder
+        self.total, self.places, self.queued = 0, 1, False
         self.states: Counter[str] = Counter()
         self.troubles: dict[str, TrialProblem] = {}
         self.running: Mapping[str, PlannedTrial] = {}
@@ -37,6 +38,9 @@ class SweepProgress:
         self.live = Live(
             get_renderable=self.picture, console=console, refresh_per_second=1, transient=True, vertical_overflow="crop"
         )
+
+    def begin(self, total: int, places: int, *, queued: bool) -> None:
+        self.total, self.places, self.queued = total, places, queued
 
     def __enter__(self) -> SweepProgress:
         if self.console.is_terminal:
@@ -74,7 +78,7 @@ class SweepProgress:
         done = sum(self.states.values()) - self.states["failed"]
         self._log(f"{done}/{self.total} {key}: {outcome}, {result['seconds']:.0f} s; {self._left()}")
 
-    def again(self, key: str, reason: str) -> None:
+    def retrying(self, key: str, reason: str) -> None:
         """A trial has ended without a result and is tried again."""
         self.troubles[key] = TrialProblem(key=key, state="trying again", reason=reason)
         self._log(f"{key}: {reason}; trying again", "yellow")
@@ -87,7 +91,10 @@ class SweepProgress:
         if not before:
             self._log(f"{key}: failed: {reason}" + (f" (see {where})" if where else ""), "red")
 
-    def say(self, message: str, style: str = "") -> None:
+    def stopping(self, note: str) -> None:
+        self.note = note
+
+    def message(self, message: str, style: str = "") -> None:
         """A line above the view."""
         self.console.print(Text(message, style=style), soft_wrap=True)
 
@@ -117,4 +124,4 @@ class SweepProgress:
     def _log(self, message: str, style: str = "") -> None:
         """A line in a log file. On a terminal the view says it."""
         if not self.console.is_terminal:
-            self.say(message, style)
+            self.message(message, style)

@@ -8,6 +8,7 @@ import errno
 from collections.abc import Iterable
 from typing import NoReturn
 
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 

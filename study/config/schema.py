@@ -445,4 +445,4 @@ class StudyConfig(_StrictModel):
 # ---------------------------------------------------------------------------------------------- loading
 
 
-MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
+SCORE_MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain

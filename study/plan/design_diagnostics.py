@@ -260,11 +260,11 @@ def _needed_for_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:
     comparison = max(spreads, key=lambda name: spreads[name], default="")
     if not spreads or not spreads[comparison]:
         return []
-    from study.config.schema import MARGIN
+    from study.config.schema import SCORE_MARGIN
 
-    needed = replicates_for(MARGIN / spreads[comparison], study.analysis.confidence)
+    needed = replicates_for(SCORE_MARGIN / spreads[comparison], study.analysis.confidence)
     return [f"the spread of {study.metric} in the last report is {spreads[comparison]:.3g} ({comparison}): "
-            f"to see {MARGIN:g} takes {needed or f'more than {MOST}'} replicates"]  # fmt: skip
+            f"to see {SCORE_MARGIN:g} takes {needed or f'more than {MOST}'} replicates"]  # fmt: skip
 
 
 def _needed_for_ratio(study: StudyConfig, folder: StudyFolder) -> str:

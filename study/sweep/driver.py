@@ -19,7 +19,6 @@ from typing import Any, Literal
 from filelock import Timeout
 from rich.console import Console
 
-from study.cli.progress import SweepProgress
 from study.config.errors import NO_SPACE, UserError
 from study.config.schema import StudyConfig
 from study.plan.job import Job
@@ -28,6 +27,7 @@ from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder, record_failure
 from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.base import Executor
+from study.sweep.listener import SweepListener
 from study.sweep.optuna.studies import TrialSource, check_storage, objective_curve, open_trial_source
 from study.sweep.retries import RetryPolicy
 from study.sweep.study_file import check_folder, check_locks, write_study
@@ -66,6 +66,7 @@ class Driver:
     storage: str | None = None
     retry_failed: bool = False
     detach: bool = False
+    listener: SweepListener = field(default_factory=SweepListener)
 
     def run(self) -> SweepResult:
         """Plans, runs what is not done, tells. Raises `UserError` where another driver runs the study."""
@@ -115,7 +116,8 @@ class Driver:
         self.tracebacks: list[str] = []
         self.successes = 0
         queued = self.executor.outlives_driver
-        with SweepProgress(self.console, self.folder, book.total, self.executor.places, queued=queued) as self.progress:
+        self.listener.begin(book.total, self.executor.places, queued=queued)
+        with self.listener:
             try:
                 for trials in book.rounds():
                     self._run_round(book, trials)
@@ -124,7 +126,7 @@ class Driver:
                     if self.outcome.stopped or self.outcome.left:
                         break
             except KeyboardInterrupt:
-                self.progress.note = "stopping" if queued else "stopping; trials save and leave"
+                self.listener.stopping("stopping" if queued else "stopping; trials save and leave")
                 raise
             finally:
                 self.executor.close()
@@ -139,7 +141,7 @@ class Driver:
         running = {key: missing.pop(key) for key in self.executor.reattach(missing.keys())}
         for trial in missing.values():
             waiting.put(trial)
-        self.progress.follow(running)
+        self.listener.follow(running)
         elsewhere: list[PlannedTrial] = []
         looked = 0.0
         self._give_up(waiting)
@@ -171,7 +173,7 @@ class Driver:
             self.outcome.failed[key] = reason
             trial_id, _, replicate = key.rpartition("-r")
             record_failure(self.folder.trial(trial_id, int(replicate)), reason)
-            self.progress.failed(key, reason)
+            self.listener.failed(key, reason)
         waiting.lost.clear()
 
     def _missing(
@@ -184,19 +186,19 @@ class Driver:
             damaged = record.damaged_files()
             result = None if damaged else record.read_result()
             if damaged:
-                self.progress.say(f"{record.path}: damaged: {', '.join(damaged)}; the trial goes on", "yellow")
+                self.listener.message(f"{record.path}: damaged: {', '.join(damaged)}; the trial goes on", "yellow")
             if result is not None:
                 book.record_result(trial, result)
                 waiting.settle(trial.key, result["status"])
-                self.progress.skip(result["status"])
+                self.listener.skip(result["status"])
             elif record.attempts()[1] >= self.study.run.max_attempts and not self.retry_failed:
                 self.outcome.failed[trial.key] = record.status()[1]
-                self.progress.failed(trial.key, self.outcome.failed[trial.key], before=True)
+                self.listener.failed(trial.key, self.outcome.failed[trial.key], before=True)
                 waiting.settle(trial.key, "failed")
             else:
                 if self.retry_failed:
                     record.state.unlink(missing_ok=True)
-                self.progress.expect(trial.key, trial.cost)
+                self.listener.expect(trial.key, trial.cost)
                 missing.append(trial)
         return missing
 
@@ -223,12 +225,12 @@ class Driver:
                 self.outcome.stopped = f"the first {SAME_FAILURE_LIMIT} trials failed in the same way: {reason}"
                 return
         if fate == "again":
-            self.progress.again(trial.key, reason)
+            self.listener.retrying(trial.key, reason)
             waiting.put(trial)
             return
         self.outcome.failed[trial.key] = reason
         waiting.settle(trial.key, "failed")
-        self.progress.failed(trial.key, reason, record.log)
+        self.listener.failed(trial.key, reason, record.log)
 
     def _record_result(self, book: TrialSource, trial: PlannedTrial, record: TrialFolder) -> str:
         """Takes in the result of a trial; returns its status."""
@@ -236,9 +238,9 @@ class Driver:
         assert result is not None
         self.successes += 1
         for note in result.get("notes", []):
-            self.progress.say(note, "yellow")
+            self.listener.message(note, "yellow")
         book.record_result(trial, result)
-        self.progress.finished(trial.key, result)
+        self.listener.finished(trial.key, result)
         return str(result["status"])
 
     def _all_fail_alike(self) -> bool:
@@ -261,7 +263,7 @@ class Driver:
 
         mode = resolve_mode(self.study.tracking)
         if asked_mode(self.study.tracking) == "online" and mode == "offline":
-            self.progress.say(
+            self.listener.message(
                 "W&B does not answer: trials are recorded offline; `wandb sync` brings them there", "yellow"
             )
         return mode

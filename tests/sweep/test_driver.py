@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from study.cli.progress import SweepProgress
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.plan.job import Job
@@ -84,7 +85,7 @@ def drive(path: Path, act: Act, *overrides: str, retry_failed: bool = False) -> 
 def build(study: StudyConfig, path: Path, executor: Any, console: Console, retry_failed: bool = False) -> Driver:
     return Driver(
         study=study, folder=StudyFolder(path), executor=executor, environment={"host": "h"}, console=console,
-        command_for=lambda trial: "c", retry_failed=retry_failed,
+        command_for=lambda trial: "c", retry_failed=retry_failed, listener=SweepProgress(console, StudyFolder(path)),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value, replicates_needed
 from study.analysis.statistics.measures import MEASURES
 from study.analysis.statistics.paired_differences import PairedDifference
-from study.config.schema import MARGIN
+from study.config.schema import SCORE_MARGIN
 
 Verdict = Literal["supported", "not supported", "not enough evidence"]
 
@@ -109,12 +109,12 @@ def confirms(item: PairedDifference) -> bool:
 
 
 def refuted(items: Sequence[PairedDifference], confidence: float) -> list[PairedDifference]:
-    """Those over which the reference gains less than `MARGIN`, whatever runs of theirs that diverged would have had.
+    """Those over which the reference gains less than `SCORE_MARGIN`, whatever runs of theirs that diverged would have had.
 
-    One of them is enough to refute, so each gives chance a try: one-sided p-values of a gain of `MARGIN` or more are
-    adjusted by Holm over all items. Of a single item this says that its interval lies below `MARGIN`.
+    One of them is enough to refute, so each gives chance a try: one-sided p-values of a gain of `SCORE_MARGIN` or more are
+    adjusted by Holm over all items. Of a single item this says that its interval lies below `SCORE_MARGIN`.
     """
-    p_values = adjust_holm([mean_p_value(item.per_replicate, MARGIN, "less") for item in items])
+    p_values = adjust_holm([mean_p_value(item.per_replicate, SCORE_MARGIN, "less") for item in items])
     return [
         item for item, p_value in zip(items, p_values, strict=True)
         if p_value is not None and p_value < (1 - confidence) / 2

@@ -47,7 +47,7 @@ from study.analysis.statistics.profiles import (
 )
 from study.config.schema import StudyConfig
 
-MARGIN = 1.1  # a factor that moves the choice by less than this ratio moves it no further in practice
+RATIO_MARGIN = 1.1  # a factor that moves the choice by less than this ratio moves it no further in practice
 EFFECT = (
     "The effect of a factor is the Jensen-Shannon distance between the switch-weight profiles of two cells that "
     "differ in it alone (of backbones, by relative depth), over the distance between replicates of a cell, both "
@@ -249,7 +249,7 @@ def factor_sentences(distances: ChoiceDistances, confidence: float) -> list[str]
     if not effects:
         return ["There is no movement by seeds to compare with; it takes a second replicate."] * bool(distances.factors)
     more = tell_apart_from(effects, 1, confidence)
-    no_more = [name for name in tell_apart_from(effects, MARGIN, confidence, above=False) if name not in more]
+    no_more = [name for name in tell_apart_from(effects, RATIO_MARGIN, confidence, above=False) if name not in more]
     unclear = [name for name in effects if name not in more + no_more]
     numbers = "; ".join(f"{name} {format_estimate(item, confidence, digits=2)}" for name, item in effects.items())
     groups = {"More than seeds": more, "No further than seeds": no_more, "Not told apart from seeds": unclear}
@@ -315,7 +315,7 @@ def replicates_need(
     if not (estimate.value and estimate.low and estimate.high):
         return []
     half_width = np.log(estimate.high / estimate.low) / 2
-    target = max(np.log(estimate.value), np.log(MARGIN / estimate.value))
+    target = max(np.log(estimate.value), np.log(RATIO_MARGIN / estimate.value))
     needed = replicates_needed(half_width, target, estimate.n, confidence)
     if needed is None:
         return ["more than 1000 replicates"]

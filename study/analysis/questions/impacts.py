@@ -15,7 +15,7 @@ import pandas as pd
 from study.analysis.questions.answers import MIN_CELLS, Answer, Effect, Verdict, join_words
 from study.analysis.questions.factor_effects import (
     EFFECT,
-    MARGIN,
+    RATIO_MARGIN,
     ChoiceDistances,
     closing_sentences,
     common_needs,
@@ -78,15 +78,15 @@ def decide(contrasts: Contrasts, confidence: float, *, covered: bool) -> Verdict
 
 
 def lost_contrasts(contrasts: Contrasts, confidence: float) -> list[str]:
-    """The pairs whose ratio lies below `MARGIN`. One is enough to refute the claim, so their number is adjusted for."""
+    """The pairs whose ratio lies below `RATIO_MARGIN`. One is enough to refute the claim, so their number is adjusted for."""
     named = {f"{strong} over {weak}": item for (strong, weak), item in contrasts.items()}
-    return tell_apart_from(named, MARGIN, confidence, above=False)
+    return tell_apart_from(named, RATIO_MARGIN, confidence, above=False)
 
 
 def _rule(confidence: float) -> str:
     return (
         f"Strong above weak. {EFFECT} Not supported: for any pair of one of {' and '.join(STRONG)} and one of "
-        f"{', '.join(WEAK)}, effect over effect lies below {MARGIN:g} (one-sided t test; p, adjusted by Holm for the "
+        f"{', '.join(WEAK)}, effect over effect lies below {RATIO_MARGIN:g} (one-sided t test; p, adjusted by Holm for the "
         f"number of pairs, below {(1 - confidence) / 2:g}). Else supported: {' and '.join(STRONG)} vary, with at least "
         f"one of the others, and for every such pair the {confidence * 100:g} % interval of effect over effect lies "
         f"above 1 (all must, so their number needs no adjustment). Otherwise: not enough evidence. It needs "
@@ -109,7 +109,7 @@ def _sentences(
         opening = f"Yes, in this study: {_side(contrasts, 0)} move the choice further than {_side(contrasts, 1)}."
     if verdict == "not supported":
         lost = join_words(lost_contrasts(contrasts, confidence))
-        opening = f"No, in this study: the ratio of effects is below {MARGIN:g} for {lost}."
+        opening = f"No, in this study: the ratio of effects is below {RATIO_MARGIN:g} for {lost}."
     parts = [opening, *factor_sentences(distances, confidence), *found]
     parts += _gradient_batch_sentence(trials)
     parts += company_sentences(records.study, list(records.study.joint))

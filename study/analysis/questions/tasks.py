@@ -21,7 +21,7 @@ from study.analysis.questions.answers import (
 )
 from study.analysis.questions.factor_effects import (
     EFFECT,
-    MARGIN,
+    RATIO_MARGIN,
     ChoiceDistances,
     closing_sentences,
     common_needs,
@@ -72,7 +72,7 @@ def decide(effects: Mapping[str, Estimate], confidence: float, *, covered: bool)
     """The rule that `_rule` puts into words, on the effects of task and data set."""
     if covered and tell_apart_from(effects, 1, confidence):
         return "supported"
-    if covered and effects and all(item.below(MARGIN) for item in effects.values()):
+    if covered and effects and all(item.below(RATIO_MARGIN) for item in effects.values()):
         return "not supported"
     return "not enough evidence"
 
@@ -133,7 +133,7 @@ def _rule(confidence: float) -> str:
     return (
         f"{EFFECT} Supported: the effect of task, or of dataset, lies above 1 (one-sided t test; p, adjusted by Holm "
         f"where there are two, below {(1 - confidence) / 2:g}). Else not supported: its {confidence * 100:g} % "
-        f"interval lies below {MARGIN:g} for each of them that varies. Otherwise: not enough evidence. It needs "
+        f"interval lies below {RATIO_MARGIN:g} for each of them that varies. Otherwise: not enough evidence. It needs "
         f"{MIN_CELLS * 100:g} % of the planned cells and 3 replicates. Where tasks have no data set in common, the "
         f"two cannot be told apart and count as one factor, {TOGETHER}. Heads, compared within their task, and "
         f"transfer are shown and do not decide."

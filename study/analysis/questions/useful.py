@@ -29,8 +29,7 @@ from study.analysis.questions.answers import (
     join_words,
     refuted,
 )
-from study.analysis.questions.factor_effects import MARGIN as RATIO_MARGIN
-from study.analysis.questions.factor_effects import select_choices
+from study.analysis.questions.factor_effects import RATIO_MARGIN, select_choices
 from study.analysis.questions.warm_starts import RULE, compare_starts, start_sentences
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.distinctness import layer_distances, layer_weights
@@ -38,7 +37,7 @@ from study.analysis.statistics.intervals import cell_numbers, complete_block, re
 from study.analysis.statistics.measures import MEASURES
 from study.analysis.statistics.paired_differences import TIME, PairedDifference, compare_levels
 from study.analysis.statistics.profiles import STATISTICS, factor_effect
-from study.config.schema import MARGIN
+from study.config.schema import SCORE_MARGIN
 from study.norms.names import parse_norm
 
 TITLE = "Is it useful that each layer picks its own normalizer?"
@@ -148,8 +147,8 @@ def _rule(metric: str, confidence: float) -> str:
         f"every control ({', '.join(CONTROLS)}) of the study, the {confidence * 100:g} % interval of the "
         f"difference in {MEASURES[metric].label} (switch norm minus the other, last epoch, paired at equal cell and "
         f"replicate, averaged over cells) lies above 0; all must, so no correction is needed. Not supported: against "
-        f"any of them it lies below {MARGIN:g}, so no practical gain is left; one is enough, so the one-sided p-values "
-        f"of a gain of {MARGIN:g} or more are adjusted by Holm over all of them, to the level {(1 - confidence) / 2:g} "
+        f"any of them it lies below {SCORE_MARGIN:g}, so no practical gain is left; one is enough, so the one-sided p-values "
+        f"of a gain of {SCORE_MARGIN:g} or more are adjusted by Holm over all of them, to the level {(1 - confidence) / 2:g} "
         f"(one alone: the interval lies below). Otherwise: not enough evidence. A comparison needs "
         f"{MIN_CELLS * 100:g} % of its planned cells. A run that diverged alone has no accuracy: it bars the "
         f"verdict that its absence would favour. Training loss, generalization gap and time to target (told apart "
@@ -171,7 +170,7 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
     opponents = _opponents(main)
     opening = {
         "supported": f"Yes, in this study: {main[0].reference} is better than {_names(opponents)}.",
-        "not supported": f"No, in this study: {main[0].reference} gains less than {MARGIN:g} over "
+        "not supported": f"No, in this study: {main[0].reference} gains less than {SCORE_MARGIN:g} over "
         f"{_names(refuted(opponents, confidence))}.",
         "not enough evidence": "It cannot be said yet.",
     }[verdict]
@@ -248,7 +247,7 @@ def _need(item: PairedDifference, confidence: float, n_opponents: int) -> str:
         if estimate.n > 1:
             return "replicates that differ"
         return "at least 1 more replicate of every cell (2 allow an interval), better 4 more"
-    if estimate.above(0) or (estimate.below(MARGIN) and item.missing.get(f"{item.other} diverged")):
+    if estimate.above(0) or (estimate.below(SCORE_MARGIN) and item.missing.get(f"{item.other} diverged")):
         return f"runs that do not diverge (missing pairs: {missing})"
     return format_more_replicates(_replicates_needed(item, confidence, n_opponents), estimate.n)
 
@@ -264,10 +263,10 @@ def _say_lacking(item: PairedDifference) -> str:
 
 
 def _replicates_needed(item: PairedDifference, confidence: float, n_opponents: int) -> int | None:
-    """Replicates that would put the interval above 0, or below `MARGIN` by the level that Holm asks of the first."""
+    """Replicates that would put the interval above 0, or below `SCORE_MARGIN` by the level that Holm asks of the first."""
     value, n = item.estimate.value or 0.0, item.estimate.n
     needed = []
-    for target, level in ((value, confidence), (MARGIN - value, 1 - (1 - confidence) / n_opponents)):
+    for target, level in ((value, confidence), (SCORE_MARGIN - value, 1 - (1 - confidence) / n_opponents)):
         interval = replicate_interval(item.per_replicate, level)
         half_width = ((interval.high or 0.0) - (interval.low or 0.0)) / 2
         needed.append(replicates_needed(half_width, target, n, level))

@@ -15,7 +15,7 @@ from study.analysis.questions.answers import confirms, format_distinguished, for
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.measures import MEASURES
 from study.analysis.statistics.paired_differences import PairedDifference, compare_levels
-from study.config.schema import MARGIN
+from study.config.schema import SCORE_MARGIN
 
 NOT_OWN = ("permute", "shared")
 NO_MIX = ("argmax",)
@@ -24,7 +24,7 @@ RULE = (
     f"Starts, which do not decide the verdict: the difference is frozen minus the other rule, or fine_tune (whose "
     f"choices learn on) minus the other where frozen (every layer keeps its own) is not in the study. That each layer "
     f"has its own matters if it lies above 0 for each of {', '.join(NOT_OWN)} that the study has, and does not if it "
-    f"lies below {MARGIN:g} for any of them (Holm, as above); that layers mix, the same for {', '.join(NO_MIX)}. "
+    f"lies below {SCORE_MARGIN:g} for any of them (Holm, as above); that layers mix, the same for {', '.join(NO_MIX)}. "
     f"transplant, and all "
     f"rules with start.fresh, train a network that is drawn anew: theirs is frozen with start.fresh, or else scratch, "
     f"which decides nothing: its BN statistics may be moving averages, those of starts are re-estimated."

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from study.bench.faults.harness import StudyHarness, StudyOverError, Training
-from study.cli.main import INTERRUPTED
+from study.config.errors import INTERRUPTED
 from study.record.io import read_json
 from study.record.layout import TrialFolder
 

@@ -24,7 +24,7 @@ from study.analysis.statistics.intervals import Floats
 from study.analysis.statistics.measures import MEASURES
 from study.bench.result import Figure, Result
 from study.bench.synthetic_records import SyntheticStudy, Truth
-from study.config.schema import MARGIN, StudyConfig
+from study.config.schema import SCORE_MARGIN, StudyConfig
 from study.config.validation import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trials
 
@@ -249,10 +249,10 @@ def _useful_worlds() -> Iterator[Scenario]:
     yield scenario("null, unequal variances", equal, {}, accuracy_noise=_wild_where_b_is_small)
     yield scenario("one equal", "0.03 over all but gn", {"bn": 0.03, "sn-uniform": 0.03}, found=NO)
     yield scenario("bn better", "-0.02 against bn, else 0.03", {"bn": -0.02, "gn": 0.03, "sn-uniform": 0.03}, found=NO)
-    at = f"{MARGIN:g} over all"
-    yield scenario("at the margin", at, over_all(MARGIN), false=NO)
-    yield scenario("at the margin, 3 replicates", at, over_all(MARGIN), replicates=3, false=NO)
-    yield scenario("at the margin, 8 norms", at, over_all(MARGIN, ALL_NORMS["norm"]), ALL_NORMS, false=NO)
+    at = f"{SCORE_MARGIN:g} over all"
+    yield scenario("at the margin", at, over_all(SCORE_MARGIN), false=NO)
+    yield scenario("at the margin, 3 replicates", at, over_all(SCORE_MARGIN), replicates=3, false=NO)
+    yield scenario("at the margin, 8 norms", at, over_all(SCORE_MARGIN, ALL_NORMS["norm"]), ALL_NORMS, false=NO)
     yield scenario("above the margin", "0.008 over all", over_all(0.008), false=NO)
     yield scenario("planted", "0.03 over all", over_all(0.03), false=NO, found=YES)
     yield scenario("planted, 3 replicates", "0.03 over all", over_all(0.03), replicates=3, false=NO, found=YES)

@@ -13,7 +13,7 @@ from study.analysis.questions.answers import difference_effects, refuted
 from study.analysis.questions.useful import decide
 from study.analysis.statistics.intervals import bootstrap_interval, replicate_interval
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
-from study.config.schema import MARGIN
+from study.config.schema import SCORE_MARGIN
 
 DRAWS = 200
 OTHERS = ("bn", "sn-uniform", "sn-shared")
@@ -44,10 +44,10 @@ def test_without_a_gain_support_is_rarer_than_five_percent() -> None:
 
 def test_with_a_gain_of_the_margin_over_each_of_many_refutation_is_rarer_than_five_percent() -> None:
     """At the margin the chance is largest; well above it, none is refuted."""
-    found = [_compare(seed, dict.fromkeys(OTHERS, MARGIN)) for seed in range(DRAWS)]
+    found = [_compare(seed, dict.fromkeys(OTHERS, SCORE_MARGIN)) for seed in range(DRAWS)]
     at_margin = sum(bool(refuted(items, 0.95)) for items in found)
     assert at_margin <= 0.05 * DRAWS
-    assert at_margin < sum(any(item.estimate.below(MARGIN) for item in items) for items in found)
+    assert at_margin < sum(any(item.estimate.below(SCORE_MARGIN) for item in items) for items in found)
     assert _share("not supported", dict.fromkeys(OTHERS, 0.02), 50) == 0
 
 
@@ -59,7 +59,7 @@ def test_planted_truths_are_found() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_of_a_single_opponent_the_interval_decides(seed: int) -> None:
     (item,) = _compare(seed, {"bn": 0.002})
-    assert bool(refuted([item], 0.95)) == item.estimate.below(MARGIN)
+    assert bool(refuted([item], 0.95)) == item.estimate.below(SCORE_MARGIN)
 
 
 def test_an_opponent_without_results_still_takes_its_share_of_the_level() -> None:

@@ -1,0 +1,51 @@
+"""What a driver reports while it runs, for whoever shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from study.plan.trials import PlannedTrial
+
+
+class SweepListener:
+    """Receives the events of a sweep. This one ignores them; `study/cli/progress.py` shows them.
+
+    A driver calls `begin` once, then uses the listener as a context manager around the sweep.
+    """
+
+    def begin(self, total: int, places: int, *, queued: bool) -> None:
+        """`total` trials are planned and up to `places` run at once; `queued`: an engine's queue decides which."""
+
+    def __enter__(self) -> SweepListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The sweep is over."""
+
+    def expect(self, key: str, cost: float) -> None:
+        """A trial is to be trained; the unit of `cost` is any, the same for all."""
+
+    def follow(self, running: Mapping[str, PlannedTrial]) -> None:
+        """`running` holds the trials that run, or wait in an engine's queue; the driver keeps it up to date."""
+
+    def skip(self, status: str) -> None:
+        """A trial was finished before, with this status."""
+
+    def finished(self, key: str, result: dict[str, Any]) -> None:
+        """A trial has a result."""
+
+    def retrying(self, key: str, reason: str) -> None:
+        """A trial has ended without a result and is tried again."""
+
+    def failed(self, key: str, reason: str, where: object = None, *, before: bool = False) -> None:
+        """A trial is given up; `where` to read more. before: it had failed when the study was taken up."""
+
+    def stopping(self, note: str) -> None:
+        """The sweep was interrupted and waits for its trials to save."""
+
+    def message(self, text: str, style: str = "") -> None:
+        """Something that the user should know."""
