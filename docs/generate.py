@@ -12,7 +12,7 @@ from pathlib import Path
 
 from study.analysis.questions.answers import split_sentences
 from study.analysis.report.report import Report
-from study.analysis.statistics.measures import MEASURES
+from study.analysis.statistics.measures import build_measures
 from study.bench.synthetic_records import Truth, write_study
 from study.plan.loading import load_study
 from study.record.layout import StudyFolder
@@ -53,7 +53,7 @@ def write_measures() -> None:
     rules = "".join(f"\n### {_rule(question, study)}" for question, study in QUESTIONS.items())
     rows = "".join(
         f"| {measure.label} | {measure.definition} | `{measure.rule_name}` | {measure.line:g} |\n"
-        for measure in MEASURES.values()
+        for measure in build_measures().values()
     )
     table = f"| number | definition | function | nothing differs at |\n|---|---|---|--:|\n{rows}"
     (DOCS / "measures.md").write_text(f"{HEAD}\n## Verdicts\n{rules}\n## Numbers\n\n{table}", encoding="utf-8")

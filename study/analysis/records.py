@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from study.analysis.statistics.intervals import Floats, cell_numbers
-from study.analysis.statistics.profiles import STATISTICS, depth_profiles
+from study.analysis.statistics.measures import Measure, build_measures
+from study.analysis.statistics.profiles import depth_profiles
+from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
 from study.config.validation import study_from_dict
 from study.config.yaml_input import read_yaml
-from study.norms.names import NORMALIZERS, parse_norm
+from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial, plan_trial, plan_trials
 from study.record.io import read_json, read_metrics
 from study.record.layout import FINISHED, SCHEMA, StudyFolder, TrialFolder
@@ -45,6 +47,7 @@ FACTS = ("start", "statistics_batch", "gradient_batch", "pool", "command", "devi
 class StudyRecords:
     """All that is known of a study.
 
+    space: what the layers of its networks choose from.
     trials: a row a planned trial (of a search: a trial found on disk). Columns: key, trial_id, replicate, one
         a factor, `ALWAYS`, state, reason, `METRICS` (NaN where null), `NUMBERS` and `FACTS`.
     weights: switch weights of every trial and epoch: the columns of `switch_weights.parquet`, text coded.
@@ -58,6 +61,7 @@ class StudyRecords:
 
     folder: StudyFolder
     study: StudyConfig
+    space: ChoiceSpace
     provenance: dict[str, Any]
     trials: pd.DataFrame
     weights: pa.Table
@@ -70,7 +74,12 @@ class StudyRecords:
     @cached_property
     def profiles(self) -> dict[str, Floats]:
         """What each network chose, by key: `depth_profiles` of the last epoch."""
-        return depth_profiles(self.switch)
+        return depth_profiles(self.switch, self.space)
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """All kinds of numbers that answers about this study may hold, by name."""
+        return build_measures(self.space)
 
     @property
     def plain(self) -> pd.DataFrame:
@@ -102,7 +111,13 @@ class StudyRecords:
 
     @property
     def reference_norm(self) -> str | None:
-        """The norm whose choices are studied: `sn`, else the first switch norm without a control, if any."""
+        """The norm of the networks whose choices are studied.
+
+        That is `sn`, else the first switch norm without a control, if any; where layers choose from something other
+        than normalizers, it is the first norm of the study.
+        """
+        if self.space != NORMALIZATION:
+            return str(self.levels("norm")[0])
         specs = {norm: parse_norm(norm) for norm in self.levels("norm")}
         free = [norm for norm, spec in specs.items() if spec.is_switch and spec.control is None]
         return "sn" if "sn" in free else next(iter(free), None)
@@ -130,19 +145,19 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
 
     Raises `UserError` where `study.yaml` is missing or no study. A damaged trial is a row of state `damaged`.
     """
-    study, provenance = read_study(folder)
+    study, provenance, space = read_study(folder)
     on_disk = list(folder.trials())
     planned: list[tuple[TrialFolder, PlannedTrial | None]] = (
         [(trial, _read_plan(study, trial)) for trial in on_disk]
         if study.search
         else [(folder.trial(plan.trial_id, plan.replicate), plan) for plan in plan_trials(study)]
     )
-    records = [_read_trial(trial, plan) for trial, plan in planned]
+    records = [_read_trial(trial, plan, space) for trial, plan in planned]
     known = {trial.path for trial, _ in planned}
     weights = _join_weights(records)
     backbone, heads = _split_roles(weights)
     return StudyRecords(
-        folder=folder, study=study, provenance=provenance,
+        folder=folder, study=study, space=space, provenance=provenance,
         trials=_trial_table([record.row for record in records], list(study.factors)),
         weights=weights.drop_columns("key"), switch=_last_epochs(backbone), heads=_last_epochs(heads),
         switch_epochs=_means_by_epoch(backbone),
@@ -151,7 +166,7 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     )  # fmt: skip
 
 
-def read_switch_weights(file: Any) -> pa.Table:
+def read_switch_weights(file: Any, space: ChoiceSpace = NORMALIZATION) -> pa.Table:
     """The switch weights of one trial, every epoch, with text coded. Raises `ValueError` if damaged."""
     try:
         metadata = pq.read_metadata(file)
@@ -169,7 +184,7 @@ def read_switch_weights(file: Any) -> pa.Table:
         names = {*table["statistic"].unique().to_pylist()}, {*table["normalizer"].unique().to_pylist()}
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(f"unreadable: {str(error).splitlines()[0]}") from None
-    if not (names[0] <= {*STATISTICS} and names[1] <= {*NORMALIZERS}):
+    if not (names[0] <= {*space.axis_names} and names[1] <= {*space.member_names}):
         raise ValueError("holds an unknown statistic or normalizer")
     if not np.allclose(sums.to_numpy(), 1, atol=1e-3):
         raise ValueError("holds weights that do not sum to 1 over the normalizers")
@@ -194,8 +209,11 @@ class _TrialRecord:
     weights: pa.Table | None = None
 
 
-def read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
-    """The study of a folder, and the command, commit and versions it was planned with. Raises `UserError`."""
+def read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any], ChoiceSpace]:
+    """The study of a folder, its provenance (command, commit, versions), and what layers choose from.
+
+    Raises `UserError` where the folder holds no study, or a damaged one.
+    """
     if not folder.config.exists():
         beside = sorted(path.parent.name for path in folder.path.parent.glob("*/study.yaml"))
         nearest = f"; {allowed_names(folder.path.name, beside)}" if beside else ""
@@ -203,7 +221,9 @@ def read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any]]:
     data = read_yaml(folder.config)
     if not isinstance(data.get("study"), dict):
         raise UserError(f"{folder.config}: study: expected keys and values")
-    return study_from_dict(data["study"], str(folder.config)), dict(data.get("provenance") or {})
+    study = study_from_dict(data["study"], str(folder.config))
+    space = ChoiceSpace.from_dict(data.get("choice_space"), str(folder.config))
+    return study, dict(data.get("provenance") or {}), space
 
 
 def _read_plan(study: StudyConfig, folder: TrialFolder) -> PlannedTrial | None:
@@ -223,13 +243,13 @@ def _read_yaml_or_nothing(folder: TrialFolder) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _read_trial(folder: TrialFolder, plan: PlannedTrial | None) -> _TrialRecord:
-    row = {**_planned_facts(folder, plan), **_state_and_results(folder, plan), **_facts_on_disk(folder)}
+def _read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpace) -> _TrialRecord:
+    row = {**_planned_facts(folder, plan, space), **_state_and_results(folder, plan), **_facts_on_disk(folder)}
     record = _TrialRecord(row=row, curves=_read_curves(folder))
     if row["state"] == "damaged" or not folder.switch_weights.is_file():
         return record
     try:
-        weights = read_switch_weights(folder.switch_weights)
+        weights = read_switch_weights(folder.switch_weights, space)
     except ValueError as error:
         if row["state"] != "running":  # a running trial may be writing it
             row |= {"state": "damaged", "reason": f"{folder.switch_weights.name}: {error}"}
@@ -239,7 +259,7 @@ def _read_trial(folder: TrialFolder, plan: PlannedTrial | None) -> _TrialRecord:
     return record
 
 
-def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, Any]:
+def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpace) -> dict[str, Any]:
     if plan is None:
         return {"key": _key(folder), "trial_id": folder.trial_id}
     return {
@@ -251,7 +271,7 @@ def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, 
         "start": plan.waits_for or (plan.source and str(plan.source.locate(plan.replicate))),
         "statistics_batch": plan.statistics_batch,
         "gradient_batch": plan.gradient_batch,
-        "pool": ",".join(plan.pool),
+        "pool": ",".join(space.find_pool(plan.config)),
     }
 
 

@@ -12,9 +12,8 @@ from wandb_workspaces import expr
 
 from study.analysis.records import StudyRecords
 from study.analysis.report.report import Report
-from study.analysis.statistics.profiles import STATISTICS
+from study.config.choice_space import ChoiceSpace
 from study.dashboard.summary import COVERAGE, figures, tables
-from study.norms.names import NORMALIZERS
 
 MOST_RUNS = 100  # that a panel draws; W&B's own limit of 10 would leave most of a study out
 SUMMARY, TRIALS = "summary", "train"  # job types
@@ -39,6 +38,7 @@ class Part:
 class Logged:
     """What the trials of a study log at the end of an epoch, as far as there are records of it."""
 
+    space: ChoiceSpace
     metrics: list[str]
     pool: list[str]
     heads: list[str]
@@ -52,17 +52,19 @@ class Logged:
         if "val_accuracy" in curves and records.study.metric != "val_score":
             curves -= {"val_score"}  # the same
         return cls(
+            space=records.space,
             metrics=[name for name in metrics if name in curves],
-            pool=[name for name in NORMALIZERS if name in set(switch["normalizer"])],
+            pool=[name for name in records.space.member_names if name in set(switch["normalizer"])],
             heads=list(dict.fromkeys(records.heads["role"])),
             stages=sorted(int(stage) for stage in switch["stage"].unique()),
         )
 
     @property
     def shares(self) -> list[str]:
-        """The two that stand for a choice: the share of `bn`, or of the first normalizer there is."""
-        normalizer = "bn" if "bn" in self.pool else next(iter(self.pool), None)
-        return [f"switch/{statistic}/{normalizer}" for statistic in STATISTICS if normalizer]
+        """The metrics that stand for a choice: the share of the tracked member, or else of the first of the pool."""
+        tracked = self.space.tracked[0]
+        member = tracked if tracked in self.pool else next(iter(self.pool), None)
+        return [f"switch/{axis}/{member}" for axis in self.space.axis_names if member]
 
 
 def build_workspace(report: Report, entity: str) -> ws.Workspace:
@@ -142,10 +144,10 @@ def _by_factor(factor: str, logged: Logged) -> Part:
 
 def _choices(logged: Logged) -> list[Part]:
     """Switch weights against the epoch: of the network, and the same by stage and by role."""
-    each = [(statistic, normalizer) for statistic in STATISTICS for normalizer in logged.pool]
+    each = [(statistic, normalizer) for statistic in logged.space.axis_names for normalizer in logged.pool]
     network = [
         _curves([f"switch/{statistic}/{normalizer}" for normalizer in logged.pool], f"{statistic} weights")
-        for statistic in STATISTICS if logged.pool
+        for statistic in logged.space.axis_names if logged.pool
     ]  # fmt: skip
     stages = [
         _curves([f"switch/stage{stage}/{s}/{n}" for stage in logged.stages], f"{n}, {s} weights, by stage")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value, replicates_needed
-from study.analysis.statistics.measures import MEASURES
+from study.analysis.statistics.measures import Measure
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.config.schema import SCORE_MARGIN
 
@@ -29,7 +29,7 @@ class Effect:
     than they had, as they never reached the target.
     """
 
-    measure: str
+    measure: Measure
     comparison: str
     estimate: Estimate
     n_pairs: int
@@ -46,7 +46,7 @@ class Effect:
         """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
         low, high = _round(self.estimate.low), _round(self.estimate.high)
         return {
-            "measure": self.measure, "rule": MEASURES[self.measure].rule_name, "comparison": self.comparison,
+            "measure": self.measure.name, "rule": self.measure.rule_name, "comparison": self.comparison,
             "estimate": _round(self.estimate.value),
             "interval": None if low is None else [low, high], "n": self.estimate.n,
             "n_pairs": self.n_pairs, "n_pairs_planned": self.n_pairs_planned, "missing": dict(self.missing),
@@ -76,7 +76,7 @@ class Answer:
         return {**vars(self), "effects": effects, "needs": list(self.needs)}
 
 
-def difference_effects(measure: str, items: Sequence[PairedDifference]) -> list[Effect]:
+def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> list[Effect]:
     """The rows of a measure's paired differences. Those with the same reference are a family of tests."""
     families = [
         [item for item in items if item.reference == reference]
@@ -89,7 +89,7 @@ def difference_effects(measure: str, items: Sequence[PairedDifference]) -> list[
     ]
 
 
-def difference_effect(measure: str, comparison: str, item: PairedDifference) -> Effect:
+def difference_effect(measure: Measure, comparison: str, item: PairedDifference) -> Effect:
     """The row of a paired difference that is a family by itself."""
     return Effect(
         measure=measure, comparison=comparison, estimate=item.estimate, per_replicate=item.per_replicate,

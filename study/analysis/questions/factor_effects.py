@@ -25,6 +25,7 @@ from study.analysis.statistics.intervals import (
     ratio_p_value,
     replicates_needed,
 )
+from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.permanova import (
     PERMUTATIONS,
     REPLICATE,
@@ -45,6 +46,7 @@ from study.analysis.statistics.profiles import (
     log_ratios,
     squared_distances,
 )
+from study.config.choice_space import ChoiceSpace
 from study.config.schema import StudyConfig
 
 RATIO_MARGIN = 1.1  # a factor that moves the choice by less than this ratio moves it no further in practice
@@ -66,7 +68,7 @@ class ChoiceDistances:
     factors, aitchison: for every factor that varies alone, by Jensen-Shannon and by Aitchison distances.
     squared: Jensen-Shannon distances, squared: a mean over depth and statistics; (cell, replicate, cell, replicate).
     pairs, planned_pairs: of cells that differ in a factor alone, of every factor; by row of cells, planned_cells.
-    profiles: (cell, replicate, statistic, depth, normalizer).
+    profiles: (cell, replicate, statistic, depth, normalizer), of choices from `space`.
     cells: the levels of the block's cells. replicates: their numbers. rows: of the trial table, (cell, replicate).
     planned: all planned trials: their cell (a row of planned_cells), replicate and state.
     """
@@ -77,6 +79,7 @@ class ChoiceDistances:
     pairs: Mapping[str, CellPairs]
     planned_pairs: Mapping[str, CellPairs]
     profiles: Floats
+    space: ChoiceSpace
     cells: pd.DataFrame
     replicates: tuple[int, ...]
     rows: Numbers
@@ -88,9 +91,9 @@ class ChoiceDistances:
     def n_replicates(self) -> int:
         return len(self.replicates)
 
-    def rank(self, confidence: float, statistic: str | None = None) -> dict[str, Estimate]:
-        """The effect of every factor, the strongest first."""
-        return _rank({name: factor_effect(item, confidence, statistic) for name, item in self.factors.items()})
+    def rank(self, confidence: float, axis: int | None = None) -> dict[str, Estimate]:
+        """The effect of every factor, the strongest first; `axis`: the number of the one axis to measure."""
+        return _rank({name: factor_effect(item, confidence, axis) for name, item in self.factors.items()})
 
     def rank_aitchison(self, confidence: float) -> dict[str, Estimate]:
         """The same with Aitchison distances."""
@@ -108,7 +111,9 @@ def select_choices(records: StudyRecords) -> pd.DataFrame:
     return whole
 
 
-def measure_distances(profiles: Mapping[str, Floats], trials: pd.DataFrame, factors: Sequence[str]) -> ChoiceDistances:
+def measure_distances(
+    profiles: Mapping[str, Floats], trials: pd.DataFrame, factors: Sequence[str], space: ChoiceSpace
+) -> ChoiceDistances:
     """Distances between the profiles of finished trials, in their complete block of cells and replicates.
 
     profiles: by key, as `depth_profiles` has them. trials: rows of the trial table, with its index; factors: columns.
@@ -132,7 +137,8 @@ def measure_distances(profiles: Mapping[str, Floats], trials: pd.DataFrame, fact
     return ChoiceDistances(
         factors={name: factor_distances(squared, found) for name, found in pairs.items() if found},
         aitchison={name: factor_distances(aitchison, found) for name, found in pairs.items() if found},
-        pairs=pairs, planned_pairs=planned_pairs, squared=squared.mean(axis=-1), profiles=array, cells=cells,
+        pairs=pairs, planned_pairs=planned_pairs, squared=squared.mean(axis=-1), profiles=array, space=space,
+        cells=cells,
         replicates=tuple(int(number) for number in keys.columns[columns]),
         rows=table["row"].unstack("replicate").to_numpy()[np.ix_(rows, columns)].astype(np.intp),
         planned_cells=planned_cells, planned=table[["row", "state"]].reset_index(),
@@ -147,8 +153,10 @@ def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
     """The effect of every factor: on all weights, on those of the means and of the variances, by either distance."""
     ranks = {
         "effect": distances.rank(confidence),
-        "effect_mean": distances.rank(confidence, "mean"),
-        "effect_var": distances.rank(confidence, "var"),
+        **{
+            f"effect_{axis.name}": distances.rank(confidence, number)
+            for number, axis in enumerate(distances.space.axes)
+        },
         "effect_aitchison": distances.rank_aitchison(confidence),
     }
     return [
@@ -206,7 +214,7 @@ def factor_row(
     of_cells = distances.planned[distances.planned["cell"].isin(distances.planned_cells.index[planned])]
     lacking = of_cells["state"][~of_cells["row"].isin(trials)]
     return Effect(
-        measure=measure, comparison=comparison, estimate=estimate, p_value=p_value,
+        measure=build_measures(distances.space)[measure], comparison=comparison, estimate=estimate, p_value=p_value,
         n_pairs=_count(distances.pairs, factors), n_pairs_planned=_count(distances.planned_pairs, factors),
         missing=dict(sorted(Counter(lacking.replace("done", "done, outside of the complete block")).items())),
         trials=sorted(trials.tolist()),
@@ -261,7 +269,7 @@ def factor_sentences(distances: ChoiceDistances, confidence: float) -> list[str]
 
 def share_sentences(rows: Sequence[Effect]) -> list[str]:
     """The ranking by share of variance; `rows` are those of `share_rows`."""
-    shares = [row for row in rows if row.measure == "share_of_variance" and row.estimate.value is not None]
+    shares = [row for row in rows if row.measure.name == "share_of_variance" and row.estimate.value is not None]
     said = "; ".join(f"{row.comparison} {_show_share(row.estimate)}" for row in shares)
     return [f"Of the variance between what networks chose: {said}."] if shares else []
 

@@ -23,22 +23,19 @@ from study.analysis.statistics.intervals import (
     replicate_interval,
     select_block,
 )
+from study.analysis.statistics.measures import Measure
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
-from study.analysis.statistics.profiles import STATISTICS
 from study.analysis.statistics.trends import (
     AXES,
     Axis,
     axis_slopes,
     batch_trends,
-    bn_shares,
     leading_axis,
     network_means,
     rank_trends,
+    tracked_shares,
 )
 
-OF = {"mean": "means", "var": "variances"}  # what a layer gives the two weights of a normalizer for
-WORDS = {"mean": "mean weights", "var": "variance weights"}
-SHARES = ("", "_mean", "_var")  # suffixes of measures
 CHANGES = ("convergence", "flips")  # of the dynamics, those that are compared between levels
 BATCH_AXES = ("batch_size", "chunks", "fixed_gradient_batch")  # the factors that set B and G x B
 
@@ -50,11 +47,10 @@ def find_trends(records: StudyRecords, trials: pd.DataFrame) -> Findings:
     switch = records.switch[records.switch["key"].isin(trials["key"][trials["state"].eq("done")])]
     if switch.empty:
         return [], []
-    confidence = records.study.analysis.confidence
     found = [
-        _inside_networks(switch, trials, confidence),
-        _with_batch(switch, records.study.factors, trials, confidence),
-        _bn_share(records, switch, trials),
+        _inside_networks(records, switch, trials),
+        _with_batch(records, switch, trials),
+        _tracked_share(records, switch, trials),
     ]
     return [effect for effects, _ in found for effect in effects], [text for _, texts in found for text in texts]
 
@@ -63,13 +59,13 @@ def find_dynamics(records: StudyRecords, trials: pd.DataFrame) -> Findings:
     """Effects and sentences on when layers settle and how often their largest weight changes. `trials`: as above."""
     if not (trials["state"].eq("done") & trials["key"].isin(list(records.profiles))).any():
         return [], []
-    table, confidence = network_dynamics(records.weights, BACKBONE), records.study.analysis.confidence
+    table, confidence = network_dynamics(records.weights, BACKBONE, records.space), records.study.analysis.confidence
     block = select_block(trials, table)
     if not block.trials.size:
         return [], ["Finished runs have one recorded epoch, which says nothing of how the choice is made in time."]
     means = block.values.mean(axis=0)
     effects = [
-        _row(number, WORDS[statistic], values, block.trials, len(trials), confidence)
+        _row(records.measures[number], records.space.labels[statistic], values, block.trials, len(trials), confidence)
         for (number, statistic), values in zip(_pairs(table), means.T, strict=True)
     ]
     changes = {number: _changes(records, trials, number, table) for number in CHANGES}
@@ -80,9 +76,9 @@ def find_dynamics(records: StudyRecords, trials: pd.DataFrame) -> Findings:
 # ----------------------------------------------------------------------------------- depth, receptive field, B
 
 
-def _inside_networks(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float) -> Findings:
+def _inside_networks(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Findings:
     """Trends over the layers of a network."""
-    effects, sentences = [], []
+    confidence, effects, sentences = records.study.analysis.confidence, [], []
     for measure, place, words in (
         ("trend_depth", "depth_fraction", "depth inside a network"),
         ("trend_receptive_field", "receptive_field", "receptive field"),
@@ -91,7 +87,7 @@ def _inside_networks(switch: pd.DataFrame, trials: pd.DataFrame, confidence: flo
         block = select_block(trials, table)
         rho = block.values.mean(axis=0)
         p_values = adjust_holm([mean_p_value(column) for column in rho.T])
-        rows = _trend_rows(measure, table, rho, p_values, block.trials, len(trials), confidence)
+        rows = _trend_rows(records, measure, table, rho, p_values, block.trials, len(trials))
         effects += rows
         sentences += _trend_sentences(words, rows, confidence)
     alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
@@ -100,10 +96,9 @@ def _inside_networks(switch: pd.DataFrame, trials: pd.DataFrame, confidence: flo
     return effects, sentences
 
 
-def _with_batch(
-    switch: pd.DataFrame, factors: Mapping[str, object], trials: pd.DataFrame, confidence: float
-) -> Findings:
+def _with_batch(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Findings:
     """Trends with B, over cells that agree in everything else."""
+    factors, confidence = records.study.factors, records.study.analysis.confidence
     table = network_means(switch)
     block = select_block(trials, table)
     groups = cell_numbers(block.cells, [name for name in factors if name != "batch_size"]).to_numpy()
@@ -119,17 +114,26 @@ def _with_batch(
     cells = grid[np.ix_(kept, columns)]  # (group, level)
     values = block.values[cells].mean(axis=0).swapaxes(0, 1)  # (replicate, level, number)
     slopes, p_values = batch_trends(values, levels[columns])
-    effects = _trend_rows("trend_batch", table, slopes, p_values, block.trials[cells.ravel()], len(trials), confidence)
+    effects = _trend_rows(records, "trend_batch", table, slopes, p_values, block.trials[cells.ravel()], len(trials))
     return effects, _trend_sentences("B", effects, confidence)
 
 
 def _trend_rows(
-    measure: str, table: pd.DataFrame, values: Floats, p_values: Sequence[float | None], used: Numbers,
-    n_planned: int, confidence: float,
+    records: StudyRecords, measure: str, table: pd.DataFrame, values: Floats, p_values: Sequence[float | None],
+    used: Numbers, n_planned: int,
 ) -> list[Effect]:  # fmt: skip
     """A row a weight. values: (replicate, number), numbers as the columns of the table."""
+    confidence, targets = records.study.analysis.confidence, {axis.name: axis.target for axis in records.space.axes}
     return [
-        _row(measure, f"{normalizer} of {OF[statistic]}", column, used, n_planned, confidence, p_value)
+        _row(
+            records.measures[measure],
+            f"{normalizer} of {targets[statistic]}",
+            column,
+            used,
+            n_planned,
+            confidence,
+            p_value,
+        )
         for (statistic, normalizer), column, p_value in zip(_pairs(table), values.T, p_values, strict=True)
         if column.size
     ]
@@ -150,15 +154,15 @@ def _trend_sentences(words: str, effects: Sequence[Effect], confidence: float) -
     return [f"With {words}, {join_words(said)} (adjusted p below {1 - confidence:.2g})."]
 
 
-# ---------------------------------------------------------------------------------------------- BN share
+# ---------------------------------------------------------------------------------------------- share of the tracked member
 
 
-def compare_bn_shares(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> list[PairedDifference]:
-    """The BN share at the largest B minus that at the smallest: of both statistics and of each."""
+def compare_tracked_shares(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> list[PairedDifference]:
+    """The share of the tracked member at the largest B minus that at the smallest: over all axes, and of each."""
     levels = sorted(trials["batch_size"].unique())
     if "batch_size" not in records.study.factors or len(levels) < 2:
         return []
-    shares = bn_shares(switch)
+    shares = tracked_shares(switch, records.space)
     table = trials.join(shares, on="key")
     return [
         paired_differences(
@@ -169,49 +173,53 @@ def compare_bn_shares(records: StudyRecords, switch: pd.DataFrame, trials: pd.Da
     ]  # fmt: skip
 
 
-def _bn_share(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Findings:
-    """How the BN share moves with B, and whether it is B that it follows or the gradient batch."""
+def _tracked_share(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Findings:
+    """How the share of the tracked member moves with B, and whether it follows B or the gradient batch."""
+    member, label = records.space.tracked
     batches = trials["statistics_batch"].nunique(), trials["gradient_batch"].nunique()
     if batches == (1, 1):
         return [], []
-    if not switch["normalizer"].eq("bn").any():
-        return [], [f"{records.reference_norm} has no bn in its pool, so there is no BN share to follow B."]
-    confidence = records.study.analysis.confidence
-    differences = compare_bn_shares(records, switch, trials)
+    if not switch["normalizer"].eq(member).any():
+        return [], [f"{records.reference_norm} has no {member} in its pool, so there is no {label} share to follow B."]
+    differences = compare_tracked_shares(records, switch, trials)
     effects = [
-        difference_effect(f"bn_share{suffix}", f"B {item.reference} - B {item.other}", item)
-        for suffix, item in zip(SHARES, differences, strict=False)
+        difference_effect(records.measures[f"{member}_share{suffix}"], f"B {item.reference} - B {item.other}", item)
+        for suffix, item in zip(_suffixes(records), differences, strict=False)
     ]
-    sentences = _share_sentences(differences, confidence)
-    more_effects, more_sentences = _follows(records, select_block(trials, bn_shares(switch)), len(trials))
+    sentences = _share_sentences(records, differences)
+    more_effects, more_sentences = _follows(
+        records, select_block(trials, tracked_shares(switch, records.space)), len(trials)
+    )
     return [*effects, *more_effects], [*sentences, *more_sentences]
 
 
-def _share_sentences(shares: Sequence[PairedDifference], confidence: float) -> list[str]:
+def _share_sentences(records: StudyRecords, shares: Sequence[PairedDifference]) -> list[str]:
     if not shares or shares[0].estimate.value is None:
         return []
-    whole, mean, var = (format_estimate(item.estimate, confidence, sign=True) for item in shares)
+    confidence = records.study.analysis.confidence
+    whole, *others = (format_estimate(item.estimate, confidence, sign=True) for item in shares)
+    each = ", ".join(f"{axis.label} {said}" for axis, said in zip(records.space.axes, others, strict=True))
     levels = f"from B = {shares[0].other} to B = {shares[0].reference}"
-    return [f"The BN share changes by {whole} {levels}: mean weights {mean}, variance weights {var}."]
+    return [f"The {records.space.tracked[1]} share changes by {whole} {levels}: {each}."]
 
 
 def _follows(records: StudyRecords, block: Block, n_planned: int) -> Findings:
-    """Whether the BN share follows B or G x B. Block: shares of all, mean and variance weights."""
+    """Whether the share of the tracked member follows B or G x B. Block: its shares over all axes, and of each."""
     confidence = records.study.analysis.confidence
     others = [name for name in records.study.factors if name not in BATCH_AXES]
-    found = [axis_slopes(block.cells, others, block.values[:, :, number]) for number in range(len(SHARES))]
+    found = [axis_slopes(block.cells, others, block.values[:, :, number]) for number in range(block.values.shape[2])]
     effects = [
-        _row(f"share_slope{suffix}", comparison, values, block.trials, n_planned, confidence)
-        for suffix, slopes in zip(SHARES, found, strict=True)
+        _row(records.measures[f"share_slope{suffix}"], comparison, values, block.trials, n_planned, confidence)
+        for suffix, slopes in zip(_suffixes(records), found, strict=True)
         if slopes is not None
         for comparison, values in zip(("B at equal G x B", "G x B at equal B"), slopes, strict=True)
     ]
     if found[0] is None:
-        return [], [_say_inseparable(block.cells)]
-    return effects, [_say_followed(found[0], confidence), *_company(records)]
+        return [], [_say_inseparable(records.space.tracked[1], block.cells)]
+    return effects, [_say_followed(records.space.tracked[1], found[0], confidence), *_company(records)]
 
 
-def _say_inseparable(cells: pd.DataFrame) -> str:
+def _say_inseparable(label: str, cells: pd.DataFrame) -> str:
     """Why a study does not tell B and G x B apart, and which study does."""
     if cells.empty:
         return "No cell has a result in enough replicates to tell B and G x B apart."
@@ -221,10 +229,12 @@ def _say_inseparable(cells: pd.DataFrame) -> str:
         reason = "G x B is the same in all cells"
     elif b == 1:
         reason = "B is the same in all cells"
-    return f"Whether the BN share follows B or G x B cannot be told from this study: {reason}; study batch_axes can."
+    return (
+        f"Whether the {label} share follows B or G x B cannot be told from this study: {reason}; study batch_axes can."
+    )
 
 
-def _say_followed(slopes: Floats, confidence: float) -> str:
+def _say_followed(label: str, slopes: Floats, confidence: float) -> str:
     """The verdict on the two axes, its numbers and its rule. slopes: (axis, replicate)."""
     each: dict[Axis, Floats] = {"B": slopes[0], "G x B": slopes[1]}
     estimates = {axis: replicate_interval(values, confidence) for axis, values in each.items()}
@@ -242,10 +252,15 @@ def _say_followed(slopes: Floats, confidence: float) -> str:
         verdict = f"it {join_words(moves.values())}, but which of the two it follows more cannot be said yet"
     b, gradient = (format_estimate(item, confidence, sign=True) for item in estimates.values())
     return (
-        f"BN share, B against G x B: {verdict}. A doubling of B at equal G x B changes it by {b}, a doubling of G x B "
+        f"{label} share, B against G x B: {verdict}. A doubling of B at equal G x B changes it by {b}, a doubling of G x B "
         f"at equal B by {gradient}. (Rule: least squares in each replicate; one leads where the intervals of its slope,"
         " of its slope minus the other's, and of the sum of both lie on one side of 0.)"
     )
+
+
+def _suffixes(records: StudyRecords) -> list[str]:
+    """How the names of measures end: over all axes, and of each."""
+    return ["", *(f"_{name}" for name in records.space.axis_names)]
 
 
 def _company(records: StudyRecords) -> list[str]:
@@ -263,7 +278,7 @@ def _company(records: StudyRecords) -> list[str]:
 def _changes(records: StudyRecords, trials: pd.DataFrame, number: str, table: pd.DataFrame) -> list[Effect]:
     """How a number of the dynamics, a mean over both statistics, changes between the ends of every factor, paired."""
     factors = list(records.study.factors)
-    values = table[[(number, statistic) for statistic in STATISTICS]].mean(axis=1).rename(number)
+    values = table[[(number, statistic) for statistic in records.space.axis_names]].mean(axis=1).rename(number)
     items = [
         (factor, paired_differences(
             trials.join(values, on="key"), factors=factors, factor=factor, reference=reference,
@@ -275,7 +290,10 @@ def _changes(records: StudyRecords, trials: pd.DataFrame, number: str, table: pd
     items = [(factor, item) for factor, item in items if item.n_pairs]
     adjusted = adjust_holm([mean_p_value(item.per_replicate) for _, item in items])
     return [
-        replace(difference_effect(f"{number}_change", f"{factor} {item.reference} - {item.other}", item), p_value=p)
+        replace(
+            difference_effect(records.measures[f"{number}_change"], f"{factor} {item.reference} - {item.other}", item),
+            p_value=p,
+        )
         for (factor, item), p in zip(items, adjusted, strict=True)
     ]
 
@@ -294,7 +312,7 @@ def _dynamics_sentences(
         join_words(
             f"{format_estimate(item.estimate, confidence, digits=2)} for {item.comparison}"
             for item in effects
-            if item.measure == measure
+            if item.measure.name == measure
         )
         for measure in ("convergence", "flips")
     )
@@ -322,7 +340,7 @@ def _pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _row(
-    measure: str, comparison: str, values: Floats, used: Numbers, n_planned: int, confidence: float,
+    measure: Measure, comparison: str, values: Floats, used: Numbers, n_planned: int, confidence: float,
     p_value: float | None = None,
 ) -> Effect:  # fmt: skip
     """A number that has a value a replicate. used: rows of the trial table, of `n_planned`."""

@@ -47,7 +47,7 @@ def answer_impacts(records: StudyRecords) -> Answer:
     """Ranks factors by how far they move the choices of the reference norm. Works on any part of a study."""
     confidence, trials = records.study.analysis.confidence, select_choices(records)
     factors = [name for name in records.study.factors if name != "norm"]
-    distances = measure_distances(records.profiles, trials, factors)
+    distances = measure_distances(records.profiles, trials, factors, records.space)
     found = [find(records, trials) for find in (find_trends, find_dynamics)]
     contrasts = contrast_effects(distances.factors, confidence)
     verdict = decide(contrasts, confidence, covered=distances.covered)

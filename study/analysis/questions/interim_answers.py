@@ -8,7 +8,6 @@ from typing import Any
 from study.analysis.questions.answers import Answer, Effect, format_number, split_sentences
 from study.analysis.records import load_study_records
 from study.analysis.report.report import QUESTIONS
-from study.analysis.statistics.measures import MEASURES
 from study.record.layout import StudyFolder
 
 LINES = 8  # of main numbers, and of what would settle an answer
@@ -30,7 +29,7 @@ def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
 
 def format_answer(name: str, answer: Answer) -> list[str]:
     """An answer for the end of a run: its verdict, its first sentence, the main numbers, and what would settle it."""
-    measured = [item for item in answer.effects if MEASURES[item.measure].headline and item.estimate.value is not None]
+    measured = [item for item in answer.effects if item.measure.headline and item.estimate.value is not None]
     shown = [f"  {_say(effect)}" for effect in measured[:LINES]]
     if len(measured) > LINES:
         shown.append(f"  and {len(measured) - LINES} more in the report")
@@ -40,7 +39,7 @@ def format_answer(name: str, answer: Answer) -> list[str]:
 
 def headlines(effects: Sequence[Effect]) -> list[Effect]:
     """The lowest and the highest number of the first headline measure: what decides a verdict is at an end."""
-    measured = [item for item in effects if MEASURES[item.measure].headline and item.estimate.value is not None]
+    measured = [item for item in effects if item.measure.headline and item.estimate.value is not None]
     first = sorted(
         (item for item in measured if item.measure == measured[0].measure), key=lambda item: item.estimate.value or 0.0
     )
@@ -49,7 +48,7 @@ def headlines(effects: Sequence[Effect]) -> list[Effect]:
 
 def _say(effect: Effect) -> str:
     """`+0.012 (0.004 to 0.020, n = 4) validation accuracy, sn - bn`: the number first, which no terminal cuts."""
-    measure, estimate = MEASURES[effect.measure], effect.estimate
+    measure, estimate = effect.measure, effect.estimate
     assert estimate.value is not None
     value, reach = format_number(estimate.value, sign=measure.line == 0), "no interval"
     if estimate.low is not None and estimate.high is not None:

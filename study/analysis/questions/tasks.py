@@ -52,7 +52,7 @@ def answer_tasks(records: StudyRecords) -> Answer:
     """Measures how far task and data set move the choices of backbones. Works on any part of a study."""
     confidence = records.study.analysis.confidence
     trials = name_settings(select_choices(records))
-    distances = measure_distances(records.profiles, trials, _factors(records, trials))
+    distances = measure_distances(records.profiles, trials, _factors(records, trials), records.space)
     ranked = distances.rank(confidence)
     decisive = {name: ranked[name] for name in (*APART, TOGETHER) if name in ranked}
     verdict = decide(decisive, confidence, covered=distances.covered)
@@ -81,12 +81,12 @@ def head_rows(records: StudyRecords, trials: pd.DataFrame) -> list[Effect]:
     """The effects of data set, batch size and so on what heads choose: of each role, within its task."""
     confidence, rows = records.study.analysis.confidence, []
     for role, switch in records.heads.groupby("role", sort=True):
-        profiles = depth_profiles(switch)
+        profiles = depth_profiles(switch, records.space)
         tasks = trials["task"][trials["key"].isin(list(profiles))].unique()
         for task in tasks:
             of_task = trials[trials["task"].eq(task)]
             factors = [name for name in _factors(records, of_task) if name not in ("task", TOGETHER)]
-            distances = measure_distances(profiles, of_task, factors)
+            distances = measure_distances(profiles, of_task, factors, records.space)
             rank = distances.rank(confidence)
             p_values = holm_p_values(rank, 1, confidence)
             rows += [
@@ -101,7 +101,7 @@ def transfer_rows(records: StudyRecords, distances: ChoiceDistances) -> list[Eff
     tuned = name_settings(fine_tuned(records, name_settings(records.trials)[TOGETHER]))
     if tuned.empty:
         return []
-    after = measure_distances(records.profiles, tuned, _factors(records, tuned))
+    after = measure_distances(records.profiles, tuned, _factors(records, tuned), records.space)
     confidence = records.study.analysis.confidence
     return [
         *compare_before_and_after(records, tuned),
@@ -165,7 +165,7 @@ def _sentences(
 
 
 def _head_sentences(effects: list[Effect], confidence: float) -> list[str]:
-    rows = [row for row in effects if row.measure == "effect_heads" and row.estimate.value is not None]
+    rows = [row for row in effects if row.measure.name == "effect_heads" and row.estimate.value is not None]
     said = "; ".join(f"{row.comparison} {format_estimate(row.estimate, confidence, digits=2)}" for row in rows)
     return [f"Heads, within their task, the effects of: {said}."] if rows else []
 

@@ -61,7 +61,7 @@ def _compare_move(records: StudyRecords, move: str, tuned: pd.DataFrame) -> Effe
     first, second = (np.array([[of_rows[row] for row in line] for line in part]) for part in (before, after))
     confidence = records.study.analysis.confidence
     return Effect(
-        measure="transfer_distance", comparison=move, n_pairs=after.size, n_pairs_planned=len(tuned),
+        measure=records.measures["transfer_distance"], comparison=move, n_pairs=after.size, n_pairs_planned=len(tuned),
         estimate=transfer_distance(first, second, confidence) if after.size else Estimate(),
         missing=dict(sorted(Counter(states[~complete]).items())), trials=sorted(of_rows),
     )  # fmt: skip
@@ -89,7 +89,7 @@ def transfer_sentences(effects: Sequence[Effect], confidence: float) -> list[str
     said = {
         measure: "; ".join(
             f"{row.comparison} {format_estimate(row.estimate, confidence, digits=2)}"
-            for row in found if row.measure == measure and (measure != "effect_ratio" or RULE in row.comparison)
+            for row in found if row.measure.name == measure and (measure != "effect_ratio" or RULE in row.comparison)
         )
         for measure in ("transfer_distance", "effect_after", "effect_ratio")
     }  # fmt: skip

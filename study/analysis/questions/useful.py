@@ -30,13 +30,14 @@ from study.analysis.questions.answers import (
     refuted,
 )
 from study.analysis.questions.factor_effects import RATIO_MARGIN, select_choices
+from study.analysis.questions.level_comparisons import compare_levels
 from study.analysis.questions.warm_starts import RULE, compare_starts, start_sentences
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.distinctness import layer_distances, layer_weights
 from study.analysis.statistics.intervals import cell_numbers, complete_block, replicate_interval, replicates_needed
-from study.analysis.statistics.measures import MEASURES
-from study.analysis.statistics.paired_differences import TIME, PairedDifference, compare_levels
-from study.analysis.statistics.profiles import STATISTICS, factor_effect
+from study.analysis.statistics.paired_differences import PairedDifference
+from study.analysis.statistics.profiles import factor_effect
+from study.analysis.statistics.time_to_target import TIME
 from study.config.schema import SCORE_MARGIN
 from study.norms.names import parse_norm
 
@@ -60,8 +61,8 @@ def answer_useful(records: StudyRecords) -> Answer:
     return Answer(
         title=TITLE, verdict=verdict,
         answer=" ".join([*sentences, _missing_sentence(records), *start_sentences(records, starts)]),
-        rule=" ".join([_rule(metric, confidence), *[RULE] * bool(starts[metric])]),
-        effects=[*(effect for name in measures for effect in difference_effects(name, rows[name])), *distinct],
+        rule=" ".join([_rule(records.measures[metric].label, confidence), *[RULE] * bool(starts[metric])]),
+        effects=[*(effect for name in measures for effect in difference_effects(records.measures[name], rows[name])), *distinct],
         n_done=len(records.done), n_planned=records.n_planned,
         needs=_needs(verdict, differences[metric], confidence),
     )  # fmt: skip
@@ -104,7 +105,7 @@ def measure_layers(records: StudyRecords) -> list[Effect]:
     In the complete block of cells and replicates. Pairs are those of replicates of a cell.
     """
     trials = select_choices(records)
-    weights = layer_weights(records.switch[records.switch["key"].isin(trials["key"])])
+    weights = layer_weights(records.switch[records.switch["key"].isin(trials["key"])], records.space)
     table = trials.assign(cell=cell_numbers(trials, ["trial_id"]), row=trials.index)
     chosen = table[table["state"].eq("done") & table["key"].isin([key for key in weights if len(weights[key]) > 1])]
     grid = chosen.pivot(index="cell", columns="replicate", values="row")
@@ -117,12 +118,15 @@ def measure_layers(records: StudyRecords) -> list[Effect]:
     planned = table.groupby("cell").size()
     return [
         Effect(
-            measure=measure, comparison=f"layers of {records.reference_norm}",
-            estimate=factor_effect(distances, records.study.analysis.confidence, statistic),
+            measure=records.measures[measure], comparison=f"layers of {records.reference_norm}",
+            estimate=factor_effect(distances, records.study.analysis.confidence, axis),
             n_pairs=rows.size * math.comb(columns.size, 2), n_pairs_planned=int((planned * (planned - 1) // 2).sum()),
             trials=sorted(block.ravel().tolist()),
         )
-        for measure, statistic in (("distinctness", None), *((f"distinctness_{name}", name) for name in STATISTICS))
+        for measure, axis in (
+            ("distinctness", None),
+            *((f"distinctness_{name}", number) for number, name in enumerate(records.space.axis_names)),
+        )
     ]  # fmt: skip
 
 
@@ -141,11 +145,11 @@ def _opponents(comparisons: Sequence[PairedDifference]) -> list[PairedDifference
     return [item for item in comparisons if _is_held_back(str(item.other))]
 
 
-def _rule(metric: str, confidence: float) -> str:
+def _rule(label: str, confidence: float) -> str:
     return (
         f"Above every norm without a choice. Supported: against every single normalizer (at least one) and "
         f"every control ({', '.join(CONTROLS)}) of the study, the {confidence * 100:g} % interval of the "
-        f"difference in {MEASURES[metric].label} (switch norm minus the other, last epoch, paired at equal cell and "
+        f"difference in {label} (switch norm minus the other, last epoch, paired at equal cell and "
         f"replicate, averaged over cells) lies above 0; all must, so no correction is needed. Not supported: against "
         f"any of them it lies below {SCORE_MARGIN:g}, so no practical gain is left; one is enough, so the one-sided p-values "
         f"of a gain of {SCORE_MARGIN:g} or more are adjusted by Holm over all of them, to the level {(1 - confidence) / 2:g} "
@@ -174,9 +178,9 @@ def _sentences(records: StudyRecords, verdict: Verdict, differences: Mapping[str
         f"{_names(refuted(opponents, confidence))}.",
         "not enough evidence": "It cannot be said yet.",
     }[verdict]
-    what = f"{MEASURES[metric].label.capitalize()} of {main[0].reference} minus that of the other"
+    what = f"{records.measures[metric].label.capitalize()} of {main[0].reference} minus that of the other"
     rest = [
-        format_distinguished(f"Its {MEASURES[name].label}", items, confidence)
+        format_distinguished(f"Its {records.measures[name].label}", items, confidence)
         for name, items in differences.items() if name != metric
     ]  # fmt: skip
     return " ".join([opening, f"{what}: {_show_differences(measured, confidence)}.", *rest])

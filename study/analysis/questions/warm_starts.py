@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from study.analysis.questions.answers import confirms, format_distinguished, format_estimate, join_words, refuted
+from study.analysis.questions.level_comparisons import compare_levels
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.measures import MEASURES
-from study.analysis.statistics.paired_differences import PairedDifference, compare_levels
+from study.analysis.statistics.paired_differences import PairedDifference
 from study.config.schema import SCORE_MARGIN
 
 NOT_OWN = ("permute", "shared")
@@ -58,9 +58,9 @@ def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[Pa
             for item in found if item.reference == reference
         ]  # fmt: skip
         parts.append(
-            f"{MEASURES[metric].label.capitalize()} of {reference} minus that of the other: {'; '.join(numbers)}."
+            f"{records.measures[metric].label.capitalize()} of {reference} minus that of the other: {'; '.join(numbers)}."
         )
-        others = {MEASURES[name].label: items for name, items in differences.items() if name != metric}
+        others = {records.measures[name].label: items for name, items in differences.items() if name != metric}
         parts += [
             format_distinguished(
                 f"The {label} of {reference}", [item for item in items if item.reference == reference], confidence

@@ -24,15 +24,13 @@ from study.analysis.report.plot_style import (
     style,
 )
 from study.analysis.statistics.intervals import Estimate, replicate_interval
-from study.analysis.statistics.profiles import DEPTH_GRID, STATISTICS, depth_profiles
-from study.norms.names import NORMALIZERS
+from study.analysis.statistics.profiles import DEPTH_GRID, depth_profiles
+from study.config.choice_space import ChoiceSpace
 
-WORDS = {"mean": "mean weights", "var": "variance weights"}
-TITLES = list(WORDS.values())
 LAYERS = ["statistic", "place", "layer", "depth_fraction", "stage"]
 
 
-def layer_weights(switch: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+def layer_weights(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     """Mean switch weights of trials, by statistic and layer: the columns `LAYERS`, and one a normalizer of the pool.
 
     switch: rows of one epoch of each trial. Of networks with the same layers they are those layers, in order; of
@@ -42,11 +40,11 @@ def layer_weights(switch: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     rows = switch[switch["key"].isin(largest_pool(trials)["key"])]
     layers = rows.drop_duplicates(["key", "layer_index", "layer"])
     alike = layers.groupby(["layer_index", "layer"], observed=True).size().eq(rows["key"].nunique()).all()
-    rows = rows if alike else _by_relative_depth(rows)
+    rows = rows if alike else _by_relative_depth(rows, space)
     order = rows["layer_index"].rank(method="dense") - 1
     rows = rows.assign(place=(order / max(order.max(), 1)).round(4))
     means = rows.groupby([*LAYERS, "normalizer"], observed=True, dropna=False)["weight"].mean().unstack("normalizer")
-    table = means.reindex(columns=[name for name in NORMALIZERS if name in means]).reset_index()
+    table = means.reindex(columns=[name for name in space.member_names if name in means]).reset_index()
     in_order: pd.DataFrame = table.sort_values(["statistic", "place"], ignore_index=True)
     return in_order
 
@@ -57,26 +55,28 @@ def largest_pool(trials: pd.DataFrame) -> pd.DataFrame:
     return largest
 
 
-def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, rows: str, what: str) -> go.Figure:
+def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, rows: str, what: str) -> go.Figure:
     """Switch weights by layer: a row of maps for each level of the column `rows` of `trials`, a column a statistic.
 
     what: whose weights they are ("ResNet-14").
     """
     levels, groups, tables, said = _in_order(trials[rows]), TrialGroups(), [], []
     labels = [_say_level(rows, level) for level in levels]
-    figure = panels([64] * len(levels), 2, gap=12, labels=labels, column_titles=TITLES)
+    figure = panels(
+        [64] * len(levels), len(space.axes), gap=12, labels=labels, column_titles=list(space.labels.values())
+    )
     for row, level in enumerate(levels, start=1):
         group = largest_pool(trials[trials[rows].eq(level)])
-        table, number = layer_weights(switch, group), groups.number(group.index)
+        table, number = layer_weights(switch, group, space), groups.number(group.index)
         tables.append(table)
-        for col, statistic in enumerate(STATISTICS, start=1):
+        for col, statistic in enumerate(space.axis_names, start=1):
             part = table[table["statistic"].eq(statistic)]
             names = [str(name) for name in reversed(part.columns[len(LAYERS) :])]
             figure.add_heatmap(
                 z=part[names].T.round(4).to_numpy().tolist(), x=part["place"].to_list(), y=names, xgap=1, ygap=1,
                 coloraxis="coloraxis", row=row, col=col,
                 customdata=[[[number, layer] for layer in part["layer"]]] * len(names),
-                hovertemplate=f"%{{customdata[1]}}, {_say_level(rows, level)}<br>%{{y}}, {WORDS[statistic]}: %{{z:.3f}}"
+                hovertemplate=f"%{{customdata[1]}}, {_say_level(rows, level)}<br>%{{y}}, {space.labels[statistic]}: %{{z:.3f}}"
                 f"<br>mean of {len(group)} trials<extra></extra>",
             )  # fmt: skip
         said.append(f"{_say_level(rows, level)}: {_say_means(table)}")
@@ -92,7 +92,7 @@ def weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, rows: str, what: str
     )  # fmt: skip
 
 
-def ternary(switch: pd.DataFrame, trials: pd.DataFrame, symbol: str, what: str) -> go.Figure | None:
+def ternary(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, symbol: str, what: str) -> go.Figure | None:
     """Switch weights in the triangle of a pool of three: a point a layer, coloured by depth; None for other pools.
 
     symbol: the column of `trials` whose levels have a symbol each. Levels with a smaller pool are left out.
@@ -102,12 +102,19 @@ def ternary(switch: pd.DataFrame, trials: pd.DataFrame, symbol: str, what: str) 
     if len(pool) != 3:
         return None
     levels, groups, said = _in_order(trials[symbol]), TrialGroups(), []
-    figure = panels([270], 2, lift=20, specs=[[{"type": "ternary"}] * 2], horizontal_spacing=0.08, column_titles=TITLES)
+    figure = panels(
+        [270],
+        len(space.axes),
+        lift=20,
+        specs=[[{"type": "ternary"}] * len(space.axes)],
+        horizontal_spacing=0.08,
+        column_titles=list(space.labels.values()),
+    )
     for rank, level in enumerate(levels):
         group = trials[trials[symbol].eq(level)]
-        table, number, name = layer_weights(switch, group), groups.number(group.index), _say_level(symbol, level)
+        table, number, name = layer_weights(switch, group, space), groups.number(group.index), _say_level(symbol, level)
         mark = {"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 9, "line": {"width": 0.8, "color": GREY}}
-        for col, statistic in enumerate(STATISTICS, start=1):
+        for col, statistic in enumerate(space.axis_names, start=1):
             part = table[table["statistic"].eq(statistic)]
             weights = {corner: part[member].round(4).to_list() for corner, member in zip("abc", pool, strict=True)}
             figure.add_scatterternary(
@@ -121,7 +128,7 @@ def ternary(switch: pd.DataFrame, trials: pd.DataFrame, symbol: str, what: str) 
         figure.add_scatterternary(a=[None], b=[None], c=[None], mode="markers", name=name, legendgroup=name,
                                   marker={**mark, "color": GREY})  # fmt: skip
         said.append(f"{name}: {_say_means(table)}")
-    for number in (1, 2):
+    for number in range(1, len(space.axes) + 1):
         axes = {f"{side}axis": {"title": {"text": member}, "tickvals": [1 / 3, 2 / 3], "ticks": "", "gridcolor": FAINT,
                                 "showticklabels": False, "linecolor": GREY}
                 for side, member in zip("abc", pool, strict=True)}  # fmt: skip
@@ -132,24 +139,26 @@ def ternary(switch: pd.DataFrame, trials: pd.DataFrame, symbol: str, what: str) 
     return finish(
         figure, groups, title=f"Where the layers lie between {join_words(pool)}: {what}",
         subtitle="Last epoch. A point is a layer, a mean over replicates and all other factors; in a corner a layer "
-        "uses one normalizer, in the middle all alike.",
+        f"uses one {space.noun}, in the middle all alike.",
         alt=f"Mean weights over layers. {'; '.join(said)}.", below=110,
     ).update_layout(margin_l=20, margin_r=20)  # fmt: skip
 
 
-def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float) -> go.Figure:
+def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, confidence: float) -> go.Figure:
     """Network means of the switch weights against B: a row a network depth, a column a statistic."""
     depths, groups, said = sorted(trials["depth"].unique()), TrialGroups(), []
     shares = _shares(switch, trials, "depth", "batch_size")
     labels = [f"ResNet-{depth}" for depth in depths]
-    figure = panels([160] * len(depths), 2, gap=14, labels=labels, column_titles=TITLES)
+    figure = panels(
+        [160] * len(depths), len(space.axes), gap=14, labels=labels, column_titles=list(space.labels.values())
+    )
     figure.update_xaxes(type="category", categoryarray=[str(level) for level in sorted(trials["batch_size"].unique())])
     for (depth, statistic, name), group in groups_of(shares, "depth", "statistic", "normalizer"):
         parts = {str(batch): part for batch, part in groups_of(group, "batch_size")}
         items = {batch: replicate_interval(part["weight"].to_numpy(), confidence) for batch, part in parts.items()}
         figure.add_scatter(
             x=list(items), y=_values(items.values()), error_y=error_bars(items.values()), mode="lines+markers",
-            row=depths.index(depth) + 1, col=STATISTICS.index(statistic) + 1, **style(str(name)),
+            row=depths.index(depth) + 1, col=space.axis_names.index(statistic) + 1, **style(str(name), colours=space.colours),
             customdata=[
                 [groups.number(_rows_of(parts[batch])), _say_interval(item)] for batch, item in items.items()
             ],
@@ -157,20 +166,22 @@ def share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, confidence: float
         )  # fmt: skip
         first, *_, last = [*items, *items]
         said.append(
-            f"ResNet-{depth}, {WORDS[statistic]}: {name} {format_number(items[first].value or 0, 2)} at B = {first}"
+            f"ResNet-{depth}, {space.labels[statistic]}: {name} {format_number(items[first].value or 0, 2)} at B = {first}"
             + (f", {format_number(items[last].value or 0, 2)} at B = {last}" if last != first else "")
         )
     figure.update_yaxes(range=[0, 1], tickvals=[0, 0.5, 1]).update_yaxes(title_text="weight", col=1)
     figure.update_xaxes(title_text="B (samples)", row=len(depths))
     return finish(
-        figure, groups, title="How much of each normalizer the networks use, against the statistics batch",
+        figure, groups, title=f"How much of each {space.noun} the networks use, against the statistics batch",
         subtitle="Last epoch; mean over layers, and over all other factors inside a replicate. Bars: "
         f"{confidence * 100:g} % intervals over replicates.",
         alt=f"{'; '.join(said)}.",
     )  # fmt: skip
 
 
-def share_by_setting(weights: pd.DataFrame, trials: pd.DataFrame, setting: str, confidence: float) -> go.Figure:
+def share_by_setting(
+    weights: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, setting: str, confidence: float
+) -> go.Figure:
     """Means of the switch weights over layers by level of `setting`: a row of panels a role, a column a statistic.
 
     weights: rows of one epoch of each trial, of backbones and heads.
@@ -179,9 +190,15 @@ def share_by_setting(weights: pd.DataFrame, trials: pd.DataFrame, setting: str, 
     roles, groups, said = list(shares["role"].unique()), TrialGroups(), []
     roles.sort(key=lambda role: role != "backbone")
     levels = {role: _in_order(shares[shares["role"].eq(role)][setting]) for role in roles}
-    names = [name for name in NORMALIZERS if name in set(shares["normalizer"])]
+    names = [name for name in space.member_names if name in set(shares["normalizer"])]
     heights = [10 + (14 + 10 * len(names)) * len(levels[role]) for role in roles]
-    figure = panels(heights, 2, gap=12, labels=[role.replace("_", " ") for role in roles], column_titles=TITLES)
+    figure = panels(
+        heights,
+        len(space.axes),
+        gap=12,
+        labels=[role.replace("_", " ") for role in roles],
+        column_titles=list(space.labels.values()),
+    )
     for (role, statistic, name), group in groups_of(shares, "role", "statistic", "normalizer"):
         parts = dict(tuple(group.groupby(setting)))
         items = {level: replicate_interval(part["weight"].to_numpy(), confidence) for level, part in parts.items()}
@@ -189,7 +206,7 @@ def share_by_setting(weights: pd.DataFrame, trials: pd.DataFrame, setting: str, 
         figure.add_scatter(
             x=_values(items.values()), y=[round(levels[role].index(level) + aside, 4) for level in items],
             error_x=error_bars(items.values()), mode="markers", row=roles.index(role) + 1,
-            col=STATISTICS.index(statistic) + 1, **style(str(name)),
+            col=space.axis_names.index(statistic) + 1, **style(str(name), colours=space.colours),
             customdata=[
                 [groups.number(_rows_of(parts[level])), str(level), _say_interval(item)]
                 for level, item in items.items()
@@ -201,7 +218,7 @@ def share_by_setting(weights: pd.DataFrame, trials: pd.DataFrame, setting: str, 
         figure.update_yaxes(range=[len(levels[role]) - 0.5, -0.5], zeroline=False, row=row, **ticks)
         means = shares[shares["role"].eq(role)].groupby([setting, "normalizer"], observed=True)["weight"].mean()
         said += [f"{role} of {level}: " + ", ".join(f"{name} {format_number(means[level, name], 2)}"
-                                                    for name in NORMALIZERS if (level, name) in means)
+                                                    for name in space.member_names if (level, name) in means)
                  for level in levels[role]]  # fmt: skip
     figure.update_xaxes(range=[0, 1], tickvals=[0, 0.5, 1])
     figure.update_xaxes(title_text="weight", row=len(roles))
@@ -213,14 +230,14 @@ def share_by_setting(weights: pd.DataFrame, trials: pd.DataFrame, setting: str, 
     )  # fmt: skip
 
 
-def share_by_epoch(switch_epochs: pd.DataFrame, trials: pd.DataFrame) -> go.Figure:
+def share_by_epoch(switch_epochs: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace) -> go.Figure:
     """Network means of the switch weights by epoch: a row a statistic, the smallest and the largest B."""
     network, groups = switch_epochs[switch_epochs["scope"].eq("network")], TrialGroups()
-    figure, table, batches = epoch_panels(network, trials, [190, 190])
+    figure, table, batches = epoch_panels(network, trials, [190] * len(space.axes))
     for (batch, statistic, name), group in groups_of(table, "batch_size", "statistic", "normalizer"):
-        place = {"row": STATISTICS.index(statistic) + 1, "col": batches.index(batch) + 1}
-        add_band(figure, group, "weight", groups.number(group["row"]), style(str(name)), **place)
-        figure.update_yaxes(title_text=WORDS[statistic], row=place["row"], col=1)
+        place = {"row": space.axis_names.index(statistic) + 1, "col": batches.index(batch) + 1}
+        add_band(figure, group, "weight", groups.number(group["row"]), style(str(name), colours=space.colours), **place)
+        figure.update_yaxes(title_text=space.labels[statistic], row=place["row"], col=1)
     figure.update_yaxes(range=[0, 1], tickvals=[0, 0.5, 1])
     last = table[table["epoch"].eq(table.groupby("key")["epoch"].transform("max"))]
     means = last.groupby(["batch_size", "normalizer"], observed=True)["weight"].mean().round(2)
@@ -232,7 +249,9 @@ def share_by_epoch(switch_epochs: pd.DataFrame, trials: pd.DataFrame) -> go.Figu
     )  # fmt: skip
 
 
-def layers_by_epoch(weights: pd.DataFrame, trials: pd.DataFrame, what: str, most: int = 21) -> go.Figure:
+def layers_by_epoch(
+    weights: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, what: str, most: int = 21
+) -> go.Figure:
     """Switch weights by layer at one epoch, with a slider over epochs: a row the smallest and the largest B.
 
     weights: rows of every epoch. most: of more epochs, so many are shown, evenly spread and with the last.
@@ -243,21 +262,23 @@ def layers_by_epoch(weights: pd.DataFrame, trials: pd.DataFrame, what: str, most
     epochs = sorted(int(epoch) for epoch in set.intersection(*found))
     epochs = [epochs[place] for place in sorted({*np.linspace(0, len(epochs) - 1, most).round().astype(int)})]
     labels = [f"B = {batch}" for batch in batches]
-    figure = panels([170] * len(batches), 2, gap=12, labels=labels, column_titles=TITLES)
+    figure = panels(
+        [170] * len(batches), len(space.axes), gap=12, labels=labels, column_titles=list(space.labels.values())
+    )
     by_epoch = dict(tuple(weights[weights["epoch"].isin(epochs)].groupby("epoch")))
-    tables = {(epoch, batch): layer_weights(by_epoch[epoch], group) for epoch in epochs
+    tables = {(epoch, batch): layer_weights(by_epoch[epoch], group, space) for epoch in epochs
               for batch, group in of_batch.items()}  # fmt: skip
     lines = [
         (batch, statistic, str(name))
-        for batch in batches for statistic in STATISTICS for name in tables[epochs[-1], batch].columns[len(LAYERS):]
+        for batch in batches for statistic in space.axis_names for name in tables[epochs[-1], batch].columns[len(LAYERS):]
     ]  # fmt: skip
     for batch, statistic, name in lines:
         table = tables[epochs[-1], batch].query("statistic == @statistic")
         figure.add_scatter(
             x=table["place"].to_list(), y=_line(table, name), mode="lines+markers", **_small(style(name)),
-            row=batches.index(batch) + 1, col=STATISTICS.index(statistic) + 1,
+            row=batches.index(batch) + 1, col=space.axis_names.index(statistic) + 1,
             customdata=[[groups.number(of_batch[batch].index), layer] for layer in table["layer"]],
-            hovertemplate=f"%{{customdata[1]}}, B = {batch}<br>{name}, {WORDS[statistic]}: %{{y:.3f}}"
+            hovertemplate=f"%{{customdata[1]}}, B = {batch}<br>{name}, {space.labels[statistic]}: %{{y:.3f}}"
             f"<br>mean of {len(of_batch[batch])} trials<extra></extra>",
         )  # fmt: skip
     parts = {key: dict(tuple(table.groupby("statistic"))) for key, table in tables.items()}
@@ -279,12 +300,12 @@ def layers_by_epoch(weights: pd.DataFrame, trials: pd.DataFrame, what: str, most
     )  # fmt: skip
 
 
-def _by_relative_depth(rows: pd.DataFrame) -> pd.DataFrame:
+def _by_relative_depth(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     """Profiles of networks with unlike layers as rows, with a depth in place of a layer."""
-    profiles = depth_profiles(rows)
-    members = [name for name in NORMALIZERS if name in set(rows["normalizer"])]
+    profiles = depth_profiles(rows, space)
+    members = [name for name in space.member_names if name in set(rows["normalizer"])]
     index = pd.MultiIndex.from_product(
-        [list(profiles), STATISTICS, range(len(DEPTH_GRID)), NORMALIZERS],
+        [list(profiles), space.axis_names, range(len(DEPTH_GRID)), space.member_names],
         names=["key", "statistic", "layer_index", "normalizer"],
     )
     table = pd.Series(np.stack(list(profiles.values())).ravel(), index, name="weight").reset_index()

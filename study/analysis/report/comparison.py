@@ -14,7 +14,7 @@ from study.analysis.report.page import load_templates
 from study.analysis.report.report import answer_questions
 from study.analysis.report.tables import STATES
 from study.analysis.statistics.intervals import Estimate
-from study.analysis.statistics.measures import MEASURES
+from study.analysis.statistics.measures import Measure
 from study.record.io import write_bytes
 from study.record.layout import StudyFolder
 
@@ -72,19 +72,19 @@ def render_comparison(sides: Sequence[ComparedStudy]) -> str:
     states = {state for side in sides for state in side.records.trials["state"]}
     return load_templates().get_template("compare.html.j2").render(
         sides=sides, questions=questions, titles=titles, effects=effects,
-        measures={name: measure for name, measure in MEASURES.items() if name in occurring},
+        measures={name: measure for name, measure in _all_measures(sides).items() if name in occurring},
         differing=differing_settings(settings), states=[state for state in STATES if state in states],
         counts={side.label: side.records.trials["state"].value_counts().to_dict() for side in sides},
     )  # fmt: skip
 
 
 def shared_effects(sides: Sequence[ComparedStudy], question: str) -> dict[str, list[SharedEffect]]:
-    """The effects of a question that at least two studies have, by measure in the order of `MEASURES`."""
+    """The effects of a question that at least two studies have, by measure in the order of the report."""
     found: dict[tuple[str, str], dict[str, Effect]] = {}
     for side in sides:
         for effect in side.answers[question].effects if question in side.answers else ():
-            found.setdefault((effect.measure, effect.comparison), {})[side.label] = effect
-    shared: dict[str, list[SharedEffect]] = {measure: [] for measure in MEASURES}
+            found.setdefault((effect.measure.name, effect.comparison), {})[side.label] = effect
+    shared: dict[str, list[SharedEffect]] = {measure: [] for measure in _all_measures(sides)}
     for (measure, comparison), by_study in found.items():
         if len(by_study) > 1:
             shared[measure].append(SharedEffect(comparison=comparison, by_study=by_study))
@@ -96,6 +96,10 @@ def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     keys = dict.fromkeys(key for each in settings.values() for key in each)
     rows = {key: {label: each.get(key) for label, each in settings.items()} for key in keys}
     return {key: row for key, row in rows.items() if any(value != next(iter(row.values())) for value in row.values())}
+
+
+def _all_measures(sides: Sequence[ComparedStudy]) -> dict[str, Measure]:
+    return {name: measure for side in sides for name, measure in side.records.measures.items()}
 
 
 def _settings(records: StudyRecords) -> dict[str, Any]:

@@ -13,14 +13,9 @@ from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
 from study.analysis.records import BACKBONE, StudyRecords, load_study_records
 from study.analysis.report import choice_figures, figures
+from study.config.choice_space import ChoiceSpace
 from study.record.layout import StudyFolder
 
-# Measures that rank factors, by distance and kind of weights.
-RANKING = {
-    "Jensen-Shannon": {"all weights": "effect", "mean weights": "effect_mean", "variance weights": "effect_var"},
-    "Aitchison": {"all weights": "effect_aitchison"},
-}
-RANKED = {measure for kinds in RANKING.values() for measure in kinds.values()}
 # Other effects are drawn together by how the names of their measures start: a title, and what to know.
 FAMILIES = {
     "effect_ratio": ("One factor's effect over another's", "Above 1, the first moves the choice further."),
@@ -32,7 +27,7 @@ FAMILIES = {
     "layer_share": ("Which share of the variance each factor explains, by part of the network", "Omega squared."),
     "distinctness": ("How distinct layers are", "Distances between layers, over those between replicates of a layer."),
     "trend": ("Trends of the switch weights", ""),
-    "share_slope": ("How the BN share follows B, and how G x B", ""),
+    "share_slope": ("How the {tracked} share follows B, and how G x B", ""),
     "convergence_change": ("How the time in which the choice settles differs", "Paired at equal cell and replicate."),
     "flips_change": ("How flips of a layer's largest weight differ", "Paired at equal cell and replicate."),
     "convergence": ("When the choice settles", ""),
@@ -56,7 +51,7 @@ def draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
     records = load_study_records(beside)
     for depth, chosen in finished_choices(records, "depth", "batch_size").groupby("depth"):
         if records.switch["key"].isin(chosen["key"]).any():
-            figure = choice_figures.weight_maps(records.switch, chosen, "batch_size", f"ResNet-{depth}")
+            figure = choice_figures.weight_maps(records.switch, chosen, records.space, "batch_size", f"ResNet-{depth}")
             figure.layout.title.text = f"What the papers' own networks chose: ResNet-{depth}"
             figure.layout.title.subtitle.text = f"Read from the files that their authors published ({beside.path})."
             figure.layout.meta = {**figure.layout.meta, "trials": []}  # those are of another study
@@ -96,15 +91,15 @@ def _draw_impacts(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[
 
 def _draw_choices(records: StudyRecords, chosen: pd.DataFrame) -> Iterator[go.Figure]:
     """What layers choose, by depth and B: at the end, and on the way there."""
-    yield choice_figures.share_by_batch(records.switch, chosen, records.study.analysis.confidence)
+    yield choice_figures.share_by_batch(records.switch, chosen, records.space, records.study.analysis.confidence)
     for depth, networks in chosen.groupby("depth"):
-        yield choice_figures.weight_maps(records.switch, networks, "batch_size", f"ResNet-{depth}")
-        triangle = choice_figures.ternary(records.switch, networks, "batch_size", f"ResNet-{depth}")
+        yield choice_figures.weight_maps(records.switch, networks, records.space, "batch_size", f"ResNet-{depth}")
+        triangle = choice_figures.ternary(records.switch, networks, records.space, "batch_size", f"ResNet-{depth}")
         yield from [triangle] if triangle else []
-    yield choice_figures.share_by_epoch(records.switch_epochs, chosen)
+    yield choice_figures.share_by_epoch(records.switch_epochs, chosen, records.space)
     extremes = chosen[chosen["batch_size"].isin([chosen["batch_size"].min(), chosen["batch_size"].max()])]
     for depth, networks in extremes.groupby("depth"):
-        yield choice_figures.layers_by_epoch(every_epoch(records, networks), networks, f"ResNet-{depth}")
+        yield choice_figures.layers_by_epoch(every_epoch(records, networks), networks, records.space, f"ResNet-{depth}")
 
 
 def _draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
@@ -113,31 +108,44 @@ def _draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go
     yield from _draw_ranking(records, effects)
     if len(chosen):
         weights = pd.concat([records.switch, records.heads]) if len(records.heads) else records.switch
-        yield choice_figures.share_by_setting(weights, chosen, TOGETHER, records.study.analysis.confidence)
-        yield choice_figures.weight_maps(records.switch, chosen, TOGETHER, "backbones by task")
-        triangle = choice_figures.ternary(records.switch, chosen, TOGETHER, "backbones by task")
+        yield choice_figures.share_by_setting(
+            weights, chosen, records.space, TOGETHER, records.study.analysis.confidence
+        )
+        yield choice_figures.weight_maps(records.switch, chosen, records.space, TOGETHER, "backbones by task")
+        triangle = choice_figures.ternary(records.switch, chosen, records.space, TOGETHER, "backbones by task")
         yield from [triangle] if triangle else []
     yield from _draw_forests(records, effects, "Differences in what networks choose")
 
 
 def _draw_ranking(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
-    if ranking := [effect for effect in effects if effect.measure in RANKED]:
+    ranking = _ranking(records.space)
+    names = {name for kinds in ranking.values() for name in kinds.values()}
+    if ranked := [effect for effect in effects if effect.measure.name in names]:
         yield figures.factor_ranking(
-            ranking, RANKING, "How far each factor moves the choice, over how far seeds do",
+            ranked, ranking, "How far each factor moves the choice, over how far seeds do",
             f"Distances between cells that differ in the factor alone, over those between replicates of a cell: at 1, "
             f"no further than seeds. {_bars(records)}.",
         )  # fmt: skip
 
 
+def _ranking(space: ChoiceSpace) -> dict[str, dict[str, str]]:
+    """The measures that rank factors, by distance and by kind of weights."""
+    return {
+        "Jensen-Shannon": {"all weights": "effect", **{axis.label: f"effect_{axis.name}" for axis in space.axes}},
+        "Aitchison": {"all weights": "effect_aitchison"},
+    }
+
+
 def _draw_forests(records: StudyRecords, effects: Sequence[Effect], title: str) -> Iterator[go.Figure]:
     """A forest for each of the `FAMILIES`; `title` names the one of all other effects that are not ranked."""
     families: dict[tuple[str, str], list[Effect]] = {}
+    ranked = {name for kinds in _ranking(records.space).values() for name in kinds.values()}
     for effect in effects:
-        if effect.measure not in RANKED:
-            families.setdefault(_find_family(effect, title), []).append(effect)
+        if effect.measure.name not in ranked:
+            families.setdefault(_find_family(effect, title, records.space.tracked[1]), []).append(effect)
     for (name, what), members in families.items():
         points = " (grey points)" if any(effect.per_replicate for effect in members) else ""
-        compared = not any(effect.measure in PLAIN for effect in members)
+        compared = not any(effect.measure.name in PLAIN for effect in members)
         yield figures.forest(members, name, f"{what} {_bars(records)}{points}.".strip(), compared=compared)
 
 
@@ -145,10 +153,11 @@ def _bars(records: StudyRecords) -> str:
     return f"Bars: {records.study.analysis.confidence * 100:g} % intervals over replicates"
 
 
-def _find_family(effect: Effect, title: str) -> tuple[str, str]:
+def _find_family(effect: Effect, title: str, tracked: str) -> tuple[str, str]:
     """Title and subtitle of the forest that an effect belongs to."""
-    found = (words for start, words in FAMILIES.items() if effect.measure.startswith(start))
-    return next(found, (title, "Paired at equal cell and replicate."))
+    found = (words for start, words in FAMILIES.items() if effect.measure.name.startswith(start))
+    name, what = next(found, (title, "Paired at equal cell and replicate."))
+    return name.format(tracked=tracked), what
 
 
 def every_epoch(records: StudyRecords, trials: pd.DataFrame) -> pd.DataFrame:

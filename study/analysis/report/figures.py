@@ -20,7 +20,7 @@ from study.analysis.report.plot_style import (
     panels,
     style,
 )
-from study.analysis.statistics.measures import MEASURES
+from study.analysis.statistics.measures import build_measures
 
 FILLED = "A filled diamond: the interval leaves out the dotted line, at which nothing differs."
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50)
@@ -37,7 +37,7 @@ def forest(effects: Sequence[Effect], title: str, subtitle: str, *, compared: bo
     figure = panels([14 + 28 * len(group) for group in rows], 1, gap=62, shared_xaxes=False)
     groups = TrialGroups()
     for number, group in enumerate(rows, start=1):
-        line, place = MEASURES[measures[number - 1]].line, {"row": number, "col": 1}
+        line, place = measures[number - 1].line, {"row": number, "col": 1}
         for effect in group:
             figure.add_scatter(
                 x=_rounded(effect.per_replicate), y=[effect.comparison] * len(effect.per_replicate), **place,
@@ -57,9 +57,9 @@ def forest(effects: Sequence[Effect], title: str, subtitle: str, *, compared: bo
         if compared:
             figure.add_vline(x=line, line={"color": GREY, "dash": "dot"}, **place)
         figure.update_yaxes(range=[len(group) - 0.4, -0.6], **place)
-        figure.update_xaxes(title_text=MEASURES[measures[number - 1]].label, nticks=6, **place)
+        figure.update_xaxes(title_text=measures[number - 1].label, nticks=6, **place)
     figure.update_xaxes(zeroline=False)
-    if all(MEASURES[measure].line == 1 for measure in measures):
+    if all(measure.line == 1 for measure in measures):
         figure.update_xaxes(type="log", **LOG_TICKS)
         for axis in list(figure.select_xaxes())[1:]:  # the first is what they match
             axis.matches = "x"
@@ -75,7 +75,7 @@ def factor_ranking(
 
     columns: by the name of a distance, the measure of each kind of weights. Measures without an effect are left out.
     """
-    of_measure = {kind: [effect for effect in effects if effect.measure == kind]
+    of_measure = {kind: [effect for effect in effects if effect.measure.name == kind]
                   for kinds in columns.values() for kind in kinds.values()}  # fmt: skip
     columns = {name: kinds for name, kinds in columns.items() if any(of_measure[kind] for kind in kinds.values())}
     factors = list(dict.fromkeys(effect.comparison for kinds in columns.values() for kind in kinds.values()
@@ -104,7 +104,7 @@ def factor_ranking(
 
 def describe_effect(effect: Effect) -> str:
     """All that is known of an effect, a line each: for a hover text."""
-    lines = [f"{MEASURES[effect.measure].label}: {format_number(effect.estimate.value or 0.0, 4)}"]
+    lines = [f"{effect.measure.label}: {format_number(effect.estimate.value or 0.0, 4)}"]
     if effect.estimate.low is not None and effect.estimate.high is not None:
         lines.append(f"interval {format_number(effect.estimate.low, 4)} to {format_number(effect.estimate.high, 4)}")
     if effect.bootstrap:
@@ -119,7 +119,7 @@ def describe_effect(effect: Effect) -> str:
 
 def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> go.Figure:
     """A metric by norm and B: a point a replicate, a bar the mean over replicates."""
-    batches, label = sorted(trials["batch_size"].unique()), MEASURES[metric].label
+    batches, label = sorted(trials["batch_size"].unique()), build_measures()[metric].label
     figure, groups, said = panels([310], 1), TrialGroups(), []
     for position, norm in enumerate(norms):
         shift = min(0.18, 0.8 / len(norms)) * (position - (len(norms) - 1) / 2)
@@ -163,7 +163,7 @@ def metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: str) -> g
 
 def learning_curves(curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[str], name: str) -> go.Figure:
     """A metric by epoch, a line a norm, at the smallest and at the largest B."""
-    groups, label = TrialGroups(), MEASURES[name].label
+    groups, label = TrialGroups(), build_measures()[name].label
     figure, table, batches = epoch_panels(curves[curves["name"].eq(name)], trials, [270])
     for (batch, norm), group in groups_of(table, "batch_size", "norm"):
         number = groups.number(group["row"])
@@ -211,4 +211,4 @@ def _say(effects: Sequence[Effect], most: int = 4) -> str:
         interval = "no interval" if low is None or high is None else f"{format_number(low)} to {format_number(high)}"
         said.append(f"{effect.comparison} {format_number(effect.estimate.value or 0.0)} ({interval})")
     more = f" {len(effects) - len(shown)} more numbers are in the table." if len(effects) > len(shown) else ""
-    return f"{MEASURES[effects[0].measure].label.capitalize()}: {join_words(said)}.{more}"
+    return f"{effects[0].measure.label.capitalize()}: {join_words(said)}.{more}"

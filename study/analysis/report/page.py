@@ -22,8 +22,7 @@ from study.analysis.questions.answers import Answer, Effect, format_number, spli
 from study.analysis.records import StudyRecords
 from study.analysis.report.tables import STATES, count_states
 from study.analysis.statistics.intervals import Estimate
-from study.analysis.statistics.measures import MEASURES, Measure
-from study.norms.names import NORMALIZERS
+from study.analysis.statistics.measures import Measure
 
 Figures = Sequence[go.Figure]
 
@@ -44,18 +43,18 @@ def render_page(
     """
     trials = _trials(records)
     chosen = {name for row in heads for _, name in row["weights"]}
-    occurring = {effect.measure for answer in answers.values() for effect in answer.effects}
+    occurring = {effect.measure.name for answer in answers.values() for effect in answer.effects}
     return load_templates().get_template("report.html.j2").render(
         records=records, study=records.study, answers=answers, trials=trials, plotly_js=get_plotlyjs(),
         headlines={
-            name: [effect for effect in answer.effects if MEASURES[effect.measure].headline]
+            name: [effect for effect in answer.effects if effect.measure.headline]
             for name, answer in answers.items()
         },
         evidence={name: embed_all(figures, name) for name, figures in evidence.items()},
         published=embed_all(published, "published"),
         cells=count_states(records.trials, list(records.study.factors)), heads=heads,
-        normalizers=[name for name in NORMALIZERS if name in chosen],
-        measures={name: measure for name, measure in MEASURES.items() if name in occurring},
+        normalizers=[name for name in records.space.member_names if name in chosen],
+        measures={name: measure for name, measure in records.measures.items() if name in occurring},
         states={state: rows for state in STATES if (rows := _rows(records.trials, state))},
         troubles=[row for row in trials if row["state"] not in ("done", "planned", "running")],
         made_on=Counter(zip(records.done["device"], records.done["commit"], strict=True)),
@@ -165,8 +164,8 @@ def _rows(trials: pd.DataFrame, state: str) -> list[int]:
 
 def _by_measure(effects: Sequence[Effect]) -> list[tuple[str, Measure, list[Effect]]]:
     """Effects in groups of one measure each, in their order."""
-    names = dict.fromkeys(effect.measure for effect in effects)
-    return [(name, MEASURES[name], [effect for effect in effects if effect.measure == name]) for name in names]
+    measures = dict.fromkeys(effect.measure for effect in effects)
+    return [(each.name, each, [effect for effect in effects if effect.measure == each]) for each in measures]
 
 
 def _number(value: Any, digits: int = 3, sign: bool = False) -> str:

@@ -6,7 +6,7 @@ Text and grid lines have no colour here: the page sets them for a light screen, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,11 +14,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from study.analysis.statistics.intervals import Estimate
+from study.config.choice_space import NORMALIZATION
 
 # Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
-COLOURS = {
-    "in": "#E69F00", "ln": "#009E73", "bn": "#0072B2", "gn": "#CC79A7", "sn": "#D55E00", "ssn": "#56B4E9",
-}  # fmt: skip
+COLOURS = {**NORMALIZATION.colours, "sn": "#D55E00", "ssn": "#56B4E9"}
 GREY = "#8C8C8C"  # seen on white and on black; controls have it, and differ by symbol and dash
 FAINT = "rgba(140,140,140,0.3)"
 SYMBOLS = (
@@ -102,11 +101,11 @@ def finish(
     )  # fmt: skip
 
 
-def style(name: str, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Name, colour, symbol and dash. Those in `COLOURS` look the same in every figure of every study."""
-    rank = list(dict.fromkeys([*COLOURS, *names])).index(name)
-    dash = "solid" if name in COLOURS else DASHES[rank % len(DASHES)]
-    colour, symbol = COLOURS.get(name, GREY), SYMBOLS[rank % len(SYMBOLS)]
+def style(name: str, names: Sequence[str] = (), colours: Mapping[str, str] = COLOURS) -> dict[str, Any]:
+    """Name, colour, symbol and dash. Names in `colours` look the same in every figure of every study."""
+    rank = list(dict.fromkeys([*colours, *names])).index(name)
+    dash = "solid" if name in colours else DASHES[rank % len(DASHES)]
+    colour, symbol = colours.get(name, GREY), SYMBOLS[rank % len(SYMBOLS)]
     return {
         "name": name, "legendgroup": name, "legendrank": rank,
         "marker": {"color": colour, "symbol": symbol, "size": 8},

@@ -10,7 +10,6 @@ import pandas as pd
 
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.measures import MEASURES
 from study.record.io import write_bytes
 
 STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
@@ -36,7 +35,7 @@ def write_tables(folder: Path, records: StudyRecords, answers: Mapping[str, Answ
 def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
     """A row an effect; columns of what only some questions have stand where it is known of any row."""
     rows = [
-        {"measure": effect.measure, "rule": MEASURES[effect.measure].rule_name, "comparison": effect.comparison,
+        {"measure": effect.measure.name, "rule": effect.measure.rule_name, "comparison": effect.comparison,
          "estimate": effect.estimate.value, "low": effect.estimate.low, "high": effect.estimate.high,
          "replicates": effect.estimate.n, "pairs": effect.n_pairs, "pairs_planned": effect.n_pairs_planned,
          "missing": ", ".join(f"{number} {cause}" for cause, number in effect.missing.items()),

@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.statistics.intervals import Floats
-from study.analysis.statistics.profiles import STATISTICS, FactorDistances, profile_divergence
-from study.norms.names import NORMALIZERS
+from study.analysis.statistics.profiles import FactorDistances, profile_divergence
+from study.config.choice_space import ChoiceSpace
 
 
-def layer_weights(switch: pd.DataFrame) -> dict[str, Floats]:
+def layer_weights(switch: pd.DataFrame, space: ChoiceSpace) -> dict[str, Floats]:
     """What every layer chose, by key: arrays (layer, statistic, normalizer), with 0 outside of a pool.
 
     `switch` has the rows of one epoch of each trial: key, layer_index, statistic, normalizer, weight.
     """
-    wanted = pd.MultiIndex.from_product([STATISTICS, NORMALIZERS])
+    wanted = pd.MultiIndex.from_product([space.axis_names, space.member_names])
     columns = ["key", "layer_index", "statistic", "normalizer"]
     table = switch.set_index(columns)["weight"].unstack(["statistic", "normalizer"])
     table = table.reindex(columns=wanted).fillna(0.0).sort_index()
-    shape = (-1, len(STATISTICS), len(NORMALIZERS))
+    shape = (-1, len(space.axes), len(space.members))
     return {str(key): part.to_numpy(float).reshape(shape) for key, part in table.groupby(level="key")}
 
 

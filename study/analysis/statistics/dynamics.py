@@ -12,21 +12,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from study.analysis.statistics.intervals import Floats, Numbers
-from study.analysis.statistics.profiles import STATISTICS
+from study.config.choice_space import ChoiceSpace
 
 SETTLED = 0.05  # total variation distance: so much weight lies with other normalizers than in the end
 TIED = 1e-6  # weights that differ by less are equal: float32 of a softmax
 NUMBERS = ("convergence_epoch", "convergence", "flips")
 
 
-def network_dynamics(weights: pa.Table, role: str) -> pd.DataFrame:
+def network_dynamics(weights: pa.Table, role: str, space: ChoiceSpace) -> pd.DataFrame:
     """The dynamics of each network, means over its layers of a role: a row a key, a column a (number, statistic).
 
     weights: the columns of `switch_weights.parquet`, text coded; a trial's rows lie together, in any order. Networks
     with one recorded epoch have no dynamics.
     """
-    rows = {key: _network_numbers(*history) for key, history in _histories(weights, role) if len(history[0]) > 1}
-    columns = pd.MultiIndex.from_product([NUMBERS, STATISTICS])
+    rows = {key: _network_numbers(*history) for key, history in _histories(weights, role, space) if len(history[0]) > 1}
+    columns = pd.MultiIndex.from_product([NUMBERS, space.axis_names])
     values = np.reshape(list(rows.values()), (len(rows), len(columns)))
     table: pd.DataFrame = pd.DataFrame(values, index=list(rows), columns=columns)
     return table
@@ -63,14 +63,14 @@ def _network_numbers(weights: Floats, epochs: Numbers) -> Floats:
     return np.asarray(np.mean([settled, part, count_flips(weights)], axis=1).ravel())
 
 
-def _histories(weights: pa.Table, role: str) -> Iterator[tuple[str, tuple[Floats, Numbers]]]:
+def _histories(weights: pa.Table, role: str, space: ChoiceSpace) -> Iterator[tuple[str, tuple[Floats, Numbers]]]:
     """The weights (epoch, layer, statistic, normalizer) of each trial, by key, and the numbers of its epochs."""
     names, trial = _coded(weights["trial_id"])
     replicate, epoch, layer, weight = (
         weights[name].combine_chunks().to_numpy() for name in ("replicate", "epoch", "layer_index", "weight")
     )
     (statistics, statistic), (normalizers, normalizer) = (_coded(weights[name]) for name in ("statistic", "normalizer"))
-    slot = np.array([STATISTICS.index(name) for name in statistics], np.intp)
+    slot = np.array([space.axis_names.index(name) for name in statistics], np.intp)
     kept = pc.equal(weights["role"].cast(pa.string()), role).to_numpy()
     starts = np.flatnonzero((np.diff(trial, prepend=-1) != 0) | (np.diff(replicate, prepend=-1) != 0))
     for start, end in pairwise([*starts, len(trial)]):
@@ -79,7 +79,7 @@ def _histories(weights: pa.Table, role: str) -> Iterator[tuple[str, tuple[Floats
             continue
         epochs, epoch_at = np.unique(epoch[rows], return_inverse=True)
         layers, layer_at = np.unique(layer[rows], return_inverse=True)
-        history = np.zeros((len(epochs), len(layers), len(STATISTICS), len(normalizers)))
+        history = np.zeros((len(epochs), len(layers), len(space.axes), len(normalizers)))
         history[epoch_at, layer_at, slot[statistic[rows]], normalizer[rows]] = weight[rows]
         yield f"{names[trial[start]]}-r{replicate[start]}", (history, epochs)
 

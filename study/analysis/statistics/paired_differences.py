@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import (
     Estimate,
     bootstrap_interval,
@@ -18,9 +17,6 @@ from study.analysis.statistics.intervals import (
     mean_p_value,
     replicate_interval,
 )
-from study.analysis.statistics.time_to_target import epochs_to_target
-
-TIME = "epochs_to_target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +48,6 @@ class PairedDifference:
     p_value: float | None = None
     trials: tuple[int, ...] = ()
     censored: int = 0
-
-
-def compare_levels(
-    records: StudyRecords, trials: pd.DataFrame, *, factor: str, reference: object, other: object, metric: str
-) -> PairedDifference:
-    """`paired_differences` of some of a study's trials. Time to target is measured for the two levels compared."""
-    factors, times = list(records.study.factors), pd.DataFrame()
-    if metric == TIME:
-        times = epochs_to_target(
-            trials, records.curves, factors=factors, factor=factor, levels=[reference, other],
-            metric=records.study.metric.replace("test", "val"),
-        )  # fmt: skip
-        trials = trials.assign(**{TIME: times[TIME]})
-    found = paired_differences(
-        trials, factors=factors, factor=factor, reference=reference, other=other, metric=metric,
-        confidence=records.study.analysis.confidence,
-    )  # fmt: skip
-    return found if times.empty else replace(found, censored=int(times.loc[list(found.trials), "censored"].sum()))
 
 
 def paired_differences(

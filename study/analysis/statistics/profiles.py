@@ -11,9 +11,8 @@ import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
 from study.analysis.statistics.intervals import Estimate, Floats, Numbers, cell_numbers, jackknife_ratio
-from study.norms.names import NORMALIZERS
+from study.config.choice_space import ChoiceSpace
 
-STATISTICS = ("mean", "var")
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
 FLOOR = 0.01  # a weight has a logarithm from here on: one below, down to the zeros of sparse norms, counts as this
 
@@ -25,7 +24,7 @@ ByDepth = Callable[[Floats, Floats], Floats]
 CellPairs = list[list[tuple[int, int]]]
 
 
-def depth_profiles(switch: pd.DataFrame) -> dict[str, Floats]:
+def depth_profiles(switch: pd.DataFrame, space: ChoiceSpace) -> dict[str, Floats]:
     """What every network chose, by key and relative depth: arrays (statistic, depth of `DEPTH_GRID`, normalizer).
 
     `switch` has the rows of one epoch and one role of each trial: key, depth_fraction (within the role), statistic,
@@ -36,19 +35,22 @@ def depth_profiles(switch: pd.DataFrame) -> dict[str, Floats]:
         return {}
     # All networks in one table: a table a network takes longer to make than to fill.
     by = ["key", "depth_fraction", "statistic", "normalizer"]
-    wanted = pd.MultiIndex.from_product([STATISTICS, NORMALIZERS])
+    wanted = pd.MultiIndex.from_product([space.axis_names, space.member_names])
     table = switch.groupby(by, observed=True)["weight"].mean().unstack(["statistic", "normalizer"])
     table = table.reindex(columns=wanted).fillna(0.0).sort_index()
     keys, depths = (table.index.get_level_values(level) for level in ("key", "depth_fraction"))
     networks, starts = np.unique(keys.to_numpy(dtype=str), return_index=True)
-    parts = (np.split(values, starts[1:]) for values in (depths.to_numpy(dtype=float), table.to_numpy(dtype=float)))
-    return {str(key): _profile(*part) for key, *part in zip(networks, *parts, strict=True)}
+    places = np.split(depths.to_numpy(dtype=float), starts[1:])
+    weights = np.split(table.to_numpy(dtype=float), starts[1:])
+    return {
+        str(key): _profile(place, weight, space) for key, place, weight in zip(networks, places, weights, strict=True)
+    }
 
 
-def _profile(depths: Floats, weights: Floats) -> Floats:
+def _profile(depths: Floats, weights: Floats, space: ChoiceSpace) -> Floats:
     """Weights (layer, statistic and normalizer) of one network, interpolated to `DEPTH_GRID`."""
     columns = [np.interp(DEPTH_GRID, depths, column) for column in weights.T]
-    profile = np.stack(columns).reshape(len(STATISTICS), len(NORMALIZERS), DEPTH_GRID.size).swapaxes(1, 2)
+    profile = np.stack(columns).reshape(len(space.axes), len(space.members), DEPTH_GRID.size).swapaxes(1, 2)
     return np.asarray(profile / profile.sum(axis=-1, keepdims=True), dtype=float)
 
 
@@ -156,15 +158,15 @@ def factor_distances(squared: Floats, pairs: CellPairs) -> FactorDistances:
     return FactorDistances(between=np.mean(between, axis=0), within=np.mean(within, axis=0))
 
 
-def factor_effect(distances: FactorDistances, confidence: float, statistic: str | None = None) -> Estimate:
+def factor_effect(distances: FactorDistances, confidence: float, axis: int | None = None) -> Estimate:
     """How far a factor moves the choice over how far seeds alone move it: D_factor / D_seed, 1 for no effect.
 
     Root mean squares, of distances between different replicates: at equal replicate, cells share their seeds and lie
-    closer than seeds would put them. `statistic` takes the mean or the variance weights alone.
+    closer than seeds would put them. `axis`: the number of the one statistic to measure (0: mean weights).
     What varies in the interval: the replicate (jackknife of the log ratio, Student t; at least 3 replicates).
     It is wide rather than narrow: without an effect, fewer than 5 % of 95 % intervals miss 1.
     """
-    return jackknife_ratio(lambda keep: _log_ratio(distances, keep, statistic), len(distances.between), confidence)
+    return jackknife_ratio(lambda keep: _log_ratio(distances, keep, axis), len(distances.between), confidence)
 
 
 def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: float) -> Estimate:
@@ -195,11 +197,11 @@ def transfer_distance(before: Floats, after: Floats, confidence: float) -> Estim
     return jackknife_ratio(log_ratio, moved.size, confidence)
 
 
-def _log_ratio(distances: FactorDistances, keep: Numbers, statistic: str | None = None) -> float:
+def _log_ratio(distances: FactorDistances, keep: Numbers, axis: int | None = None) -> float:
     """Log of D_factor / D_seed over the replicates `keep`; NaN where it is not defined."""
     if keep.size < 2:
         return float("nan")
-    chosen = slice(None) if statistic is None else STATISTICS.index(statistic)
+    chosen = slice(None) if axis is None else axis
     different = ~np.eye(keep.size, dtype=bool)
     between, within = (
         table[np.ix_(keep, keep)][different][:, chosen].mean() for table in (distances.between, distances.within)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from study.analysis.statistics.intervals import Floats, cell_numbers
 
+TIME = "epochs_to_target"
 TARGET = 0.95  # of the lower of two levels' mean last scores: what both can be asked for, and reach before the end
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis.statistics.intervals import Floats, adjust_holm, cell_numbers, mean_p_value, replicate_interval
-from study.analysis.statistics.profiles import STATISTICS
+from study.config.choice_space import ChoiceSpace
 
 Axis = Literal["B", "G x B"]
 AXES: tuple[Axis, Axis] = ("B", "G x B")
@@ -23,11 +23,15 @@ def network_means(switch: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def bn_shares(switch: pd.DataFrame) -> pd.DataFrame:
-    """BN's part of each network's switch weights, a mean over layers: of both statistics, of each."""
-    shares = network_means(switch[switch["normalizer"].eq("bn")]).droplevel("normalizer", axis=1)
-    shares = shares.reindex(columns=list(STATISTICS)).add_prefix("bn_share_")
-    table: pd.DataFrame = shares.assign(bn_share=shares.mean(axis=1))[["bn_share", *shares]]
+def tracked_shares(switch: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
+    """The weight of the tracked member in each network, a mean over layers: over all axes, and of each axis.
+
+    A row a network (key); the columns are `bn_share`, `bn_share_mean`, `bn_share_var` where `bn` is tracked.
+    """
+    share = f"{space.tracked[0]}_share"
+    shares = network_means(switch[switch["normalizer"].eq(space.tracked[0])]).droplevel("normalizer", axis=1)
+    shares = shares.reindex(columns=list(space.axis_names)).add_prefix(f"{share}_")
+    table: pd.DataFrame = shares.assign(**{share: shares.mean(axis=1)})[[share, *shares]]
     return table
 
 

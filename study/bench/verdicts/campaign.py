@@ -21,7 +21,6 @@ from study.analysis.questions.tasks import answer_tasks
 from study.analysis.questions.useful import answer_useful
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Floats
-from study.analysis.statistics.measures import MEASURES
 from study.bench.result import Figure, Result
 from study.bench.synthetic_records import SyntheticStudy, Truth
 from study.config.schema import SCORE_MARGIN, StudyConfig
@@ -84,7 +83,7 @@ class Counts:
         """Counts one draw. `truths` are what intervals should hold; `null` the comparisons without an effect."""
         self.draws += 1
         self.verdicts[answer.verdict] += 1
-        headline = [effect for effect in answer.effects if MEASURES[effect.measure].headline]
+        headline = [effect for effect in answer.effects if effect.measure.headline]
         self.alarms += any(effect.p_value is not None and effect.p_value < FALSE_BAR
                            for effect in headline if effect.comparison in null)  # fmt: skip
         for effect in headline:
@@ -135,7 +134,7 @@ def true_values(scenario: Scenario, many: int) -> dict[Name, float]:
     answers = [ASK[scenario.question](study.records(replace(calm, seed=1_000_000 + seed))) for seed in range(3)]
     found: dict[Name, list[float]] = defaultdict(list)
     for effect in (effect for answer in answers for effect in answer.effects):
-        if effect.estimate.value is not None and MEASURES[effect.measure].headline:
+        if effect.estimate.value is not None and effect.measure.headline:
             found[_name(effect)].append(effect.estimate.value)
     return {name: float(np.mean(values)) for name, values in found.items()} | known
 
@@ -211,7 +210,7 @@ def _side(low: float, high: float, truth: float) -> str:
 
 
 def _name(effect: Effect) -> Name:
-    return effect.measure, effect.comparison
+    return effect.measure.name, effect.comparison
 
 
 # ------------------------------------------------------------------------------------------------ worlds

@@ -22,6 +22,7 @@ from study.analysis.questions.factor_effects import (
 )
 from study.analysis.statistics.intervals import Estimate, Floats, ratio_p_value
 from study.analysis.statistics.profiles import comparable_pairs, factor_distances, factor_effect, squared_distances
+from study.config.choice_space import NORMALIZATION
 
 DRAWS = 200
 FACTORS = ["depth", "batch_size", "initialization"]
@@ -51,7 +52,7 @@ def _profiles(trials: pd.DataFrame, seed: int, depths: int = 3, **moves: float) 
 
 def _measure(replicates: int = 3, seed: int = 0, **moves: float) -> ChoiceDistances:
     trials = _trials(replicates)
-    return measure_distances(_profiles(trials, seed, **moves), trials, FACTORS)
+    return measure_distances(_profiles(trials, seed, **moves), trials, FACTORS, NORMALIZATION)
 
 
 # ------------------------------------------------------------------------------------------------- verdicts
@@ -131,18 +132,20 @@ def _lacking(**states: str) -> ChoiceDistances:
     trials["state"] = [states.get(key.replace("-", "_"), "done") for key in trials["key"]]
     done = trials[trials["state"].eq("done")]
     profiles = {key: item for key, item in _profiles(trials, 0, 11, depth=1.0).items() if key in set(done["key"])}
-    return measure_distances(profiles, trials, FACTORS)
+    return measure_distances(profiles, trials, FACTORS, NORMALIZATION)
 
 
 def test_rows_name_their_trials() -> None:
-    rows = {row.comparison: row for row in effect_rows(_lacking(), 0.95) if row.measure == "effect"}
+    rows = {row.comparison: row for row in effect_rows(_lacking(), 0.95) if row.measure.name == "effect"}
     assert rows["depth"].trials == list(range(100, 132))
     assert (rows["depth"].n_pairs, rows["depth"].n_pairs_planned, rows["depth"].missing) == (4, 4, {})
 
 
 def test_what_did_not_finish_is_counted_in_its_rows() -> None:
     distances = _lacking(cell0_r1="diverged", cell0_r2="diverged", cell0_r0="failed", cell3_r3="pruned")
-    row = next(row for row in effect_rows(distances, 0.95) if row.measure == "effect" and row.comparison == "depth")
+    row = next(
+        row for row in effect_rows(distances, 0.95) if row.measure.name == "effect" and row.comparison == "depth"
+    )
     assert sum(row.missing.values()) + len(row.trials) == 32
     assert {state: row.missing[state] for state in ("diverged", "failed", "pruned")} == {
         "diverged": 2, "failed": 1, "pruned": 1
@@ -152,14 +155,14 @@ def test_what_did_not_finish_is_counted_in_its_rows() -> None:
 
 def test_every_share_has_its_row_and_factors_are_ranked() -> None:
     rows = share_rows(_lacking(), 0.95)
-    whole = [row for row in rows if row.measure == "share_of_variance"]
+    whole = [row for row in rows if row.measure.name == "share_of_variance"]
     assert whole[0].comparison == "depth"
     assert [row.comparison for row in whole][-2:] == ["replicate", "residual"]
     assert whole[0].estimate.above(0)
     assert whole[0].p_value is not None
     assert whole[0].p_value <= 0.01
     assert [row.estimate.low for row in whole[-2:]] == [None, None]
-    layers = [row.comparison for row in rows if row.measure == "layer_share"]
+    layers = [row.comparison for row in rows if row.measure.name == "layer_share"]
     assert len(layers) == 9
     assert "depth, early layers" in layers
 
@@ -167,7 +170,7 @@ def test_every_share_has_its_row_and_factors_are_ranked() -> None:
 @pytest.mark.parametrize("replicates", [1, 2])
 def test_few_replicates_give_no_interval(replicates: int) -> None:
     trials = _trials(replicates)
-    distances = measure_distances(_profiles(trials, 0, 11), trials, FACTORS)
+    distances = measure_distances(_profiles(trials, 0, 11), trials, FACTORS, NORMALIZATION)
     rows = [*effect_rows(distances, 0.95), *share_rows(distances, 0.95)]
     assert all(row.estimate.low is None for row in rows)
     assert bool(share_rows(distances, 0.95)) == (replicates > 1)
@@ -194,7 +197,7 @@ def test_needs_say_how_many_more_replicates_and_where() -> None:
     assert need.endswith("more replicates at every cell, if they spread as so far")
     trials = _trials(3)
     block = trials[trials["initialization"].eq("he") | trials["depth"].eq(8)]
-    distances = measure_distances(_profiles(trials, 0), block, FACTORS)
+    distances = measure_distances(_profiles(trials, 0), block, FACTORS, NORMALIZATION)
     assert "more replicates at initialization = he, if" in replicates_need(distances, ["depth"], wide, 0.95)[0]
 
 

@@ -38,7 +38,7 @@ def find(tmp_path: Path) -> Callable[..., tuple[list[Effect], str, StudyRecords]
 
 
 def _of(effects: list[Effect], measure: str) -> dict[str, Effect]:
-    return {effect.comparison: effect for effect in effects if effect.measure == measure}
+    return {effect.comparison: effect for effect in effects if effect.measure.name == measure}
 
 
 def test_a_share_of_b_alone(find: Any) -> None:
@@ -76,7 +76,7 @@ def test_layers_without_a_receptive_field_have_no_trend_with_it(find: Any) -> No
     _, _, records = find(replicates=2, depth=[8])
     nowhere = replace(records, switch=records.switch.assign(receptive_field=np.nan))
     effects, sentences = find_trends(nowhere, select_choices(nowhere))
-    assert {effect.measure for effect in effects} == {"trend_depth"}
+    assert {effect.measure.name for effect in effects} == {"trend_depth"}
     assert "receptive field" not in " ".join(sentences)
 
 

@@ -45,7 +45,7 @@ def _by_dataset(trial: PlannedTrial) -> float:
 
 
 def _pairs(records: StudyRecords) -> dict[str, int]:
-    return {item.comparison: item.n_pairs for item in answer_tasks(records).effects if item.measure == "effect"}
+    return {item.comparison: item.n_pairs for item in answer_tasks(records).effects if item.measure.name == "effect"}
 
 
 def test_a_planted_effect_of_the_task_is_found(build: Build) -> None:
@@ -56,7 +56,7 @@ def test_a_planted_effect_of_the_task_is_found(build: Build) -> None:
     weights = records.switch.merge(records.trials.query("task == 'segmentation' and dataset == 'scenes'")[["key"]])
     mean = weights.groupby("normalizer")["weight"].mean()
     assert f"segmentation on scenes in {mean['in']:.2f}, ln {mean['ln']:.2f}, bn {mean['bn']:.2f};" in answer.answer
-    assert [item.comparison for item in answer.effects if item.measure == "effect"] == ["task", "dataset"]
+    assert [item.comparison for item in answer.effects if item.measure.name == "effect"] == ["task", "dataset"]
 
 
 def test_a_planted_effect_of_the_data_set_is_found(build: Build) -> None:
@@ -68,7 +68,7 @@ def test_a_planted_effect_of_the_data_set_is_found(build: Build) -> None:
 def test_no_effect_is_not_supported_where_seeds_move_as_much(build: Build) -> None:
     answer = answer_tasks(build(Truth(), **CROSS))
     assert answer.verdict != "supported"
-    effects = [item.estimate.value for item in answer.effects if item.measure in ("effect", "effect_aitchison")]
+    effects = [item.estimate.value for item in answer.effects if item.measure.name in ("effect", "effect_aitchison")]
     assert len(effects) == 4
     assert all(0.8 < value < 1.2 for value in effects)
 
@@ -104,7 +104,7 @@ def test_what_heads_choose_decides_nothing(tmp_path: Path) -> None:
         folder = write_study(tmp_path / str(bias), study, Truth(bn_logit_of_heads=bias))
         records = load_study_records(folder)
         answer = answer_tasks(records)
-        of_backbones = [item for item in answer.effects if item.measure != "effect_heads"]
+        of_backbones = [item for item in answer.effects if item.measure.name != "effect_heads"]
         found.append(((answer.verdict, of_backbones), records.switch_epochs, records.heads["weight"].max()))
     assert found[0][0] == found[1][0]
     pd.testing.assert_frame_equal(found[0][1], found[1][1])
@@ -200,7 +200,7 @@ def test_a_study_without_heads_has_no_table_of_them(tmp_path: Path) -> None:
 def test_heads_are_compared_within_their_task(build: Build) -> None:
     truth = Truth(bn_logit=lambda trial: 2.0 * (trial.config.dataset == "scenes"))
     answer = answer_tasks(build(truth, task=["segmentation", "detection"], dataset=["scenes", "scenes_fashion"]))
-    heads = {item.comparison: item for item in answer.effects if item.measure == "effect_heads"}
+    heads = {item.comparison: item for item in answer.effects if item.measure.name == "effect_heads"}
     assert heads.keys() == {f"dataset, {role} of {task}" for role, task in (
         ("decoder", "segmentation"), ("fpn", "detection"), ("box_head", "detection"), ("mask_head", "detection")
     )}  # fmt: skip
@@ -220,7 +220,9 @@ def _kept(trial: PlannedTrial) -> float:
 
 def test_transfer_compares_before_with_after(build: Build) -> None:
     records = build(Truth(bn_logit=_by_task), **MOVE)
-    moved = {item.comparison: item for item in answer_tasks(records).effects if item.measure == "transfer_distance"}
+    moved = {
+        item.comparison: item for item in answer_tasks(records).effects if item.measure.name == "transfer_distance"
+    }
     assert list(moved) == [f"classification on scenes -> {task} on scenes" for task in MOVE["task"]]
     assert moved["classification on scenes -> classification on scenes"].estimate.contains(1)
     into = moved["classification on scenes -> detection on scenes"]
@@ -234,7 +236,7 @@ def test_transfer_compares_before_with_after(build: Build) -> None:
 
 def test_tasks_that_start_alike_stay_closer_than_from_scratch(build: Build) -> None:
     answer = answer_tasks(build(Truth(bn_logit=_kept), **MOVE))
-    found = {item.comparison: item for item in answer.effects if item.measure in ("effect_after", "effect_ratio")}
+    found = {item.comparison: item for item in answer.effects if item.measure.name in ("effect_after", "effect_ratio")}
     assert list(found) == ["task", "task after fine_tune / task from scratch"]
     assert found["task after fine_tune / task from scratch"].estimate.below(1)
     assert answer.verdict == "supported"  # by networks from scratch
@@ -250,13 +252,13 @@ def test_tasks_that_start_alike_stay_closer_than_from_scratch(build: Build) -> N
 def test_nothing_is_said_of_transfer_where_there_is_none(build: Build, study: dict[str, Any]) -> None:
     answer = answer_tasks(build(replicates=2, **study))
     assert "transfer" not in answer.answer
-    assert {item.measure for item in answer.effects}.isdisjoint({"transfer_distance", "effect_after"})
+    assert {item.measure.name for item in answer.effects}.isdisjoint({"transfer_distance", "effect_after"})
 
 
 @pytest.mark.parametrize("replicates", [1, 2])
 def test_transfer_of_few_replicates_has_no_interval(build: Build, replicates: int) -> None:
     effects = answer_tasks(build(replicates=replicates, **MOVE)).effects
-    moved = [item for item in effects if item.measure in ("transfer_distance", "effect_after", "effect_ratio")]
+    moved = [item for item in effects if item.measure.name in ("transfer_distance", "effect_after", "effect_ratio")]
     assert moved
     assert all(item.estimate.low is None for item in moved)
 
@@ -266,6 +268,8 @@ def test_what_transfer_lacks_is_counted(build: Build) -> None:
         return trial.config.task != "detection" or trial.config.start_rule == "scratch"
 
     records = build(only=done, **MOVE)
-    moved = {item.comparison: item for item in answer_tasks(records).effects if item.measure == "transfer_distance"}
+    moved = {
+        item.comparison: item for item in answer_tasks(records).effects if item.measure.name == "transfer_distance"
+    }
     lacking = moved["classification on scenes -> detection on scenes"]
     assert (lacking.estimate.value, lacking.n_pairs, lacking.missing) == (None, 0, {"done before, planned after": 4})

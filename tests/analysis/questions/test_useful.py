@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from study.analysis.questions.answers import difference_effects, refuted
 from study.analysis.questions.useful import decide
 from study.analysis.statistics.intervals import bootstrap_interval, replicate_interval
+from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
 from study.config.schema import SCORE_MARGIN
 
@@ -94,7 +95,10 @@ def test_p_values_are_adjusted_over_those_with_the_same_reference() -> None:
         replace(item, p_value=p)
         for item, p in zip(_compare(0, dict.fromkeys(OTHERS, 0)), (0.2, 0.01, 0.03), strict=True)
     ]
-    first, alone = difference_effects("val_accuracy", items), difference_effects("val_accuracy", items[:1])
+    first, alone = (
+        difference_effects(build_measures()["val_accuracy"], items),
+        difference_effects(build_measures()["val_accuracy"], items[:1]),
+    )
     assert [effect.comparison for effect in first] == [f"sn - {norm}" for norm in OTHERS]
     assert [effect.p_value for effect in first] == pytest.approx([0.2, 0.03, 0.06])
     assert alone[0].p_value == 0.2

@@ -46,7 +46,7 @@ def test_a_planted_gain_is_supported(planted: StudyFolder) -> None:
     answer = answer_useful(load_study_records(planted))
     assert answer.verdict == "supported"
     effect = answer.effects[0]
-    assert (effect.measure, effect.comparison, effect.estimate.n) == ("val_accuracy", "sn - bn", 4)
+    assert (effect.measure.name, effect.comparison, effect.estimate.n) == ("val_accuracy", "sn - bn", 4)
     assert effect.estimate.above(0.02)
     assert effect.estimate.below(0.04)
     assert (
@@ -59,13 +59,13 @@ def test_numbers_lead_to_their_trials(planted: StudyFolder) -> None:
     records = load_study_records(planted)
     for effect in answer_useful(records).effects:
         rows = records.trials.loc[list(effect.trials)]
-        assert set(rows["norm"]) == ({"sn"} if effect.measure.startswith("distinct") else {"sn", "bn"})
+        assert set(rows["norm"]) == ({"sn"} if effect.measure.name.startswith("distinct") else {"sn", "bn"})
         assert len(rows) == len(effect.trials) == 32 * rows["norm"].nunique()
 
 
 def test_a_better_norm_reaches_the_target_sooner(planted: StudyFolder) -> None:
     answer = answer_useful(load_study_records(planted))
-    (effect,) = [item for item in answer.effects if item.measure == "epochs_to_target"]
+    (effect,) = [item for item in answer.effects if item.measure.name == "epochs_to_target"]
     assert effect.estimate.below(0)
     assert effect.probability is not None
     assert effect.probability < 0.1
@@ -77,13 +77,13 @@ def test_runs_that_never_reach_the_target_are_counted(build: Build) -> None:
     unlucky = Truth(accuracy=lambda trial: 0.5 if trial.config.norm == "bn" and trial.replicate == 0 else 0.9)
     answer = answer_useful(build(unlucky, **NORMS))
     assert "counted as one epoch more than they had: 2 in sn - bn." in answer.answer
-    (effect,) = [item for item in answer.effects if item.measure == "epochs_to_target"]
+    (effect,) = [item for item in answer.effects if item.measure.name == "epochs_to_target"]
     assert (effect.censored, effect.n_pairs) == (2, 10)
 
 
 def test_layers_that_differ_in_depth_are_distinct(planted: StudyFolder) -> None:
     answer = answer_useful(load_study_records(planted))
-    effects = [item for item in answer.effects if item.measure.startswith("distinctness")]
+    effects = [item for item in answer.effects if item.measure.name.startswith("distinctness")]
     assert [item.estimate.above(1) for item in effects] == [True] * 3
     assert [(item.n_pairs, item.n_pairs_planned) for item in effects] == [(48, 48)] * 3
     assert "replicates), more than seeds." in answer.answer
@@ -112,7 +112,7 @@ def test_a_norm_whose_layers_also_choose_does_not_decide(build: Build) -> None:
     answer = answer_useful(build(_gain(sn=0.05, ssn=0.05, sn_tied=0.05), norm=["sn", "bn", "ssn", "sn-tied"]))
     assert answer.verdict == "supported"
     assert "is better than bn." in answer.answer
-    compared = {effect.comparison for effect in answer.effects if effect.measure == "val_accuracy"}
+    compared = {effect.comparison for effect in answer.effects if effect.measure.name == "val_accuracy"}
     assert compared == {"sn - bn", "sn - ssn", "sn - sn-tied", "ssn - bn"}
     assert "Of ssn, which does not decide: " in answer.answer
 
@@ -179,7 +179,7 @@ def test_the_papers_claim_is_found_where_it_holds(planted: StudyFolder) -> None:
     assert answer.verdict == "supported"
     assert "Yes, in this study: depth and batch_size move the choice further than initialization." in answer.answer
     assert "More than seeds: batch_size and depth." in answer.answer
-    (share,) = [item for item in answer.effects if item.measure == "bn_share"]
+    (share,) = [item for item in answer.effects if item.measure.name == "bn_share"]
     assert share.comparison == "B 16 - B 2"
     assert share.estimate.above(0.2)
     assert "The BN share changes by +0.3" in answer.answer
@@ -187,7 +187,7 @@ def test_the_papers_claim_is_found_where_it_holds(planted: StudyFolder) -> None:
 
 
 def test_ranking_is_by_effect(planted: StudyFolder) -> None:
-    effects = [item for item in answer_impacts(load_study_records(planted)).effects if item.measure == "effect"]
+    effects = [item for item in answer_impacts(load_study_records(planted)).effects if item.measure.name == "effect"]
     assert [item.comparison for item in effects] == ["batch_size", "depth", "initialization"]
     assert [item.n_pairs for item in effects] == [4, 4, 4]
 
@@ -221,7 +221,7 @@ def test_one_replicate_has_no_seeds_to_compare_with(build: Build) -> None:
 def test_a_single_cell_has_nothing_to_rank(build: Build) -> None:
     answer = answer_impacts(build(Truth(), replicates=2, norm=["sn", "bn"]))
     assert (answer.n_done, answer.n_planned) == (2, 2)
-    assert not [item for item in answer.effects if item.measure.startswith(("effect", "bn_share", "trend_batch"))]
+    assert not [item for item in answer.effects if item.measure.name.startswith(("effect", "bn_share", "trend_batch"))]
     assert "Finished runs have one B, so there is no trend with B." in answer.answer
 
 
@@ -234,7 +234,7 @@ def test_a_study_without_weak_factors_cannot_compare(build: Build) -> None:
 def test_a_batch_of_one_is_no_choice(build: Build) -> None:
     truth = Truth(bn_logit=lambda trial: 0.5)
     answer = answer_impacts(build(truth, replicates=3, batch_size=[1, 2, 16]))
-    shares = [item for item in answer.effects if item.measure == "bn_share"]
+    shares = [item for item in answer.effects if item.measure.name == "bn_share"]
     assert [item.comparison for item in shares] == ["B 16 - B 2"]
     assert "3 runs at B = 1 are left out" in answer.answer
     assert answer.n_planned == 6
@@ -270,7 +270,7 @@ def test_in_blocks_a_factor_is_measured_where_it_varies_alone(build: Build) -> N
     truth = Truth(bn_logit=lambda trial: 1.5 * (trial.config.batch_size == 16) + (trial.config.depth == 14))
     answer = answer_impacts(build(truth, replicates=4, **ALONE))
     # Cells: 2 depths x 2 B, the other initialization at 2 B, the other decay at the base's B, 16.
-    pairs = {item.comparison: item.n_pairs for item in answer.effects if item.measure == "effect"}
+    pairs = {item.comparison: item.n_pairs for item in answer.effects if item.measure.name == "effect"}
     assert pairs == {"batch_size": 3, "depth": 2, "initialization": 2, "decay": 1}
     assert (answer.n_done, answer.n_planned) == (28, 28)
     assert answer.verdict == "supported"

@@ -41,7 +41,7 @@ def _losing(**losses: float) -> Truth:
 
 def _comparisons(answer: StudyRecords | Answer, measure: str = "val_accuracy") -> dict[str, Any]:
     answer = answer if isinstance(answer, Answer) else answer_useful(answer)
-    return {item.comparison: item for item in answer.effects if item.measure == measure}
+    return {item.comparison: item for item in answer.effects if item.measure.name == measure}
 
 
 OWN, NOT_OWN, OWN_OPEN = (
@@ -160,7 +160,7 @@ def test_a_batch_of_one_is_a_cell_as_others(build: Build) -> None:
 def test_what_a_rule_has_chosen_is_no_choice(build: Build) -> None:
     truth = Truth(bn_logit=lambda trial: 3.0 * (trial.config.start_rule != "scratch"))
     answer = answer_impacts(build(truth, norm=["sn"], blocks=[]))
-    assert [item.comparison for item in answer.effects if item.measure == "effect"] == ["batch_size"]
+    assert [item.comparison for item in answer.effects if item.measure.name == "effect"] == ["batch_size"]
     assert (answer.n_done, answer.n_planned) == (6, 6)
     assert "30 runs that start from others are left out." in answer.answer
     assert "runs at B = 1" not in answer.answer

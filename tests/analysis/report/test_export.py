@@ -19,13 +19,17 @@ from study.analysis.report.export import (
 )
 from study.analysis.report.figures import factor_ranking, forest
 from study.analysis.statistics.intervals import Estimate
+from study.analysis.statistics.measures import build_measures
 
 RANKING = {"Jensen-Shannon": {"all weights": "effect"}, "Other": {"all weights": "effect_mean"}}
 
 
 def _effect(measure: str) -> Effect:
     estimate = Estimate(value=2.0, low=1.5, high=3.0, n=4)
-    return Effect(measure=measure, comparison="depth", estimate=estimate, n_pairs=4, n_pairs_planned=4, trials=(0, 1))
+    return Effect(
+        measure=build_measures()[measure], comparison="depth", estimate=estimate, n_pairs=4, n_pairs_planned=4,
+        trials=(0, 1),
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

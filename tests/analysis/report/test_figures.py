@@ -27,7 +27,9 @@ from study.analysis.report.figures import factor_ranking, forest, metric_by_norm
 from study.analysis.report.plot_style import TrialGroups
 from study.analysis.report.report import QUESTIONS
 from study.analysis.statistics.intervals import Estimate
+from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.profiles import DEPTH_GRID, depth_profiles
+from study.config.choice_space import NORMALIZATION
 from study.record.layout import StudyFolder
 from tests.analysis.conftest import Truth, build_study, write_study
 
@@ -82,7 +84,7 @@ def test_every_figure_leads_to_trials_and_is_told_in_words(records: StudyRecords
 
 
 def test_a_point_leads_to_the_trials_of_its_level(records: StudyRecords, chosen: pd.DataFrame) -> None:
-    figure = weight_maps(records.switch, chosen, "batch_size", WHAT)
+    figure = weight_maps(records.switch, chosen, records.space, "batch_size", WHAT)
     of_batch = [chosen.index[chosen["batch_size"].eq(batch)].to_list() for batch in (2, 16)]
     assert figure.layout.meta["trials"] == of_batch
     assert [{point[0] for point in _points(trace)} for trace in figure.data] == [{0}, {0}, {1}, {1}]
@@ -103,7 +105,7 @@ def test_a_replicates_point_leads_to_its_own_trials(records: StudyRecords) -> No
 
 
 def test_a_map_shows_each_layer(records: StudyRecords, chosen: pd.DataFrame) -> None:
-    figure = weight_maps(records.switch, chosen, "batch_size", WHAT)
+    figure = weight_maps(records.switch, chosen, records.space, "batch_size", WHAT)
     keys = chosen["key"][chosen["batch_size"].eq(16)]
     rows = records.switch[records.switch["key"].isin(keys) & records.switch["statistic"].eq("var")]
     expected = rows.groupby(["normalizer", "layer_index"])["weight"].mean().unstack()
@@ -115,8 +117,8 @@ def test_a_map_shows_each_layer(records: StudyRecords, chosen: pd.DataFrame) -> 
 
 def test_networks_with_unlike_layers_meet_at_relative_depths(records: StudyRecords) -> None:
     trials = finished_choices(records, "batch_size")
-    table = layer_weights(records.switch, trials)
-    profiles = depth_profiles(records.switch)
+    table = layer_weights(records.switch, trials, records.space)
+    profiles = depth_profiles(records.switch, records.space)
     expected = np.mean([profiles[key] for key in trials["key"]], axis=0)[1, :, :3]  # variance weights of in, ln, bn
     np.testing.assert_allclose(table.loc[table["statistic"].eq("var"), ["in", "ln", "bn"]], expected)
     np.testing.assert_allclose(table["place"][: len(DEPTH_GRID)], DEPTH_GRID)
@@ -129,12 +131,12 @@ def test_only_networks_of_one_pool_are_averaged(order: int) -> None:
     switch = pd.DataFrame(rows, columns=["key", "normalizer", "weight"])
     switch = switch.assign(statistic="mean", layer="bn1", layer_index=0, depth_fraction=0.0, stage=0)
     trials = pd.DataFrame({"key": ["a", "b"], "pool": ["in,ln", "in,ln,bn"]})[::order]
-    (row,) = layer_weights(switch, trials).to_dict("records")
+    (row,) = layer_weights(switch, trials, NORMALIZATION).to_dict("records")
     assert (row["in"], row["ln"], row["bn"]) == (0.2, 0.2, 0.6)
 
 
 def test_a_triangle_has_a_point_a_layer(records: StudyRecords, chosen: pd.DataFrame) -> None:
-    figure = ternary(records.switch, chosen, "batch_size", WHAT)
+    figure = ternary(records.switch, chosen, records.space, "batch_size", WHAT)
     assert figure is not None
     drawn = [trace for trace in figure.data if trace.customdata is not None]
     assert len(drawn) == 2 * 2  # B, statistic
@@ -145,7 +147,7 @@ def test_a_triangle_has_a_point_a_layer(records: StudyRecords, chosen: pd.DataFr
 
 
 def test_a_share_is_a_mean_over_replicates(records: StudyRecords, chosen: pd.DataFrame) -> None:
-    figure = share_by_batch(records.switch, chosen, 0.95)
+    figure = share_by_batch(records.switch, chosen, records.space, 0.95)
     table = records.switch.merge(chosen[["key", "batch_size"]], on="key")
     means = table.groupby(["statistic", "normalizer", "batch_size"])["weight"].mean()
     for trace in figure.data:
@@ -156,7 +158,7 @@ def test_a_share_is_a_mean_over_replicates(records: StudyRecords, chosen: pd.Dat
 
 
 def test_the_slider_moves_from_even_weights_to_the_last_epoch(records: StudyRecords, chosen: pd.DataFrame) -> None:
-    figure = layers_by_epoch(every_epoch(records, chosen), chosen, WHAT, most=3)
+    figure = layers_by_epoch(every_epoch(records, chosen), chosen, records.space, WHAT, most=3)
     (slider,) = figure.layout.sliders
     assert [step.label for step in slider.steps] == ["0", "2", "4"]
     first, last = (step.args[0]["y"] for step in (slider.steps[0], slider.steps[-1]))
@@ -168,7 +170,7 @@ def test_tasks_are_compared_with_their_heads(tmp_path: Path) -> None:
     study = build_study(2, ("tasks",), task=["classification", "segmentation"], dataset=["scenes"])
     records = load_study_records(write_study(tmp_path, study, Truth(bn_logit_of_heads=3.0)))
     weights, trials = pd.concat([records.switch, records.heads]), name_settings(records.done)
-    figure = share_by_setting(weights, trials, TOGETHER, 0.95)
+    figure = share_by_setting(weights, trials, records.space, TOGETHER, 0.95)
     assert [note.text for note in figure.layout.annotations[2:]] == ["backbone", "decoder"]
     heads = [trace for trace in figure.data if trace.name == "bn" and len(trace.x) == 1]
     expected = records.heads[records.heads["normalizer"].eq("bn")].groupby("statistic")["weight"].mean()
@@ -182,7 +184,7 @@ def test_tasks_are_compared_with_their_heads(tmp_path: Path) -> None:
 def _effect(measure: str, comparison: str, value: float, low: float | None, high: float | None) -> Effect:
     estimate = Estimate(value=value, low=low, high=high, n=3)
     return Effect(
-        measure=measure, comparison=comparison, estimate=estimate, n_pairs=6, n_pairs_planned=8, trials=(4, 2),
+        measure=build_measures()[measure], comparison=comparison, estimate=estimate, n_pairs=6, n_pairs_planned=8, trials=(4, 2),
         bootstrap=(0.1, 0.2), probability=0.75, p_value=0.01, per_replicate=(value, value),
     )  # fmt: skip
 
@@ -240,7 +242,7 @@ def test_one_trial_of_any_pool(tmp_path: Path, norm: str) -> None:
 def test_a_smaller_pool_stays_out_of_the_triangle(tmp_path: Path) -> None:
     study = build_study(1, ("impacts",), norm=["sn"], batch_size=[1, 4])
     records = load_study_records(write_study(tmp_path, study))
-    figure = ternary(records.switch, records.done, "batch_size", WHAT)
+    figure = ternary(records.switch, records.done, records.space, "batch_size", WHAT)
     assert figure is not None
     assert {trace.name for trace in figure.data} == {"B = 4"}
 

@@ -13,7 +13,7 @@ from study.analysis.report.comparison import write_comparison
 from study.analysis.report.page import place_interval, show_ranges
 from study.analysis.report.report import Report, write_report
 from study.analysis.statistics.intervals import Estimate
-from study.analysis.statistics.measures import MEASURES
+from study.analysis.statistics.measures import build_measures
 from study.config.errors import UserError
 from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
@@ -151,7 +151,7 @@ def test_row_numbers_in_a_link(rows: list[int], text: str) -> None:
 
 def test_intervals_of_a_table_share_a_scale() -> None:
     low, high = Estimate(value=0.5, low=0.25, high=1, n=3), Estimate(value=2, low=1.5, high=4, n=3)
-    places = [place_interval(each, [low, high], MEASURES["effect"]) for each in (low, high)]
+    places = [place_interval(each, [low, high], build_measures()["effect"]) for each in (low, high)]
     assert [place.clear for place in places] == [False, True]
     assert (places[0].low, places[0].line, places[1].high) == (4, 50, 96)  # a ratio and its inverse mirror each other
     assert places[0].value == pytest.approx(100 - places[1].value)  # type: ignore[operator]

@@ -9,6 +9,7 @@ import pytest
 
 from study.analysis.records import read_switch_weights
 from study.analysis.statistics.dynamics import count_flips, network_dynamics, settle_epochs
+from study.config.choice_space import NORMALIZATION
 from study.record.switch_weights import parquet_bytes
 
 
@@ -71,7 +72,7 @@ def test_a_network_is_the_mean_of_its_layers_of_a_role() -> None:
     history = _history((steady, late), (late, late), (late, late))
     table = _table(history, "backbone", "backbone", "decoder")
     for rows in (table, table.take(np.random.default_rng(0).permutation(table.num_rows))):
-        found = network_dynamics(rows, "backbone")
+        found = network_dynamics(rows, "backbone", NORMALIZATION)
         assert found.index.tolist() == ["cell-r2"]
         assert found["convergence_epoch"].to_numpy().tolist() == [[2.0, 4.0]]
         assert found["convergence"].to_numpy().tolist() == [[0.5, 1.0]]
@@ -80,5 +81,5 @@ def test_a_network_is_the_mean_of_its_layers_of_a_role() -> None:
 
 def test_one_epoch_has_no_dynamics() -> None:
     one = _table(_history((_path(0.5), _path(0.5))), "backbone")
-    assert network_dynamics(one, "backbone").empty
-    assert network_dynamics(one.slice(0, 0), "backbone").empty
+    assert network_dynamics(one, "backbone", NORMALIZATION).empty
+    assert network_dynamics(one.slice(0, 0), "backbone", NORMALIZATION).empty

@@ -26,6 +26,7 @@ from study.analysis.statistics.profiles import (
     squared_distances,
     transfer_distance,
 )
+from study.config.choice_space import NORMALIZATION
 
 DRAWS = 200
 
@@ -37,16 +38,18 @@ def _layers(weights: dict[float, tuple[float, ...]], pool: tuple[str, ...] = ("i
 
 
 def _profile(layers: pd.DataFrame) -> Floats:
-    return depth_profiles(layers.assign(key="one"))["one"]
+    return depth_profiles(layers.assign(key="one"), NORMALIZATION)["one"]
 
 
 def test_profiles_of_many_networks_are_those_of_each() -> None:
     shallow, deep = _layers({0.0: (0.2, 0.3, 0.5)}), _layers({0.5: (1.0, 0.0, 0.0), 0.2: (0.0, 0.5, 0.5)})
-    both = depth_profiles(pd.concat([deep.assign(key="b"), shallow.assign(key="B")]).sample(frac=1, random_state=0))
+    both = depth_profiles(
+        pd.concat([deep.assign(key="b"), shallow.assign(key="B")]).sample(frac=1, random_state=0), NORMALIZATION
+    )
     assert set(both) == {"b", "B"}
     np.testing.assert_array_equal(both["b"], _profile(deep))
     np.testing.assert_array_equal(both["B"], _profile(shallow))
-    assert depth_profiles(deep.assign(key="b")[:0]) == {}
+    assert depth_profiles(deep.assign(key="b")[:0], NORMALIZATION) == {}
 
 
 def test_profiles_of_different_depth_align() -> None:
@@ -107,7 +110,7 @@ def test_a_planted_effect_is_found() -> None:
     assert factor_effect(strong, 0.95).above(1.5)
     assert not factor_effect(weak, 0.95).above(1)
     assert effect_contrast(strong, weak, 0.95).above(1)
-    assert factor_effect(strong, 0.95, "mean").above(1)
+    assert factor_effect(strong, 0.95, 0).above(1)
 
 
 @pytest.mark.parametrize("replicates", [3, 5])

@@ -12,6 +12,7 @@ import pytest
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics.intervals import Estimate
+from study.analysis.statistics.measures import build_measures
 from study.bench.synthetic_records import SyntheticStudy, Truth, synthetic_records, write_study
 from study.bench.verdicts.campaign import Counts, measure, scenarios, true_values
 from study.config.schema import StudyConfig
@@ -83,7 +84,7 @@ def test_replicates_share_what_the_truth_says() -> None:
 def test_a_tally_counts_sides_and_false_alarms() -> None:
     def effect(comparison: str, low: float, high: float, p_value: float | None) -> Effect:
         return Effect(
-            measure="val_accuracy", comparison=comparison, n_pairs=1, n_pairs_planned=1, p_value=p_value,
+            measure=build_measures()["val_accuracy"], comparison=comparison, n_pairs=1, n_pairs_planned=1, p_value=p_value,
             estimate=Estimate(value=(low + high) / 2, low=low, high=high, n=3), bootstrap=(low, high),
         )  # fmt: skip
 
@@ -107,7 +108,7 @@ def test_many_replicates_say_what_an_interval_should_hold() -> None:
 
 def test_every_world_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [scenario for scenario in scenarios() if scenario.name in ("null", "none moves", "neither moves")]
-    monkeypatch.setattr("study.bench.verdicts.campaign.worlds", lambda: some)
+    monkeypatch.setattr("study.bench.verdicts.campaign.scenarios", lambda: some)
     rows = measure(quick=True, threads=None, device="cpu").rows
     assert [row["world"] for row in rows] == ["null", "none moves", "neither moves"]
     for row in rows:

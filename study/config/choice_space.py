@@ -1,0 +1,126 @@
+"""What the layers of a network choose from: the one description that record, analysis, report and dashboard share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from study.config.errors import UserError
+from study.config.schema import NO_NORM, TrialConfig
+from study.norms.names import NORMALIZERS, effective_pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One of the things that a layer chooses from; `colour` is a hex code, the same in every figure."""
+
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One of the choices that a layer makes, a softmax over the members.
+
+    label: names its weights ("mean weights"). target: what they are for ("means").
+    """
+
+    name: str
+    label: str
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceSpace:
+    """What every layer of a network chooses from.
+
+    name: identifies the space in records. noun: what a member is called ("normalizer").
+    tracked: the member whose share is followed over the levels of a factor, and its name in a sentence ("BN").
+    pool: the members that the layers of a trial may choose from, by the trial's config; by default all of them.
+    """
+
+    name: str
+    noun: str
+    members: tuple[Member, ...]
+    axes: tuple[Axis, ...]
+    tracked: tuple[str, str]
+    pool: Callable[[TrialConfig], tuple[str, ...]] | None = field(default=None, compare=False)
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        return tuple(axis.name for axis in self.axes)
+
+    @property
+    def colours(self) -> dict[str, str]:
+        return {member.name: member.colour for member in self.members}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of each axis."""
+        return {axis.name: axis.label for axis in self.axes}
+
+    def find_pool(self, config: TrialConfig) -> tuple[str, ...]:
+        """The members that the layers of a trial may choose from. Raises `ValueError` where none is left."""
+        return self.member_names if self.pool is None else self.pool(config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `study.yaml` of a run holds them."""
+        values = asdict(self)
+        del values["pool"]
+        return {**values, "members": list(values["members"]), "axes": list(values["axes"]),
+                "tracked": list(self.tracked)}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str) -> ChoiceSpace:
+        """The space that `study.yaml` describes; `NORMALIZATION` where it describes none, as older ones do.
+
+        Raises `UserError`, which names the `source`, for anything else.
+        """
+        if values is None or values == NORMALIZATION.to_dict():
+            return NORMALIZATION
+        try:
+            space = cls(
+                name=str(values["name"]), noun=str(values["noun"]),
+                members=tuple(Member(**{key: str(text) for key, text in each.items()}) for each in values["members"]),
+                axes=tuple(Axis(**{key: str(text) for key, text in each.items()}) for each in values["axes"]),
+                tracked=(str(values["tracked"][0]), str(values["tracked"][1])),
+            )  # fmt: skip
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(f"{source}: choice_space: not a description of what layers choose from: {error}") from None
+        if not space.axes or space.tracked[0] not in space.member_names:
+            raise UserError(f"{source}: choice_space: needs an axis, and a tracked member that is one of its members")
+        return space
+
+
+def find_norm_pools(config: TrialConfig) -> dict[str, tuple[str, ...]]:
+    """The pool of normalizers of each role that has norm layers. Raises `ValueError` where a pool is empty."""
+    return {
+        role: effective_pool(norm, config.statistics_batch) for role, norm in config.norms.items() if norm != NO_NORM
+    }
+
+
+def _find_normalizer_pool(config: TrialConfig) -> tuple[str, ...]:
+    pools = list(find_norm_pools(config).values())
+    return next((pool for pool in pools if len(pool) > 1), pools[0])
+
+
+# Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
+_COLOURS = {"in": "#E69F00", "ln": "#009E73", "bn": "#0072B2", "gn": "#CC79A7"}
+
+NORMALIZATION = ChoiceSpace(
+    name="normalization",
+    noun="normalizer",
+    members=tuple(Member(name=name, colour=_COLOURS[name]) for name in NORMALIZERS),
+    axes=(
+        Axis(name="mean", label="mean weights", target="means"),
+        Axis(name="var", label="variance weights", target="variances"),
+    ),
+    tracked=("bn", "BN"),
+    pool=_find_normalizer_pool,
+)
+"""The choice of a switchable normalization layer: normalizers, for its means and for its variances."""
