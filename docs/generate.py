@@ -10,15 +10,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from study.analysis.questions.answers import split_sentences
+from study.analysis.report.registry import QUESTIONS
 from study.analysis.report.report import Report
 from study.analysis.statistics.measures import build_measures
+from study.analysis.wording import split_sentences
 from study.bench.synthetic_records import Truth, write_study
 from study.plan.loading import load_study
 from study.record.layout import StudyFolder
 
 DOCS = Path(__file__).parent
-QUESTIONS = {"useful": "distinct", "impacts": "impacts", "tasks": "tasks"}  # a study that asks it
 PICTURES = {  # study, and the title of the figure or the id of the part that is cut out
     "answers": ("depth_vs_batch", "#answers"),
     "ranking": ("depth_vs_batch", "How far each factor moves the choice"),
@@ -50,7 +50,7 @@ intervals cover.
 
 def write_measures() -> None:
     """Writes measures.md from the table of measures and the rules that answers print."""
-    rules = "".join(f"\n### {_rule(question, study)}" for question, study in QUESTIONS.items())
+    rules = "".join(f"\n### {_rule(question, registered.example)}" for question, registered in QUESTIONS.items())
     rows = "".join(
         f"| {measure.label} | {measure.definition} | `{measure.rule_name}` | {measure.line:g} |\n"
         for measure in build_measures().values()

@@ -82,7 +82,7 @@ class StudyRecords:
         return build_measures(self.space)
 
     @property
-    def plain(self) -> pd.DataFrame:
+    def from_scratch(self) -> pd.DataFrame:
         """The planned trials that norms and factors are compared over, where a study varies how trials start.
 
         Those from scratch: others have trained for longer, and a rule may have made their choices. Without them, those
@@ -90,8 +90,8 @@ class StudyRecords:
         """
         levels = self.levels("start_rule") if "start_rule" in self.study.factors else []
         rule = next((rule for rule in ("scratch", "fine_tune") if rule in levels), None)
-        plain: pd.DataFrame = self.trials if rule is None else self.trials[self.trials["start_rule"].eq(rule)]
-        return plain
+        from_scratch: pd.DataFrame = self.trials if rule is None else self.trials[self.trials["start_rule"].eq(rule)]
+        return from_scratch
 
     @property
     def done(self) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def _with_package(environment: Mapping[str, str]) -> str:
 
 
 def _answer(folder: StudyFolder) -> Any:
-    from study.analysis.questions.interim_answers import compute_interim_answers
+    from study.analysis.report.interim_answers import compute_interim_answers
 
     return compute_interim_answers(folder)
 

@@ -444,7 +444,7 @@ def _check_known(study: str, out: Path) -> None:
 
 def _print_report(console: Console, folder: StudyFolder) -> Report:
     """Writes the report and prints its answers."""
-    from study.analysis.questions.interim_answers import format_answer
+    from study.analysis.report.interim_answers import format_answer
     from study.analysis.report.report import Report
 
     report = Report(folder)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from study.analysis.questions.interim_answers import compute_interim_answers
+from study.analysis.report.interim_answers import compute_interim_answers
 from study.bench.synthetic_records import Truth, write_study
 from study.cli.background import Background
 from study.cli.live_view import Running, StudySnapshot, TrialProblem, group_problems, last_epoch, normalize_reason

@@ -1,14 +1,12 @@
-"""What an answer is made of: a verdict and its rule, effects with intervals, and sentences with numbers."""
+"""What an answer consists of: a verdict and its rule, effects with intervals, and text."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value, replicates_needed
+from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value
 from study.analysis.statistics.measures import Measure
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.config.schema import SCORE_MARGIN
@@ -21,12 +19,12 @@ MIN_CELLS = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One row of an answer's table: a number, how sure it is, and what it is made of.
+    """One row of an answer's table: a number, its uncertainty, and the trials behind it.
 
-    Pairs are those in the estimate; `missing` says why others are not. bootstrap: the ends of the bootstrap interval.
-    probability: that a pair, drawn at random, lies above the measure's line. p_value: adjusted for its family.
-    trials: rows of the trial table that the number is made of. censored: how many of them count as one epoch more
-    than they had, as they never reached the target.
+    n_pairs: pairs in the estimate; `missing` counts, by reason, those that are not. bootstrap: ends of the bootstrap
+    interval. probability: share of pairs above the measure's line, ties counting half. p_value: adjusted for its
+    family. trials: rows of the trial table that the number is computed from. censored: how many of them never reached
+    the target and count as one epoch more than they had.
     """
 
     measure: Measure
@@ -77,7 +75,7 @@ class Answer:
 
 
 def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> list[Effect]:
-    """The rows of a measure's paired differences. Those with the same reference are a family of tests."""
+    """Rows for paired differences of a measure. Those with the same reference are a family of tests."""
     families = [
         [item for item in items if item.reference == reference]
         for reference in dict.fromkeys(item.reference for item in items)
@@ -90,7 +88,7 @@ def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> l
 
 
 def difference_effect(measure: Measure, comparison: str, item: PairedDifference) -> Effect:
-    """The row of a paired difference that is a family by itself."""
+    """The row for a paired difference that is a family by itself."""
     return Effect(
         measure=measure, comparison=comparison, estimate=item.estimate, per_replicate=item.per_replicate,
         n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing, bootstrap=item.bootstrap,
@@ -104,15 +102,15 @@ def covers(n_cells: int, n_cells_diverged: int, n_cells_planned: int) -> bool:
 
 
 def confirms(item: PairedDifference) -> bool:
-    """Whether the reference gains, whatever runs of its own that diverged would have had."""
+    """Whether the reference gains, with no diverged run of its own whose absence could have caused it."""
     return covers_pairs(item) and item.estimate.above(0) and not item.missing.get(f"{item.reference} diverged")
 
 
 def refuted(items: Sequence[PairedDifference], confidence: float) -> list[PairedDifference]:
-    """Those over which the reference gains less than `SCORE_MARGIN`, whatever runs of theirs that diverged would have had.
+    """The items whose reference gains less than `SCORE_MARGIN`, with no diverged run of the other side.
 
-    One of them is enough to refute, so each gives chance a try: one-sided p-values of a gain of `SCORE_MARGIN` or more are
-    adjusted by Holm over all items. Of a single item this says that its interval lies below `SCORE_MARGIN`.
+    One of them is enough to refute a claim, so each is one more chance of error: one-sided p values of a gain of
+    `SCORE_MARGIN` or more are adjusted by Holm over all items. For a single item: its interval lies below the margin.
     """
     p_values = adjust_holm([mean_p_value(item.per_replicate, SCORE_MARGIN, "less") for item in items])
     return [
@@ -123,68 +121,8 @@ def refuted(items: Sequence[PairedDifference], confidence: float) -> list[Paired
 
 
 def covers_pairs(item: PairedDifference) -> bool:
-    """`covers`, of a paired difference."""
+    """`covers` for a paired difference."""
     return covers(item.n_cells, item.n_cells_diverged, item.n_cells_planned)
-
-
-def format_distinguished(subject: str, items: Sequence[PairedDifference], confidence: float) -> str:
-    """Which differences of "Its training loss" p-values adjusted over `items` tell apart; the table has the numbers."""
-    p_values = adjust_holm([item.p_value for item in items])
-    apart = {id(item) for item, p in zip(items, p_values, strict=True) if p is not None and p < 1 - confidence}
-    lower = [item for item in items if id(item) in apart and (item.estimate.value or 0) < 0]
-    higher = [item for item in items if id(item) in apart and item not in lower]
-    open_ = [item for item in items if id(item) not in apart]
-    groups = {"lower than that of": lower, "higher than that of": higher, "not told apart from that of": open_}
-    said = [f"{words} {join_words(item.other for item in group)}" for words, group in groups.items() if group]
-    return f"{subject} is {join_words(said)}."
-
-
-def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """`-0.0123` as `-0.012`; a number that rounds to zero has no sign. ASCII, for any terminal."""
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text
-
-
-def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:
-    """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`, or that there is no interval."""
-    if estimate.value is None:
-        return "not measured"
-    value = format_number(estimate.value, digits, sign)
-    replicates = f"n = {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
-    if estimate.low is None or estimate.high is None:
-        return f"{value} (no interval from {replicates})"
-    low, high = format_number(estimate.low, digits), format_number(estimate.high, digits)
-    return f"{value} ({confidence * 100:g} % interval {low} to {high}, {replicates})"
-
-
-def format_states(states: Iterable[str]) -> str:
-    """`3 planned, 2 failed`, the most frequent first; `none` where there is nothing."""
-    ranked = sorted(Counter(states).items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{number} {state}" for state, number in ranked) or "none"
-
-
-def join_words(words: Iterable[object]) -> str:
-    """`a, b and c`."""
-    *first, last = map(str, words)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def format_replicates_needed(half_width: float, target: float, n: int, confidence: float) -> str:
-    """What would settle an interval, if the replicates' spread stays as it is."""
-    return format_more_replicates(replicates_needed(half_width, target, n, confidence), n)
-
-
-def format_more_replicates(needed: int | None, n: int) -> str:
-    """How many replicates there must be beside the `n` there are; None: more than can be said."""
-    if needed is None:
-        return "more than 1000 replicates"
-    more = max(needed - n, 1)
-    return f"about {more} more replicate{'s' * (more > 1)} of every cell ({n + more} in all), at the spread seen so far"
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of an answer or a rule, as a page or a terminal sets them apart."""
-    return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)
 
 
 def _round(value: float | None) -> float | None:

@@ -1,6 +1,6 @@
-"""Question 3, before and after transfer: do backbones keep what they chose for the task that they come from?
+"""Question 3, before and after transfer: do backbones keep what they chose for their first task?
 
-Compared are finished trials of the switch norm that were fine-tuned, each with the trial that it started from.
+Finished trials of the switch norm that were fine-tuned are compared with the trials that they started from.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from study.analysis.questions.answers import Effect, format_estimate
-from study.analysis.questions.factor_effects import ChoiceDistances, factor_row, holm_p_values
+from study.analysis.questions.answers import Effect
+from study.analysis.questions.factor_effects import ChoiceDistances, adjust_ratio_p_values, factor_row
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate, cell_numbers, complete_block
 from study.analysis.statistics.profiles import effect_contrast, factor_effect, transfer_distance
 
-RULE = "fine_tune"  # after which layers have gone on to choose
+RULE = "fine_tune"  # the start rule under which layers go on to choose
 
 
-def fine_tuned(records: StudyRecords, settings: pd.Series) -> pd.DataFrame:
-    """The planned trials of the reference norm that were fine-tuned from a trial of the study, if of another setting.
+def select_fine_tuned(records: StudyRecords, settings: pd.Series) -> pd.DataFrame:
+    """The planned trials of the reference norm that are fine-tuned from a trial of the study at another setting.
 
-    settings: what every row of the trial table is about ("detection on scenes"). Columns are added: `source`, the row
-    of the trial that each starts from, and `move`: "classification on scenes -> detection on scenes". A study that
-    fine-tunes from its own setting alone has none.
+    settings: the setting of every row of the trial table ("detection on scenes"). Two columns are added: `source`, the
+    row of the start trial, and `move`: "classification on scenes -> detection on scenes". Empty for a study that
+    fine-tunes within one setting only.
     """
     trials = records.trials
     row_of = pd.Series(trials.index, index=trials["key"])
@@ -42,7 +42,7 @@ def fine_tuned(records: StudyRecords, settings: pd.Series) -> pd.DataFrame:
 
 
 def compare_before_and_after(records: StudyRecords, tuned: pd.DataFrame) -> list[Effect]:
-    """How far fine-tuning moved what backbones choose, a row a move; `tuned` is from `fine_tuned`."""
+    """How far fine-tuning moved what backbones choose, a row a move; `tuned` is from `select_fine_tuned`."""
     return [_compare_move(records, str(move), group) for move, group in tuned.groupby("move", sort=False)]
 
 
@@ -72,7 +72,7 @@ def compare_after(
 ) -> list[Effect]:
     """The effects of task and data set between networks that were fine-tuned, and over those between scratch ones."""
     effects = {name: factor_effect(tuned.factors[name], confidence) for name in factors if name in tuned.factors}
-    p_values = holm_p_values(effects, 1, confidence)
+    p_values = adjust_ratio_p_values(effects, 1, confidence)
     rows = [factor_row(tuned, "effect_after", name, [name], item, p_values[name]) for name, item in effects.items()]
     for name in effects:
         if name in scratch.factors and scratch.replicates == tuned.replicates:
@@ -81,22 +81,3 @@ def compare_after(
             others = factor_row(scratch, "effect", name, [name], ratio).trials
             rows.append(replace(row, trials=sorted({*row.trials, *others})))
     return rows
-
-
-def transfer_sentences(effects: Sequence[Effect], confidence: float) -> list[str]:
-    """What the rows of `compare_before_and_after` and `compare_after` say, if there are any."""
-    found = [row for row in effects if row.estimate.value is not None]
-    said = {
-        measure: "; ".join(
-            f"{row.comparison} {format_estimate(row.estimate, confidence, digits=2)}"
-            for row in found if row.measure.name == measure and (measure != "effect_ratio" or RULE in row.comparison)
-        )
-        for measure in ("transfer_distance", "effect_after", "effect_ratio")
-    }  # fmt: skip
-    words = {
-        "transfer_distance": "Before and after transfer, how far backbones move from what they chose over how far "
-        "seeds lie apart before",
-        "effect_after": "Effects between fine-tuned networks, of",
-        "effect_ratio": "Those over the effects between networks from scratch",
-    }
-    return [f"{words[measure]}: {text}." for measure, text in said.items() if text]

@@ -1,38 +1,30 @@
 """Question 1, asked of finished networks: is it the mix of normalizers, or is it that each layer has its own?
 
-Trials that start from a finished one of the switch norm differ in what becomes of its choices. With `frozen` every
-layer keeps its own. `permute` and `shared` keep the mix, and take from each layer that the choice is its own; `argmax`
-leaves each layer its own, and takes the mix. All four go on from the same weights, with choices that learn no more: the
-differences to `frozen` are the cleanest. Those to `fine_tune`, whose choices learn on, also hold what learning on is
-worth. `transplant`, and rules with `start_fresh`, train a network that is drawn anew: a comparison of their own.
+Trials that start from a finished trial of the switch norm differ in what happens to its choices. With `frozen` every
+layer keeps its own choice. `permute` and `shared` keep the mix but give a layer a choice that is not its own; `argmax`
+keeps the layer's own choice but removes the mix. All four go on from the same weights with fixed choices, so their
+differences to `frozen` are the cleanest. Differences to `fine_tune`, whose choices go on learning, also contain what
+that is worth. `transplant`, and rules with `start_fresh`, train a newly drawn network and are compared separately.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from study.analysis.questions.answers import confirms, format_distinguished, format_estimate, join_words, refuted
+from study.analysis.questions import sentences
+from study.analysis.questions.answers import confirms, refuted
 from study.analysis.questions.level_comparisons import compare_levels
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.paired_differences import PairedDifference
-from study.config.schema import SCORE_MARGIN
+from study.analysis.wording import format_estimate
 
 NOT_OWN = ("permute", "shared")
 NO_MIX = ("argmax",)
-DECIDING = ("frozen", "fine_tune")  # references that have trained as long, and are evaluated alike
-RULE = (
-    f"Starts, which do not decide the verdict: the difference is frozen minus the other rule, or fine_tune (whose "
-    f"choices learn on) minus the other where frozen (every layer keeps its own) is not in the study. That each layer "
-    f"has its own matters if it lies above 0 for each of {', '.join(NOT_OWN)} that the study has, and does not if it "
-    f"lies below {SCORE_MARGIN:g} for any of them (Holm, as above); that layers mix, the same for {', '.join(NO_MIX)}. "
-    f"transplant, and all "
-    f"rules with start.fresh, train a network that is drawn anew: theirs is frozen with start.fresh, or else scratch, "
-    f"which decides nothing: its BN statistics may be moving averages, those of starts are re-estimated."
-)
+DECIDING = ("frozen", "fine_tune")  # references that train equally long and are evaluated alike
 
 
 def compare_starts(records: StudyRecords, metric: str) -> list[PairedDifference]:
-    """The reference of each start rule minus that rule, for the switch norm; nothing where the study varies no start.
+    """The reference of each start rule minus that rule, for the switch norm; empty where the study varies no start.
 
     What varies in the intervals: the replicate.
     """
@@ -43,58 +35,50 @@ def compare_starts(records: StudyRecords, metric: str) -> list[PairedDifference]
     ]
 
 
-def start_sentences(records: StudyRecords, differences: Mapping[str, Sequence[PairedDifference]]) -> list[str]:
-    """What the comparisons of starts say; `differences` are those of `compare_starts` by metric."""
+def describe_starts(records: StudyRecords, differences: Mapping[str, Sequence[PairedDifference]]) -> list[str]:
+    """The sentences on comparisons of starts; `differences` are from `compare_starts`, by metric."""
     metric, confidence = records.study.metric, records.study.analysis.confidence
     if not differences[metric]:
         return []
     found = [item for item in differences[metric] if item.estimate.value is not None]
     if not found:
         return ["No run that starts from another one has finished together with the one it is compared with."]
-    parts = _answer(records, differences[metric])
+    parts = sentences.format_start_answer(records.reference_norm, _judge_all(differences[metric], confidence))
     for reference in dict.fromkeys(item.reference for item in found):
-        numbers = [
+        numbers = "; ".join(
             f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}"
             for item in found if item.reference == reference
-        ]  # fmt: skip
+        )  # fmt: skip
         parts.append(
-            f"{records.measures[metric].label.capitalize()} of {reference} minus that of the other: {'; '.join(numbers)}."
+            f"{records.measures[metric].label.capitalize()} of {reference} minus that of the other: {numbers}."
         )
-        others = {records.measures[name].label: items for name, items in differences.items() if name != metric}
         parts += [
-            format_distinguished(
-                f"The {label} of {reference}", [item for item in items if item.reference == reference], confidence
+            sentences.format_distinguished(
+                f"The {records.measures[name].label} of {reference}",
+                [item for item in items if item.reference == reference], confidence,
             )
-            for label, items in others.items()
-        ]
+            for name, items in differences.items() if name != metric
+        ]  # fmt: skip
     return parts
 
 
 def judge(items: Sequence[PairedDifference], confidence: float) -> bool | None:
-    """Whether what the rules take away matters: the rule that `RULE` puts into words. None: it cannot be said."""
+    """Whether it matters what start rules take away; None where it is open. `format_starts_rule` says it in words."""
     if refuted(items, confidence):
         return False
     return True if items and all(confirms(item) for item in items) else None
 
 
-def _answer(records: StudyRecords, items: Sequence[PairedDifference]) -> list[str]:
+def _judge_all(items: Sequence[PairedDifference], confidence: float) -> dict[str, bool | None]:
+    """By what start rules take away: whether it matters. Without comparisons that decide there is no entry."""
     deciding = [item for item in items if item.reference in DECIDING]
     taken = {"that each layer has its own": NOT_OWN, "that layers mix normalizers": NO_MIX}
-    judged = {what: [item for item in deciding if item.other in rules] for what, rules in taken.items()}
-    words = {True: "it matters {}", False: "it does not matter {}", None: "whether it matters {} cannot be said yet"}
-    said = [
-        words[judge(those, records.study.analysis.confidence)].format(what) for what, those in judged.items() if those
-    ]
-    if not said:
-        return []
-    return [
-        f"Is it the mix of normalizers, or that each layer has its own? With the choices of finished networks of "
-        f"{records.reference_norm}, {join_words(said)}."
-    ]
+    of_rules = {what: [item for item in deciding if item.other in rules] for what, rules in taken.items()}
+    return {what: judge(those, confidence) for what, those in of_rules.items() if those}
 
 
 def _references(records: StudyRecords) -> dict[str, str]:
-    """What each start rule is compared with: one that differs in what layers choose, and as little else as possible."""
+    """The rule that each start rule is compared with: it differs in what layers choose, and in little else."""
     if "start_rule" not in records.study.factors or records.reference_norm is None:
         return {}
     trials = records.trials[records.trials["norm"].eq(records.reference_norm)]

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from study.analysis.questions.answers import format_number, join_words
 from study.analysis.report.figures import epoch_panels
 from study.analysis.report.plot_style import (
     FAINT,
@@ -25,6 +24,7 @@ from study.analysis.report.plot_style import (
 )
 from study.analysis.statistics.intervals import Estimate, replicate_interval
 from study.analysis.statistics.profiles import DEPTH_GRID, depth_profiles
+from study.analysis.wording import format_number, join_words
 from study.config.choice_space import ChoiceSpace
 
 LAYERS = ["statistic", "place", "layer", "depth_fraction", "stage"]

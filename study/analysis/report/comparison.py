@@ -11,7 +11,7 @@ from typing import Any
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report.page import load_templates
-from study.analysis.report.report import answer_questions
+from study.analysis.report.registry import answer_questions
 from study.analysis.report.tables import STATES
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.answers import Effect
 from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
 from study.analysis.records import BACKBONE, StudyRecords, load_study_records
 from study.analysis.report import choice_figures, figures
@@ -37,12 +37,6 @@ PLAIN = ("convergence", "convergence_epoch", "flips")  # compare nothing
 PUBLISHED = "official"  # the folder that `study.cli.import_published` writes to, if it is not told another
 
 
-def draw_figures(name: str, records: StudyRecords, answer: Answer) -> Iterator[go.Figure]:
-    """The figures of the question `name`, of a study of any completeness."""
-    measured = [item for item in answer.effects if item.estimate.value is not None]
-    yield from _QUESTIONS[name](records, measured)
-
-
 def draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
     """What the networks chose that the authors of the SN papers published, where they lie beside the study."""
     beside = StudyFolder(folder.path.parent / PUBLISHED)
@@ -62,15 +56,16 @@ def draw_published(folder: StudyFolder) -> Iterator[go.Figure]:
 
 def finished_choices(records: StudyRecords, *axes: str) -> pd.DataFrame:
     """The finished trials of the reference norm that a figure over these axes may average."""
-    trials = records.plain[records.plain["norm"].eq(records.reference_norm or "")]
+    trials = records.from_scratch[records.from_scratch["norm"].eq(records.reference_norm or "")]
     balanced_subset = records.balanced_subset(trials, *axes)
     finished: pd.DataFrame = balanced_subset[balanced_subset["state"].eq("done")]
     return finished
 
 
-def _draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+def draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    """Figures of question 1: differences between norms, scores and learning curves."""
     norms = records.levels("norm")
-    planned = records.balanced_subset(records.plain, "norm", "batch_size")
+    planned = records.balanced_subset(records.from_scratch, "norm", "batch_size")
     done = planned[planned["state"].eq("done")]
     starts = ", and between how its networks start" * ("start_rule" in records.study.factors)
     yield from _draw_forests(records, effects, f"Differences between the switch norm and each other norm{starts}")
@@ -80,7 +75,8 @@ def _draw_useful(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[g
         yield figures.learning_curves(records.curves, done, norms, records.study.metric.replace("test", "val"))
 
 
-def _draw_impacts(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+def draw_impacts(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    """Figures of question 2: effects of factors, and what layers choose."""
     chosen = finished_choices(records, "depth", "batch_size")
     chosen = chosen[chosen["key"].isin(records.switch["key"].unique())]
     yield from _draw_ranking(records, effects)
@@ -102,7 +98,8 @@ def _draw_choices(records: StudyRecords, chosen: pd.DataFrame) -> Iterator[go.Fi
         yield choice_figures.layers_by_epoch(every_epoch(records, networks), networks, records.space, f"ResNet-{depth}")
 
 
-def _draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+def draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
+    """Figures of question 3: effects of task and data set, and what layers choose at each."""
     chosen = name_settings(finished_choices(records, *APART, *task_factors(records.study), "batch_size"))
     chosen = chosen[chosen["key"].isin(records.switch["key"].unique())]
     yield from _draw_ranking(records, effects)
@@ -171,10 +168,3 @@ def every_epoch(records: StudyRecords, trials: pd.DataFrame) -> pd.DataFrame:
     identity = ["trial_id", "replicate"]
     of_trials: pd.DataFrame = frame.merge(trials[[*identity, "key"]].astype({"replicate": "int32"}), on=identity)
     return of_trials
-
-
-_QUESTIONS: Mapping[str, Callable[[StudyRecords, Sequence[Effect]], Iterator[go.Figure]]] = {
-    "useful": _draw_useful,
-    "impacts": _draw_impacts,
-    "tasks": _draw_tasks,
-}

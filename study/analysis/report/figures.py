@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from study.analysis.questions.answers import Effect, format_number, join_words
+from study.analysis.questions.answers import Effect
 from study.analysis.report.plot_style import (
     COLOURS,
     GREY,
@@ -21,6 +21,7 @@ from study.analysis.report.plot_style import (
     style,
 )
 from study.analysis.statistics.measures import build_measures
+from study.analysis.wording import format_number, join_words
 
 FILLED = "A filled diamond: the interval leaves out the dotted line, at which nothing differs."
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50)

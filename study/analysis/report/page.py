@@ -18,11 +18,12 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from study.analysis.questions.answers import Answer, Effect, format_number, split_sentences
+from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords
 from study.analysis.report.tables import STATES, count_states
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
+from study.analysis.wording import format_number, split_sentences
 
 Figures = Sequence[go.Figure]
 

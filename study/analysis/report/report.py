@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from study.analysis.questions.answers import Answer
-from study.analysis.questions.impacts import answer_impacts
-from study.analysis.questions.tasks import APART, TOGETHER, answer_tasks, name_settings, task_factors
-from study.analysis.questions.useful import answer_useful
+from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
 from study.analysis.records import BACKBONE, StudyRecords, load_study_records
-from study.analysis.report.figure_index import draw_figures, draw_published, finished_choices
+from study.analysis.report.figure_index import draw_published, finished_choices
 from study.analysis.report.page import render_page
+from study.analysis.report.registry import answer_questions, draw_figures
 from study.analysis.report.tables import write_tables
 from study.record.io import write_bytes, write_json
 from study.record.layout import StudyFolder
 
 SCHEMA = 1
-QUESTIONS: Mapping[str, Callable[[StudyRecords], Answer]] = {
-    "useful": answer_useful,
-    "impacts": answer_impacts,
-    "tasks": answer_tasks,
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class Report:
     @cached_property
     def evidence(self) -> dict[str, list[go.Figure]]:
         """The figures of each question."""
-        return {name: list(draw_figures(name, self.records, answer)) for name, answer in self.answers.items()}
+        return {name: draw_figures(name, self.records, answer) for name, answer in self.answers.items()}
 
     def write(self) -> Path:
         """Writes report.html, answers.json, switch_weights.parquet, trials.parquet and tables; returns the page's path.
@@ -83,11 +76,6 @@ class Report:
 def write_report(folder: StudyFolder) -> Path:
     """Writes all of a study's report that needs no browser; returns the page's path. Raises `UserError`."""
     return Report(folder).write()
-
-
-def answer_questions(records: StudyRecords) -> dict[str, Answer]:
-    """The answers that the study asks for, by question."""
-    return {name: QUESTIONS[name](records) for name in records.study.analysis.questions}
 
 
 def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:

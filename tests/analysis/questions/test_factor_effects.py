@@ -12,14 +12,13 @@ import pytest
 from study.analysis.questions import impacts, tasks
 from study.analysis.questions.factor_effects import (
     ChoiceDistances,
-    common_needs,
+    adjust_ratio_p_values,
     effect_rows,
-    holm_p_values,
+    find_distinguished,
     measure_distances,
-    replicates_need,
     share_rows,
-    tell_apart_from,
 )
+from study.analysis.questions.sentences import format_common_needs, format_replicates_for_ratio
 from study.analysis.statistics.intervals import Estimate, Floats, ratio_p_value
 from study.analysis.statistics.profiles import comparable_pairs, factor_distances, factor_effect, squared_distances
 from study.config.choice_space import NORMALIZATION
@@ -117,10 +116,14 @@ def test_a_p_value_says_what_its_interval_says() -> None:
 def test_of_many_ratios_one_needs_more_to_tell() -> None:
     just = Estimate(value=2.0, low=1.01, high=4.0, n=4)
     none = Estimate(value=1.5, n=2)  # no interval, and yet one of the family
-    assert tell_apart_from({"a": just}, 1, 0.95) == ["a"]
-    assert tell_apart_from({"a": just, "b": none}, 1, 0.95) == []
-    assert holm_p_values({"b": none}, 1, 0.95) == holm_p_values({"b": none}, 1, 0.95, above=False) == {"b": 1.0}
-    assert tell_apart_from({"a": Estimate(value=0.5, low=0.3, high=0.9, n=4)}, 1, 0.95, above=False) == ["a"]
+    assert find_distinguished({"a": just}, 1, 0.95) == ["a"]
+    assert find_distinguished({"a": just, "b": none}, 1, 0.95) == []
+    assert (
+        adjust_ratio_p_values({"b": none}, 1, 0.95)
+        == adjust_ratio_p_values({"b": none}, 1, 0.95, above=False)
+        == {"b": 1.0}
+    )
+    assert find_distinguished({"a": Estimate(value=0.5, low=0.3, high=0.9, n=4)}, 1, 0.95, above=False) == ["a"]
 
 
 # ---------------------------------------------------------------------------------------------------- rows
@@ -182,7 +185,7 @@ def test_few_replicates_give_no_interval(replicates: int) -> None:
 def test_needs_name_the_cells_that_lack_most() -> None:
     states = {f"cell{cell}_r{replicate}": "failed" for cell in (1, 2, 4, 5, 7) for replicate in range(4)}
     del states["cell5_r0"]
-    (need,) = common_needs(_lacking(**states))
+    (need,) = format_common_needs(_lacking(**states))
     assert need == (
         "results in more cells (3 of 8 complete): 4 more replicates at depth = 8, batch_size = 2 and initialization = "
         "orthogonal; 4 more replicates at depth = 8, batch_size = 16 and initialization = he; 4 more replicates at "
@@ -192,15 +195,17 @@ def test_needs_name_the_cells_that_lack_most() -> None:
 
 def test_needs_say_how_many_more_replicates_and_where() -> None:
     wide = Estimate(value=1.3, low=0.6, high=2.8, n=3)
-    (need,) = replicates_need(_measure(), ["depth"], wide, 0.95)
+    (need,) = format_replicates_for_ratio(_measure(), ["depth"], wide, 0.95)
     assert need.startswith("about ")
-    assert need.endswith("more replicates at every cell, if they spread as so far")
+    assert need.endswith("more replicates at every cell, at the spread seen so far")
     trials = _trials(3)
     block = trials[trials["initialization"].eq("he") | trials["depth"].eq(8)]
     distances = measure_distances(_profiles(trials, 0), block, FACTORS, NORMALIZATION)
-    assert "more replicates at initialization = he, if" in replicates_need(distances, ["depth"], wide, 0.95)[0]
+    assert (
+        "more replicates at initialization = he, at" in format_replicates_for_ratio(distances, ["depth"], wide, 0.95)[0]
+    )
 
 
 @pytest.mark.parametrize("settled", [Estimate(), Estimate(value=2.0, n=2)])
 def test_no_number_of_replicates_without_an_interval(settled: Any) -> None:
-    assert replicates_need(_measure(), ["depth"], settled, 0.95) == []
+    assert format_replicates_for_ratio(_measure(), ["depth"], settled, 0.95) == []

@@ -11,7 +11,7 @@ import pytest
 
 from study.analysis.questions.answers import Effect
 from study.analysis.questions.factor_effects import select_choices
-from study.analysis.questions.impact_details import find_dynamics, find_trends
+from study.analysis.questions.impact_details import NOTHING, find_dynamics, find_trends
 from study.analysis.records import StudyRecords, load_study_records
 from study.plan.trials import PlannedTrial
 from tests.analysis.conftest import Truth, build_study, write_study
@@ -31,7 +31,8 @@ def find(tmp_path: Path) -> Callable[..., tuple[list[Effect], str, StudyRecords]
     ) -> tuple[list[Effect], str, StudyRecords]:
         study, truth = build_study(replicates=replicates, **factors), Truth(bn_logit=bn_logit, logit_noise=0.05)
         records = load_study_records(write_study(tmp_path, study, truth, only=only or (lambda _: True)))
-        effects, sentences = find_trends(records, select_choices(records))
+        found = find_trends(records, select_choices(records))
+        effects, sentences = found.effects, found.sentences
         return effects, " ".join(sentences), records
 
     return of
@@ -60,7 +61,7 @@ def test_a_share_of_the_gradient_batch_alone(find: Any) -> None:
 
 def test_with_a_fixed_number_of_chunks_the_two_are_not_told_apart(find: Any) -> None:
     effects, text, _ = find(lambda trial: 0.4 * np.log2(trial.config.batch_size), batch_size=[2, 4])
-    assert "cannot be told from this study: where cells agree in all else, the two do not vary apart;" in text
+    assert "where cells agree in everything else, the two do not vary independently;" in text
     assert not _of(effects, "share_slope")
 
 
@@ -75,7 +76,8 @@ def test_trends_with_depth_are_named(find: Any) -> None:
 def test_layers_without_a_receptive_field_have_no_trend_with_it(find: Any) -> None:
     _, _, records = find(replicates=2, depth=[8])
     nowhere = replace(records, switch=records.switch.assign(receptive_field=np.nan))
-    effects, sentences = find_trends(nowhere, select_choices(nowhere))
+    found = find_trends(nowhere, select_choices(nowhere))
+    effects, sentences = found.effects, found.sentences
     assert {effect.measure.name for effect in effects} == {"trend_depth"}
     assert "receptive field" not in " ".join(sentences)
 
@@ -96,7 +98,7 @@ def test_a_pool_without_bn_has_no_share(find: Any) -> None:
 def test_nothing_finished_says_nothing(find: Any) -> None:
     effects, text, records = find(only=lambda trial: False, **AXES)
     assert (effects, text) == ([], "")
-    assert find_dynamics(records, select_choices(records)) == ([], [])
+    assert find_dynamics(records, select_choices(records)) == NOTHING
 
 
 def test_cells_that_lack_a_level_stay_out_of_the_trend_with_b(find: Any) -> None:
@@ -111,7 +113,8 @@ def test_cells_that_lack_a_level_stay_out_of_the_trend_with_b(find: Any) -> None
 def test_dynamics_are_compared_between_the_ends_of_factors(find: Any) -> None:
     # Choices grow to half of their logit in an epoch: of four, a strong one settles in the last.
     _, _, records = find(lambda trial: 3.0 * (trial.config.batch_size == 8), **AXES)
-    effects, sentences = find_dynamics(records, select_choices(records))
+    found = find_dynamics(records, select_choices(records))
+    effects, sentences = found.effects, found.sentences
     change = _of(effects, "convergence_change")
     assert list(change) == ["batch_size 8 - 2", "chunks 8 - 2"]
     assert change["batch_size 8 - 2"].estimate.above(0)
@@ -125,6 +128,7 @@ def test_dynamics_are_compared_between_the_ends_of_factors(find: Any) -> None:
 def test_one_recorded_epoch_has_no_dynamics(find: Any) -> None:
     _, _, records = find(replicates=2, batch_size=[2, 16])
     one = replace(records, weights=records.weights.filter(pc.equal(records.weights["epoch"], 0)))
-    effects, sentences = find_dynamics(one, select_choices(one))
+    found = find_dynamics(one, select_choices(one))
+    effects, sentences = found.effects, found.sentences
     assert effects == []
     assert "one recorded epoch" in sentences[0]

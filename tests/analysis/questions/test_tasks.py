@@ -121,7 +121,7 @@ def test_a_factor_of_several_fields_is_taken_apart(build: Build) -> None:
     assert _pairs(records) == {"task": 2, "dataset": 2, "batch_size": 3}
     answer = answer_tasks(records)
     assert answer.verdict == "supported"
-    assert "With setting also change: epochs." in answer.answer
+    assert "With setting these settings change too: epochs." in answer.answer
 
 
 def test_tasks_without_a_common_data_set_are_one_factor_with_it(build: Build) -> None:
@@ -206,7 +206,7 @@ def test_heads_are_compared_within_their_task(build: Build) -> None:
     )}  # fmt: skip
     assert all((item.n_pairs, len(item.trials)) == (1, 8) for item in heads.values())
     assert heads["dataset, decoder of segmentation"].estimate.value > 1.2
-    assert "Heads, within their task, the effects of: dataset, box_head of detection" in answer.answer
+    assert "Effects on heads, within their task: dataset, box_head of detection" in answer.answer
 
 
 MOVE = {"task": ["classification", "segmentation", "detection"], "dataset": ["scenes"],
@@ -240,7 +240,7 @@ def test_tasks_that_start_alike_stay_closer_than_from_scratch(build: Build) -> N
     assert list(found) == ["task", "task after fine_tune / task from scratch"]
     assert found["task after fine_tune / task from scratch"].estimate.below(1)
     assert answer.verdict == "supported"  # by networks from scratch
-    for words in ("Before and after transfer", "Effects between fine-tuned networks, of: task", "Those over"):
+    for words in ("How far transfer moves", "Effects between fine-tuned networks: task", "Those over"):
         assert words in answer.answer
 
 

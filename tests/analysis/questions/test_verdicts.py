@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from study.analysis.questions.answers import Answer, format_estimate, format_number
+from study.analysis.questions.answers import Answer
 from study.analysis.questions.impacts import answer_impacts
 from study.analysis.questions.useful import answer_useful
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics.intervals import Estimate
+from study.analysis.wording import format_estimate, format_number
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
 from tests.analysis.conftest import GRID, Truth, build_study, write_study
@@ -86,7 +87,7 @@ def test_layers_that_differ_in_depth_are_distinct(planted: StudyFolder) -> None:
     effects = [item for item in answer.effects if item.measure.name.startswith("distinctness")]
     assert [item.estimate.above(1) for item in effects] == [True] * 3
     assert [(item.n_pairs, item.n_pairs_planned) for item in effects] == [(48, 48)] * 3
-    assert "replicates), more than seeds." in answer.answer
+    assert "replicates); more than seeds do." in answer.answer
 
 
 def test_no_gain_is_not_supported(build: Build) -> None:
@@ -114,7 +115,7 @@ def test_a_norm_whose_layers_also_choose_does_not_decide(build: Build) -> None:
     assert "is better than bn." in answer.answer
     compared = {effect.comparison for effect in answer.effects if effect.measure.name == "val_accuracy"}
     assert compared == {"sn - bn", "sn - ssn", "sn - sn-tied", "ssn - bn"}
-    assert "Of ssn, which does not decide: " in answer.answer
+    assert "The same for ssn, which does not decide: " in answer.answer
 
 
 def test_controls_alone_cannot_support(build: Build) -> None:
@@ -178,7 +179,7 @@ def test_the_papers_claim_is_found_where_it_holds(planted: StudyFolder) -> None:
     answer = answer_impacts(load_study_records(planted))
     assert answer.verdict == "supported"
     assert "Yes, in this study: depth and batch_size move the choice further than initialization." in answer.answer
-    assert "More than seeds: batch_size and depth." in answer.answer
+    assert "Detected beyond seed noise: batch_size and depth." in answer.answer
     (share,) = [item for item in answer.effects if item.measure.name == "bn_share"]
     assert share.comparison == "B 16 - B 2"
     assert share.estimate.above(0.2)
@@ -214,7 +215,7 @@ def test_two_replicates_give_no_interval(build: Build) -> None:
 
 def test_one_replicate_has_no_seeds_to_compare_with(build: Build) -> None:
     answer = answer_impacts(build(Truth(), replicates=1, **CHOICES))
-    assert "it takes a second replicate" in answer.answer
+    assert "a second replicate is needed" in answer.answer
     assert all(item.estimate.low is None for item in answer.effects)
 
 
@@ -295,7 +296,7 @@ def test_in_blocks_means_over_other_factors_compare_like_with_like(build: Build)
 def test_what_else_changes_with_a_level_is_said(build: Build) -> None:
     joint = {"solver": {"adamw": {"learning_rate": 0.01, "epochs": 4}}}  # the base has 4 epochs, too
     answer = answer_impacts(build(Truth(), replicates=2, solver=["sgd", "adamw"], joint=joint))
-    assert "With solver also change: learning_rate." in answer.answer
+    assert "With solver these settings change too: learning_rate." in answer.answer
 
 
 # ------------------------------------------------------------------------------------------------- words

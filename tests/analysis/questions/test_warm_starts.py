@@ -66,7 +66,7 @@ MIX, NO_MIX, MIX_OPEN = (text.replace("each layer has its own", "layers mix norm
 def test_what_an_intervention_costs_says_what_matters(build: Build, losses: Any, own: str, mix: str) -> None:
     answer = answer_useful(build(_losing(**losses)))
     assert f"With the choices of finished networks of sn, {own} and {mix}." in answer.answer
-    assert "Starts, which do not decide the verdict" in answer.rule
+    assert "Warm starts, which do not decide the verdict" in answer.rule
 
 
 def test_a_planted_loss_is_measured_against_frozen_on_all_measures(build: Build) -> None:
@@ -76,7 +76,7 @@ def test_a_planted_loss_is_measured_against_frozen_on_all_measures(build: Build)
         assert effect.estimate.value == pytest.approx(factor * 0.03, abs=2e-3)
         assert (effect.n_pairs, effect.n_pairs_planned) == (6, 6)
     assert list(_comparisons(answer)) == ["sn - bn", *(f"frozen - {rule}" for rule in RULES[1:] if rule != "frozen")]
-    assert "The training loss of frozen is lower than that of permute and not told apart" in answer.answer
+    assert "The training loss of frozen is lower than that of permute and not distinguished" in answer.answer
 
 
 def test_starts_do_not_move_the_verdict(build: Build) -> None:

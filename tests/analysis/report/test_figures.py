@@ -22,10 +22,10 @@ from study.analysis.report.choice_figures import (
     ternary,
     weight_maps,
 )
-from study.analysis.report.figure_index import draw_figures, every_epoch, finished_choices
+from study.analysis.report.figure_index import every_epoch, finished_choices
 from study.analysis.report.figures import factor_ranking, forest, metric_by_norm
 from study.analysis.report.plot_style import TrialGroups
-from study.analysis.report.report import QUESTIONS
+from study.analysis.report.registry import QUESTIONS, draw_figures
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.profiles import DEPTH_GRID, depth_profiles
@@ -50,7 +50,7 @@ def chosen(records: StudyRecords) -> pd.DataFrame:
 
 def _evidence(records: StudyRecords) -> list[go.Figure]:
     questions = records.study.analysis.questions
-    return [figure for name in questions for figure in draw_figures(name, records, QUESTIONS[name](records))]
+    return [figure for name in questions for figure in draw_figures(name, records, QUESTIONS[name].answer(records))]
 
 
 def _points(trace: Any) -> Iterator[list[Any]]:

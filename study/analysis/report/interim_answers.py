@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from study.analysis.questions.answers import Answer, Effect, format_number, split_sentences
+from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import load_study_records
-from study.analysis.report.report import QUESTIONS
+from study.analysis.report.registry import QUESTIONS
+from study.analysis.wording import format_number, split_sentences
 from study.record.layout import StudyFolder
 
 LINES = 8  # of main numbers, and of what would settle an answer
@@ -21,7 +22,7 @@ def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
     records = load_study_records(folder)
     questions = []
     for name in records.study.analysis.questions:
-        answer = QUESTIONS[name](records)
+        answer = QUESTIONS[name].answer(records)
         effects = [_say(effect) for effect in headlines(answer.effects)]
         questions.append({"name": name, "verdict": answer.verdict, "effects": effects})
     return {"n": records.n_finished, "confidence": records.study.analysis.confidence, "questions": questions}

@@ -1,0 +1,46 @@
+"""The questions that a report can answer. A question is registered here, and nowhere else in the analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.impacts import answer_impacts
+from study.analysis.questions.tasks import answer_tasks
+from study.analysis.questions.useful import answer_useful
+from study.analysis.records import StudyRecords
+from study.analysis.report.figure_index import draw_impacts, draw_tasks, draw_useful
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """How a question is answered and shown.
+
+    answer: works on any part of a study. draw: the figures for the rows of its table that have a value.
+    example: a study of configs/studies that asks it.
+    """
+
+    answer: Callable[[StudyRecords], Answer]
+    draw: Callable[[StudyRecords, Sequence[Effect]], Iterator[go.Figure]]
+    example: str
+
+
+# By the names that a study gives under `analysis.questions` (study/config/schema.py).
+QUESTIONS: Mapping[str, Question] = {
+    "useful": Question(answer=answer_useful, draw=draw_useful, example="distinct"),
+    "impacts": Question(answer=answer_impacts, draw=draw_impacts, example="impacts"),
+    "tasks": Question(answer=answer_tasks, draw=draw_tasks, example="tasks"),
+}
+
+
+def answer_questions(records: StudyRecords) -> dict[str, Answer]:
+    """The answers to the questions that the study asks, by name."""
+    return {name: QUESTIONS[name].answer(records) for name in records.study.analysis.questions}
+
+
+def draw_figures(name: str, records: StudyRecords, answer: Answer) -> list[go.Figure]:
+    """The figures of the question `name`, for a study of any completeness."""
+    return list(QUESTIONS[name].draw(records, [row for row in answer.effects if row.estimate.value is not None]))

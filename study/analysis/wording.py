@@ -1,0 +1,44 @@
+"""Numbers, estimates and lists as text, for pages, terminals and figures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from study.analysis.statistics.intervals import Estimate
+
+
+def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
+    """`-0.0123` as `-0.012`; a number that rounds to zero has no sign. ASCII, for any terminal."""
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text
+
+
+def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:
+    """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`, or that there is no interval."""
+    if estimate.value is None:
+        return "not measured"
+    value = format_number(estimate.value, digits, sign)
+    replicates = f"n = {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
+    if estimate.low is None or estimate.high is None:
+        return f"{value} (no interval from {replicates})"
+    low, high = format_number(estimate.low, digits), format_number(estimate.high, digits)
+    return f"{value} ({confidence * 100:g} % interval {low} to {high}, {replicates})"
+
+
+def format_states(states: Iterable[str]) -> str:
+    """`3 planned, 2 failed`, the most frequent first; `none` where there is nothing."""
+    ranked = sorted(Counter(states).items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number} {state}" for state, number in ranked) or "none"
+
+
+def join_words(words: Iterable[object]) -> str:
+    """`a, b and c`."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of an answer or a rule, as a page or a terminal sets them apart."""
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)
