@@ -19,9 +19,9 @@ from study.analysis.statistics.intervals import Floats, cell_numbers
 from study.analysis.statistics.profiles import STATISTICS, depth_profiles
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
-from study.config.validation import study_from_dict
 from study.config.yaml_input import read_yaml
 from study.norms.names import NORMALIZERS, parse_norm
+from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trial, plan_trials
 from study.record.io import read_json, read_metrics
 from study.record.layout import FINISHED, SCHEMA, StudyFolder, TrialFolder
@@ -248,7 +248,7 @@ def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, 
         "replicate": plan.replicate,
         **{name: getattr(plan.config, name) for name in ALWAYS},
         **plan.levels,
-        "start": plan.waits_for or (plan.source and str(plan.source.locate(plan.replicate))),
+        "start": plan.source and plan.source.describe(plan.replicate),
         "statistics_batch": plan.statistics_batch,
         "gradient_batch": plan.gradient_batch,
         "pool": ",".join(plan.pool),

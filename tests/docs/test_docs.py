@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from study.cli.main import _parse
-from study.plan.loading import available, load_study
+from study.plan.loading import list_configs, load_study
 from study.plan.trials import plan_trials
 from tests.conftest import ROOT
 
@@ -56,7 +56,7 @@ def test_commands_are_understood(command: str) -> None:
     if arguments[:1] == ["bench"]:
         return  # with flags of its own
     options = _parse(arguments)
-    if options.study in available("studies"):
+    if options.study in list_configs("studies"):
         load_study(options.study, options.scale, options.set)
 
 

@@ -46,6 +46,7 @@ from study.analysis.statistics.profiles import (
     squared_distances,
 )
 from study.config.schema import StudyConfig
+from study.plan.trials import find_factor_fields
 
 RATIO_MARGIN = 1.1  # a factor that moves the choice by less than this ratio moves it no further in practice
 EFFECT = (
@@ -275,7 +276,9 @@ def _show_share(share: Estimate) -> str:
 
 def company_sentences(study: StudyConfig, factors: Sequence[str], known: Sequence[str] = ()) -> list[str]:
     """Says what else changes with the levels of a factor, beside itself and what is known."""
-    company = {name: [field for field in study.fields_of(name) if field not in (name, *known)] for name in factors}
+    company = {
+        name: [field for field in find_factor_fields(study, name) if field not in (name, *known)] for name in factors
+    }
     return [f"With {factor} also change: {join_words(fields)}." for factor, fields in company.items() if fields]
 
 

@@ -25,7 +25,7 @@ from study.analysis.statistics.measures import MEASURES
 from study.bench.result import Figure, Result
 from study.bench.synthetic_records import SyntheticStudy, Truth
 from study.config.schema import SCORE_MARGIN, StudyConfig
-from study.config.validation import study_from_dict
+from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trials
 
 DRAWS, QUICK_DRAWS = 200, 4
