@@ -75,6 +75,10 @@ def _check_dataset(name: str) -> str:
     return name
 
 
+Dataset = Annotated[str, AfterValidator(_check_dataset), Field(json_schema_extra={"enum": [*DATASETS]})]
+Depth = Annotated[
+    int, AfterValidator(_check_depth), Field(json_schema_extra={"enum": sorted(SMALL_DEPTHS + LARGE_DEPTHS)})
+]
 Norm = Annotated[str, AfterValidator(_normalize_norm)]
 HeadNorm = Annotated[str | None, AfterValidator(_normalize_head_norm)]
 Fractions = Annotated[
@@ -101,7 +105,7 @@ class TrialConfig(StrictModel):
     """
 
     # Data
-    dataset: Annotated[str, AfterValidator(_check_dataset)] = "digits"
+    dataset: Dataset = "digits"
     """Data set to train and evaluate on."""
     train_samples: Annotated[int, Field(ge=1)] | None = None
     """Number of training images; by default all that remain after the validation split."""
@@ -141,9 +145,8 @@ class TrialConfig(StrictModel):
     """Number of leading backbone stages that are not trained; the stem is the first stage."""
 
     # Network
-    depth: Annotated[int, AfterValidator(_check_depth)] = 20
-    """Number of layers of the ResNet: 8 to 110 as for CIFAR (8, 14, 20, 32, 44, 56, 110), or 18, 34, 50, 101 and 152 as
-    for ImageNet."""
+    depth: Depth = 20
+    """Number of layers of the ResNet: 18, 34, 50, 101 and 152 as for ImageNet, the others as for CIFAR."""
     width: Annotated[float, Field(gt=0)] = 1.0
     """Factor on the number of channels of every layer."""
     zero_last_gamma: bool = True
@@ -181,7 +184,7 @@ class TrialConfig(StrictModel):
 
     # Warm start
     start_rule: StartRule = "scratch"
-    """What the trial takes from its start trial or weight file, which the section `start` names; see starts.md."""
+    """What the trial takes from its start trial or weight file, which the section `start` names (docs/starts.md)."""
     start_source: str | None = None
     """Id of the start trial or digest of the weight file. Computed from the section `start`; it cannot be set."""
     start_epoch: Annotated[int, Field(ge=0)] = 0
@@ -322,7 +325,7 @@ class Range(StrictModel):
 
 
 class StartConfig(StrictModel):
-    """What trials with a `start_rule` other than `scratch` start from (see `study.plan.warm_start`).
+    """What trials with a `start_rule` other than `scratch` start from (docs/starts.md).
 
     By default it is the trial of the same cell and replicate with `start_rule: scratch`. At most one of `cell`, `trial`
     and `checkpoint` can be set.
@@ -368,7 +371,7 @@ class SearchConfig(StrictModel):
     round_size: Annotated[int, Field(ge=1)] = 4
     """Number of cells per round; the results of a round are known before the next one is suggested."""
     pruner: Literal["none", "median"] = "none"
-    """Early stopping of trials that are below the median of earlier ones; it needs `replicates: 1`."""
+    """Early stopping of trials that are worse than the median of earlier ones; it needs `replicates: 1`."""
 
 
 class AnalysisConfig(StrictModel):
@@ -391,7 +394,7 @@ class RunConfig(StrictModel):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """How often a trial that fails is started; after that it stays failed until `--retry-failed`."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
-    """Least time between two checkpoints of a trial, in seconds; 0 writes one after every step."""
+    """Least time between two checkpoints of a trial, in seconds; checkpoints are also written within epochs."""
     data_root: str | None = None
     """Folder that contains the data sets; by default small ones are downloaded to `data/`."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
@@ -445,7 +448,8 @@ class TrackingConfig(StrictModel):
     """Where trials are recorded on Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`auto` is online if the user is logged in and the server answers, and offline otherwise."""
+    """`auto` follows `$WANDB_MODE`; without it, it is online if the user is logged in and the server answers, and
+    offline otherwise."""
     project: str = "normalizer-study"
     """W&B project."""
     entity: str | None = None
@@ -456,9 +460,9 @@ class StudyConfig(StrictModel):
     """One study: a question, a base, factors, replicates, and how it is run and analysed."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-    """Name of the study and of its folder in `runs/`; by default the name of the study's file."""
+    """Name of the study and of its folder in `runs/`; the name of the study's file if it is not given."""
     scale: str
-    """Name of the scale. It follows from `--scale`."""
+    """Name of the scale, as in `--scale`."""
     title: str
     """One line that says what the study is about."""
     question: str

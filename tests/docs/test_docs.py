@@ -79,8 +79,9 @@ def test_code_is_python(page: Path) -> None:
         compile(block.replace(", ...]", "]"), str(page), "exec")
 
 
-def test_definitions_are_those_of_the_code(tmp_path: Path) -> None:
-    write = runpy.run_path(str(ROOT / "docs" / "generate.py"))["write_measures"]
+@pytest.mark.parametrize("name", ["measures", "configuration"])
+def test_generated_pages_are_up_to_date(name: str, tmp_path: Path) -> None:
+    write = runpy.run_path(str(ROOT / "docs" / "generate.py"))[f"write_{name}"]
     write.__globals__["DOCS"] = tmp_path
     write()
-    assert (tmp_path / "measures.md").read_text() == (ROOT / "docs" / "measures.md").read_text()
+    assert (tmp_path / f"{name}.md").read_text() == (ROOT / "docs" / f"{name}.md").read_text()
