@@ -21,9 +21,9 @@ from study.analysis.statistics.profiles import depth_profiles
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
-from study.config.validation import study_from_dict
 from study.config.yaml_input import read_yaml
 from study.norms.names import parse_norm
+from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trial, plan_trials
 from study.record.io import read_json, read_metrics
 from study.record.layout import FINISHED, SCHEMA, StudyFolder, TrialFolder
@@ -150,7 +150,7 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     planned: list[tuple[TrialFolder, PlannedTrial | None]] = (
         [(trial, _read_plan(study, trial)) for trial in on_disk]
         if study.search
-        else [(folder.trial(plan.trial_id, plan.replicate), plan) for plan in plan_trials(study)]
+        else [(folder.trial(plan.trial_id, plan.replicate), plan) for plan in plan_trials(study, space)]
     )
     records = [_read_trial(trial, plan, space) for trial, plan in planned]
     known = {trial.path for trial, _ in planned}
@@ -244,7 +244,7 @@ def _read_yaml_or_nothing(folder: TrialFolder) -> dict[str, Any]:
 
 
 def _read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpace) -> _TrialRecord:
-    row = {**_planned_facts(folder, plan, space), **_state_and_results(folder, plan), **_facts_on_disk(folder)}
+    row = {**_planned_facts(folder, plan), **_state_and_results(folder, plan), **_facts_on_disk(folder)}
     record = _TrialRecord(row=row, curves=_read_curves(folder))
     if row["state"] == "damaged" or not folder.switch_weights.is_file():
         return record
@@ -259,7 +259,7 @@ def _read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpa
     return record
 
 
-def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpace) -> dict[str, Any]:
+def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, Any]:
     if plan is None:
         return {"key": _key(folder), "trial_id": folder.trial_id}
     return {
@@ -268,10 +268,10 @@ def _planned_facts(folder: TrialFolder, plan: PlannedTrial | None, space: Choice
         "replicate": plan.replicate,
         **{name: getattr(plan.config, name) for name in ALWAYS},
         **plan.levels,
-        "start": plan.waits_for or (plan.source and str(plan.source.locate(plan.replicate))),
+        "start": plan.source and plan.source.describe(plan.replicate),
         "statistics_batch": plan.statistics_batch,
         "gradient_batch": plan.gradient_batch,
-        "pool": ",".join(space.find_pool(plan.config)),
+        "pool": ",".join(plan.pool),
     }
 
 

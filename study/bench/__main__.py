@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.config.errors import Parser, UserError, allowed_names
+from study.config.errors import ArgumentParser, UserError, allowed_names
 from study.record.environment import hide_passwords
 
 BENCHES = {
@@ -41,7 +41,7 @@ FAULT_FLAGS = {
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one benchmark. A bar that is missed is printed, and no error. UserError for bad input."""
-    parser = Parser(
+    parser = ArgumentParser(
         prog="python -m study.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="benchmarks:\n" + "\n".join(f"  {name:8}{text}" for name, text in BENCHES.items()),

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.config.errors import Parser, UserError
+from study.config.errors import ArgumentParser, UserError
 from study.config.schema import StudyConfig
-from study.config.validation import study_from_dict
 from study.models import trace_geometry
 from study.norms.official import OfficialResNet, load_official
+from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trial
 from study.record.environment import describe_environment
 from study.record.io import file_digest, write_bytes, write_json, write_yaml
@@ -43,7 +43,7 @@ class Published:
 
 def main(arguments: Sequence[str]) -> int:
     """Writes the study folder. UserError for bad input."""
-    parser = Parser(prog="python -m study.cli.import_published", description=__doc__, allow_abbrev=False,
+    parser = ArgumentParser(prog="python -m study.cli.import_published", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("files", metavar="G,B=FILE", nargs="+", help="devices, samples a device, and a published file")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/official"), help="default: %(default)s")

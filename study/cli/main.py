@@ -20,13 +20,13 @@ from study.config.errors import (
     INTERRUPTED,
     NO_SPACE,
     SOME_FAILED,
-    Parser,
+    ArgumentParser,
     UserError,
     allowed_names,
 )
 from study.config.schema import LAUNCHERS, StudyConfig
 from study.config.yaml_input import read_yaml
-from study.plan.loading import DEFAULT_SCALE, available, load_study
+from study.plan.loading import DEFAULT_SCALE, list_configs, load_study
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.study is None:
             if options.verb is None:
                 return _list()
-            raise UserError(f"{options.verb}: --study is needed; {allowed_names('', available('studies'))}")
+            raise UserError(f"{options.verb}: --study is needed; {allowed_names('', list_configs('studies'))}")
         verbs = {
             "run": _run, "plan": _plan, "status": _status, "report": _report, "dashboard": _dashboard, "diff": _diff,
         }  # fmt: skip
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: a small, frozen set of flags. What else can be turned lives in YAML and --set."""
-    parser = Parser(
+    parser = ArgumentParser(
         prog="run_study.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Trains every cell of a study and reports what its normalization layers chose.",
@@ -162,7 +162,7 @@ def _console() -> Console:
 def _list() -> int:
     for kind in ("studies", "scales"):
         print(f"{kind}:")
-        for name, path in available(kind).items():
+        for name, path in list_configs(kind).items():
             print(f"  {name:16}{read_yaml(path).get('title', '')}")
     print(f"\npython run_study.py --study NAME [--scale {DEFAULT_SCALE}]; --help says more")
     return DONE
@@ -401,17 +401,16 @@ def _check_runnable(study: StudyConfig) -> None:
 
 def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
     """On a CPU, float16 would silently be bfloat16."""
-    if on_cpu and "float16" in study.values("precision"):
+    if on_cpu and "float16" in study.list_values("precision"):
         raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
 
 
 def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTrial) -> str:
     """The command that trains one trial again, with the replicates before it."""
+    from study.plan.warm_start import list_required_cells
     from study.record.environment import command_line
 
-    cells = [dict(trial.levels)]
-    while study.cell(cells[0]).start_rule != "scratch" and (source := study.source_levels(cells[0])):
-        cells.insert(0, source)  # what it starts from has to be trained first
+    cells = list_required_cells(study, trial.levels)
     levels = [
         f"factors.{factor}={json.dumps(list(dict.fromkeys(cell[factor] for cell in cells)))}" for factor in trial.levels
     ]
@@ -428,7 +427,7 @@ def _run_folder(options: argparse.Namespace) -> StudyFolder:
 
     folder = StudyFolder(options.out / options.study)
     _check_known(options.study, options.out)
-    if options.study in available("studies") or not folder.config.exists():  # else it was imported, or came from afar
+    if options.study in list_configs("studies") or not folder.config.exists():  # else it was imported
         study, folder = _study(options)
         if not folder.config.exists():
             raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
@@ -437,7 +436,7 @@ def _run_folder(options: argparse.Namespace) -> StudyFolder:
 
 def _check_known(study: str, out: Path) -> None:
     """A report is of a study that is configured here, or of one that lies in the folder of results."""
-    known = {*available("studies"), *(path.parent.name for path in out.glob("*/study.yaml"))}
+    known = {*list_configs("studies"), *(path.parent.name for path in out.glob("*/study.yaml"))}
     if study not in known and not study.endswith((".yaml", ".yml")):
         raise UserError(f"--study {study}: unknown study; {allowed_names(study, sorted(known))}")
 

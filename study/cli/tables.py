@@ -15,7 +15,9 @@ from study.cli.live_view import STATES, TrialProblem, format_duration, format_pr
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.config.yaml_input import read_yaml
-from study.plan.design_diagnostics import check_disk, describe_design, find_problems, format_bytes
+from study.plan.design_diagnostics import describe_balance, find_problems
+from study.plan.disk_space import check_disk_space, format_bytes
+from study.plan.power_analysis import describe_power
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.io import read_json
 from study.record.layout import StudyFolder, TrialFolder
@@ -31,7 +33,7 @@ def print_plan(
     """The plan, a row a cell. What needs no network is there at once; sizes and times follow as they are measured."""
     cells = _by_cell(trials)
     console.print(f"{study.title}\n{study.question}")
-    datasets, epochs = ("/".join(map(str, study.values(field))) for field in ("dataset", "epochs"))
+    datasets, epochs = ("/".join(map(str, study.list_values(field))) for field in ("dataset", "epochs"))
     console.print(
         f"{len(trials)} trials: {len(cells)} cells x {study.replicates} replicates, {study.scale} scale, "
         f"data {datasets}, {epochs} epochs. G: chunks, B: batch_size; batch statistics are over "
@@ -56,11 +58,11 @@ def print_plan(
                        wandb=study.tracking.mode != "disabled")
         for trial in missing
     )  # fmt: skip
-    free, full = check_disk(needed, folder)
+    free, full = check_disk_space(needed, folder)
     console.print()
     for problem in [*[full] * bool(full), *find_problems(study, trials)]:
         console.print(f"- {problem}", soft_wrap=True)
-    for line in describe_design(study, trials, folder):
+    for line in [*describe_balance(trials), *describe_power(study, folder)]:
         console.print(line, soft_wrap=True)
     total = sum(sizes[trial.trial_id].seconds for trial in trials)
     console.print(

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from study.config.errors import UserError
-from study.config.schema import NO_NORM, TrialConfig
-from study.norms.names import NORMALIZERS, effective_pool
+from study.config.schema import TrialConfig
+from study.norms.names import NORMALIZERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,15 +97,9 @@ class ChoiceSpace:
         return space
 
 
-def find_norm_pools(config: TrialConfig) -> dict[str, tuple[str, ...]]:
-    """The pool of normalizers of each role that has norm layers. Raises `ValueError` where a pool is empty."""
-    return {
-        role: effective_pool(norm, config.statistics_batch) for role, norm in config.norms.items() if norm != NO_NORM
-    }
-
-
 def _find_normalizer_pool(config: TrialConfig) -> tuple[str, ...]:
-    pools = list(find_norm_pools(config).values())
+    """The pool of the backbone, or of the first head whose layers have a choice; bn is not in it over one sample."""
+    pools = list(config.pools.values())
     return next((pool for pool in pools if len(pool) > 1), pools[0])
 
 

@@ -1,4 +1,4 @@
-"""What is known of a data set without opening it: enough to plan a study."""
+"""The catalog of data sets: what a plan needs to know of each, without opening its files."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """Size and shape of a data set.
+    """Size, shape and uses of a data set.
 
-    image_size: pixels of a side; of streamed images, of the short side that networks see.
-    classes: of images or of objects.
-    segments: classes of pixels, where masks are published.
-    train, test: published images; `test` is None where none is published: the split seed cuts one off.
-    tasks: what its labels are good for.
-    augmentations: of training images, that are right for it.
-    streamed: read from files as training goes, not held in memory.
+    image_size: side length in pixels; of streamed images, the short side that networks see.
+    classes: number of classes of images, or of objects.
+    segments: number of classes of pixels; None without published masks.
+    train: number of published training images.
+    test: number of published test images; None if there is no test split, so that one is cut from the training images.
+    tasks: tasks that its labels allow.
+    augmentations: augmentations that suit its images.
+    streamed: whether images are read from files during training instead of held in memory.
     """
 
     title: str
@@ -48,11 +49,11 @@ DATASETS = {
         channels=3, image_size=224, classes=1_000, train=1_281_167, test=50_000,
         augmentations=("none", "random_resized_crop"), streamed=True),
     "scenes": DatasetFacts(
-        title="scenes of several digits on textured ground, composed at load time",
+        title="Scenes of up to three digits on a textured background, composed at load time",
         channels=3, image_size=32, classes=10, segments=11, train=2_500, test=500,
         tasks=("classification", "segmentation", "detection")),
     "scenes_fashion": DatasetFacts(
-        title="the same of Fashion-MNIST's garments",
+        title="Scenes of up to three Fashion-MNIST garments, composed in the same way",
         channels=3, image_size=32, classes=10, segments=11, train=10_000, test=2_000,
         tasks=("classification", "segmentation", "detection")),
     "coco": DatasetFacts(
@@ -69,11 +70,14 @@ DATASETS = {
         tasks=("segmentation",), augmentations=("none", "scale_flip"), streamed=True),
 }  # fmt: skip
 
-TEST_FRACTION = 0.2  # cut from a data set without a test split of its own
+TEST_FRACTION = 0.2
+"""Fraction of the published images that becomes the test split of a data set without one."""
 
 
-def split_sizes(dataset: str, validation_fraction: float, train_samples: int | None) -> tuple[int, int, int]:
-    """Samples in the training, validation and test split."""
+def compute_split_sizes(
+    dataset: str, validation_fraction: float, train_samples: int | None = None
+) -> tuple[int, int, int]:
+    """Number of images in the training, validation and test split; `train_samples` limits the first."""
     facts = DATASETS[dataset]
     test = facts.test if facts.test is not None else round(TEST_FRACTION * facts.train)
     pool = facts.train if facts.test is not None else facts.train - test

@@ -1,8 +1,8 @@
-"""Closed, typed configuration: what a trial is, what a study is, and how files become them.
+"""Typed configuration of trials and studies.
 
-A study is `configs/scales/<scale>.yaml` (how big), overlaid by `configs/studies/<study>.yaml` (which question),
-overlaid by `--set key=value`. Every mistake a user can make becomes one line: file, key, value, what is allowed.
-This module imports no torch: `plan` and `status` must answer at once.
+A study is `configs/scales/<scale>.yaml`, overlaid by `configs/studies/<study>.yaml`, overlaid by `--set key=value`
+(see `study.plan.loading`). The string below a field documents it; `docs/configuration.md` is generated from these
+strings. This module does not import torch, so that `plan` and `status` start fast.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from study.config.datasets import DATASETS
+from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import allowed_names
-from study.norms.names import DEFAULT_POOL, parse_norm
+from study.norms.names import DEFAULT_POOL, effective_pool, parse_norm
 
 SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+"""ResNets for small images (He et al., 2016, section 4.2): three stages."""
 LARGE_DEPTHS = (18, 34, 50, 101, 152)
-NO_NORM = "none"  # of a head without norm layers
+"""ResNets for images of ImageNet's size: four stages."""
+NO_NORM = "none"
+"""The norm of a head without norm layers."""
 
 Task = Literal["classification", "segmentation", "detection"]
 Head = Literal["fcn", "deeplabv3", "faster_rcnn", "mask_rcnn"]
@@ -38,24 +41,24 @@ HEAD_ROLES: dict[Head | None, tuple[str, ...]] = {
     "faster_rcnn": ("fpn", "box_head"),
     "mask_rcnn": ("fpn", "box_head", "mask_head"),
 }
-"""Where a network has norm layers beside its backbone's, by its head."""
+"""The parts of a network outside its backbone that have norm layers, by head."""
 
 StartRule = Literal["scratch", "fine_tune", "argmax", "frozen", "transplant", "permute", "shared"]
-START_OPTIONS: dict[str, tuple[StartRule, ...]] = {
-    "start_epoch": ("frozen",),
-    "start_fresh": ("argmax", "frozen", "permute", "shared"),
-    "start_thaw": ("fine_tune", "frozen"),
-}
-"""What qualifies a start rule, and the rules that it qualifies."""
+Launcher = Literal["local", "slurm", "ray"]
+LAUNCHERS = get_args(Launcher)
+
+SCORE_MARGIN = 0.005
+"""The smallest difference in accuracy (or another score) that counts as a practical gain: half a percentage point."""
 
 
-# ---------------------------------------------------------------------------------------------- a trial
-
-
-def _check_norm(name: str) -> str:
-    """One norm has one name, so that one cell has one id: `sn[in,ln,bn]` is `sn`."""
+def _normalize_norm(name: str) -> str:
+    """The one spelling of a norm, so that a cell has one id: `sn[in,ln,bn]` is `sn`."""
     spec = parse_norm(name)
     return name.partition("[")[0] if spec.pool == DEFAULT_POOL else name
+
+
+def _normalize_head_norm(name: str | None) -> str | None:
+    return name if name in (None, NO_NORM) else _normalize_norm(str(name))
 
 
 def _check_depth(depth: int) -> int:
@@ -66,137 +69,227 @@ def _check_depth(depth: int) -> int:
     return depth
 
 
-def _check_head_norm(name: str | None) -> str | None:
-    return name if name in (None, NO_NORM) else _check_norm(str(name))
-
-
 def _check_dataset(name: str) -> str:
     if name not in DATASETS:
         raise ValueError(allowed_names(name, DATASETS))
     return name
 
 
-class _StrictModel(BaseModel):
+Dataset = Annotated[str, AfterValidator(_check_dataset), Field(json_schema_extra={"enum": [*DATASETS]})]
+Depth = Annotated[
+    int, AfterValidator(_check_depth), Field(json_schema_extra={"enum": sorted(SMALL_DEPTHS + LARGE_DEPTHS)})
+]
+Norm = Annotated[str, AfterValidator(_normalize_norm)]
+HeadNorm = Annotated[str | None, AfterValidator(_normalize_head_norm)]
+Fractions = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # YAML has no tuples
+]
+
+
+class StrictModel(BaseModel):
     """Frozen, without unknown keys, and without silent conversion (`true` is not 1 epoch)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
-_Parts = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], ...],
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # YAML has lists alone
-]
-_HeadNorm = Annotated[str | None, AfterValidator(_check_head_norm)]  # None: the backbone's; "none": no norm
+# ---------------------------------------------------------------------------------------------- a trial
 
 
-class TrialConfig(_StrictModel):
-    """The science of one training run. Every field is part of the trial's identity; nothing else is."""
+class TrialConfig(StrictModel):
+    """Everything that determines the result of one training run, apart from its seeds.
 
-    # data
-    dataset: Annotated[str, AfterValidator(_check_dataset)] = "digits"
+    Every field is part of the trial's id, and nothing else is. A factor of a study is one of these fields.
+    """
+
+    # Data
+    dataset: Dataset = "digits"
+    """Data set to train and evaluate on."""
     train_samples: Annotated[int, Field(ge=1)] | None = None
+    """Number of training images; by default all that remain after the validation split."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the published training images that is held out for validation."""
     augmentation: Literal["none", "shift", "shift_flip", "flip", "random_resized_crop", "scale_flip", "crop_flip"] = (
         "shift"
     )
-    color: Literal["none", "lighting", "jitter"] = "none"  # of random_resized_crop; jitter is on top of lighting
-    mild_epochs: Annotated[int, Field(ge=0)] = 0  # the last epochs, with milder crops
+    """Random transformation of training images: shifts by up to an eighth of the width, horizontal flips, or the crops
+    and scales of the ImageNet, ADE20K and Cityscapes recipes. Each data set allows some of them."""
+    color: Literal["none", "lighting", "jitter"] = "none"
+    """Random change of colors with `random_resized_crop`: PCA lighting, or PCA lighting and jitter of brightness,
+    contrast and saturation."""
+    mild_epochs: Annotated[int, Field(ge=0)] = 0
+    """Number of final epochs in which `random_resized_crop` is replaced by a resize and a center crop."""
 
-    # task
+    # Task
     task: Task = "classification"
-    head: Head | None = None  # None: the first of the task's
-    output_stride: Literal[1, 2, 4, 8, 16] | None = None  # of a dilated backbone; None: the plain one
-    deep_supervision: Annotated[float, Field(ge=0)] = 0.0  # weight of a second decoder, on the last stage but one
-    box_head: Literal["conv", "mlp"] = "conv"  # four convolutions with norms and a linear layer, or two linear layers
-    decoder_norm: _HeadNorm = None
-    fpn_norm: _HeadNorm = None
-    box_head_norm: _HeadNorm = None
-    mask_head_norm: _HeadNorm = None
-    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 0  # that do not learn: the stem is the first
+    """What the network is trained for."""
+    head: Head | None = None
+    """Head on top of the backbone; by default `fcn` for segmentation and `mask_rcnn` for detection."""
+    output_stride: Literal[1, 2, 4, 8, 16] | None = None
+    """Stride of the last feature map of a segmentation backbone, reached by dilation; by default no dilation."""
+    deep_supervision: Annotated[float, Field(ge=0)] = 0.0
+    """Loss weight of a second segmentation decoder on the next-to-last stage; 0 means no second decoder."""
+    box_head: Literal["conv", "mlp"] = "conv"
+    """Box head of a detector: four convolutions with norm layers and a linear layer, or two linear layers."""
+    decoder_norm: HeadNorm = None
+    """Norm of the segmentation decoder: a norm, or `none` for no norm layers; by default that of the backbone."""
+    fpn_norm: HeadNorm = None
+    """Norm of the feature pyramid of a detector: a norm or `none`; by default that of the backbone."""
+    box_head_norm: HeadNorm = None
+    """Norm of the box head of a detector: a norm or `none`; by default that of the backbone."""
+    mask_head_norm: HeadNorm = None
+    """Norm of the mask head of a detector: a norm or `none`; by default that of the backbone."""
+    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 0
+    """Number of leading backbone stages that are not trained; the stem is the first stage."""
 
-    # network
-    depth: Annotated[int, AfterValidator(_check_depth)] = 20
+    # Network
+    depth: Depth = 20
+    """Number of layers of the ResNet: 18, 34, 50, 101 and 152 as for ImageNet, the others as for CIFAR."""
     width: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the number of channels of every layer."""
     zero_last_gamma: bool = True
+    """Whether the last norm layer of every residual branch starts with gamma 0, so that the block starts as the
+    identity."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability before the last layer of a classifier or a segmentation decoder."""
     initialization: Literal["he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "orthogonal"] = "he_normal"
+    """Distribution that the initial weights of convolutions are drawn from; He uses the fan-out."""
 
-    # normalization; (G, B) of the paper is (chunks, batch_size)
-    norm: Annotated[str, AfterValidator(_check_norm)] = "sn"
+    # Normalization
+    norm: Norm = "sn"
+    """Norm of every layer: `bn`, `gn`, `in`, `ln`, a switch norm `sn` or `ssn`, or a control such as `sn-shared`; a
+    switch norm takes its pool in brackets, as in `sn[in,ln]`."""
     batch_size: Annotated[int, Field(ge=1)] = 32
+    """B, the number of samples that batch statistics are computed over."""
     chunks: Annotated[int, Field(ge=1)] = 8
-    fixed_gradient_batch: Annotated[int, Field(ge=1)] | None = None  # G * B for every B; chunks then follow from it
+    """G, the number of chunks of B samples per step; gradients are averaged over G * B samples."""
+    fixed_gradient_batch: Annotated[int, Field(ge=1)] | None = None
+    """G * B, held constant while B varies: `chunks` is then computed from it and `batch_size`. By default `chunks` is
+    used as given."""
     logit_init: Literal["ones", "random"] = "ones"
+    """Initial switch logits: `ones` for equal weights, `random` for weights drawn uniformly from the simplex."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Weight of the current batch in the running statistics, as in PyTorch."""
     bn_statistics: Literal["moving", "batch"] = "moving"
-    sync_statistics: bool = False  # SyncBN, SyncSN: batch statistics over all of the gradient batch
+    """Batch statistics in evaluation: the moving averages of training, or averages that are recomputed over training
+    batches before every evaluation."""
+    sync_statistics: bool = False
+    """Whether batch statistics are computed over all G * B samples (SyncBN, SyncSN) instead of B."""
     correction: Literal[0, 1] = 0
+    """Variance estimator of switch norms: 0 as in the formula of the SN paper (biased), 1 as in the authors' code."""
     gn_groups: Annotated[int, Field(ge=1)] = 32
+    """Number of groups of `gn`; a layer with C channels uses gcd(`gn_groups`, C)."""
 
-    # start; a rule other than scratch takes what it needs from the trial or file that the study's start section names
+    # Warm start
     start_rule: StartRule = "scratch"
-    start_source: str | None = None  # the id of that trial, or a file's digest; follows from the study
-    start_epoch: Annotated[int, Field(ge=0)] = 0  # of `frozen`: switch weights learn until then
-    start_fresh: bool = False  # switch weights alone: the backbone is drawn anew
-    start_thaw: bool = False  # choices that a sparse norm has fixed learn again
+    """What the trial takes from its start trial or weight file, which the section `start` names (docs/starts.md)."""
+    start_source: str | None = None
+    """Id of the start trial or digest of the weight file. Computed from the section `start`; it cannot be set."""
+    start_epoch: Annotated[int, Field(ge=0)] = 0
+    """Epoch from which the rule `frozen` fixes the switch weights; 0 fixes them from the beginning."""
+    start_fresh: bool = False
+    """Whether only the switch weights are taken from the start, and all other weights are initialized anew."""
+    start_thaw: bool = False
+    """Whether switch weights that a sparse norm (`ssn`) has fixed are trained again."""
 
-    # optimization
+    # Optimization
     epochs: Annotated[int, Field(ge=0)] = 100
-    epoch_steps: Annotated[int, Field(ge=1)] | None = None  # of an epoch; None: once through the training split
+    """Number of training epochs; 0 only evaluates, which is allowed for trials with a warm start."""
+    epoch_steps: Annotated[int, Field(ge=1)] | None = None
+    """Number of optimizer steps per epoch; by default one pass over the training split, without an incomplete last
+    batch."""
     solver: Literal["sgd", "nesterov", "adam", "adamw", "rmsprop"] = "sgd"
+    """Optimizer; `nesterov` is SGD with Nesterov momentum."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate, for a gradient batch of 256 if `scale_learning_rate` is true."""
     scale_learning_rate: bool = True
+    """Whether the learning rate is multiplied by the gradient batch / 256."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of the optimizer; beta 1 of `adam` and `adamw`."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    norm_weight_decay: Annotated[float, Field(ge=0)] | None = None  # of gamma and beta; None: as of weights
-    bias_weight_decay: Annotated[float, Field(ge=0)] | None = None  # of other biases
-    bias_learning_rate: Annotated[float, Field(ge=0)] = 1.0  # times that of weights
+    """Weight decay of all parameters that have no weight decay of their own below."""
+    norm_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of gamma and beta; by default `weight_decay`."""
+    bias_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of the biases of convolutions and linear layers; by default `weight_decay`."""
+    bias_learning_rate: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the learning rate for the biases of convolutions and linear layers."""
     decay: Literal["step", "cosine", "poly", "linear", "constant"] = "cosine"
-    decay_milestones: _Parts = (0.3, 0.6, 0.9)  # of step: parts of training
+    """Schedule of the learning rate after the warm-up: division by 10 at every milestone, cosine to 0, polynomial of
+    power 0.9 to 0, linear to 0, or constant."""
+    decay_milestones: Fractions = (0.3, 0.6, 0.9)
+    """Milestones of the decay `step`, as fractions of all training steps."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the learning rate
+    """Length of the linear warm-up of the learning rate, in epochs; fractions are allowed."""
+    warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at the start of the warm-up, as a fraction of the peak."""
     logit_learning_rate: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the learning rate for the switch logits; short runs need more than 1 for the logits to move."""
     logit_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of the switch logits. It pulls the switch weights towards uniform, so it is 0 by default."""
     logit_gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    """Maximum norm of the gradient of all switch logits; by default the gradient is not clipped."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Floating-point format of training: `bfloat16` and `float16` are automatic mixed precision."""
 
     @property
     def task_head(self) -> Head | None:
-        """The head that the network has; None for a classifier."""
+        """The head of the network, its default resolved; None for a classifier."""
         return self.head or next(iter(HEADS[self.task]), None)
 
     @property
     def norms(self) -> dict[str, str]:
-        """The norm of each role that the network has, the backbone first; `none` for a head without norm layers."""
+        """The norm of each role, the backbone first; `none` for a head without norm layers."""
         heads = {role: getattr(self, f"{role}_norm") or self.norm for role in HEAD_ROLES[self.task_head]}
         if self.box_head == "mlp" and "box_head" in heads:
             heads["box_head"] = NO_NORM
         return {"backbone": self.norm, **heads}
 
     @property
+    def pools(self) -> dict[str, tuple[str, ...]]:
+        """The pool of each role that has norm layers, without bn over one sample.
+
+        Raises `ValueError` for a pool of bn alone over one sample.
+        """
+        return {role: effective_pool(norm, self.statistics_batch)
+                for role, norm in self.norms.items() if norm != NO_NORM}  # fmt: skip
+
+    @property
     def gradient_batch(self) -> int:
-        """Samples a gradient is averaged over, G * B."""
+        """G * B, the number of samples that a gradient is averaged over."""
         return self.chunks * self.batch_size
 
     @property
     def statistics_batch(self) -> int:
-        """Samples that batch statistics are taken over: B, or G * B where they are synchronized."""
+        """The number of samples that batch statistics are computed over: B, or G * B if they are synchronized."""
         return self.gradient_batch if self.sync_statistics else self.batch_size
 
     @property
+    def split_sizes(self) -> tuple[int, int, int]:
+        """Number of images in the training, validation and test split."""
+        return compute_split_sizes(self.dataset, self.validation_fraction, self.train_samples)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch. An incomplete last batch is dropped, so that every batch has G chunks of B."""
+        return self.epoch_steps or self.split_sizes[0] // self.gradient_batch
+
+    @property
     def base_learning_rate(self) -> float:
-        """The learning rate that is used: scaled linearly with the gradient batch from a reference of 256."""
+        """The peak learning rate, scaled linearly with the gradient batch from a reference of 256."""
         return self.learning_rate * (self.gradient_batch / 256 if self.scale_learning_rate else 1.0)
 
     def identity_fields(self) -> dict[str, Any]:
-        """The fields that differ from their defaults: what the hash in the trial's id is made of."""
+        """The fields that differ from their defaults, which the hash in the trial's id is computed from."""
         return self.model_dump(exclude_defaults=True)
 
 
 def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, str] | None = None) -> str:
-    """Names a cell by its science: a slug of its factor levels and a hash of all that differs from the defaults.
+    """Builds the id of a cell: a slug of its factor levels, and a hash of all fields that differ from their defaults.
 
-    joint: the levels of factors that are no field of the config.
+    joint: the levels of factors that are not fields of the config.
     """
     parts = []
     for factor in factors:
@@ -212,15 +305,18 @@ def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, st
 # ---------------------------------------------------------------------------------------------- a study
 
 
-class Range(_StrictModel):
-    """A numeric interval that a search draws from. Whole bounds give whole numbers."""
+class Range(StrictModel):
+    """A numeric interval that a search samples a factor from; integer bounds give integers."""
 
     low: int | float
+    """Smallest value."""
     high: int | float
+    """Largest value; it must be above `low`."""
     log: bool = False
+    """Whether values are drawn on a logarithmic scale; `low` must then be above 0."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Range:
+    def _check_order(self) -> Range:
         if not self.low < self.high:
             raise ValueError(f"low must be below high, got {self.low} and {self.high}")
         if self.log and self.low <= 0:
@@ -228,221 +324,222 @@ class Range(_StrictModel):
         return self
 
 
-class StartConfig(_StrictModel):
-    """What trials with a start rule start from: by default the trial of their own cell at `start_rule: scratch`.
+class StartConfig(StrictModel):
+    """What trials with a `start_rule` other than `scratch` start from (docs/starts.md).
 
-    cell: levels in which the start trial's cell differs from the trial's own, at the same replicate.
-    trial: the folder of a finished trial of any study instead: `.../<trial id>`, at the same replicate, or
-        `.../<trial id>/r0`, that one for all.
-    checkpoint: a file of weights instead.
-    rule: the base's `start_rule`. epoch, fresh, thaw: `start_epoch` and so on, of the trials whose rule has them.
-    base: settings of the trials that start from another, over the study's base: `{epochs: 0}`.
-    source: what `trial` was trained with, or the digest of `checkpoint`. It follows from them.
+    By default it is the trial of the same cell and replicate with `start_rule: scratch`. At most one of `cell`, `trial`
+    and `checkpoint` can be set.
     """
 
     cell: dict[str, Any] = {}
+    """Factor levels in which the start trial's cell differs from the trial's own, for example `{depth: 8}`."""
     trial: str | None = None
+    """Folder of a finished trial of any study: `.../<trial id>` to start each replicate from the same replicate, or
+    `.../<trial id>/r0` to start all of them from that one."""
     checkpoint: str | None = None
-    rule: StartRule | None = Field(default=None, exclude=True)  # moved to the base when a study is read
+    """File of weights: a `last.ckpt`, a published SN or SSN file, or another state dict."""
+    rule: StartRule | None = Field(default=None, exclude=True)
+    """Short for the base's `start_rule`."""
     epoch: Annotated[int, Field(ge=0)] | None = None
+    """`start_epoch` of the trials with the rule `frozen`; by default that of the base."""
     fresh: bool | None = None
+    """`start_fresh` of the trials with the rules `argmax`, `frozen`, `permute` and `shared`; by default that of the
+    base."""
     thaw: bool | None = None
+    """`start_thaw` of the trials with the rules `fine_tune` and `frozen`; by default that of the base."""
     base: dict[str, Any] = {}
+    """Settings that replace those of `base` for trials with a warm start, for example `{epochs: 0}`."""
     source: dict[str, Any] | str | None = None
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether trials start from something outside of their study."""
-        return self.trial is not None or self.checkpoint is not None
-
-    @property
-    def pinned(self) -> int | None:
-        """The replicate of `trial` that every trial starts from; None for its own."""
-        found = re.search(r"/r(\d+)/*$", self.trial or "")
-        return int(found[1]) if found else None
-
-    def settings(self, rule: StartRule) -> dict[str, Any]:
-        """What is set for trials of this rule alone."""
-        given = {"start_epoch": self.epoch, "start_fresh": self.fresh, "start_thaw": self.thaw}
-        options = {name: value for name, value in given.items() if value is not None and rule in START_OPTIONS[name]}
-        return {**self.base, **options}
+    """Config of the trial that `trial` names, or digest of the file `checkpoint`. Computed; it cannot be set."""
 
 
-class SearchConfig(_StrictModel):
+class SearchConfig(StrictModel):
     """An Optuna search over the factors instead of the full grid.
 
-    Suggestions are made in rounds of `round_size` trials, told in order: the search gives the same trials for any
-    number of workers, and after any interruption.
+    Trials are suggested in rounds, and results are reported in a fixed order: the search suggests the same trials for
+    any number of workers, and after any interruption.
     """
 
     sampler: Literal["tpe", "random"]
+    """Optuna sampler: the tree-structured Parzen estimator, or random search."""
     n_trials: Annotated[int, Field(ge=1)]
+    """Number of cells to suggest; each is trained with all replicates."""
     objective: Literal["val_accuracy", "val_score", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
+    """Metric of the last epoch that the search optimizes, averaged over replicates."""
     direction: Literal["maximize", "minimize"] = "maximize"
+    """Whether the objective is maximized or minimized."""
     round_size: Annotated[int, Field(ge=1)] = 4
+    """Number of cells per round; the results of a round are known before the next one is suggested."""
     pruner: Literal["none", "median"] = "none"
+    """Early stopping of trials that are worse than the median of earlier ones; it needs `replicates: 1`."""
 
 
-class AnalysisConfig(_StrictModel):
-    """Which questions the report answers, on what. A score is the main metric of a trial's task."""
+class AnalysisConfig(StrictModel):
+    """What the report answers. It can be changed after training."""
 
     questions: list[Literal["useful", "impacts", "tasks"]] = ["useful", "impacts"]
-    metric: Literal["val_accuracy", "test_accuracy", "val_score", "test_score"] | None = None  # None: by the tasks
+    """Questions that the report answers: is choosing useful, what impacts the choice, do tasks choose differently."""
+    metric: Literal["val_accuracy", "test_accuracy", "val_score", "test_score"] | None = None
+    """Metric that trials are compared by; a score is the main metric of a task. By default `val_accuracy` if all trials
+    are classifiers, and `val_score` otherwise."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Confidence level of all intervals."""
 
 
-class RunConfig(_StrictModel):
-    """How trials are run on this machine. No part of a trial's identity."""
+class RunConfig(StrictModel):
+    """How trials are run on a machine. Nothing here is part of a trial's id."""
 
     threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads per process."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
+    """How often a trial that fails is started; after that it stays failed until `--retry-failed`."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """Least time between two checkpoints of a trial, in seconds; checkpoints are also written within epochs."""
     data_root: str | None = None
-    loader_workers: Annotated[int, Field(ge=0)] = 2  # processes a device that read streamed images; 0: the trial itself
+    """Folder that contains the data sets; by default small ones are downloaded to `data/`."""
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes per device that read images of streamed data sets; 0 reads them in the trial's own process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    trials_per_device: Annotated[int, Field(ge=1)] = 1  # on a GPU, which one small network leaves idle
-    devices_per_trial: Annotated[int, Field(ge=1)] = 1  # (G, B) over so many real devices
-    accumulate: Annotated[int, Field(ge=1)] = 1  # parts that a device takes its share of a gradient batch in
+    """Device to train on; `auto` uses all visible GPUs, or the CPU if there are none."""
+    trials_per_device: Annotated[int, Field(ge=1)] = 1
+    """Number of trials that share a GPU; a small network uses only a part of it."""
+    devices_per_trial: Annotated[int, Field(ge=1)] = 1
+    """Number of devices that train one trial together, each with an equal share of the G chunks."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Number of parts in which a device processes its share of a gradient batch, to save memory."""
 
 
-Launcher = Literal["local", "slurm", "ray"]
-LAUNCHERS = get_args(Launcher)
-
-
-class LaunchConfig(_StrictModel):
-    """Where trials run, and what each job asks of a cluster. No part of a trial's identity."""
+class LaunchConfig(StrictModel):
+    """Where trials run, and what each job requests from a cluster. Nothing here is part of a trial's id."""
 
     launcher: Launcher = "local"
+    """Where trials run: on this machine, as Slurm jobs or as Ray tasks. `--launcher` sets it, too."""
     cpus: Annotated[int, Field(ge=1)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0  # a fraction of one is for Ray alone
+    """CPU cores per job."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs per job; Ray also takes a fraction of one."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]B?$")] | None = None
-    requeues: Annotated[int, Field(ge=0)] = 20  # a job that is preempted, or out of time, goes on so often
+    """Memory per job, for example `16G`; by default the cluster decides."""
+    requeues: Annotated[int, Field(ge=0)] = 20
+    """How often a job that was preempted or has reached its time limit is resumed."""
 
     # Slurm
     partition: str | None = None
-    minutes: Annotated[int, Field(ge=1)] = 60  # of a job; trials go on in its next life
+    """Slurm partition; by default that of the cluster."""
+    minutes: Annotated[int, Field(ge=1)] = 60
+    """Time limit of a Slurm job, in minutes; unfinished trials resume when the job is requeued."""
     trials_per_job: Annotated[int, Field(ge=1)] = 1
-    jobs: Annotated[int, Field(ge=1)] = 1000  # at once
-    warning_seconds: Annotated[int, Field(ge=1)] = 60  # between the warning and the end of the time limit
-    sbatch: dict[str, str | int | bool] = {}  # further options: {account: me, constraint: a100}
-    setup: list[str] = []  # shell lines before Python starts
+    """Number of trials per Slurm job; as many run at once as its cores or GPUs allow."""
+    jobs: Annotated[int, Field(ge=1)] = 1000
+    """Number of Slurm jobs that may run at once."""
+    warning_seconds: Annotated[int, Field(ge=1)] = 60
+    """Time between Slurm's warning signal and the time limit, in seconds, for trials to write a checkpoint."""
+    sbatch: dict[str, str | int | bool] = {}
+    """Further `sbatch` options, for example `{account: me, constraint: a100}`."""
+    setup: list[str] = []
+    """Shell commands that a Slurm job runs before Python."""
 
     # Ray
-    address: str | None = None  # of a cluster; without one, the cluster this machine is part of
+    address: str | None = None
+    """Address of the Ray cluster, `HOST:PORT`; by default the cluster that this machine belongs to."""
 
 
-class TrackingConfig(_StrictModel):
-    """Weights & Biases. `auto` is online for a user who is logged in and reaches the server, else offline."""
+class TrackingConfig(StrictModel):
+    """Where trials are recorded on Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto` follows `$WANDB_MODE`; without it, it is online if the user is logged in and the server answers, and
+    offline otherwise."""
     project: str = "normalizer-study"
+    """W&B project."""
     entity: str | None = None
+    """W&B user or team; by default that of the login."""
 
 
-class StudyConfig(_StrictModel):
-    """One study: a question, a base, factors, replicates, and how it is run and analysed.
-
-    joint: by factor and level, the fields that go with the level. A factor that is no field of a trial has its levels
-        here alone: each names several fields at once.
-    blocks: each a list of factors that are crossed, with all others at their base level; the plan is their union.
-        Without blocks all factors are crossed.
-    """
+class StudyConfig(StrictModel):
+    """One study: a question, a base, factors, replicates, and how it is run and analysed."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+    """Name of the study and of its folder in `runs/`; the name of the study's file if it is not given."""
     scale: str
+    """Name of the scale, as in `--scale`."""
     title: str
+    """One line that says what the study is about."""
     question: str
+    """The question in full, as the report prints it."""
     base: TrialConfig
+    """Settings of every trial; a factor's levels replace the base's value."""
     factors: dict[str, list[Any] | Range]
+    """Factors and their levels: `depth: [8, 14]`. An empty factor takes the levels that the scale offers; in a search a
+    factor may be a range `{low: 0.01, high: 1.0, log: true}`."""
     joint: dict[str, dict[str, dict[str, Any]]] = {}
+    """Further settings that go with a level, by factor and level: `{solver: {adamw: {learning_rate: 0.01}}}`. A factor
+    that is not a setting itself has its levels here: `{size: {small: {depth: 8}, large: {depth: 20}}}`."""
     blocks: list[list[str]] = []
+    """Lists of factors that are crossed with each other, all other factors at their base level; the plan is the union
+    of the blocks. By default all factors are crossed."""
     replicates: Annotated[int, Field(ge=1)]
+    """Number of training runs of every cell, each with its own seeds."""
     start: StartConfig = StartConfig()
+    """What trials with a warm start start from."""
     search: SearchConfig | None = None
+    """Search instead of the full grid; by default there is none."""
     analysis: AnalysisConfig = AnalysisConfig()
+    """What the report answers."""
     run: RunConfig = RunConfig()
+    """How trials are run on a machine."""
     launch: LaunchConfig = LaunchConfig()
+    """Where trials run, and what each job requests."""
     tracking: TrackingConfig = TrackingConfig()
+    """Weights & Biases."""
 
-    def cell(self, levels: Mapping[str, Any]) -> TrialConfig:
-        """The trial of one level of every factor."""
-        base, own = self.base.model_dump(), self.settings(levels)
-        config = TrialConfig(**{**base, **own})
-        if config.start_rule != "scratch":
-            settings = {**self.start.settings(config.start_rule), "start_source": self._source_id(levels)}
-            config = TrialConfig(**{**base, **settings, **own})
+    def apply_levels(self, levels: Mapping[str, Any], start_settings: Mapping[str, Any] | None = None) -> TrialConfig:
+        """The base with the levels of a cell applied. Raises pydantic's `ValidationError` for a value not allowed.
+
+        start_settings: what a warm start sets, over the base and below the levels. `study.plan.warm_start.build_config`
+        fills it in; without it the config of a cell with a start rule is incomplete.
+        """
+        fields = {**self.base.model_dump(), **(start_settings or {}), **self.collect_fields(levels)}
+        config = TrialConfig(**fields)
         if config.fixed_gradient_batch is None:
             return config
         return config.model_copy(update={"chunks": max(1, config.fixed_gradient_batch // config.batch_size)})
 
-    def source_levels(self, levels: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The cell of this study that a trial of these levels starts from; None for one that starts elsewhere.
-
-        The cell that others start from may have a start rule itself, and starts from scratch then: there is no cycle.
-        """
-        if self.start.elsewhere:
-            return None
-        own = {"start_rule": self.base.start_rule, **levels}
-        source = {**own, "start_rule": "scratch", **self.start.cell}
-        return source if source != own else {**own, "start_rule": "scratch"}
-
-    def source_config(self, levels: Mapping[str, Any]) -> TrialConfig | None:
-        """What the trial that a trial of these levels starts from was trained with; None for a file of weights."""
-        cell, source = self.source_levels(levels), self.start.source
-        if cell is not None:
-            return self.cell(cell)
-        return TrialConfig(**source) if isinstance(source, dict) else None
-
-    def _source_id(self, levels: Mapping[str, Any]) -> str:
-        """Names a start by its science, in whichever study and folder it lies."""
-        config = self.source_config(levels)
-        if config is None:
-            return str(self.start.source)
-        return trial_id(config, []) + ("" if self.start.pinned is None else f"-r{self.start.pinned}")
-
-    def settings(self, levels: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a trial that these levels set: their own, and what goes with them."""
+    def collect_fields(self, levels: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a trial that these levels set: the factors, and what `joint` adds to their levels."""
         fields: dict[str, Any] = {}
         for factor, level in levels.items():
             fields |= self.joint.get(factor, {}).get(str(level), {})
-        # A level's own last: what starts from scratch does so, whatever start rule goes with another of its levels.
+        # Factors come last: the level `start_rule: scratch` wins over a start rule that `joint` adds to another level.
         return fields | {factor: level for factor, level in levels.items() if factor in TrialConfig.model_fields}
 
-    def cell_id(self, config: TrialConfig, levels: Mapping[str, Any]) -> str:
-        """The id of a cell's trials: `trial_id`, with the names of levels that are no field's."""
+    def build_trial_id(self, config: TrialConfig, levels: Mapping[str, Any]) -> str:
+        """The id of a cell's trials: `trial_id` with the levels of factors that are not fields of a trial."""
         joint = {factor: level for factor, level in levels.items() if factor not in TrialConfig.model_fields}
         return trial_id(config, list(self.factors), joint)
 
-    def base_level(self, factor: str) -> Any:
-        """The level of a factor where others vary: the base's, if it is one of its levels; else the first."""
-        levels = self.factors[factor]
-        assert isinstance(levels, list)
-        base = getattr(self.base, factor, None)
-        return base if base in levels else levels[0]
-
-    def fields_of(self, factor: str) -> list[str]:
-        """The fields of a trial in which the levels of a factor differ."""
-        levels = self.factors[factor]
-        if isinstance(levels, Range):
-            return [factor]
-        first, *others = (self.cell({factor: level}).model_dump() for level in levels)
-        return [name for name in first if any(other[name] != first[name] for other in others)]
-
-    def values(self, field: str) -> list[Any]:
-        """Every value that a field may have in the study's trials, the base's first; of a range its ends."""
+    def list_values(self, field: str) -> list[Any]:
+        """Every value that a field has in the study's trials, that of the base first; the ends of a range."""
         given = self.factors.get(field, [getattr(self.base, field)])
-        found = given if isinstance(given, list) else [given.low, given.high]
+        values = given if isinstance(given, list) else [given.low, given.high]
         for settings in self.joint.values():
-            found = [*found, *(fields[field] for fields in settings.values() if field in fields)]
-        return [value for number, value in enumerate(found) if value not in found[:number]]
+            values = [*values, *(fields[field] for fields in settings.values() if field in fields)]
+        return [value for number, value in enumerate(values) if value not in values[:number]]
 
     @property
     def metric(self) -> str:
-        """What trials are compared by: the validation accuracy of classifiers; of other tasks, their score."""
-        return self.analysis.metric or ("val_accuracy" if self.values("task") == ["classification"] else "val_score")
+        """The metric that trials are compared by, the default of `analysis.metric` resolved."""
+        only_classifiers = self.list_values("task") == ["classification"]
+        return self.analysis.metric or ("val_accuracy" if only_classifiers else "val_score")
 
 
-# ---------------------------------------------------------------------------------------------- loading
-
-
-SCORE_MARGIN = 0.005  # accuracy; a gain below half a point in a hundred is no practical gain
+SECTIONS: dict[str, type[StrictModel]] = {
+    "base": TrialConfig,
+    "start": StartConfig,
+    "run": RunConfig,
+    "launch": LaunchConfig,
+    "tracking": TrackingConfig,
+    "search": SearchConfig,
+    "analysis": AnalysisConfig,
+}
+"""The sections of a study file."""

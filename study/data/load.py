@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from study.config.datasets import DATASETS, split_sizes
+from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seed
@@ -47,7 +47,7 @@ def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) ->
 
     A published test split is kept as it is. Raises `UserError` where the files are missing.
     """
-    sizes = split_sizes(config.dataset, config.validation_fraction, config.train_samples)
+    sizes = config.split_sizes
     if config.dataset in GLYPHS:
         train, validation, test = _compose_scenes(config, sizes, seed, data_root)
     else:
@@ -61,7 +61,7 @@ def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) ->
 def _compose_scenes(config: TrialConfig, sizes: Sequence[int], seed: int, data_root: str | None) -> list[Images]:
     """Scenes for training, validation and test, each of glyphs that no other has."""
     dataset = GLYPHS[config.dataset]
-    glyphs = _split_images(dataset, split_sizes(dataset, config.validation_fraction, None), seed, data_root)
+    glyphs = _split_images(dataset, compute_split_sizes(dataset, config.validation_fraction), seed, data_root)
     parts = [
         scenes.compose(part, samples, derive_seed("scenes", seed, number))
         for number, (part, samples) in enumerate(zip(glyphs, sizes, strict=True))

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
-from study.config.datasets import DATASETS, split_sizes
+from study.config.datasets import DATASETS
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seed
@@ -64,7 +64,7 @@ def load_stream(config: TrialConfig, seeds: Mapping[str, int], data_root: str | 
     pool, test = _open_parts(config.dataset, data_root, subset=config.train_samples is not None)
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seeds["split"]))
     validation = max(1, round(config.validation_fraction * len(pool)))
-    train = split_sizes(config.dataset, config.validation_fraction, config.train_samples)[0]
+    train = config.split_sizes[0]
     if validation + train > len(pool):
         raise UserError(
             f"run.data_root={data_root}: {config.dataset}: of {len(pool)} training images here {validation} are for "

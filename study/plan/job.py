@@ -1,4 +1,4 @@
-"""What a process is handed to train one trial. Between the driver and training; imports neither, and no torch."""
+"""The job that a process gets to train one trial. It is shared by the driver and the training; it imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from study.plan.trials import PlannedTrial
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a process needs to train one trial: plain values, so that it can be sent to any machine."""
+    """Everything that a process needs to train one trial: plain values, so that it can be sent to any machine.
+
+    command: the command line that trains the trial again.
+    start: the folder of the trial, or the file of weights, that the trial starts from.
+    devices: the device of each rank.
+    threads: CPU threads of each rank.
+    place: name of the cluster's job or node that the trial runs on, for its record.
+    """
 
     trial: PlannedTrial
     folder: Path
@@ -22,11 +29,11 @@ class Job:
     wandb_mode: Literal["online", "offline", "disabled"]
     environment: dict[str, Any]
     command: str
-    start: Path | None = None  # the folder of the trial that it starts from, or a file of weights
-    devices: tuple[str, ...] = ("cpu",)  # a rank each
+    start: Path | None = None
+    devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
-    place: str = ""  # the cluster's name of the job that it runs in
+    place: str = ""
 
-    def on(self, devices: tuple[str, ...], threads: int) -> Job:
-        """The same job, placed."""
+    def assign(self, devices: tuple[str, ...], threads: int) -> Job:
+        """Returns the job with its devices and threads."""
         return replace(self, devices=devices, threads=threads)

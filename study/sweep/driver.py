@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from filelock import Timeout
@@ -281,13 +280,5 @@ class Driver:
             wandb_mode=self._wandb_mode,
             environment=self.environment,
             command=self.command_for(trial),
-            start=self._start(trial),
+            start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
         )
-
-    def _start(self, trial: PlannedTrial) -> Path | None:
-        """Where that lies which a trial starts from."""
-        if trial.source is None:
-            return None
-        if trial.source.cell:
-            return self.folder.trial(trial.source.cell, trial.replicate).path
-        return trial.source.locate(trial.replicate).absolute()

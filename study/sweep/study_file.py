@@ -11,8 +11,8 @@ from typing import Any
 
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
-from study.config.validation import study_from_dict
 from study.config.yaml_input import read_yaml
+from study.plan.loading import study_from_dict
 from study.record.io import write_yaml
 from study.record.layout import StudyFolder
 

@@ -10,7 +10,7 @@ import pytest
 from study.bench import synthetic_records
 from study.bench.synthetic_records import Truth, write_trial
 from study.config.schema import StudyConfig
-from study.config.validation import study_from_dict
+from study.plan.loading import study_from_dict
 from study.record.layout import StudyFolder
 
 __all__ = ["GRID", "Truth", "build_study", "write_study", "write_trial"]

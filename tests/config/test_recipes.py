@@ -1,4 +1,4 @@
-"""The recipes of scale `paper` against the published ones: what a trial is trained with, computed and not read."""
+"""The recipes of scale `paper` against the published ones: optimizer, schedule, network and transforms as built."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ DENSE = (*COCO, "ade20k", "cityscapes")
 
 @cache
 def recipe(setting: str, *overrides: str) -> PlannedTrial:
-    """The trial of a setting at (8, 2), unless the overrides say otherwise."""
+    """The trial of a setting, at (8, 2) unless overridden."""
     study = load_study("tasks", "paper", ["replicates=1", "batch_size=2", *overrides])
     (found,) = (trial for trial in plan_trials(study) if trial.levels["setting"] == setting)
     return found
 
 
 def imagenet(depth: int = 50, *overrides: str) -> PlannedTrial:
-    """The trial at (8, 32)."""
+    """The trial of a ResNet on ImageNet at (8, 32)."""
     setting = f"imagenet-r{depth}"
     return recipe(setting, f"setting=[{setting}]", "batch_size=32", *overrides)
 
 
 def network_of(trial: PlannedTrial) -> Any:
-    """The network without values, which would take seconds to draw."""
+    """The network on the meta device; it would take seconds to initialize."""
     with torch.device("meta"):
         return build_network(trial.config, 0)
 
 
-def steps(trial: PlannedTrial) -> Callable[[int], float]:
-    """Step to the learning rate of weights there."""
+def build_rate(trial: PlannedTrial) -> Callable[[int], float]:
+    """The learning rate of weights as a function of the step."""
     optimizer = build_optimizer(nn.Linear(1, 1), trial.config)
     schedule = build_schedule(optimizer, trial.config, trial.steps_per_epoch)
     return lambda step: schedule.base_lrs[0] * schedule.lr_lambdas[0](step)
 
 
-def groups(trial: PlannedTrial) -> dict[str, set[tuple[float, float]]]:
-    """Learning rate and weight decay of the weights, biases, gammas and betas, and logits of the network."""
+def read_groups(trial: PlannedTrial) -> dict[str, set[tuple[float, float]]]:
+    """Learning rates and weight decays of weights, biases, gammas and betas, and logits; 0 if frozen."""
     network = build_network(trial.config, 0)
     settings = {
         id(parameter): (round(group["lr"], 9), group["weight_decay"])
@@ -68,7 +68,7 @@ def groups(trial: PlannedTrial) -> dict[str, set[tuple[float, float]]]:
             kind = "logit" if id(parameter) in logits else "norm" if is_norm(module) else name
             if parameter.requires_grad:
                 found[kind].add(settings.pop(id(parameter)) if id(parameter) in settings else (0, 0))
-    assert not settings, "the solver has what is no parameter, or is frozen"
+    assert not settings, "the optimizer has frozen parameters, or some that the network does not have"
     return found
 
 
@@ -82,27 +82,27 @@ def parts(transform: Any) -> dict[type, Any]:
 @pytest.mark.parametrize("depth", [50, 101])
 def test_imagenet_takes_100_epochs_and_divides_by_10_at_30_60_and_90(depth: int) -> None:
     trial = imagenet(depth)
-    rate, epoch = steps(trial), trial.steps_per_epoch
+    rate, epoch = build_rate(trial), trial.steps_per_epoch
     assert (trial.gradient_batch, trial.statistics_batch, trial.steps) == (256, 32, 100 * epoch)
     at = [0, 30 * epoch - 1, 30 * epoch, 60 * epoch - 1, 60 * epoch, 90 * epoch - 1, 90 * epoch]
     assert [rate(step) for step in at] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001])
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(4, 0.0125), (1, 0.003125)])
-def test_imagenet_rates_are_linear_in_the_gradient_batch(batch_size: int, expected: float) -> None:
-    assert steps(imagenet(50, f"batch_size={batch_size}"))(0) == pytest.approx(expected)
+def test_imagenet_learning_rates_are_linear_in_the_gradient_batch(batch_size: int, expected: float) -> None:
+    assert build_rate(imagenet(50, f"batch_size={batch_size}"))(0) == pytest.approx(expected)
 
 
 def test_the_longer_imagenet_recipe_is_cosine_with_a_linear_warm_up() -> None:
     trial = imagenet(50, "base.decay=cosine", "epochs=120", "warmup_epochs=5")
-    rate, epoch = steps(trial), trial.steps_per_epoch
+    rate, epoch = build_rate(trial), trial.steps_per_epoch
     assert trial.steps == 120 * epoch
     assert [rate(0), rate(5 * epoch // 2), rate(5 * epoch)] == pytest.approx([0, 0.05, 0.1], abs=1e-4)
     assert rate(trial.steps) == pytest.approx(0)
 
 
-def test_imagenet_decays_all_parameters_and_logits_learn_as_weights() -> None:
-    assert groups(imagenet()) == {kind: {(0.1, 1e-4)} for kind in ("weight", "bias", "norm", "logit")}
+def test_imagenet_has_one_learning_rate_and_weight_decay_for_all_parameters() -> None:
+    assert read_groups(imagenet()) == {kind: {(0.1, 1e-4)} for kind in ("weight", "bias", "norm", "logit")}
 
 
 def test_the_imagenet_network_starts_as_published() -> None:
@@ -131,10 +131,10 @@ def test_imagenet_images_are_cropped_milder_in_the_last_5_epochs() -> None:
     assert (evaluation[v2.Resize].size, evaluation[v2.CenterCrop].size) == ([256], (224, 224))
 
 
-def test_ssn_learns_slower_without_decay_and_with_clipped_gradients_and_jittered_colours() -> None:
+def test_ssn_logits_have_a_lower_learning_rate_no_decay_and_clipped_gradients_and_colors_are_jittered() -> None:
     settings = ["replicates=1", "blocks=[]", "norm=[ssn]", "batch_size=32", "start_rule=scratch"]
     (trial,) = plan_trials(load_study("distinct", "paper", settings))
-    found = groups(trial)
+    found = read_groups(trial)
     assert found["weight"] == found["norm"] == {(0.1, 1e-4)}
     assert found["logit"] == {(0.01, 0.0)}
     assert trial.config.logit_gradient_clip == 1.0
@@ -161,15 +161,15 @@ def test_coco_warms_up_from_a_third_and_divides_by_10_twice(
 ) -> None:
     for setting in settings:
         trial = recipe(setting)
-        rate = steps(trial)
+        rate = build_rate(trial)
         assert trial.steps == total
         at = [0, 250, 499, 500, first - 1, first, second - 1, second]
         expected = [0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02, 0.002, 0.002, 0.0002]
         assert [rate(step) for step in at] == pytest.approx(expected, rel=2e-3)
 
 
-def test_coco_decays_weights_alone_and_biases_learn_twice_as_fast() -> None:
-    found = groups(recipe("coco-mask"))
+def test_coco_has_weight_decay_on_weights_only_and_twice_the_learning_rate_for_biases() -> None:
+    found = read_groups(recipe("coco-mask"))
     assert found == {
         "weight": {(0.02, 1e-4)}, "bias": {(0.04, 0.0)}, "norm": {(0.02, 0.0)}, "logit": {(0.02, 0.0)},
     }  # fmt: skip
@@ -181,12 +181,12 @@ def test_coco_decays_weights_alone_and_biases_learn_twice_as_fast() -> None:
         ("imagenet-r50", {}),
         ("coco-faster", {"fpn": 8}),
         ("coco-mask", {"fpn": 8, "box_head": 4, "mask_head": 4}),
-        ("ade20k", {"decoder": 2}),  # and that of deep supervision
+        ("ade20k", {"decoder": 2}),  # one of them for deep supervision
     ],
 )
 def test_every_norm_is_switchable_wherever_the_authors_have_one(setting: str, heads: dict[str, int]) -> None:
-    census = count_norms(network_of(recipe(setting)))
-    assert census == {role: {"SwitchNorm2d": count} for role, count in {"backbone": 53, **heads}.items()}
+    counts = count_norms(network_of(recipe(setting)))
+    assert counts == {role: {"SwitchNorm2d": count} for role, count in {"backbone": 53, **heads}.items()}
 
 
 def test_resnet_101_has_104_norms() -> None:
@@ -194,12 +194,12 @@ def test_resnet_101_has_104_norms() -> None:
 
 
 @pytest.mark.parametrize("setting", COCO)
-def test_fine_tuning_on_coco_leaves_stem_and_first_stage_as_they_are(setting: str) -> None:
+def test_fine_tuning_on_coco_freezes_stem_and_first_stage(setting: str) -> None:
     network = network_of(recipe(setting)).train()
     body: Any = backbone_of(network)
     frozen = {name.split(".")[0] for name, value in body.named_parameters() if not value.requires_grad}
-    learning = {name.split(".")[0] for name, value in network.named_parameters() if value.requires_grad}
-    assert learning >= {"backbone", "rpn", "roi_heads"}
+    trained = {name.split(".")[0] for name, value in network.named_parameters() if value.requires_grad}
+    assert trained >= {"backbone", "rpn", "roi_heads"}
     assert frozen == (set() if setting.endswith("scratch") else {"conv1", "bn1", "layer1"})
     assert body.layer1.training == setting.endswith("scratch")
     assert body.layer2.training
@@ -224,7 +224,7 @@ def test_dense_tasks_start_from_imagenet_of_the_same_statistics_batch(setting: s
         assert (trial.config.start_rule, trial.waits_for) == ("fine_tune", recipe("imagenet-r50").key)
 
 
-def test_the_forecast_of_a_large_detector_is_of_the_network_itself() -> None:
+def test_the_cost_estimate_of_a_large_detector_is_measured_on_the_network_itself() -> None:
     size = measure_cell(recipe("coco-faster"))
     parameters = sum(parameter.numel() for parameter in network_of(recipe("coco-faster")).parameters())
     assert (size.parameters, size.norm_layers) == (parameters, 61)
@@ -236,18 +236,18 @@ def test_the_forecast_of_a_large_detector_is_of_the_network_itself() -> None:
 
 def test_ade20k_decays_by_the_power_of_0_9_over_100_000_steps() -> None:
     trial = recipe("ade20k")
-    rate = steps(trial)
+    rate = build_rate(trial)
     assert (trial.config.epochs, trial.steps) == (20, 100_000)
     assert [rate(0), rate(50_000), rate(100_000)] == pytest.approx([0.02, 0.02 * 0.5**0.9, 0])
 
 
-def test_ade20k_decays_the_weights_of_convolutions_alone() -> None:
-    assert groups(recipe("ade20k")) == {
+def test_ade20k_has_weight_decay_on_the_weights_of_convolutions_only() -> None:
+    assert read_groups(recipe("ade20k")) == {
         "weight": {(0.02, 1e-4)}, "bias": {(0.02, 0.0)}, "norm": {(0.02, 0.0)}, "logit": {(0.02, 0.0)},
     }  # fmt: skip
 
 
-def test_ade20k_has_output_stride_8_and_one_convolution_before_what_classifies() -> None:
+def test_ade20k_has_output_stride_8_and_one_convolution_before_the_classifier() -> None:
     network: Any = build_network(recipe("ade20k").config, 0).eval()
     maps = network.backbone(torch.zeros(1, 3, 64, 64))
     assert maps["last"].shape == (1, 2048, 8, 8)

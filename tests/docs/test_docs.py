@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from study.cli.main import _parse
-from study.plan.loading import available, load_study
+from study.plan.loading import list_configs, load_study
 from study.plan.trials import plan_trials
 from tests.conftest import ROOT
 
@@ -56,7 +56,7 @@ def test_commands_are_understood(command: str) -> None:
     if arguments[:1] == ["bench"]:
         return  # with flags of its own
     options = _parse(arguments)
-    if options.study in available("studies"):
+    if options.study in list_configs("studies"):
         load_study(options.study, options.scale, options.set)
 
 
@@ -79,8 +79,9 @@ def test_code_is_python(page: Path) -> None:
         compile(block.replace(", ...]", "]"), str(page), "exec")
 
 
-def test_definitions_are_those_of_the_code(tmp_path: Path) -> None:
-    write = runpy.run_path(str(ROOT / "docs" / "generate.py"))["write_measures"]
+@pytest.mark.parametrize("name", ["measures", "configuration"])
+def test_generated_pages_are_up_to_date(name: str, tmp_path: Path) -> None:
+    write = runpy.run_path(str(ROOT / "docs" / "generate.py"))[f"write_{name}"]
     write.__globals__["DOCS"] = tmp_path
     write()
-    assert (tmp_path / "measures.md").read_text() == (ROOT / "docs" / "measures.md").read_text()
+    assert (tmp_path / f"{name}.md").read_text() == (ROOT / "docs" / f"{name}.md").read_text()

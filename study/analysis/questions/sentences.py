@@ -30,6 +30,7 @@ from study.analysis.statistics.profiles import FLOOR
 from study.analysis.statistics.trends import AXES, Axis, leading_axis
 from study.analysis.wording import format_estimate, format_number, format_states, join_words
 from study.config.schema import SCORE_MARGIN, StudyConfig
+from study.plan.trials import find_factor_fields
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
 OPEN = "It cannot be said yet."
@@ -244,8 +245,12 @@ def format_variance_shares(rows: Sequence[Effect]) -> list[str]:
 
 def format_co_varying(study: StudyConfig, factors: Sequence[str], known: Sequence[str] = ()) -> list[str]:
     """What else changes with the levels of a factor, beside itself and the `known` fields."""
-    others = {name: [field for field in study.fields_of(name) if field not in (name, *known)] for name in factors}
-    return [f"With {factor} these settings change too: {join_words(fields)}." for factor, fields in others.items() if fields]
+    others = {
+        name: [field for field in find_factor_fields(study, name) if field not in (name, *known)] for name in factors
+    }
+    return [
+        f"With {factor} these settings change too: {join_words(fields)}." for factor, fields in others.items() if fields
+    ]
 
 
 def format_gradient_batch(trials: pd.DataFrame) -> list[str]:

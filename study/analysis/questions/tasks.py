@@ -27,6 +27,7 @@ from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.profiles import count_cell_pairs, depth_profiles
 from study.config.schema import StudyConfig
+from study.plan.trials import find_factor_fields
 
 APART = ("task", "dataset")
 TOGETHER = "task on dataset"  # both as one factor, where tasks have no data set in common
@@ -55,7 +56,7 @@ def name_settings(trials: pd.DataFrame) -> pd.DataFrame:
 
 def task_factors(study: StudyConfig) -> list[str]:
     """The factors of a study with which task or data set change."""
-    return [name for name in study.factors if {*APART} & {name, *study.fields_of(name)}]
+    return [name for name in study.factors if {*APART} & {name, *find_factor_fields(study, name)}]
 
 
 class _Tasks(FactorQuestion):

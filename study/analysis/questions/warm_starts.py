@@ -17,6 +17,7 @@ from study.analysis.questions.level_comparisons import compare_levels
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.analysis.wording import format_estimate
+from study.plan.warm_start import build_config
 
 NOT_OWN = ("permute", "shared")
 NO_MIX = ("argmax",)
@@ -83,7 +84,7 @@ def _references(records: StudyRecords) -> dict[str, str]:
         return {}
     trials = records.trials[records.trials["norm"].eq(records.reference_norm)]
     rows = trials.drop_duplicates("start_rule")[list(records.study.factors)].to_dict("records")
-    configs = {str(row["start_rule"]): records.study.cell({str(name): level for name, level in row.items()})
+    configs = {str(row["start_rule"]): build_config(records.study, {str(name): level for name, level in row.items()})
                for row in rows}  # fmt: skip
     fresh = [rule for rule, config in configs.items() if config.start_fresh or rule in ("scratch", "transplant")]
     trained_on = [rule for rule in configs if rule not in fresh]

@@ -24,6 +24,7 @@ from study.analysis.report.tables import STATES, count_states
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
 from study.analysis.wording import format_number, split_sentences
+from study.plan.warm_start import build_config
 
 Figures = Sequence[go.Figure]
 
@@ -150,7 +151,7 @@ def _trials(records: StudyRecords) -> list[dict[str, Any]]:
 
 def _config(records: StudyRecords, levels: dict[str, Any]) -> dict[str, Any]:
     try:
-        return records.study.cell(levels).model_dump(mode="json")
+        return build_config(records.study, levels).model_dump(mode="json")
     except ValueError:  # levels of a trial that cannot be read
         return {}
 

@@ -24,7 +24,7 @@ from study.analysis.statistics.intervals import Floats
 from study.bench.result import Figure, Result
 from study.bench.synthetic_records import SyntheticStudy, Truth
 from study.config.schema import SCORE_MARGIN, StudyConfig
-from study.config.validation import study_from_dict
+from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trials
 
 DRAWS, QUICK_DRAWS = 200, 4

@@ -47,7 +47,7 @@ class LocalExecutor:
             devices = self._idlest(job.run.devices_per_trial)
             process = self.context.Process(
                 target=_train, name=job.trial.key,
-                args=(job.on(devices, self.threads), os.environ.get("CUDA_VISIBLE_DEVICES")),
+                args=(job.assign(devices, self.threads), os.environ.get("CUDA_VISIBLE_DEVICES")),
             )  # fmt: skip
             with _holding_interrupts():
                 process.start()

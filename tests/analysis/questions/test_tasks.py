@@ -240,7 +240,7 @@ def test_tasks_that_start_alike_stay_closer_than_from_scratch(build: Build) -> N
     assert list(found) == ["task", "task after fine_tune / task from scratch"]
     assert found["task after fine_tune / task from scratch"].estimate.below(1)
     assert answer.verdict == "supported"  # by networks from scratch
-    for words in ("How far transfer moves", "Effects between fine-tuned networks: task", "Those over"):
+    for words in ("How far transfer moves", "Effects between fine-tuned networks: task", "The same, relative to"):
         assert words in answer.answer
 
 

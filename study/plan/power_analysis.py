@@ -1,0 +1,122 @@
+"""Power analysis: how many replicates it takes to detect an effect.
+
+Effects are in standard deviations over replicates. The standard deviations of a study's own effects are estimated from
+its last report, if there is one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+import numpy as np
+
+from study.config.schema import SCORE_MARGIN, StudyConfig
+from study.record.io import read_json
+from study.record.layout import StudyFolder
+
+POWER = 0.8
+"""Probability with which an effect is to be detected."""
+MIN_REPLICATES = 3
+"""With fewer replicates a ratio has no interval."""
+RECOMMENDED_REPLICATES = 5
+MAX_REPLICATES = 1000
+"""Larger numbers of replicates are not computed."""
+TARGET_RATIO = 1.5
+"""The effect that is to be detected: the factor moves the choice this many times as far as another seed does."""
+
+
+def describe_power(study: StudyConfig, folder: StudyFolder) -> list[str]:
+    """Returns lines that say how many replicates the effects of the study's questions take."""
+    confidence, questions = study.analysis.confidence, study.analysis.questions
+    lines = []
+    if "useful" in questions and len(study.list_values("norm")) > 1:
+        needed = find_required_replicates(1, confidence)
+        line = f"replicates: to detect a paired difference of one standard deviation takes {needed} (power {POWER:g})"
+        if study.replicates > 1:
+            effect = compute_detectable_effect(study.replicates, confidence)
+            line += f"; the {study.replicates} planned detect {effect:.2g} standard deviations"
+        lines += [line, *_describe_margin(study, folder)]
+    if {"impacts", "tasks"} & set(questions):
+        lines.append(_describe_ratio(study, folder))
+    return lines
+
+
+def compute_power(replicates: int, effect: float, confidence: float) -> float:
+    """Returns the power of a two-sided paired t test.
+
+    effect: the mean difference of a pair over its standard deviation over replicates (Cohen's d of paired samples).
+    """
+    from scipy.stats import nct, t
+
+    critical, shift = t.ppf((1 + confidence) / 2, replicates - 1), effect * np.sqrt(replicates)
+    # The lower tail by symmetry: computed directly, it is NaN where it is tiny.
+    return float(nct.sf(critical, replicates - 1, shift) + nct.sf(critical, replicates - 1, -shift))
+
+
+def find_required_replicates(effect: float, confidence: float, power: float = POWER) -> int | None:
+    """Returns the least number of replicates that detects an effect with that power; None above `MAX_REPLICATES`."""
+    sizes = range(2, MAX_REPLICATES + 1)
+    found = bisect_left(sizes, power, key=lambda replicates: compute_power(replicates, effect, confidence))
+    return sizes[found] if found < len(sizes) else None
+
+
+def compute_detectable_effect(replicates: int, confidence: float, power: float = POWER) -> float:
+    """Returns the minimum detectable effect, in standard deviations, of at least 2 replicates."""
+    from scipy.optimize import brentq
+
+    return float(brentq(lambda effect: compute_power(replicates, effect, confidence) - power, 1e-3, 100.0))
+
+
+def _describe_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:
+    """Replicates to detect `SCORE_MARGIN`, for the difference of the last report that varies most."""
+    deviations = {
+        effect["comparison"]: float(np.std(effect["per_replicate"], ddof=1))
+        for effect in _read_effects(folder, "useful", study.metric) if len(effect.get("per_replicate") or ()) > 1
+    }  # fmt: skip
+    comparison = max(deviations, key=lambda name: deviations[name], default="")
+    if not deviations or not deviations[comparison]:
+        return []
+    needed = find_required_replicates(SCORE_MARGIN / deviations[comparison], study.analysis.confidence)
+    return [f"the standard deviation of {study.metric} in the last report is {deviations[comparison]:.3g} "
+            f"({comparison}): to detect {SCORE_MARGIN:g} takes {_format_replicates(needed)} replicates"]  # fmt: skip
+
+
+def _describe_ratio(study: StudyConfig, folder: StudyFolder) -> str:
+    """Replicates to detect `TARGET_RATIO`, for the effect of the last report that varies most.
+
+    Ratios are compared on a logarithmic scale.
+    """
+    from scipy.stats import t
+
+    confidence, deviations = study.analysis.confidence, {}
+    for effect in [*_read_effects(folder, "impacts", "effect"), *_read_effects(folder, "tasks", "effect")]:
+        low, high = effect.get("interval") or (0.0, 0.0)
+        if low > 0 and high > low and effect["n"] > 1:
+            half_width = np.log(high / low) / 2
+            critical = t.ppf((1 + confidence) / 2, effect["n"] - 1)
+            deviations[effect["comparison"]] = float(half_width * np.sqrt(effect["n"]) / critical)
+    if not deviations:
+        return (
+            f"replicates for ratios of distances: at least {MIN_REPLICATES}, better {RECOMMENDED_REPLICATES}; "
+            "there is no report yet to estimate their standard deviation from"
+        )
+    factor = max(deviations, key=lambda name: deviations[name])
+    needed = find_required_replicates(np.log(TARGET_RATIO) / deviations[factor], confidence)
+    return (
+        f"replicates to detect a factor that moves the choice {TARGET_RATIO:g} times as far as another seed does, at "
+        f"the standard deviation of {factor} in the last report: {_format_replicates(needed, MIN_REPLICATES)}"
+    )
+
+
+def _format_replicates(needed: int | None, least: int = 2) -> str:
+    return f"more than {MAX_REPLICATES}" if needed is None else str(max(needed, least))
+
+
+def _read_effects(folder: StudyFolder, question: str, measure: str) -> list[dict[str, Any]]:
+    """The effects of one measure in the last report; empty without a report, or with one of another format."""
+    try:
+        effects = (read_json(folder.report / "answers.json") or {})["questions"][question]["effects"]
+        return [effect for effect in effects if effect["measure"] == measure]
+    except (KeyError, TypeError):
+        return []

@@ -1,0 +1,75 @@
+"""Validation: every mistake is one line that names the setting, its value and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from study.config.errors import UserError
+from study.plan.loading import load_study
+
+SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["epocs=3"], ["epocs", "nearest: epochs"]),
+        (["base.epocs=3"], ["--set base.epocs=3", "base.epocs", "nearest: epochs"]),
+        (["epochs=-1"], ["--set epochs=-1", "base.epochs", "-1", "greater than or equal to 0"]),
+        (["epochs=true"], ["base.epochs", "integer"]),
+        (["solver=sgdd"], ["base.solver", "'sgdd'", "allowed: sgd, nesterov, adam", "nearest: sgd"]),
+        (["depth=[8, 21]"], ["factors.depth", "21", "nearest: 20"]),
+        (["norm=[sm]"], ["factors.norm", "'sm'", "sn"]),
+        (["dataset=mnits"], ["base.dataset", "'mnits'", "digits"]),
+        (["factors.nope=[1]"], ["factors.nope", "unknown factor"]),
+        (["depth=[]"], ["factors.depth", "no levels"]),
+        (["depth=[8,8]"], ["factors.depth", "twice"]),
+        (["depth={low: 8, high: 20}"], ["factors.depth", "search"]),
+        (["search.sampler=tpee"], ["search.sampler", "tpe, random"]),
+        (["replicates=0"], ["replicates", "0"]),
+        (["epochs"], ["expected key=value"]),
+        (["base=["], ["not valid YAML"]),
+        (["title=2020-99-99"], ["--set title", "not valid YAML"]),
+        (["factors=3"], ["factors", "expected factors"]),
+        (["factors=3", "depth=[8]"], ["--set factors=3", "expected factors"]),
+        (["base=3"], ["base", "3"]),
+        (["width=.inf"], ["base.width", "finite"]),
+        (["name=.."], ["name", "'..'"]),
+        (['norm=["sn", "sn[in,ln,bn]"]'], ["factors.norm", "appears twice"]),
+        ([*SEARCH, "learning_rate={low: 2, high: 1}"], ["factors.learning_rate", "low must be below high"]),
+        ([*SEARCH, "learning_rate={low: 0, high: 1, log: true}"], ["logarithmic", "above 0"]),
+        ([*SEARCH, "learning_rate={lo: 0, high: 1}"], ["factors.learning_rate", "low, high and log"]),
+        ([*SEARCH, "depth={low: 8, high: 20}"], ["factors.depth", "give a list"]),
+        ([*SEARCH, "search.objective=val_acuracy"], ["search.objective", "nearest: val_accuracy"]),
+        ([*SEARCH, "search.objective=test_accuracy"], ["search.objective", "allowed: val_accuracy"]),
+        ([*SEARCH, "search.pruner=median", "replicates=2"], ["search.pruner", "replicates: 1"]),
+        (["blocks=[[depht]]"], ["--set blocks", "depht", "allowed: norm, depth", "nearest: depth"]),
+        (["blocks=[[]]"], ["blocks", "no factor"]),
+        (["blocks=[depth]"], ["blocks.0", "'depth'", "list"]),
+        (["blocks=[[norm, depth, batch_size]]"], ["blocks", "initialization", "would not be planned"]),
+        ([*SEARCH, "blocks=[[norm]]"], ["blocks", "a search suggests"]),
+        (["joint.solver.adam={learning_rate: 0.1}"], ["joint.solver", "no such factor"]),
+        (["joint.norm.sm={epochs: 3}"], ["joint.norm.sm", "'sm'"]),
+        (["joint.norm.sn={epocs: 3}"], ["joint.norm.sn.epocs", "nearest: epochs"]),
+        (["joint.norm.sn={epochs: -3}"], ["joint.norm.sn", "epochs: -3", "greater than or equal to 0"]),
+        (["joint.norm.sn={depth: 8}"], ["joint.norm.sn.depth", "the factor depth sets it"]),
+        (["joint.norm=3"], ["joint", "dictionary"]),
+        (["joint=3"], ["joint", "3", "dictionary"]),
+        (["joint.size={a: {width: 1.0}}", "factors.size=[b]"], ["factors.size", "'b'", "allowed: a"]),
+        (["joint.size={a: {width: 1.0}, b: {width: 1.0}}", "factors.size=[a, b]"], ["factors.size", "'b'", "twice"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_study("depth_vs_batch", "smoke", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_joint_settings_may_name_another_factor_if_their_level_is_not_used() -> None:
+    study = load_study("distinct", "smoke", ["joint.norm.ssn={batch_size: 4}", "norm=[sn, bn]"])
+    assert study.factors["norm"] == ["sn", "bn"]
+    with pytest.raises(UserError, match="the factor batch_size sets it"):
+        load_study("distinct", "smoke", ["joint.norm.ssn={batch_size: 4}"])
