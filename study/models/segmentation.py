@@ -72,7 +72,7 @@ def _deeplab(inputs: int, config: TrialConfig, norm_layer: NormLayer | None) -> 
 
 
 def _classified(channels: int, config: TrialConfig, layers: dict[str, nn.Module]) -> nn.Sequential:
-    classes = DATASETS[config.dataset].segments
+    classes = DATASETS[config.dataset].pixel_classes
     assert classes is not None, "refused by the plan"
     if config.dropout:
         layers["dropout"] = nn.Dropout(config.dropout)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config.datasets import DATASETS, split_sizes
+from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import UserError, allowed_names
 from study.config.schema import HEAD_ROLES, HEADS, NO_NORM, SMALL_DEPTHS, StudyConfig, TrialConfig
 from study.config.seeds import derive_seeds
@@ -62,7 +62,7 @@ class PlannedTrial:
     @property
     def split(self) -> tuple[int, int, int]:
         """Samples in the training, validation and test split."""
-        return split_sizes(self.config.dataset, self.config.validation_fraction, self.config.train_samples)
+        return compute_split_sizes(self.config.dataset, self.config.validation_fraction, self.config.train_samples)
 
     @property
     def steps_per_epoch(self) -> int:

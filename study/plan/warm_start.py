@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from study.config.datasets import DATASETS, split_sizes
+from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import UserError
 from study.config.schema import START_OPTIONS, StartConfig, StudyConfig, TrialConfig
 from study.config.yaml_input import read_yaml
@@ -146,7 +146,9 @@ def check_split(
             f"{where}: start.trial={start.trial}: replicates draw splits of their own, and others would be validated "
             f"on what r{start.pinned} was trained on; allowed: the folder without r{start.pinned}"
         )
-    held_out = [split_sizes(each.dataset, each.validation_fraction, each.train_samples)[1] for each in (config, source)]
+    held_out = [
+        compute_split_sizes(each.dataset, each.validation_fraction, each.train_samples)[1] for each in (config, source)
+    ]
     if held_out[0] > held_out[1]:
         raise UserError(
             f"{where}: validation_fraction={config.validation_fraction}: more than the {source.validation_fraction} "

@@ -15,28 +15,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from study.config.datasets import DATASETS
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seeds
-from study.data.batches import IGNORED, Data
+from study.data.batch_reader import MAX_TRIES
+from study.data.batches import IGNORED
 from study.data.load import check_data, load_data
-from study.data.stream import MODULES, TRIES
+from study.data.loaders import TrialData
+from study.data.registry import import_streamed_module
 from tests.conftest import Run
 from tests.data.trees import WRITERS, write_ade20k, write_cityscapes, write_coco, write_imagenet
 
-TASKS = {"imagenet": "classification", "coco": "detection", "cityscapes": "segmentation", "ade20k": "segmentation"}
-AUGMENTATIONS = {
-    "imagenet": "random_resized_crop", "coco": "flip", "cityscapes": "crop_flip", "ade20k": "scale_flip",
-}  # fmt: skip
-
 
 def configure(dataset: str, **fields: Any) -> TrialConfig:
-    """Two steps an epoch of two samples each, of a tree of eight."""
+    """A trial with two steps per epoch of two samples each, from a tree of eight, with the data set's augmentation."""
+    facts = DATASETS[dataset]
     given = {"chunks": 1, "batch_size": 2, "train_samples": 5, **fields}
-    return TrialConfig(dataset=dataset, task=TASKS[dataset], augmentation=AUGMENTATIONS[dataset], **given)
+    return TrialConfig(dataset=dataset, task=facts.tasks[0], augmentation=facts.augmentations[-1], **given)
 
 
-def load(root: Path, config: TrialConfig, workers: int = 0) -> Data:
+def load(root: Path, config: TrialConfig, workers: int = 0) -> TrialData:
     return load_data(config, derive_seeds(0), str(root), workers)
 
 
@@ -66,20 +65,22 @@ def test_an_epoch_resumed_within_is_the_uninterrupted_one_with_any_number_of_wor
 ) -> None:
     WRITERS[dataset](tmp_path)
     config = configure(dataset, color="jitter" if dataset == "imagenet" else "none")
-    loaders = {workers: load(tmp_path, config, workers).training(config.augmentation) for workers in (0, 2)}
+    loaders = {
+        workers: load(tmp_path, config, workers).build_training_loader(config.augmentation) for workers in (0, 2)
+    }
     for loader in loaders.values():
         loader.set_epoch(1)
     whole = list(loaders[0])
     assert len(whole) == len(loaders[0]) == 2
     begun = list(islice(loaders[2], 1))
-    resumed = load(tmp_path, config).training(config.augmentation)
+    resumed = load(tmp_path, config).build_training_loader(config.augmentation)
     resumed.load_state_dict(loaders[2].state_dict())
     assert equal(begun + list(resumed), whole)
 
 
 def test_epochs_differ_in_order_and_draws(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
-    loader = load(tmp_path, configure("imagenet", batch_size=5)).training("random_resized_crop")
+    loader = load(tmp_path, configure("imagenet", batch_size=5)).build_training_loader("random_resized_crop")
     epochs = []
     for epoch in (0, 1, 0):
         loader.set_epoch(epoch)
@@ -90,7 +91,7 @@ def test_epochs_differ_in_order_and_draws(tmp_path: Path) -> None:
 
 def test_an_epoch_of_given_steps_goes_on_through_passes(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    loader = load(tmp_path, configure("coco", epoch_steps=5)).training("none")
+    loader = load(tmp_path, configure("coco", epoch_steps=5)).build_training_loader("none")
     images = [image for batch, _ in loader for image in batch]
     assert len(images) == 10
     assert len({image.sum().item() for image in images}) == 5
@@ -101,7 +102,9 @@ def test_the_parts_of_a_batch_make_it_up(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
     config = configure(dataset, batch_size=4)
     data = load(tmp_path, config)
-    (whole,), (first,), (second,) = (data.training(config.augmentation, part) for part in ((0, 1), (0, 2), (1, 2)))
+    (whole,), (first,), (second,) = (
+        data.build_training_loader(config.augmentation, part) for part in ((0, 1), (0, 2), (1, 2))
+    )
     for kind in range(2):
         assert equal(whole[kind], [*first[kind], *second[kind]])
 
@@ -110,11 +113,11 @@ def test_the_parts_of_a_batch_make_it_up(tmp_path: Path, dataset: str) -> None:
 def test_the_parts_of_an_evaluation_are_equally_long_and_hold_every_image_once(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
     data = load(tmp_path, configure(dataset))
-    parts = [list(data.evaluation("test", (rank, 2))) for rank in range(2)]
+    parts = [list(data.build_evaluation_loader("test", (rank, 2))) for rank in range(2)]
     assert len(parts[0]) == len(parts[1])
     images = [image for part in parts for batch, _ in part for image in batch]
     assert sorted(image.sum().item() for image in images) == sorted(
-        image.sum().item() for batch, _ in data.evaluation("test") for image in batch
+        image.sum().item() for batch, _ in data.build_evaluation_loader("test") for image in batch
     )
     assert len(images) == 3
 
@@ -122,7 +125,7 @@ def test_the_parts_of_an_evaluation_are_equally_long_and_hold_every_image_once(t
 def test_drawing_batches_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     state = torch.get_rng_state()
-    list(load(tmp_path, configure("imagenet")).training("random_resized_crop"))
+    list(load(tmp_path, configure("imagenet")).build_training_loader("random_resized_crop"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -142,26 +145,26 @@ def test_splits_are_cut_from_the_training_part_by_the_seed(tmp_path: Path) -> No
 
 def test_imagenet_classes_are_the_sorted_folders(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
-    _, labels = next(iter(load(tmp_path, configure("imagenet")).evaluation("test")))
+    _, labels = next(iter(load(tmp_path, configure("imagenet")).build_evaluation_loader("test")))
     assert labels.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
 def test_cityscapes_labels_become_train_ids(tmp_path: Path, kind: str) -> None:
     write_cityscapes(tmp_path, kind=kind)
-    _, mask = next(iter(load(tmp_path, configure("cityscapes")).evaluation("test")))
+    _, mask = next(iter(load(tmp_path, configure("cityscapes")).build_evaluation_loader("test")))
     assert mask[0, 0].unique_consecutive().tolist() == [0, IGNORED, 18]
 
 
 def test_ade20k_labels_move_down_by_one(tmp_path: Path) -> None:
     write_ade20k(tmp_path)
-    masks = [mask for _, mask in load(tmp_path, configure("ade20k")).evaluation("test")]
+    masks = [mask for _, mask in load(tmp_path, configure("ade20k")).build_evaluation_loader("test")]
     assert [mask[0, 0].unique_consecutive().tolist() for mask in masks] == [[IGNORED, 0, 149, n] for n in range(3)]
 
 
 def test_coco_objects_have_boxes_labels_and_masks_that_agree(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    _, (target,) = next(iter(load(tmp_path, configure("coco")).evaluation("test")))
+    _, (target,) = next(iter(load(tmp_path, configure("coco")).build_evaluation_loader("test")))
     assert target["boxes"].tolist() == [[4, 8, 20, 24], [30, 0, 40, 40]]  # cut at the image's edge; no crowd
     assert target["labels"].tolist() == [1, 80]
     for (x1, y1, x2, y2), mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
@@ -172,7 +175,7 @@ def test_coco_objects_have_boxes_labels_and_masks_that_agree(tmp_path: Path) -> 
 
 def test_a_flip_takes_boxes_and_masks_along(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    loader = load(tmp_path, configure("coco", epoch_steps=8)).training("flip")
+    loader = load(tmp_path, configure("coco", epoch_steps=8)).build_training_loader("flip")
     targets = [target for _, batch in loader for target in batch]
     lefts = {target["boxes"][0, 0].item() for target in targets}
     assert lefts == {4, 56 - 20}
@@ -183,7 +186,7 @@ def test_a_flip_takes_boxes_and_masks_along(tmp_path: Path) -> None:
 
 def test_an_image_without_objects_has_empty_targets(tmp_path: Path) -> None:
     write_coco(tmp_path, edit=lambda content: content["annotations"].clear())
-    _, (target, _) = next(iter(load(tmp_path, configure("coco")).training("flip")))
+    _, (target, _) = next(iter(load(tmp_path, configure("coco")).build_training_loader("flip")))
     assert [tuple(target[key].shape) for key in ("boxes", "labels", "masks")] == [(0, 4), (0,), (0, 40, 56)]
 
 
@@ -191,7 +194,7 @@ def test_images_are_normalized_and_evaluated_at_their_sizes(tmp_path: Path) -> N
     shapes = {}
     for dataset, write in WRITERS.items():
         write(tmp_path)
-        images, _ = next(iter(load(tmp_path, configure(dataset)).evaluation("test")))
+        images, _ = next(iter(load(tmp_path, configure(dataset)).build_evaluation_loader("test")))
         shapes[dataset] = tuple(images[0].shape)
         assert images[0].dtype == torch.float32
         assert images[0].min() < 0 < images[0].max() < 3
@@ -206,7 +209,7 @@ def test_images_are_normalized_and_evaluated_at_their_sizes(tmp_path: Path) -> N
 def test_images_of_several_sizes_are_padded_with_pixels_that_do_not_count(tmp_path: Path) -> None:
     write_ade20k(tmp_path)
     config = configure("ade20k", batch_size=5)
-    images, masks = next(iter(load(tmp_path, config).training("none")))
+    images, masks = next(iter(load(tmp_path, config).build_training_loader("none")))
     assert images.shape[2:] == masks.shape[1:]
     assert all(side % 8 == 0 for side in masks.shape[1:])
     padding = (images == 0).all(1)
@@ -218,7 +221,7 @@ def test_the_last_epochs_have_milder_crops(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     config = configure("imagenet", epochs=3, mild_epochs=1, batch_size=5)
     data = load(tmp_path, config)
-    mild, plain = data.training("random_resized_crop"), data.training("none")
+    mild, plain = data.build_training_loader("random_resized_crop"), data.build_training_loader("none")
     for loader in (mild, plain):
         loader.set_epoch(2)
     for image, same in zip(next(iter(mild))[0], next(iter(plain))[0], strict=True):
@@ -232,7 +235,7 @@ def spoil_image(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def set_aside(data: Data) -> list[str]:
+def set_aside(data: TrialData) -> list[str]:
     return [line for line in data.set_aside if "published" not in line]
 
 
@@ -245,10 +248,10 @@ def test_an_image_that_does_not_decode_is_replaced_in_training_and_left_out_in_e
     data = load(tmp_path, config, workers)
     bad = files_of(data, "train")[1]
     spoil_image(folder / bad)
-    assert [len(labels) for _, labels in data.training("random_resized_crop")] == [2, 2, 2]
+    assert [len(labels) for _, labels in data.build_training_loader("random_resized_crop")] == [2, 2, 2]
     (line,) = set_aside(data)
     assert line.startswith(f"{bad}: ")
-    assert sum(len(labels) for _, labels in data.evaluation("train")) == 4
+    assert sum(len(labels) for _, labels in data.build_evaluation_loader("train")) == 4
 
 
 def test_what_replaces_a_sample_does_not_depend_on_workers_or_resume(tmp_path: Path) -> None:
@@ -256,7 +259,7 @@ def test_what_replaces_a_sample_does_not_depend_on_workers_or_resume(tmp_path: P
     config = configure("coco", epoch_steps=5)
     data, other = load(tmp_path, config), load(tmp_path, config, 2)
     (folder / files_of(data, "train")[0]).unlink()
-    loader, resumed = data.training("flip"), other.training("flip")
+    loader, resumed = data.build_training_loader("flip"), other.build_training_loader("flip")
     whole = list(loader)
     begun = list(islice(loader, 3))
     resumed.load_state_dict(loader.state_dict())
@@ -282,7 +285,7 @@ def test_a_mask_that_cannot_be_used_sets_its_image_aside(
     with Image.open(path) as mask:
         spoiled = spoil(mask)
     spoiled.save(path)
-    masks = [mask for _, mask in data.evaluation("test")]
+    masks = [mask for _, mask in data.build_evaluation_loader("test")]
     assert [len(mask) for mask in masks] == [0, 1, 1]
     (line,) = set_aside(data)
     assert line.startswith(str(image))
@@ -290,7 +293,8 @@ def test_a_mask_that_cannot_be_used_sets_its_image_aside(
 
 
 def test_every_label_of_a_mask_is_known_or_named() -> None:
-    tables = {name: module.label_table() for name, module in MODULES.items() if hasattr(module, "label_table")}
+    modules = {name: import_streamed_module(name) for name in ("cityscapes", "ade20k")}
+    tables = {name: module.build_label_table() for name, module in modules.items()}
     counts = {name: len(set(table.tolist()) - {-1, IGNORED}) for name, table in tables.items()}
     assert counts == {"cityscapes": 19, "ade20k": 150}
     assert {name: int((table >= 0).sum()) for name, table in tables.items()} == {"cityscapes": 34, "ade20k": 151}
@@ -315,7 +319,7 @@ def test_a_mask_of_coco_that_cannot_be_read_sets_its_image_aside(tmp_path: Path,
     content["annotations"][0]["segmentation"] = segmentation
     path.write_text(json.dumps(content))
     data = load(tmp_path, configure("coco"))
-    assert sum(len(images) for images, _ in data.evaluation("test")) == 2
+    assert sum(len(images) for images, _ in data.build_evaluation_loader("test")) == 2
     assert [line.partition(":")[0] for line in set_aside(data)] == ["val2017/000000000000.jpg"]
 
 
@@ -325,8 +329,8 @@ def test_where_nothing_can_be_used_training_ends_with_one_line(tmp_path: Path, w
     data = load(tmp_path, configure("imagenet"), workers)
     for path in (folder / "train").rglob("*.JPEG"):
         spoil_image(path)
-    with pytest.raises(UserError, match=f"no usable sample in {TRIES}") as caught:
-        list(data.training("random_resized_crop"))
+    with pytest.raises(UserError, match=f"no usable sample in {MAX_TRIES}") as caught:
+        list(data.build_training_loader("random_resized_crop"))
     assert "\n" not in str(caught.value)
 
 
@@ -392,7 +396,9 @@ def test_a_json_file_of_coco_that_is_damaged_is_named(tmp_path: Path, text: str)
 
 def test_a_signal_to_all_processes_of_a_job_ends_no_worker(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
-    batches = iter(load(tmp_path, configure("imagenet", epoch_steps=12), 2).training("random_resized_crop"))
+    batches = iter(
+        load(tmp_path, configure("imagenet", epoch_steps=12), 2).build_training_loader("random_resized_crop")
+    )
     next(batches)
     for name in ("TERM", "USR1", "INT"):
         for worker in multiprocessing.active_children():
