@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from study.data.transforms import Lighting, build_evaluation_transform, build_training_transform
-from study.models import backbone_of, build_network, count_norms
+from study.models import build_network, count_norms, get_backbone
 from study.models.geometry import is_norm
 from study.norms import switch_parameters
 from study.plan.loading import load_study
@@ -196,7 +196,7 @@ def test_resnet_101_has_104_norms() -> None:
 @pytest.mark.parametrize("setting", COCO)
 def test_fine_tuning_on_coco_leaves_stem_and_first_stage_as_they_are(setting: str) -> None:
     network = network_of(recipe(setting)).train()
-    body: Any = backbone_of(network)
+    body: Any = get_backbone(network)
     frozen = {name.split(".")[0] for name, value in body.named_parameters() if not value.requires_grad}
     learning = {name.split(".")[0] for name, value in network.named_parameters() if value.requires_grad}
     assert learning >= {"backbone", "rpn", "roi_heads"}

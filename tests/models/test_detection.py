@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from study.models import backbone_of, build_network, count_norms
-from study.models.detection import _Transform
+from study.models import build_network, count_norms, get_backbone
+from study.models.detection import DetectionTransform
 from study.norms import average_statistics
 from tests.models.samples import NORMS, SIZE, config_of, images_of, targets_of, training_loss
 
@@ -67,11 +67,11 @@ def test_a_large_detector_is_torchvisions_in_size() -> None:
     counts = {"backbone": 20, "fpn": 8, "box_head": 4, "mask_head": 4}
     assert count_norms(network) == {role: {"_GroupNorm": count} for role, count in counts.items()}
     assert network.roi_heads.box_predictor.cls_score.out_features == 81
-    assert backbone_of(network)["conv1"].kernel_size == (7, 7)
+    assert get_backbone(network)["conv1"].kernel_size == (7, 7)
 
 
 def test_large_images_are_resized_to_800_and_1333_and_come_back_in_their_own_pixels() -> None:
-    transform = _Transform(800).eval()
+    transform = DetectionTransform(800).eval()
     images = [torch.zeros(3, 400, 500), torch.zeros(3, 400, 1000)]
     assert transform(images)[0].image_sizes == [(800, 1000), (533, 1333)]
 

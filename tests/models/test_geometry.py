@@ -9,7 +9,7 @@ import torch
 
 from study.config.schema import TrialConfig
 from study.models import build_network, trace_geometry
-from study.models.geometry import LayerGeometry, backbone_path, is_norm
+from study.models.geometry import LayerGeometry, get_backbone_path, is_norm
 from tests.models.samples import config_of
 
 
@@ -74,7 +74,7 @@ def test_a_backbone_has_one_geometry_whatever_the_task(head: str) -> None:
     def of_backbone(head: str | None) -> list[tuple[object, ...]]:
         places = trace_geometry(build_network(config_of(head), seed=0))
         return [
-            (backbone_path(p.layer), p.layer_index, p.depth_fraction, p.stage, p.receptive_field)
+            (get_backbone_path(p.layer), p.layer_index, p.depth_fraction, p.stage, p.receptive_field)
             for p in places if p.role == "backbone"
         ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from torchvision import models as torchvision_models
 
 from study.config.schema import LARGE_DEPTHS, SMALL_DEPTHS, TrialConfig
 from study.models import build_network
-from study.models.resnet import _Shortcut
+from study.models.resnet import ShortcutConv2d
 from study.norms import switch_weights
 
 SCHEMES = ("he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "orthogonal")
@@ -140,7 +140,7 @@ def test_stages_share_their_logits() -> None:
 
 @pytest.mark.parametrize("size", [1, 5, 8])
 def test_a_shortcut_is_a_strided_convolution(size: int) -> None:
-    ours = _Shortcut(4, 8, 1, 2, bias=False).double()
+    ours = ShortcutConv2d(4, 8, 1, 2, bias=False).double()
     reference = nn.Conv2d(4, 8, 1, 2, bias=False).double()
     reference.load_state_dict(ours.state_dict())
     images = torch.randn(3, 4, size, size, dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_a_shortcut_is_a_strided_convolution(size: int) -> None:
 
 HEAP_CHECK = """
 import torch
-from study.config import TrialConfig
+from study.config.schema import TrialConfig
 from study.models import build_network
 for dataset, channels, size, width in (("digits", 1, 8, 0.25), ("cifar10", 3, 32, 0.5)):
     network = build_network(TrialConfig(dataset=dataset, depth=8, width=width, norm="sn", chunks=2, batch_size=4), 0)
@@ -167,7 +167,7 @@ for dataset, channels, size, width in (("digits", 1, 8, 0.25), ("cifar10", 3, 32
 
 @pytest.mark.skipif(ctypes.util.find_library("c_malloc_debug") is None, reason="glibc has no libc_malloc_debug here")
 def test_training_writes_nothing_outside_of_its_memory() -> None:
-    """Convolutions of few channels, channels last: see `_Shortcut`."""
+    """Convolutions of few channels, channels last: see `ShortcutConv2d`."""
     environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     done = subprocess.run([sys.executable, "-c", HEAP_CHECK], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from study.models import backbone_of, build_network
+from study.models import build_network, get_backbone
 from study.models.resnet import dilate
 from tests.models.samples import config_of
 
@@ -21,7 +21,7 @@ def test_logits_have_the_size_of_images_at_any_stride(head: str, stride: int | N
     assert logits.shape == (2, 11, 36, 52)
     assert auxiliary is None
     step = stride or 4
-    assert backbone_of(network)(images)["last"].shape == (2, 16, 36 // step, 52 // step)
+    assert get_backbone(network)(images)["last"].shape == (2, 16, 36 // step, 52 // step)
 
 
 def test_the_second_decoder_is_in_training_alone() -> None:

@@ -14,11 +14,11 @@ from study.models.warm_start import (
     Choices,
     ChosenLayer,
     StartError,
-    fits,
     fix_choices,
     freeze_choices,
     harden_choices,
     load_weights,
+    matches_state_dict,
     permute_choices,
     read_choices,
     share_choices,
@@ -110,7 +110,7 @@ def test_a_transplant_takes_the_nearest_relative_depth_of_the_role() -> None:
 def test_all_weights_of_another_network_make_it_the_same() -> None:
     one, other = network(seed=1), network(seed=2)
     images = torch.randn(4, 1, 8, 8)
-    assert fits(one, other.state_dict())
+    assert matches_state_dict(one, other.state_dict())
     load_weights(one, other.state_dict())
     assert torch.equal(one(images), other(images))
 
