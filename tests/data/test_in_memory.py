@@ -1,4 +1,4 @@
-"""Loaders and splits: what is drawn depends on counters alone."""
+"""Loaders and splits of data held in memory: random numbers depend only on (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from study.data.load import load_images, load_splits
 
 
 def numbered(n: int = 20, size: int = 8) -> LabeledImages:
-    """LabeledImages that say which they are: image i is full of i + 1."""
+    """Images that can be told apart: all pixels of image i are i + 1."""
     images = torch.arange(1.0, n + 1)[:, None, None, None].expand(n, 1, size, size).contiguous()
     return LabeledImages(images=images, labels=torch.arange(n))
 
@@ -44,7 +44,7 @@ def test_an_incomplete_last_batch_is_dropped() -> None:
     assert [len(labels) for _, labels in loader] == [4, 4]
 
 
-def test_the_parts_of_a_batch_are_consecutive_and_make_it_up() -> None:
+def test_the_shards_of_a_batch_are_its_consecutive_parts() -> None:
     data = LabeledImages(images=torch.randn(20, 1, 8, 8), labels=torch.arange(20))
     loaders = [
         InMemoryTrainingLoader(data, 8, augmentation="shift_flip", seed=0, shard=(r, n))
@@ -56,7 +56,7 @@ def test_the_parts_of_a_batch_are_consecutive_and_make_it_up() -> None:
             assert torch.equal(whole[kind], torch.cat([first[kind], second[kind]]))
 
 
-def test_a_loader_goes_on_where_its_state_was_taken_and_the_next_epoch_is_whole() -> None:
+def test_a_loader_resumes_at_its_saved_batch_and_the_next_epoch_is_complete() -> None:
     def labels(loader: InMemoryTrainingLoader, count: int | None = None) -> list[list[int]]:
         return [batch.tolist() for _, batch in islice(loader, count)]
 
@@ -73,14 +73,14 @@ def test_a_loader_goes_on_where_its_state_was_taken_and_the_next_epoch_is_whole(
 
 
 @pytest.mark.parametrize("n", [1, 7, 12])
-def test_the_parts_of_an_evaluation_are_equally_long_and_hold_every_image_once(n: int) -> None:
+def test_evaluation_shards_are_equally_long_and_contain_every_image_once(n: int) -> None:
     parts = [list(InMemoryEvaluationLoader(numbered(n), 2, shard=(rank, 3))) for rank in range(3)]
     assert len({len(part) for part in parts}) == 1
     assert sorted(torch.cat([labels for part in parts for _, labels in part]).tolist()) == list(range(n))
 
 
 @pytest.mark.parametrize("augmentation", ["shift", "shift_flip"])
-def test_what_an_image_becomes_does_not_depend_on_the_batch_it_is_in(augmentation: str) -> None:
+def test_augmentation_of_an_image_does_not_depend_on_its_batch(augmentation: str) -> None:
     data = LabeledImages(images=torch.randn(24, 3, 16, 16), labels=torch.arange(24))
     results = []
     for batch in (2, 8, 24):
@@ -97,7 +97,7 @@ def test_shift_moves_by_at_most_an_eighth_and_repeats_the_edge() -> None:
     images, _ = epoch(InMemoryTrainingLoader(data, 500, augmentation="shift", seed=0), 0)
     places = images.flatten(1).argmax(1)
     rows, columns = places // 16 - 8, places % 16 - 8
-    assert images.flatten(1).sort().values[:, :-1].eq(-0.8).all()  # nothing but the mark and the background
+    assert images.flatten(1).sort().values[:, :-1].eq(-0.8).all()  # only the mark and the background
     assert set(rows.tolist()) == set(columns.tolist()) == {-2, -1, 0, 1, 2}
 
 
@@ -124,10 +124,10 @@ def test_digits_are_split_by_the_seed_without_overlap() -> None:
     assert not torch.equal(splits.train.labels, other.train.labels)
     rows = {tuple(image.flatten().tolist()) for image in load_images("digits")[0].images}
     everything = torch.cat([splits.train.images, splits.validation.images, splits.test.images])
-    assert len({tuple(image.flatten().tolist()) for image in everything}) == len(rows)  # scans that repeat, aside
+    assert len({tuple(image.flatten().tolist()) for image in everything}) == len(rows)  # some scans are identical
 
 
-def test_normalization_uses_the_training_split_alone() -> None:
+def test_normalization_uses_only_the_training_split() -> None:
     splits = load_splits(TrialConfig(), 0)
     assert splits.train.images.mean().item() == pytest.approx(0, abs=1e-5)
     assert splits.train.images.std().item() == pytest.approx(1, abs=1e-4)
@@ -155,7 +155,7 @@ def test_fashion_mnist_is_read_from_every_usual_layout(tmp_path: Path, folder: s
 
 
 @pytest.mark.parametrize(("dataset", "published"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
-def test_cifar_comes_from_the_class_of_torchvision(
+def test_cifar_is_read_by_torchvisions_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, published: str
 ) -> None:
     class Published:
@@ -173,7 +173,7 @@ def test_cifar_comes_from_the_class_of_torchvision(
 
 
 @pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10", "cifar100"])
-def test_missing_files_are_named_with_where_they_were_looked_for(tmp_path: Path, dataset: str) -> None:
+def test_missing_files_are_named_with_the_folders_that_were_searched(tmp_path: Path, dataset: str) -> None:
     with pytest.raises(UserError) as caught:
         load_images(dataset, str(tmp_path))
     assert str(tmp_path) in str(caught.value)

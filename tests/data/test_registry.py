@@ -19,7 +19,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("dataset", [name for name, facts in DATASETS.items() if facts.streamed])
-def test_a_streamed_data_set_has_its_module_and_a_tree_for_tests(dataset: str) -> None:
+def test_a_streamed_data_set_has_a_module_and_a_tree_for_tests(dataset: str) -> None:
     module = import_streamed_module(dataset)
     assert module.DOWNLOAD_PAGE.startswith("http")
     for name in ("find_folder", "open_split"):
@@ -28,7 +28,7 @@ def test_a_streamed_data_set_has_its_module_and_a_tree_for_tests(dataset: str) -
 
 
 @pytest.mark.parametrize("dataset", [name for name, facts in DATASETS.items() if not facts.streamed])
-def test_a_data_set_in_memory_has_its_module_or_is_composed_of_one_that_has(dataset: str) -> None:
+def test_a_data_set_in_memory_or_its_glyphs_have_a_module(dataset: str) -> None:
     glyphs = DATASETS[dataset].glyphs
     module = import_in_memory_module(glyphs or dataset)
     assert parameters(module.load) == parameters(InMemoryModule.load)

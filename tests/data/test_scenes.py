@@ -1,4 +1,4 @@
-"""Scenes: what they are made of, and that all that a task learns from agrees."""
+"""Scenes: how they are composed, and that the labels, boxes and masks of all tasks agree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANY = scenes.BLOCK + 3
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As trials are run: threads that wait for a busy core take longer than the work."""
+    """One thread, as in trials: waiting threads on busy cores would take longer than the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,12 +35,12 @@ def some() -> LabeledImages:
     return scenes.compose_scenes(digits.read_images(), MANY, 0)
 
 
-def the_batch(data: LabeledImages, task: str) -> Batch:
-    """All of the data, as it is."""
+def load_whole_batch(data: LabeledImages, task: str) -> Batch:
+    """All samples in one evaluation batch."""
     return next(iter(InMemoryEvaluationLoader(data, len(data), task=task)))  # type: ignore[arg-type]
 
 
-def test_a_scene_depends_on_its_number_alone(some: LabeledImages) -> None:
+def test_a_scene_depends_only_on_its_index_and_the_seed(some: LabeledImages) -> None:
     for samples in (1, scenes.BLOCK + 1):
         fewer = scenes.compose_scenes(digits.read_images(), samples, 0)
         for one, other in zip(vars(fewer).values(), vars(some).values(), strict=True):
@@ -48,11 +48,11 @@ def test_a_scene_depends_on_its_number_alone(some: LabeledImages) -> None:
     assert not torch.equal(scenes.compose_scenes(digits.read_images(), 5, 1).images, some.images[:5])
 
 
-def test_scenes_are_the_same_wherever_they_are_composed(some: LabeledImages) -> None:
+def test_scenes_are_the_same_on_every_machine(some: LabeledImages) -> None:
     assert some.labels[:4].tolist() == [[3, 10, 0], [6, 0, 0], [8, 0, 0], [9, 1, 0]]
 
 
-def test_scenes_of_a_split_are_made_of_its_own_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_do_not_share_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     def compose(glyphs: LabeledImages, samples: int, seed: int) -> LabeledImages:
@@ -77,35 +77,35 @@ def test_a_scene_has_the_labels_of_its_glyphs() -> None:
 
 
 def test_boxes_masks_and_labels_of_all_tasks_agree(some: LabeledImages) -> None:
-    images, targets = the_batch(some, "detection")
-    pixels, classes = the_batch(some, "segmentation")
-    labels = the_batch(scenes.label_largest_object(some), "classification")[1]
+    images, targets = load_whole_batch(some, "detection")
+    pixels, classes = load_whole_batch(some, "segmentation")
+    labels = load_whole_batch(scenes.label_largest_object(some), "classification")[1]
     assert torch.equal(torch.stack(images), pixels)
     for target, semantic, label in zip(targets, classes, labels, strict=True):
         masks = target["masks"]
-        assert masks.sum(0).max() == 1  # what is seen of one object is not seen of another
+        assert masks.sum(0).max() == 1  # the visible parts of objects do not overlap
         assert torch.equal((masks * target["labels"][:, None, None]).sum(0), semantic)
-        assert torch.equal(target["boxes"], torch.stack([tight_box(mask) for mask in masks]))
+        assert torch.equal(target["boxes"], torch.stack([compute_tight_box(mask) for mask in masks]))
         areas = masks.sum((1, 2))
         assert areas.min() >= scenes.MIN_AREA
         assert target["labels"][areas.argmax()] == label + 1
 
 
-def tight_box(mask: Tensor) -> Tensor:
+def compute_tight_box(mask: Tensor) -> Tensor:
     rows, columns = mask.nonzero().unbind(1)
     return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
 
 
-def test_scenes_vary_in_what_is_there_and_in_their_light(some: LabeledImages) -> None:
+def test_scenes_vary_in_contrast_and_number_of_objects(some: LabeledImages) -> None:
     contrasts = some.images.std((1, 2, 3))
     assert contrasts.max() > 3 * contrasts.min()
     assert {int(count) for count in (some.labels > 0).sum(1)} == set(range(1, scenes.OBJECTS + 1))
 
 
 @pytest.mark.parametrize("augmentation", ["none", "shift", "shift_flip"])
-def test_masks_move_as_their_images_do(some: LabeledImages, augmentation: str) -> None:
+def test_masks_are_augmented_like_their_images(some: LabeledImages, augmentation: str) -> None:
     assert some.masks is not None
-    numbers = torch.arange(1, scenes.OBJECTS + 1).expand(MANY, -1)  # every object is of its own class
+    numbers = torch.arange(1, scenes.OBJECTS + 1).expand(MANY, -1)  # every object has its own class
     data = LabeledImages(images=some.masks[:, None].float(), labels=numbers, masks=some.masks)
 
     def epoch(task: str) -> Batch:
@@ -117,10 +117,10 @@ def test_masks_move_as_their_images_do(some: LabeledImages, augmentation: str) -
     for image, target in zip(*epoch("detection"), strict=True):
         masks = target["masks"]
         assert torch.equal((masks * target["labels"][:, None, None]).sum(0), image[0].long())
-        assert torch.equal(target["boxes"], torch.stack([tight_box(mask) for mask in masks]))
+        assert torch.equal(target["boxes"], torch.stack([compute_tight_box(mask) for mask in masks]))
 
 
-def test_what_a_shift_pushes_out_of_view_is_left_out() -> None:
+def test_objects_shifted_out_of_the_image_are_left_out() -> None:
     mask = torch.zeros(16, 16, dtype=torch.uint8)
     mask[0] = 1
     data = LabeledImages(
@@ -135,7 +135,7 @@ def test_what_a_shift_pushes_out_of_view_is_left_out() -> None:
         assert target["masks"].shape == (objects, 16, 16)
 
 
-def test_parts_of_batches_of_objects_are_consecutive_and_make_them_up(some: LabeledImages) -> None:
+def test_the_shards_of_a_detection_batch_are_its_consecutive_parts(some: LabeledImages) -> None:
     loaders = [
         InMemoryTrainingLoader(some, 8, augmentation="shift_flip", seed=0, shard=shard, task="detection")
         for shard in ((0, 1), (0, 2), (1, 2))
@@ -146,7 +146,7 @@ def test_parts_of_batches_of_objects_are_consecutive_and_make_them_up(some: Labe
 
 
 @pytest.mark.parametrize(("task", "targets"), [("segmentation", (0, 32, 32)), ("detection", None)])
-def test_the_last_part_of_an_evaluation_may_be_empty(
+def test_the_last_batch_of_an_evaluation_shard_may_be_empty(
     some: LabeledImages, task: str, targets: tuple[int, ...] | None
 ) -> None:
     (batch,) = InMemoryEvaluationLoader(some.take(slice(0, 1)), 4, shard=(1, 2), task=task)  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_one_training_scene_is_enough_for_a_trial() -> None:
     assert sum(len(images) for images, _ in data.build_evaluation_loader("validation")) == 500
 
 
-def test_what_scenes_are_made_of_is_looked_for(tmp_path: Path) -> None:
+def test_check_data_looks_for_the_glyphs_of_scenes(tmp_path: Path) -> None:
     check_data("scenes", str(tmp_path))
     with pytest.raises(UserError, match="fashion_mnist"):
         check_data("scenes_fashion", str(tmp_path))
