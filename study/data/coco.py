@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 
 from study.config.errors import UserError
 from study.data.data_root import find_dataset_folder
-from study.data.image_files import PublishedSplit, RelativePaths, list_files, read_image
+from study.data.image_files import PublishedSplit, SampleSource, list_files
 
 DOWNLOAD_PAGE = "https://cocodataset.org/#download (train2017.zip, val2017.zip, annotations_trainval2017.zip)"
 SPLIT_FOLDERS = {"train": "train2017", "test": "val2017"}
@@ -25,7 +25,7 @@ CLASSES = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesWithObjects:
+class ImagesWithObjects(SampleSource):
     """Images and the objects in them.
 
     objects: for each image, JSON of [[height, width], objects]. Bytes, because reading Python objects changes their
@@ -33,20 +33,11 @@ class ImagesWithObjects:
     labels: category id -> 1..80, in the order of ids.
     """
 
-    folder: Path
-    images: RelativePaths
     objects: Sequence[bytes]
     labels: Mapping[int, int]
-    set_aside: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return str(self.images[index])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
-        image = read_image(self.folder / self.images[index])
+        image = self.read_image(index)
         (height, width), objects = json.loads(self.objects[index])
         if image.shape[1:] != (height, width):
             raise ValueError(f"its size is {tuple(image.shape[1:])}, but its annotations are for {(height, width)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,35 +23,17 @@ RelativePaths = NDArray[np.str_]
 """An array, because reading a list of strings changes their reference counts, which copies them into every worker."""
 
 
-class SampleSource(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class SampleSource(ABC):
     """The samples of a published split, in files.
 
+    images: paths of the images, relative to `folder`, which is the data set's.
     set_aside: one line for each sample that lacks a file and each label that cannot be used.
     """
 
-    set_aside: Sequence[str]
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """The path of the image, relative to the data set's folder."""
-
-    def read(self, index: int) -> tuple[tv_tensors.Image, Any]:
-        """An image (3, H, W) in 0..255 and its target, as torchvision's transforms take them.
-
-        Raises `OSError` or `ValueError` if they cannot be used.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImagesWithMasks:
-    """Images and masks of the classes of their pixels. `label_table` (256,) maps the labels in the files to classes."""
-
     folder: Path
     images: RelativePaths
-    masks: RelativePaths
-    label_table: Tensor
-    set_aside: Sequence[str]
+    set_aside: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,8 +41,24 @@ class ImagesWithMasks:
     def name(self, index: int) -> str:
         return str(self.images[index])
 
+    def read_image(self, index: int) -> tv_tensors.Image:
+        """An image (3, H, W) in 0..255. Raises `OSError` or `ValueError` if it cannot be used."""
+        return tv_tensors.Image(pil_to_tensor(_decode(self.folder / self.images[index]).convert("RGB")))
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[tv_tensors.Image, Any]:
+        """An image and its target, as torchvision's transforms take them. Raises the same errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesWithMasks(SampleSource):
+    """Images and masks of the classes of their pixels. `label_table` (256,) maps the labels in the files to classes."""
+
+    masks: RelativePaths
+    label_table: Tensor
+
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        image = read_image(self.folder / self.images[index])
+        image = self.read_image(index)
         mask = read_mask(self.folder / self.masks[index], self.label_table)
         if image.shape[1:] != mask.shape:
             raise ValueError(f"its mask is of another size: {tuple(mask.shape)}, not {tuple(image.shape[1:])}")
@@ -81,11 +80,6 @@ def pair_with_masks(folder: Path, images: Sequence[str], masks: Sequence[str], l
     return ImagesWithMasks(
         folder=folder, images=paths[:, 0], masks=paths[:, 1], label_table=label_table, set_aside=missing
     )
-
-
-def read_image(path: Path) -> tv_tensors.Image:
-    """An image (3, H, W) in 0..255. Raises `OSError` or `ValueError`."""
-    return tv_tensors.Image(pil_to_tensor(_decode(path).convert("RGB")))
 
 
 def read_mask(path: Path, label_table: Tensor) -> tv_tensors.Mask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,29 +11,20 @@ from torchvision import tv_tensors
 
 from study.config.errors import UserError
 from study.data.data_root import find_dataset_folder
-from study.data.image_files import PublishedSplit, RelativePaths, list_files, read_image
+from study.data.image_files import PublishedSplit, SampleSource, list_files
 
 DOWNLOAD_PAGE = "https://www.image-net.org/download.php"
 SPLIT_FOLDERS = {"train": "train", "test": "val"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesWithLabels:
+class ImagesWithLabels(SampleSource):
     """Images and their classes, which are numbered by the sorted names of the folders in `train`."""
 
-    folder: Path
-    images: RelativePaths
     labels: NDArray[np.int64]
-    set_aside: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return str(self.images[index])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, int]:
-        return read_image(self.folder / self.images[index]), int(self.labels[index])
+        return self.read_image(index), int(self.labels[index])
 
 
 def find_folder(root: Path) -> Path:

@@ -66,7 +66,7 @@ def _compose_scenes(config: TrialConfig, sizes: Sequence[int], seed: int, data_r
     """Scenes for training, validation and test. No two splits share a glyph."""
     dataset = DATASETS[config.dataset].glyphs
     assert dataset is not None
-    glyphs = _split_images(dataset, compute_split_sizes(dataset, config.validation_fraction, None), seed, data_root)
+    glyphs = _split_images(dataset, compute_split_sizes(dataset, config.validation_fraction), seed, data_root)
     splits = [
         scenes.compose_scenes(part, samples, derive_seed("scenes", seed, number))
         for number, (part, samples) in enumerate(zip(glyphs, sizes, strict=True))
@@ -78,8 +78,8 @@ def _split_images(dataset: str, sizes: Sequence[int], seed: int, data_root: str 
     """Published images for training, validation and test, not normalized."""
     pool, test = load_images(dataset, data_root)
     facts = DATASETS[dataset]
-    if (len(pool), test and len(test)) != (facts.train_images, facts.test_images):
-        raise UserError(f"run.data_root={data_root}: {dataset}: {len(pool)} training images, not {facts.train_images}")
+    if (len(pool), test and len(test)) != (facts.train, facts.test):
+        raise UserError(f"run.data_root={data_root}: {dataset}: {len(pool)} training images, not {facts.train}")
     n_train, n_validation, n_test = sizes
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     if test is None:

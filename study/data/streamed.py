@@ -67,7 +67,7 @@ def _open_splits(dataset: str, data_root: str | None, *, subset: bool) -> tuple[
     module, facts = import_streamed_module(dataset), DATASETS[dataset]
     folder = module.find_folder(resolve_data_root(data_root))
     pool, test = module.open_split(folder, "train"), module.open_split(folder, "test")
-    for name, source, published in (("training", pool, facts.train_images), ("validation", test, facts.test_images)):
+    for name, source, published in (("training", pool, facts.train), ("validation", test, facts.test)):
         if len(source) != published and not (subset and len(source)):
             example = f", for example {source.set_aside[0]}" if source.set_aside else ""
             raise UserError(
@@ -80,11 +80,11 @@ def _open_splits(dataset: str, data_root: str | None, *, subset: bool) -> tuple[
 def _describe_subset(dataset: str, pool: SampleSource, test: SampleSource) -> list[str]:
     """A line if images are missing, since the images that a trial sees then depend on more than its configuration."""
     facts = DATASETS[dataset]
-    if (len(pool), len(test)) == (facts.train_images, facts.test_images):
+    if (len(pool), len(test)) == (facts.train, facts.test):
         return []
     return [
-        f"{dataset}: only {len(pool)} of the {facts.train_images} training images and {len(test)} of the "
-        f"{facts.test_images} validation images published"
+        f"{dataset}: only {len(pool)} of the {facts.train} training images and {len(test)} of the "
+        f"{facts.test} validation images published"
     ]
 
 
