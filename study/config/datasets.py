@@ -1,6 +1,6 @@
 """The catalog of data sets: what a plan needs to know about each one, without opening its files.
 
-To add a data set, write a module `study/data/NAME.py` and add an entry `NAME` to `DATASETS`; no other source file changes.
+To add a data set, write a module `study/data/NAME.py` and add an entry `NAME` to `DATASETS`; no other source changes.
 `study/data/registry.py` says which functions the module must have. Examples: `study/data/digits.py` for a data set that
 is held in memory, `study/data/ade20k.py` for one that is streamed from disk.
 """
