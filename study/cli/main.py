@@ -381,12 +381,12 @@ def _run_in_background(folder: StudyFolder, options: argparse.Namespace) -> int:
 
 def _check_runnable(study: StudyConfig) -> None:
     """Bad cells and missing data are the user's to know before anything is written."""
-    from study.data.files import data_folder
+    from study.data.data_root import resolve_data_root
     from study.plan.trials import plan_corners, plan_trials
 
     trials = plan_trials(study) if study.search is None else plan_corners(study)
     datasets = {trial.config.dataset for trial in trials}
-    data_folder(study.run.data_root)
+    resolve_data_root(study.run.data_root)
     if study.start.checkpoint is not None:
         from study.training.warm_start import check_checkpoint
 

@@ -1,1 +1,1 @@
-"""Data sets: one file a data set, and the loaders. Importing this package imports no torch."""
+"""Data sets (one file each) and the loaders that make batches of them. Importing this package does not import torch."""

@@ -1,4 +1,4 @@
-"""COCO 2017: boxes and masks of the objects in an image, from two JSON files."""
+"""COCO 2017: the boxes and masks of the objects in each image, from one JSON file per split."""
 
 from __future__ import annotations
 
@@ -16,104 +16,105 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from study.config.errors import UserError
-from study.data.files import find_tree
-from study.data.sample_source import Names, Part, list_files, read_image
+from study.data.data_root import find_dataset_folder
+from study.data.image_files import PublishedSplit, SampleSource, list_files
 
-PAGE = "https://cocodataset.org/#download (train2017.zip, val2017.zip, annotations_trainval2017.zip)"
-FOLDERS = {"train": "train2017", "test": "val2017"}
+DOWNLOAD_PAGE = "https://cocodataset.org/#download (train2017.zip, val2017.zip, annotations_trainval2017.zip)"
+SPLIT_FOLDERS = {"train": "train2017", "test": "val2017"}
 CLASSES = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class Annotated:
-    """Images (paths below `folder`) and their objects.
+class ImagesWithObjects(SampleSource):
+    """Images and the objects in them.
 
-    objects: of each image, as JSON: size, objects. Python's own would be copied into every worker by counting
-        references to them.
+    objects: for each image, JSON of [[height, width], objects]. Bytes, because reading Python objects changes their
+        reference counts, which copies them into every worker.
     labels: category id -> 1..80, in the order of ids.
     """
 
-    folder: Path
-    images: Names
     objects: Sequence[bytes]
     labels: Mapping[int, int]
-    set_aside: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return str(self.images[index])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, dict[str, Tensor]]:
-        image = read_image(self.folder / self.images[index])
+        image = self.read_image(index)
         (height, width), objects = json.loads(self.objects[index])
         if image.shape[1:] != (height, width):
-            raise ValueError(f"its size is {tuple(image.shape[1:])}, and that of its objects {(height, width)}")
-        masks = [_read_mask(one["segmentation"], height, width) for one in objects]
+            raise ValueError(f"its size is {tuple(image.shape[1:])}, but its annotations are for {(height, width)}")
+        masks = [_read_mask(each["segmentation"], height, width) for each in objects]
         return image, {
             "boxes": tv_tensors.BoundingBoxes(
-                torch.tensor([_corners(one["bbox"], height, width) for one in objects]).reshape(-1, 4),
+                torch.tensor([_convert_box(each["bbox"], height, width) for each in objects]).reshape(-1, 4),
                 format="XYXY", canvas_size=(height, width),
             ),
-            "labels": torch.tensor([self.labels[one["category_id"]] for one in objects], dtype=torch.long),
+            "labels": torch.tensor([self.labels[each["category_id"]] for each in objects], dtype=torch.long),
             "masks": tv_tensors.Mask(torch.from_numpy(np.array(masks, np.uint8)).reshape(-1, height, width)),
         }  # fmt: skip
 
 
-def find(root: Path) -> Path:
+def find_folder(root: Path) -> Path:
     """The data set's folder. Raises `UserError`."""
-    needed = [*FOLDERS.values(), *(f"annotations/instances_{place}.json" for place in FOLDERS.values())]
-    return find_tree("coco", root, ("coco", "coco2017", ""), needed, PAGE)
+    names = SPLIT_FOLDERS.values()
+    required = [*names, *(f"annotations/instances_{name}.json" for name in names)]
+    return find_dataset_folder("coco", root, ("coco", "coco2017", ""), required, DOWNLOAD_PAGE)
 
 
-def open_part(folder: Path, part: Part) -> Annotated:
-    """A published part. Crowds are left out, and so are boxes of no area, which are named. Raises `UserError`."""
-    place = FOLDERS[part]
-    file = folder / f"annotations/instances_{place}.json"
+def open_split(folder: Path, split: PublishedSplit) -> ImagesWithObjects:
+    """A published split. Raises `UserError` if its JSON file is damaged.
+
+    Crowds are left out. Objects of an unknown category or with an empty box are left out and set aside by name.
+    """
+    subfolder = SPLIT_FOLDERS[split]
+    file = folder / f"annotations/instances_{subfolder}.json"
     try:
         content = json.loads(file.read_bytes())
         images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
-        labels = {number: label for label, number in enumerate(sorted(one["id"] for one in categories), 1)}
-        there = set(list_files(folder, place, ".jpg"))
-        paths = {one["id"]: f"{place}/{one['file_name']}" for one in images}
-        set_aside = [f"{path}: no such file" for path in paths.values() if path not in there]
-        sizes = {one["id"]: (one["height"], one["width"]) for one in images}
+        labels = {number: label for label, number in enumerate(sorted(each["id"] for each in categories), 1)}
+        existing = set(list_files(folder, subfolder, ".jpg"))
+        paths = {each["id"]: f"{subfolder}/{each['file_name']}" for each in images}
+        set_aside = [f"{path}: no such file" for path in paths.values() if path not in existing]
+        sizes = {each["id"]: (each["height"], each["width"]) for each in images}
         objects = defaultdict(list)
-        for one in annotations:
-            number = one["image_id"]
-            left, top, right, bottom = _corners(one["bbox"], *sizes[number])
-            if one["iscrowd"]:
+        for each in annotations:
+            number = each["image_id"]
+            problem = _find_problem(each, labels, sizes[number])
+            if each["iscrowd"]:
                 continue
-            if one["category_id"] not in labels:
-                set_aside.append(f"{paths[number]}: object {one['id']} left out: unknown category {one['category_id']}")
-            elif not (left < right and top < bottom):
-                set_aside.append(f"{paths[number]}: object {one['id']} left out: its box has no area")
+            if problem is not None:
+                set_aside.append(f"{paths[number]}: object {each['id']} left out: {problem}")
             else:
-                objects[number].append({key: one[key] for key in ("bbox", "category_id", "segmentation")})
+                objects[number].append({key: each[key] for key in ("bbox", "category_id", "segmentation")})
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: damaged: {type(error).__name__}: {error}") from None
     if len(labels) != CLASSES:
         raise UserError(f"{file}: {len(labels)} categories; expected COCO's {CLASSES}")
-    numbers = [number for number in sorted(paths) if paths[number] in there]
-    return Annotated(
+    numbers = [number for number in sorted(paths) if paths[number] in existing]
+    return ImagesWithObjects(
         folder=folder, images=np.array([paths[number] for number in numbers], str), labels=labels,
         objects=[json.dumps([sizes[number], objects[number]]).encode() for number in numbers], set_aside=set_aside,
     )  # fmt: skip
 
 
-def _corners(box: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
-    """x, y, width, height -> x1, y1, x2, y2 inside the image."""
-    left, top, across, down = box
-    return max(0.0, left), max(0.0, top), min(float(width), left + across), min(float(height), top + down)
+def _find_problem(annotation: Mapping[str, Any], labels: Mapping[int, int], size: tuple[int, int]) -> str | None:
+    """Why an object cannot be used; None if it can."""
+    left, top, right, bottom = _convert_box(annotation["bbox"], *size)
+    if annotation["category_id"] not in labels:
+        return f"unknown category {annotation['category_id']}"
+    return None if left < right and top < bottom else "its box has no area"
+
+
+def _convert_box(box: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
+    """(x, y, width, height) -> (x1, y1, x2, y2), clipped to the image."""
+    left, top, box_width, box_height = box
+    return max(0.0, left), max(0.0, top), min(float(width), left + box_width), min(float(height), top + box_height)
 
 
 def _read_mask(segmentation: Any, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(height, width) of 0 and 1, from polygons or a run-length encoding. Raises `ValueError`."""
+    """A mask (height, width) of 0 and 1 from polygons or a run-length encoding. Raises `ValueError`."""
     try:
         mask: np.ndarray[Any, np.dtype[np.uint8]] = coco_mask.decode(coco_mask.segmToRle(segmentation, width, height))
     except (TypeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"a mask that cannot be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"a mask cannot be read: {str(error).splitlines()[0]}") from None
     if mask.shape != (height, width):
-        raise ValueError(f"a mask of {mask.shape}, not of the image's size {(height, width)}")
+        raise ValueError(f"a mask has the size {mask.shape}, but the image has {(height, width)}")
     return mask

@@ -1,8 +1,7 @@
-"""ImageNet-1k: a folder for each class, named by its WordNet id, in train and in val."""
+"""ImageNet-1k: in `train` and in `val`, one folder per class, named by its WordNet id."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,56 +10,48 @@ from numpy.typing import NDArray
 from torchvision import tv_tensors
 
 from study.config.errors import UserError
-from study.data.files import find_tree
-from study.data.sample_source import Names, Part, list_files, read_image
+from study.data.data_root import find_dataset_folder
+from study.data.image_files import PublishedSplit, SampleSource, list_files
 
-PAGE = "https://www.image-net.org/download.php"
-FOLDERS = {"train": "train", "test": "val"}
+DOWNLOAD_PAGE = "https://www.image-net.org/download.php"
+SPLIT_FOLDERS = {"train": "train", "test": "val"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassFolders:
-    """Images (paths below `folder`) and their classes, by the sorted names of the folders in train."""
+class ImagesWithLabels(SampleSource):
+    """Images and their classes, which are numbered by the sorted names of the folders in `train`."""
 
-    folder: Path
-    images: Names
     labels: NDArray[np.int64]
-    set_aside: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return str(self.images[index])
 
     def read(self, index: int) -> tuple[tv_tensors.Image, int]:
-        return read_image(self.folder / self.images[index]), int(self.labels[index])
+        return self.read_image(index), int(self.labels[index])
 
 
-def find(root: Path) -> Path:
+def find_folder(root: Path) -> Path:
     """The data set's folder. Raises `UserError`."""
-    return find_tree("imagenet", root, ("imagenet", "ILSVRC2012", ""), tuple(FOLDERS.values()), PAGE)
+    required = tuple(SPLIT_FOLDERS.values())
+    return find_dataset_folder("imagenet", root, ("imagenet", "ILSVRC2012", ""), required, DOWNLOAD_PAGE)
 
 
-def open_part(folder: Path, part: Part) -> ClassFolders:
-    """A published part. Raises `UserError` where its classes are not those of train."""
-    place = folder / FOLDERS[part]
-    classes, here = _classes(folder / FOLDERS["train"]), _classes(place)
-    if not here:
+def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
+    """A published split. Raises `UserError` if its classes differ from those of `train`."""
+    place = folder / SPLIT_FOLDERS[split]
+    classes, found = _list_classes(folder / SPLIT_FOLDERS["train"]), _list_classes(place)
+    if not found:
         raise UserError(
-            f"{place}: no folder for each class; expected {place.name}/<WordNet id>/*.JPEG. The published validation "
-            "images lie flat: sort them into folders by the development kit's ground truth"
+            f"{place}: no class folders; expected {place.name}/<WordNet id>/*.JPEG. The published validation images "
+            "lie flat in one folder: sort them into class folders by the ground truth of the development kit"
         )
-    if here != classes:
-        different = min(set(here) ^ set(classes))
+    if found != classes:
+        different = min(set(found) ^ set(classes))
         raise UserError(f"{place}: its classes are not those of train: {different} is in one of them only")
     files = [list_files(folder, f"{place.name}/{name}", ".JPEG", ".jpeg", ".jpg", ".png") for name in classes]
-    return ClassFolders(
+    return ImagesWithLabels(
         folder=folder,
         images=np.array([name for names in files for name in names], str),
         labels=np.repeat(np.arange(len(classes)), [len(names) for names in files]),
     )
 
 
-def _classes(folder: Path) -> list[str]:
+def _list_classes(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())

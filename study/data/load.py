@@ -1,4 +1,4 @@
-"""A data set by name -> what a trial trains and is evaluated on."""
+"""Loads the data of a trial: finds the data set's files, and splits its images for training, validation and test."""
 
 from __future__ import annotations
 
@@ -11,44 +11,48 @@ from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seed
-from study.data import cifar, digits, fashion_mnist, scenes
-from study.data.batches import Data
-from study.data.files import data_folder
-from study.data.memory import Images, MemoryData, Splits
-from study.data.stream import check_stream, load_stream
-
-GLYPHS = {"scenes": "digits", "scenes_fashion": "fashion_mnist"}
-"""What the objects of scenes are."""
+from study.data import scenes
+from study.data.in_memory import InMemoryData, LabeledImages, Splits
+from study.data.loaders import TrialData
+from study.data.registry import import_in_memory_module
+from study.data.streamed import check_streamed, load_streamed
 
 
-def load_data(config: TrialConfig, seeds: Mapping[str, int], data_root: str | None = None, workers: int = 0) -> Data:
-    """The data of a trial. Raises `UserError` where files are missing.
+def load_data(
+    config: TrialConfig, seeds: Mapping[str, int], data_root: str | None = None, workers: int = 0
+) -> TrialData:
+    """The data of a trial. Raises `UserError` if files are missing.
 
-    workers: processes that read streamed data; 0: the trial's own does.
+    workers: processes that read streamed data; 0: the trial's process reads it itself.
     """
     if DATASETS[config.dataset].streamed:
-        return load_stream(config, seeds, data_root, workers)
-    return MemoryData(load_splits(config, seeds["split"], data_root), config, seeds["data"])
+        return load_streamed(config, seeds, data_root, workers)
+    return InMemoryData(load_splits(config, seeds["split"], data_root), config, seeds["data"])
 
 
 def check_data(dataset: str, data_root: str | None = None, *, subset: bool = False) -> None:
-    """Finds the files, or downloads them, once and before the trials. Raises `UserError` where they are missing.
+    """Finds or downloads the files of a data set, before any trial starts. Raises `UserError` if files are missing.
 
-    subset: trials say how many images they take: of streamed data, not all that is published need be there.
+    subset: the trials set `train_samples`, so a streamed data set does not need all of its published images.
     """
     if DATASETS[dataset].streamed:
-        check_stream(dataset, data_root, subset=subset)
+        check_streamed(dataset, data_root, subset=subset)
     else:
-        load_images(GLYPHS.get(dataset, dataset), data_root)
+        load_images(DATASETS[dataset].glyphs or dataset, data_root)
+
+
+def load_images(dataset: str, data_root: str | None = None) -> tuple[LabeledImages, LabeledImages | None]:
+    """All published images: those for training and validation, and the test split if one is published."""
+    return import_in_memory_module(dataset).load(dataset, data_root)
 
 
 def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:
-    """The splits of `config.dataset`, normalized; which image falls into which is drawn from `seed`.
+    """The normalized splits of a data set that is held in memory; `seed` decides which image belongs to which split.
 
-    A published test split is kept as it is. Raises `UserError` where the files are missing.
+    A published test split is used as it is. Raises `UserError` if files are missing.
     """
     sizes = config.split_sizes
-    if config.dataset in GLYPHS:
+    if DATASETS[config.dataset].glyphs is not None:
         train, validation, test = _compose_scenes(config, sizes, seed, data_root)
     else:
         train, validation, test = _split_images(config.dataset, sizes, seed, data_root)
@@ -58,19 +62,20 @@ def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) ->
     return Splits(train=train, validation=validation, test=test)
 
 
-def _compose_scenes(config: TrialConfig, sizes: Sequence[int], seed: int, data_root: str | None) -> list[Images]:
-    """Scenes for training, validation and test, each of glyphs that no other has."""
-    dataset = GLYPHS[config.dataset]
+def _compose_scenes(config: TrialConfig, sizes: Sequence[int], seed: int, data_root: str | None) -> list[LabeledImages]:
+    """Scenes for training, validation and test. No two splits share a glyph."""
+    dataset = DATASETS[config.dataset].glyphs
+    assert dataset is not None
     glyphs = _split_images(dataset, compute_split_sizes(dataset, config.validation_fraction), seed, data_root)
-    parts = [
-        scenes.compose(part, samples, derive_seed("scenes", seed, number))
+    splits = [
+        scenes.compose_scenes(part, samples, derive_seed("scenes", seed, number))
         for number, (part, samples) in enumerate(zip(glyphs, sizes, strict=True))
     ]
-    return [scenes.classify(part) for part in parts] if config.task == "classification" else parts
+    return [scenes.label_largest_object(split) for split in splits] if config.task == "classification" else splits
 
 
-def _split_images(dataset: str, sizes: Sequence[int], seed: int, data_root: str | None) -> list[Images]:
-    """Published images for training, validation and test, as they are."""
+def _split_images(dataset: str, sizes: Sequence[int], seed: int, data_root: str | None) -> list[LabeledImages]:
+    """Published images for training, validation and test, not normalized."""
     pool, test = load_images(dataset, data_root)
     facts = DATASETS[dataset]
     if (len(pool), test and len(test)) != (facts.train, facts.test):
@@ -80,22 +85,3 @@ def _split_images(dataset: str, sizes: Sequence[int], seed: int, data_root: str 
     if test is None:
         test, order = pool.take(order[:n_test]), order[n_test:]
     return [pool.take(order[n_validation:][:n_train]), pool.take(order[:n_validation]), test]
-
-
-def load_images(dataset: str, data_root: str | None = None) -> tuple[Images, Images | None]:
-    """All published images: those to draw training and validation from, and the test split where there is one."""
-    if dataset == "digits":
-        return digits.load(), None
-    root, download = data_folder(data_root), data_root is None
-    if dataset == "fashion_mnist":
-        return (
-            fashion_mnist.load(root, "train", download=download),
-            fashion_mnist.load(root, "test", download=download),
-        )
-    if dataset in ("cifar10", "cifar100"):
-        classes = DATASETS[dataset].classes
-        return (
-            cifar.load(root, "train", classes=classes, download=download),
-            cifar.load(root, "test", classes=classes, download=download),
-        )
-    raise AssertionError(f"{dataset} is not held in memory")

@@ -1,4 +1,4 @@
-"""What is done to streamed images before a network sees them. All draws are from torch's global generator."""
+"""Transforms of streamed images: cropping, flipping, colors, normalization. They draw from torch's global generator."""
 
 from __future__ import annotations
 
@@ -14,45 +14,48 @@ from study.config.schema import TrialConfig
 from study.data.batches import IGNORED
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's images in 0..1, used for all data sets
-SHORT_SIDES, LONGEST_SIDE = (300, 375, 450, 525, 575), 1_000  # of ADE20K's recipe in training
-CROP = 768  # of Cityscapes; ours, as no recipe is known
+SHORT_SIDES, LONGEST_SIDE = (300, 375, 450, 525, 575), 1_000  # of the ADE20K training recipe
+CROP = 768  # for Cityscapes; our own choice, as no recipe is published
 JITTER = 0.4  # of brightness, contrast and saturation
 
 
-def training_transform(config: TrialConfig, augmentation: str, epoch: int) -> v2.Transform:
-    """Takes (image, target) as a `SampleSource` reads them to float images, normalized, and plain tensors."""
+def build_training_transform(config: TrialConfig, augmentation: str, epoch: int) -> v2.Transform:
+    """A transform of (image, target) as a `SampleSource` reads them.
+
+    It returns plain tensors; the image is float and normalized.
+    """
     size = DATASETS[config.dataset].image_size
     if augmentation == "none":
-        return evaluation_transform(config.dataset)
+        return build_evaluation_transform(config.dataset)
     flip = v2.RandomHorizontalFlip()
     if augmentation == "random_resized_crop":
         mild = epoch >= config.epochs - config.mild_epochs
-        crop = _centre(size) if mild else [v2.RandomResizedCrop(size, antialias=True)]
-        return _normalized(*crop, flip, color=config.color)
+        crop = _center_crop(size) if mild else [v2.RandomResizedCrop(size, antialias=True)]
+        return _compose(*crop, flip, color=config.color)
     if augmentation == "scale_flip":
-        return _normalized(v2.RandomShortestSize(list(SHORT_SIDES), LONGEST_SIDE, antialias=True), flip)
+        return _compose(v2.RandomShortestSize(list(SHORT_SIDES), LONGEST_SIDE, antialias=True), flip)
     if augmentation == "crop_flip":
-        grey = {tv_tensors.Image: [round(255 * mean) for mean in MEAN], tv_tensors.Mask: IGNORED}
+        gray = {tv_tensors.Image: [round(255 * mean) for mean in MEAN], tv_tensors.Mask: IGNORED}
         scale = v2.RandomResize(size // 2, 2 * size + 1, antialias=True)  # 0.5 to 2 times the short side
-        return _normalized(scale, v2.RandomCrop(CROP, pad_if_needed=True, fill=grey), flip)
+        return _compose(scale, v2.RandomCrop(CROP, pad_if_needed=True, fill=gray), flip)
     assert augmentation == "flip", augmentation
-    return _normalized(flip)
+    return _compose(flip)
 
 
-def evaluation_transform(dataset: str) -> v2.Transform:
-    """The same without anything that is drawn."""
-    size = DATASETS[dataset].image_size
-    if dataset == "imagenet":
-        return _normalized(*_centre(size))
-    if dataset == "ade20k":
-        return _normalized(v2.Resize(size, max_size=LONGEST_SIDE, antialias=True))
-    return _normalized()  # Cityscapes at its own size; COCO is resized by the detector
+def build_evaluation_transform(dataset: str) -> v2.Transform:
+    """The transform without random parts: resizes as the catalog says, and normalizes."""
+    facts = DATASETS[dataset]
+    if facts.evaluation_resize == "center_crop":
+        return _compose(*_center_crop(facts.image_size))
+    if facts.evaluation_resize == "short_side":
+        return _compose(v2.Resize(facts.image_size, max_size=LONGEST_SIDE, antialias=True))
+    return _compose()
 
 
 class Lighting(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Moves an image along the principal components of ImageNet's colours (Krizhevsky et al., 2012, section 4.1).
+    """Moves an image along the principal components of ImageNet's colors (Krizhevsky et al., 2012, section 4.1).
 
-    Of float images in 0..1. `std` is that of the draws, one for each component.
+    Images are float, in 0..1. A coefficient with standard deviation `std` is drawn for each component.
     """
 
     vectors = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
@@ -71,11 +74,12 @@ class Lighting(v2.Transform):  # type: ignore[misc]  # torchvision has no types
         return tv_tensors.wrap(inpt + params["shift"][:, None, None], like=inpt)
 
 
-def _centre(size: int) -> list[nn.Module]:
+def _center_crop(size: int) -> list[nn.Module]:
     return [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
 
 
-def _normalized(*geometry: nn.Module, color: str = "none") -> v2.Transform:
+def _compose(*geometry: nn.Module, color: str = "none") -> v2.Transform:
+    """The geometric transforms, then colors and normalization."""
     return v2.Compose([
         *geometry,
         *([v2.ColorJitter(JITTER, JITTER, JITTER)] if color == "jitter" else []),

@@ -1,4 +1,4 @@
-"""Initialization as a factor of the study: the weights of every convolution, from one generator a parameter."""
+"""Initialization as a factor of the study: draws the weights of a network, with one random generator per parameter."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from study.config.seeds import derive_seed
-from study.models.geometry import backbone_path
+from study.models.geometry import get_backbone_path
 
-CLASSIFIER = ("fc", "fc.1")  # of images, without and with dropout before it
+CLASSIFIER_NAMES = ("fc", "fc.1")  # of an image classifier, without and with dropout
 
-# fan_out, as the recipe of the SN paper: N(0, sqrt(2 / (k k C_out))).
+# Fan-out, as in the recipe of the SN paper: N(0, sqrt(2 / (k k C_out))).
 _SCHEMES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "he_normal": lambda w, g: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu", generator=g),
     "he_uniform": lambda w, g: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu", generator=g),
@@ -24,9 +24,8 @@ _SCHEMES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "orthogonal": lambda w, g: nn.init.orthogonal_(w, gain=math.sqrt(2), generator=g),
 }
 
-
-# Layers of detectors that the study does not initialize, as torchvision and Detectron do.
-_OWN: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
+# Parts of a detector that keep the scheme of torchvision and Detectron, by the prefix of their path.
+_PART_SCHEMES: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
     "rpn.": lambda w, g: nn.init.normal_(w, std=0.01, generator=g),
     "backbone.fpn.": lambda w, g: nn.init.kaiming_uniform_(w, a=1, generator=g),
     "roi_heads.mask_predictor.": _SCHEMES["he_normal"],
@@ -34,21 +33,22 @@ _OWN: dict[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
 
 
 @torch.no_grad()
-def initialize(network: nn.Module, scheme: str, seed: int, *, zero_last_gamma: bool) -> None:
-    """Draws every convolution by `scheme` and what classifies by torch's default of linear layers, in place.
+def initialize_network(network: nn.Module, scheme: str, seed: int, *, zero_last_gamma: bool) -> None:
+    """Draws convolutions by `scheme` and classifiers by torch's default scheme for linear layers, in place.
 
-    The pyramid, the proposals and the last layers of masks keep torchvision's schemes. Each parameter has its own
-    generator, seeded by (seed, name), for a backbone the name inside of it: convolutions do not depend on what norms
-    draw, nor those of a backbone on the task. With `zero_last_gamma` the last norm of every residual branch starts at
-    0 (Goyal et al., 2017), so that a block starts as the identity.
+    The feature pyramid, the region proposals and the mask predictor keep torchvision's schemes. Each parameter has its
+    own generator, seeded by (seed, name), where the name of a backbone's parameter is the one within the backbone.
+    Convolutions therefore depend neither on the random numbers of norms nor, in a backbone, on the task. With
+    `zero_last_gamma` the last norm of every residual branch starts at 0 (Goyal et al., 2017), so that each block starts
+    as the identity.
     """
     for path, module in network.named_modules():
-        name = backbone_path(path) or path
+        name = get_backbone_path(path) or path
         if isinstance(module, nn.Linear) or path.endswith(".classify"):
-            _draw_classifier(module, seed, "linear0" if name in CLASSIFIER else name)
+            _draw_classifier(module, seed, "linear0" if name in CLASSIFIER_NAMES else name)
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            draw = next((own for prefix, own in _OWN.items() if path.startswith(prefix)), _SCHEMES[scheme])
-            draw(module.weight, _generator(seed, name, "weight"))
+            draw = next((draw for part, draw in _PART_SCHEMES.items() if path.startswith(part)), _SCHEMES[scheme])
+            draw(module.weight, _build_generator(seed, name, "weight"))
             if module.bias is not None:
                 module.bias.zero_()
         elif zero_last_gamma and isinstance(module, BasicBlock):
@@ -60,8 +60,8 @@ def initialize(network: nn.Module, scheme: str, seed: int, *, zero_last_gamma: b
 def _draw_classifier(layer: Any, seed: int, name: str) -> None:
     bound = 1 / math.sqrt(layer.weight[0].numel())
     for parameter in ("weight", "bias"):
-        getattr(layer, parameter).uniform_(-bound, bound, generator=_generator(seed, name, parameter))
+        getattr(layer, parameter).uniform_(-bound, bound, generator=_build_generator(seed, name, parameter))
 
 
-def _generator(seed: int, *name: str) -> torch.Generator:
+def _build_generator(seed: int, *name: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed("init", seed, *name))

@@ -1,4 +1,4 @@
-"""Which norm layers a network really has. Libraries put BatchNorm where another norm was asked for, and say nothing."""
+"""Checks which norm layers a network really has: libraries may silently use BatchNorm instead of the given norm."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from study.models.geometry import is_norm, role_of
+from study.models.geometry import get_role, is_norm
 
 
 def count_norms(network: nn.Module) -> dict[str, dict[str, int]]:
-    """Norm layers by role and kind, the name of their class."""
-    census: dict[str, Counter[str]] = {}
+    """The number of norm layers by role and class name."""
+    counts: dict[str, Counter[str]] = {}
     for path, layer in network.named_modules():
         if is_norm(layer):
-            census.setdefault(role_of(path), Counter())[type(layer).__name__] += 1
-    return {role: dict(kinds) for role, kinds in census.items()}
+            counts.setdefault(get_role(path), Counter())[type(layer).__name__] += 1
+    return {role: dict(kinds) for role, kinds in counts.items()}
 
 
 def check_norms(network: nn.Module, kinds: Mapping[str, type[nn.Module] | None]) -> None:
-    """Raises `AssertionError` that names the first norm layer of another class than its role's; None allows none."""
+    """Checks that all norm layers of a role have its class in `kinds`; None allows no norm layers.
+
+    Raises `AssertionError` that names the first layer of another class.
+    """
     for path, layer in network.named_modules():
         if is_norm(layer):
-            role = role_of(path)
+            role = get_role(path)
             kind = kinds.get(role)
-            asked = kind.__name__ if kind else "no norm"
-            assert type(layer) is kind, f"{path} ({role}): a {type(layer).__name__}, where {asked} was asked for"
+            expected = kind.__name__ if kind else "no norm layer"
+            assert type(layer) is kind, f"{path} ({role}): found {type(layer).__name__}, expected {expected}"

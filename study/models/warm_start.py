@@ -1,6 +1,6 @@
-"""How a network starts from another one: its weights by name, and rules for what its layers are to choose.
+"""How a network starts from another one: it loads weights by name, and its switch layers take choices over.
 
-What a layer chooses is a pair of weights (K,) over its pool, for means and for variances.
+A choice of a switch layer is a pair of weights (K,) over its pool: one for means, one for variances.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from study.norms import switch_weights
 
 Choice = tuple[Tensor, Tensor]
 Choices = dict[str, Choice]  # by layer
-COUNTER = "num_batches_tracked"  # of torch's batch norms, without a use here; other files lack it
+UNUSED_BUFFER = "num_batches_tracked"  # of torch's batch norms; some files lack it, and nothing here reads it
 
 
 class ChosenLayer(NamedTuple):
-    """What a layer of another network chose, and where it sits there."""
+    """The choice of a layer of another network, and the layer's position there."""
 
     role: str
     depth_fraction: float
@@ -32,29 +32,33 @@ class ChosenLayer(NamedTuple):
 
 
 class StartError(UserError):
-    """What a trial is to start from cannot be read, or does not fit its network."""
+    """The weights or choices that a trial starts from cannot be read, or do not fit its network."""
 
 
 # ------------------------------------------------------------------------------------------------- weights
 
 
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, leave: str | None = None) -> None:
-    """Sets all parameters and buffers but those whose name starts with `leave`.
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, skip_prefix: str | None = None) -> None:
+    """Sets all parameters and buffers, except those whose name starts with `skip_prefix`.
 
-    Raises `StartError` where one is missing or has another shape.
+    Raises `StartError` if one is missing in `weights` or has another shape there.
     """
-    own = {name: value for name, value in network.state_dict().items() if leave is None or not name.startswith(leave)}
+    own = {
+        name: value
+        for name, value in network.state_dict().items()
+        if skip_prefix is None or not name.startswith(skip_prefix)
+    }
     for name, value in own.items():
         given = weights.get(name)
-        if given is None and not name.endswith(COUNTER):
+        if given is None and not name.endswith(UNUSED_BUFFER):
             raise StartError(f"does not fit: it has no {name}")
         if given is not None and given.shape != value.shape:
             raise StartError(f"does not fit: {name} is {(*given.shape,)} there and {(*value.shape,)} here")
     network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
 
 
-def fits(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    """Whether `weights` are those of such a network, head and all."""
+def matches_state_dict(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether `weights` has exactly the names and shapes of the network's state dict, its head included."""
     own = network.state_dict()
     return own.keys() == weights.keys() and all(weights[name].shape == value.shape for name, value in own.items())
 
@@ -63,7 +67,7 @@ def fits(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
 
 
 def read_choices(network: nn.Module, part: nn.Module | None = None) -> Choices:
-    """What the switch layers of `network` choose now, or those of them that are in `part`."""
+    """The current choices of the switch layers of `network`, or of those inside its module `part`."""
     inside = set((part or network).modules())
     return {
         name: (layer.mean, layer.var)
@@ -73,21 +77,21 @@ def read_choices(network: nn.Module, part: nn.Module | None = None) -> Choices:
 
 
 def fix_choices(network: nn.Module, choices: Choices) -> None:
-    """Has layers choose `choices` from now on: their logits learn no more."""
+    """Sets the choices of layers, whose logits are not trained from now on."""
     for name, choice in choices.items():
         layer: Any = network.get_submodule(name)
         layer.fix_weights(*choice)
 
 
 def freeze_choices(network: nn.Module, names: Sequence[str]) -> None:
-    """Has layers choose from now on what they choose now."""
+    """Freezes layers at their current choices, to the last bit."""
     for name in names:
         layer: Any = network.get_submodule(name)
         layer.freeze()
 
 
 def harden_choices(choices: Choices) -> Choices:
-    """One-hot at the largest weight, the first where several are."""
+    """One-hot choices at the largest weight, or at the first of several largest ones."""
     return {
         name: (one_hot(mean.argmax(), len(mean)).to(mean), one_hot(var.argmax(), len(var)).to(var))
         for name, (mean, var) in choices.items()
@@ -95,40 +99,40 @@ def harden_choices(choices: Choices) -> Choices:
 
 
 def share_choices(choices: Choices, layers: Sequence[LayerGeometry]) -> Choices:
-    """The mean over the layers of a role, in each of them."""
+    """Gives all layers of a role the mean of their choices."""
     shared: Choices = {}
-    for names in _by_role(choices, layers):
+    for names in _group_by_role(choices, layers):
         mean, var = (torch.stack([choices[name][statistic] for name in names]).mean(0) for statistic in (0, 1))
         shared |= dict.fromkeys(names, (mean, var))
     return shared
 
 
 def permute_choices(choices: Choices, layers: Sequence[LayerGeometry], seed: int) -> Choices:
-    """The same choices dealt to other layers of their role: no layer keeps its own, unless it is alone."""
+    """Permutes the choices of the layers of a role. No layer keeps its own, unless it is the only one."""
     generator = torch.Generator().manual_seed(derive_seed("permute", seed))
-    dealt: Choices = {}
-    for names in _by_role(choices, layers):
-        order = _derange(len(names), generator)
-        dealt |= {name: choices[names[other]] for name, other in zip(names, order, strict=True)}
-    return dealt
+    permuted: Choices = {}
+    for names in _group_by_role(choices, layers):
+        order = _draw_derangement(len(names), generator)
+        permuted |= {name: choices[names[other]] for name, other in zip(names, order, strict=True)}
+    return permuted
 
 
 def transplant_choices(layers: Sequence[LayerGeometry], source: Sequence[ChosenLayer]) -> Choices:
-    """What the layers of another network chose, at the nearest depth within the role; of two, the shallower.
+    """Gives each layer the choice of another network's layer of the same role at the nearest depth fraction.
 
-    Roles that the other network lacks are left out.
+    If two are equally near, the shallower one is taken. Roles that the other network does not have are left out.
     """
     chosen: Choices = {}
     for layer in layers:
-        theirs = [other for other in source if other.role == layer.role]
-        if theirs:
-            distances = [round(abs(other.depth_fraction - layer.depth_fraction), 9) for other in theirs]
-            chosen[layer.layer] = theirs[distances.index(min(distances))].choice
+        candidates = [other for other in source if other.role == layer.role]
+        if candidates:
+            distances = [round(abs(other.depth_fraction - layer.depth_fraction), 9) for other in candidates]
+            chosen[layer.layer] = candidates[distances.index(min(distances))].choice
     return chosen
 
 
-def _by_role(choices: Choices, layers: Sequence[LayerGeometry]) -> list[list[str]]:
-    """The layers that have a choice, role by role, in order of execution."""
+def _group_by_role(choices: Choices, layers: Sequence[LayerGeometry]) -> list[list[str]]:
+    """The names of the layers that have a choice, grouped by role, in order of execution."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for layer in layers:
         if layer.layer in choices:
@@ -136,8 +140,8 @@ def _by_role(choices: Choices, layers: Sequence[LayerGeometry]) -> list[list[str
     return list(names.values())
 
 
-def _derange(size: int, generator: torch.Generator) -> list[int]:
-    """A permutation that leaves nothing in its place, all of them equally likely: about one draw in three is one."""
+def _draw_derangement(size: int, generator: torch.Generator) -> list[int]:
+    """A permutation that moves every element, uniformly drawn by rejection; about one draw in three is accepted."""
     while True:
         order: list[int] = torch.randperm(size, generator=generator).tolist()
         if size < 2 or all(place != index for index, place in enumerate(order)):

@@ -25,7 +25,7 @@ class Segmentation(TrainingModule):
     main_metric = "miou"
 
     def build_evaluation_metrics(self) -> dict[str, Metric]:
-        classes = DATASETS[self.config.dataset].segments
+        classes = DATASETS[self.config.dataset].pixel_classes
         assert classes is not None, "refused by the plan"
         return {"pixels": PixelMetrics(classes), "loss": build_mean()}
 

@@ -143,7 +143,7 @@ def _imagine_batch(config: TrialConfig) -> Batch:
     if config.task == "classification":
         return images, torch.randint(facts.classes, (samples,))
     if config.task == "segmentation":
-        return images, torch.randint(facts.segments or 1, (samples, side, side))
+        return images, torch.randint(facts.pixel_classes or 1, (samples, side, side))
     low, high = side // 4, side - side // 4
     mask = torch.zeros(1, side, side, dtype=torch.uint8)
     mask[:, low:high, low:high] = 1

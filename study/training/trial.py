@@ -19,8 +19,8 @@ from filelock import Timeout
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from study.config.errors import FULL_DISK, NO_SPACE
-from study.data.batches import Data, SplitName
 from study.data.load import load_data
+from study.data.loaders import SplitName, TrialData
 from study.models import build_network, count_norms, trace_geometry
 from study.norms.kernels.dispatch import form
 from study.plan.job import Job
@@ -176,7 +176,7 @@ def train_worker_rank(team: ProcessGroup, job: Job, checkpoint: Path | None) -> 
 def _fit_and_test(
     job: Job,
     team: ProcessGroup,
-    data: Data,
+    data: TrialData,
     network: torch.nn.Module,
     callbacks: list[L.Callback],
     checkpoint: Path | None,
@@ -185,13 +185,13 @@ def _fit_and_test(
     config, seed = job.trial.config, job.trial.seeds["data"]
     device = torch.device(job.devices[team.rank])
     data = data.to(device)
-    training = data.training(config.augmentation, team.part)
+    training = data.build_training_loader(config.augmentation, team.part)
     module = TASKS[config.task](
         network, config, steps_per_epoch=len(training), seed=seed, team=team, accumulate=_parts(job)
     )
     if config.bn_statistics == "batch" or config.start_rule != "scratch":
-        module.recalibration_batches = data.training("none", team.part)
-    validation, fitted, test = (data.evaluation(split, team.part) for split in SPLITS)
+        module.recalibration_batches = data.build_training_loader("none", team.part)
+    validation, fitted, test = (data.build_evaluation_loader(split, team.part) for split in SPLITS)
     if config.start_rule == "frozen" and config.start_epoch:
         callbacks = [FreezeSwitchWeights(network, config.start_epoch), *callbacks]
     trainer = _build_trainer(config.epochs, device, _PRECISION[config.precision], callbacks)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from study.config.schema import TrialConfig
 from study.config.yaml_input import read_yaml
-from study.models import backbone_of, build_network, trace_geometry
+from study.models import build_network, get_backbone, trace_geometry
 from study.models.warm_start import (
     ChosenLayer,
     StartError,
-    fits,
     fix_choices,
     freeze_choices,
     harden_choices,
     load_weights,
+    matches_state_dict,
     permute_choices,
     read_choices,
     share_choices,
@@ -92,15 +92,15 @@ def take_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Modu
         getattr(source, name) == getattr(config, name) for name in ("task", "task_head", "dataset")
     )
     try:
-        if same_head and fits(network, weights):
+        if same_head and matches_state_dict(network, weights):
             load_weights(network, weights)
             return network
         if source is not None and source.task != "classification":
             theirs = build_network(source, 0)
             load_weights(theirs, weights)
-            weights = backbone_of(theirs).state_dict()
-        backbone = backbone_of(network)
-        load_weights(backbone, weights, leave=HEAD)
+            weights = get_backbone(theirs).state_dict()
+        backbone = get_backbone(network)
+        load_weights(backbone, weights, skip_prefix=HEAD)
         return backbone
     except StartError as error:
         raise StartError(f"{file}: {error}") from None

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from study.data.transforms import Lighting, evaluation_transform, training_transform
-from study.models import backbone_of, build_network, count_norms
+from study.data.transforms import Lighting, build_evaluation_transform, build_training_transform
+from study.models import build_network, count_norms, get_backbone
 from study.models.geometry import is_norm
 from study.norms import switch_parameters
 from study.plan.loading import load_study
@@ -118,7 +118,7 @@ def test_the_imagenet_network_starts_as_published() -> None:
 
 def test_imagenet_images_are_cropped_milder_in_the_last_5_epochs() -> None:
     config = imagenet().config
-    early, late = (parts(training_transform(config, config.augmentation, epoch)) for epoch in (94, 95))
+    early, late = (parts(build_training_transform(config, config.augmentation, epoch)) for epoch in (94, 95))
     crop = early[v2.RandomResizedCrop]
     assert (crop.size, tuple(crop.scale)) == ((224, 224), (0.08, 1))
     assert v2.RandomResizedCrop not in late
@@ -127,7 +127,7 @@ def test_imagenet_images_are_cropped_milder_in_the_last_5_epochs() -> None:
         assert each[v2.RandomHorizontalFlip].p == 0.5
         assert each[Lighting].std == 0.1
         assert v2.ColorJitter not in each
-    evaluation = parts(evaluation_transform("imagenet"))
+    evaluation = parts(build_evaluation_transform("imagenet"))
     assert (evaluation[v2.Resize].size, evaluation[v2.CenterCrop].size) == ([256], (224, 224))
 
 
@@ -138,7 +138,7 @@ def test_ssn_logits_have_a_lower_learning_rate_no_decay_and_clipped_gradients_an
     assert found["weight"] == found["norm"] == {(0.1, 1e-4)}
     assert found["logit"] == {(0.01, 0.0)}
     assert trial.config.logit_gradient_clip == 1.0
-    jitter = parts(training_transform(trial.config, trial.config.augmentation, 0))[v2.ColorJitter]
+    jitter = parts(build_training_transform(trial.config, trial.config.augmentation, 0))[v2.ColorJitter]
     assert jitter.brightness == jitter.contrast == jitter.saturation == (0.6, 1.4)
 
 
@@ -196,7 +196,7 @@ def test_resnet_101_has_104_norms() -> None:
 @pytest.mark.parametrize("setting", COCO)
 def test_fine_tuning_on_coco_freezes_stem_and_first_stage(setting: str) -> None:
     network = network_of(recipe(setting)).train()
-    body: Any = backbone_of(network)
+    body: Any = get_backbone(network)
     frozen = {name.split(".")[0] for name, value in body.named_parameters() if not value.requires_grad}
     trained = {name.split(".")[0] for name, value in network.named_parameters() if value.requires_grad}
     assert trained >= {"backbone", "rpn", "roi_heads"}
@@ -209,7 +209,7 @@ def test_coco_has_the_sizes_of_detectron() -> None:
     network = network_of(recipe("coco-mask"))
     assert (network.transform.min_size, network.transform.max_size) == ((800,), 1_333)
     assert network.roi_heads.fg_bg_sampler.batch_size_per_image == 512
-    transform = parts(training_transform(recipe("coco-mask").config, "flip", 0))
+    transform = parts(build_training_transform(recipe("coco-mask").config, "flip", 0))
     assert transform[v2.RandomHorizontalFlip].p == 0.5
     normalize = transform[v2.Normalize]
     assert (list(normalize.mean), list(normalize.std)) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -264,9 +264,9 @@ def test_ade20k_adds_two_fifths_of_the_second_decoders_loss() -> None:
 
 def test_ade20k_images_have_the_published_sizes() -> None:
     config = recipe("ade20k").config
-    resize = parts(training_transform(config, config.augmentation, 0))[v2.RandomShortestSize]
+    resize = parts(build_training_transform(config, config.augmentation, 0))[v2.RandomShortestSize]
     assert (sorted(resize.min_size), resize.max_size) == ([300, 375, 450, 525, 575], 1_000)
-    evaluation = parts(evaluation_transform("ade20k"))[v2.Resize]
+    evaluation = parts(build_evaluation_transform("ade20k"))[v2.Resize]
     assert (evaluation.size, evaluation.max_size) == ([450], 1_000)
 
 

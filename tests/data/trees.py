@@ -1,4 +1,4 @@
-"""Small trees in the formats that data sets are published in."""
+"""Small folders of files in the published formats of the streamed data sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_image(path: Path, seed: int, size: tuple[int, int] = SIZE) -> None:
 
 
 def write_mask(path: Path, labels: Any, size: tuple[int, int] = SIZE) -> None:
-    """Stripes of `labels` from left to right."""
+    """Writes a mask with vertical stripes of `labels`, from left to right."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = size
     row = np.repeat(np.array(labels, np.uint8), -(-width // len(labels)))[:width]
@@ -28,7 +28,7 @@ def write_mask(path: Path, labels: Any, size: tuple[int, int] = SIZE) -> None:
 
 
 def write_imagenet(root: Path, train: int = 8, test: int = 3) -> Path:
-    """Images in turn of two classes."""
+    """Images that alternate between two classes."""
     folder = root / "imagenet"
     for part, count in (("train", train), ("val", test)):
         for index in range(count):
@@ -38,7 +38,7 @@ def write_imagenet(root: Path, train: int = 8, test: int = 3) -> Path:
 
 
 def write_ade20k(root: Path, train: int = 8, test: int = 3) -> Path:
-    """Images of several sizes; masks of labels 0, 1 and 150, and the image's number."""
+    """Images of different sizes; masks with the labels 0, 1, 150 and the image's index plus 1."""
     folder = root / "ADEChallengeData2016"
     for part, count in (("training", train), ("validation", test)):
         for index in range(count):
@@ -49,7 +49,7 @@ def write_ade20k(root: Path, train: int = 8, test: int = 3) -> Path:
 
 
 def write_cityscapes(root: Path, train: int = 8, test: int = 3, kind: str = "labelIds") -> Path:
-    """Masks of road (7), licence-free ground (0) and bicycle (33), or of what the scripts make of them."""
+    """Masks with road (7), an ignored label (0) and bicycle (33), or with the train ids they are converted to."""
     folder = root / "cityscapes"
     labels = [7, 0, 33] if kind == "labelIds" else [0, 255, 18]
     for part, count in (("train", train), ("val", test)):
@@ -65,7 +65,7 @@ CATEGORIES = [number for number in range(1, 91) if number not in (12, 26, 29, 30
 
 
 def write_coco(root: Path, train: int = 8, test: int = 3, edit: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """In each image a rectangle as polygon, one as run lengths, and a crowd; `edit` changes the training JSON."""
+    """Each image has a rectangle as a polygon, one as run lengths, and a crowd; `edit` changes the training JSON."""
     folder = root / "coco"
     height, width = SIZE
     for part, count in (("train2017", train), ("val2017", test)):

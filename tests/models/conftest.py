@@ -1,4 +1,4 @@
-"""Networks of these tests are so small that a second thread costs more than it does."""
+"""Runs these tests on one thread: their networks are so small that more threads would be slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small trials of all tasks and batches for them."""
+"""Small trial configurations for all tasks, and batches for them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ TASKS = {head: task for task, heads in HEADS.items() for head in heads}
 NORMS = ("bn", "gn", "in", "ln", "sn", "ssn", "sn-shared", "sn-stage")
 
 
-def config_of(head: str | None, **fields: Any) -> TrialConfig:
-    """A small trial on scenes with this head, or without one a classifier's."""
+def build_config(head: str | None, **fields: Any) -> TrialConfig:
+    """A small trial on scenes with the given head, or a classifier if it is None."""
     task = TASKS[head] if head else "classification"
     same = {"dataset": "scenes", "depth": 8, "width": 0.25, "batch_size": 2, "chunks": 1}
     return TrialConfig(**{**same, "task": task, "head": head, **fields})  # type: ignore[arg-type]
 
 
-def images_of(count: int = 2) -> Tensor:
+def build_images(count: int = 2) -> Tensor:
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(count))
 
 
-def targets_of(count: int = 2, objects: int = 3) -> list[dict[str, Tensor]]:
-    """As many images with as many square objects."""
+def build_targets(count: int = 2, objects: int = 3) -> list[dict[str, Tensor]]:
+    """Detection targets for `count` images with `objects` square objects each."""
     corners = torch.arange(objects)[:, None] * 12.0 + torch.tensor([[4.0, 6.0]])
     boxes = torch.cat([corners, corners + 20], 1).reshape(-1, 4)
     masks = torch.zeros(objects, SIZE, SIZE, dtype=torch.uint8)
@@ -36,10 +36,10 @@ def targets_of(count: int = 2, objects: int = 3) -> list[dict[str, Tensor]]:
     return [{"boxes": boxes, "labels": torch.arange(objects) + 1, "masks": masks} for _ in range(count)]
 
 
-def training_loss(network: nn.Module, images: Tensor, objects: int = 3) -> Tensor:
-    """The loss of a training pass, whatever the task."""
+def compute_training_loss(network: nn.Module, images: Tensor, objects: int = 3) -> Tensor:
+    """The loss of a training pass of any task."""
     if hasattr(network, "roi_heads"):
-        losses: dict[str, Tensor] = network(list(images), targets_of(len(images), objects))
+        losses: dict[str, Tensor] = network(list(images), build_targets(len(images), objects))
         return torch.stack(list(losses.values())).sum()
     outputs = network(images)
     if isinstance(outputs, Tensor):

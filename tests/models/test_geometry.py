@@ -1,4 +1,4 @@
-"""Where norm layers sit. The reference is the table of receptive fields of ResNet-50 v1."""
+"""The positions of norm layers. The reference is the table of receptive fields of ResNet-50 v1."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from study.config.schema import TrialConfig
 from study.models import build_network, trace_geometry
-from study.models.geometry import LayerGeometry, backbone_path, is_norm
-from tests.models.samples import config_of
+from study.models.geometry import LayerGeometry, get_backbone_path, is_norm
+from tests.models.samples import build_config
 
 
 @cache
@@ -34,10 +34,10 @@ def test_receptive_fields_of_resnet50_block_outputs() -> None:
     assert outputs[2] == [43, 59, 75, 91]
     assert (outputs[3][0], outputs[3][-1]) == (107, 267)
     assert outputs[4] == [299, 363, 427]
-    assert places["layer2.0.downsample.1"].receptive_field == 35  # a 1x1 convolution sees no more
+    assert places["layer2.0.downsample.1"].receptive_field == 35  # a 1x1 convolution does not widen it
 
 
-def test_stages_count_layers_as_published() -> None:
+def test_stages_have_the_published_number_of_layers() -> None:
     stages = [place.stage for place in geometry(50)]
     assert [stages.count(stage) for stage in range(5)] == [1, 10, 13, 19, 10]
     assert {place.role for place in geometry(50)} == {"backbone"}
@@ -57,12 +57,12 @@ def test_depth_fractions_run_from_zero_to_one_in_order_of_execution() -> None:
 
 
 @pytest.mark.parametrize("head", ["fcn", "deeplabv3", "faster_rcnn", "mask_rcnn"])
-def test_every_layer_has_its_name_its_role_and_its_depth_within_it(head: str) -> None:
-    network = build_network(config_of(head, norm="sn", deep_supervision=0.4), seed=0)
+def test_every_norm_layer_has_a_role_and_a_depth_within_it(head: str) -> None:
+    network = build_network(build_config(head, norm="sn", deep_supervision=0.4), seed=0)
     places = trace_geometry(network)
     assert [place.layer_index for place in places] == list(range(len(places)))
     assert {place.layer for place in places} == {name for name, module in network.named_modules() if is_norm(module)}
-    roles = {role: [place for place in places if place.role == role] for role in config_of(head).norms}
+    roles = {role: [place for place in places if place.role == role] for role in build_config(head).norms}
     assert sum(map(len, roles.values())) == len(places)
     for layers in roles.values():
         assert (layers[0].depth_fraction, layers[-1].depth_fraction) == (0, 1)
@@ -70,29 +70,29 @@ def test_every_layer_has_its_name_its_role_and_its_depth_within_it(head: str) ->
 
 
 @pytest.mark.parametrize("head", ["fcn", "mask_rcnn"])
-def test_a_backbone_has_one_geometry_whatever_the_task(head: str) -> None:
+def test_the_geometry_of_a_backbone_does_not_depend_on_the_task(head: str) -> None:
     def of_backbone(head: str | None) -> list[tuple[object, ...]]:
-        places = trace_geometry(build_network(config_of(head), seed=0))
+        places = trace_geometry(build_network(build_config(head), seed=0))
         return [
-            (backbone_path(p.layer), p.layer_index, p.depth_fraction, p.stage, p.receptive_field)
+            (get_backbone_path(p.layer), p.layer_index, p.depth_fraction, p.stage, p.receptive_field)
             for p in places if p.role == "backbone"
         ]  # fmt: skip
 
     assert of_backbone(head) == of_backbone(None)
 
 
-def test_what_sees_all_of_the_image_or_regions_has_no_receptive_field() -> None:
-    decoder = trace_geometry(build_network(config_of("deeplabv3"), seed=0))
+def test_layers_behind_global_or_region_pooling_have_no_receptive_field() -> None:
+    decoder = trace_geometry(build_network(build_config("deeplabv3"), seed=0))
     unbounded = {place.layer.removeprefix("decoder.") for place in decoder if place.receptive_field is None}
     assert unbounded == {"pyramid.pool.1.1", "project.1", "conv.1"}
-    detector = trace_geometry(build_network(config_of("mask_rcnn"), seed=0))
+    detector = trace_geometry(build_network(build_config("mask_rcnn"), seed=0))
     assert {p.role for p in detector if p.receptive_field is None} == {"box_head", "mask_head"}
 
 
 @pytest.mark.parametrize(("head", "stride"), [("fcn", 1), ("fcn", 2), ("faster_rcnn", None)])
-def test_receptive_fields_are_as_wide_as_gradients_reach(head: str, stride: int | None) -> None:
-    """With positive weights and fixed statistics every pixel that a layer can see has a gradient."""
-    network = build_network(config_of(head, norm="bn", zero_last_gamma=False, output_stride=stride), seed=0).eval()
+def test_receptive_fields_are_as_wide_as_gradients(head: str, stride: int | None) -> None:
+    """With positive weights and fixed statistics, every pixel in the receptive field of a layer has a gradient."""
+    network = build_network(build_config(head, norm="bn", zero_last_gamma=False, output_stride=stride), seed=0).eval()
     for parameter in network.parameters():
         parameter.data.abs_().add_(0.1)
     seen: dict[str, torch.Tensor] = {}
@@ -111,7 +111,7 @@ def test_receptive_fields_are_as_wide_as_gradients_reach(head: str, stride: int 
 
 
 def reach(pixel: torch.Tensor, images: torch.Tensor) -> int:
-    """Pixels from the first to the last column that has a gradient."""
+    """The number of columns from the first to the last one with a gradient."""
     (gradient,) = torch.autograd.grad(pixel, images, retain_graph=True)
     columns = gradient.abs().sum((0, 1, 2)).nonzero()
     return int(columns.max() - columns.min()) + 1

@@ -1,4 +1,4 @@
-"""Networks: depth, width, switches, initialization as a factor."""
+"""Networks: depth, width, switch layers, and initialization as a factor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision import models as torchvision_models
 
 from study.config.schema import LARGE_DEPTHS, SMALL_DEPTHS, TrialConfig
 from study.models import build_network
-from study.models.resnet import _Shortcut
+from study.models.resnet import ShortcutConv2d
 from study.norms import switch_weights
 
 SCHEMES = ("he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "orthogonal")
@@ -32,13 +32,13 @@ def convolutions(network: nn.Module) -> list[nn.Conv2d]:
 @pytest.mark.parametrize("depth", SMALL_DEPTHS)
 def test_a_small_resnet_has_its_depth_in_layers_and_a_norm_after_every_convolution(depth: int) -> None:
     network = build_network(small(depth=depth), seed=0)
-    shortcuts = 2  # 1x1 convolutions, which the name of a ResNet does not count
-    assert len(convolutions(network)) - shortcuts + 1 == depth  # and the classifier
+    shortcuts = 2  # the depth of a ResNet does not count 1x1 convolutions
+    assert len(convolutions(network)) - shortcuts + 1 == depth  # plus the classifier
     assert len(switch_weights(network)) == len(convolutions(network))
 
 
 @pytest.mark.parametrize("depth", LARGE_DEPTHS)
-def test_a_large_resnet_is_torchvisions(depth: int) -> None:
+def test_a_large_resnet_has_the_parameters_of_torchvisions(depth: int) -> None:
     config = TrialConfig(dataset="imagenet", depth=depth, norm="bn", chunks=1)
     reference = getattr(torchvision_models, f"resnet{depth}")(weights=None)
     ours = build_network(config, seed=0)
@@ -49,7 +49,7 @@ def test_a_large_resnet_is_torchvisions(depth: int) -> None:
     ("dataset", "channels", "size"), [("digits", 1, 8), ("fashion_mnist", 1, 28), ("cifar100", 3, 32)]
 )
 @pytest.mark.parametrize("depth", [8, 18])
-def test_any_channels_and_size(dataset: str, channels: int, size: int, depth: int) -> None:
+def test_networks_take_images_of_any_channels_and_size(dataset: str, channels: int, size: int, depth: int) -> None:
     network = build_network(small(dataset=dataset, depth=depth), seed=0)
     classes = 100 if dataset == "cifar100" else 10
     assert network(torch.randn(4, channels, size, size)).shape == (4, classes)
@@ -67,7 +67,7 @@ def test_zero_last_gamma_makes_a_block_start_as_the_identity() -> None:
     assert build_network(small(zero_last_gamma=False), seed=0).layer1[0].bn2.weight.eq(1).all()
 
 
-def test_dropout_stands_before_the_classifier() -> None:
+def test_dropout_precedes_the_classifier() -> None:
     network = build_network(small(dropout=0.3), seed=0)
     assert isinstance(network.fc[0], nn.Dropout)
     assert network.fc[0].p == 0.3
@@ -103,19 +103,7 @@ def test_networks_that_differ_in_norm_start_from_the_same_weights(other: str) ->
     torch.testing.assert_close(ours.fc.weight, theirs.fc.weight, rtol=0, atol=0)
 
 
-def test_the_seed_decides_and_the_global_generator_does_not() -> None:
-    torch.manual_seed(1)
-    first = build_network(small(), seed=0).state_dict()
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
-    again = build_network(small(), seed=0).state_dict()
-    assert torch.equal(torch.get_rng_state(), state)
-    other = build_network(small(), seed=1).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
-
-
-def test_random_logits_differ_by_layer_and_are_the_seeds() -> None:
+def test_random_logits_differ_by_layer_and_follow_from_the_seed() -> None:
     config = small(logit_init="random")
     weights = [layer.mean for layer in switch_weights(build_network(config, seed=3)).values()]
     again = [layer.mean for layer in switch_weights(build_network(config, seed=3)).values()]
@@ -126,7 +114,7 @@ def test_random_logits_differ_by_layer_and_are_the_seeds() -> None:
 @pytest.mark.parametrize(
     ("sync", "ranks", "chunks"), [(False, 1, 4), (False, 2, 2), (False, 4, 1), (True, 1, 1), (True, 2, 1)]
 )
-def test_ranks_share_the_chunks_and_synchronized_layers_have_none(sync: bool, ranks: int, chunks: int) -> None:
+def test_ranks_share_the_chunks_and_synchronized_layers_have_one(sync: bool, ranks: int, chunks: int) -> None:
     layer = build_network(small(chunks=4, sync_statistics=sync), seed=0, ranks=ranks).layer1[0].bn1
     assert (layer.chunks, layer.sync) == (chunks, sync)
 
@@ -139,8 +127,8 @@ def test_stages_share_their_logits() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 8])
-def test_a_shortcut_is_a_strided_convolution(size: int) -> None:
-    ours = _Shortcut(4, 8, 1, 2, bias=False).double()
+def test_a_shortcut_equals_a_strided_convolution(size: int) -> None:
+    ours = ShortcutConv2d(4, 8, 1, 2, bias=False).double()
     reference = nn.Conv2d(4, 8, 1, 2, bias=False).double()
     reference.load_state_dict(ours.state_dict())
     images = torch.randn(3, 4, size, size, dtype=torch.float64)
@@ -154,9 +142,15 @@ def test_a_shortcut_is_a_strided_convolution(size: int) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_torch_runs_the_private_method_of_a_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If torch stopped calling `_conv_forward`, the results would be the same and the heap corruption would be back."""
+    monkeypatch.setattr(ShortcutConv2d, "_conv_forward", lambda *_: "ours")
+    assert ShortcutConv2d(4, 8, 1, 2)(torch.zeros(1, 4, 2, 2)) == "ours"
+
+
 HEAP_CHECK = """
 import torch
-from study.config import TrialConfig
+from study.config.schema import TrialConfig
 from study.models import build_network
 for dataset, channels, size, width in (("digits", 1, 8, 0.25), ("cifar10", 3, 32, 0.5)):
     network = build_network(TrialConfig(dataset=dataset, depth=8, width=width, norm="sn", chunks=2, batch_size=4), 0)
@@ -166,8 +160,8 @@ for dataset, channels, size, width in (("digits", 1, 8, 0.25), ("cifar10", 3, 32
 
 
 @pytest.mark.skipif(ctypes.util.find_library("c_malloc_debug") is None, reason="glibc has no libc_malloc_debug here")
-def test_training_writes_nothing_outside_of_its_memory() -> None:
-    """Convolutions of few channels, channels last: see `_Shortcut`."""
+def test_training_does_not_corrupt_the_heap() -> None:
+    """Convolutions with few channels, channels last; see `ShortcutConv2d`."""
     environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     done = subprocess.run([sys.executable, "-c", HEAP_CHECK], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The rules by which a network starts from another, on small networks."""
+"""How a network starts from another one, on small networks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from study.models.warm_start import (
     Choices,
     ChosenLayer,
     StartError,
-    fits,
     fix_choices,
     freeze_choices,
     harden_choices,
     load_weights,
+    matches_state_dict,
     permute_choices,
     read_choices,
     share_choices,
@@ -28,7 +28,7 @@ from study.norms import set_radius, switch_parameters
 
 
 def network(depth: int = 8, seed: int = 0, **fields: Any) -> nn.Module:
-    """A network whose layers all choose differently."""
+    """A network whose layers all have different choices."""
     small = {"depth": depth, "width": 0.25, "chunks": 1, "batch_size": 4, "logit_init": "random"}
     return build_network(TrialConfig(**{**small, **fields}), seed)
 
@@ -38,7 +38,7 @@ def rows(choices: Choices) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("norm", ["sn", "ssn"])
-def test_hardened_layers_choose_what_weighed_most(norm: str) -> None:
+def test_hardened_layers_choose_the_largest_weight(norm: str) -> None:
     one = network(norm=norm)
     before = read_choices(one)
     fix_choices(one, harden_choices(before))
@@ -49,7 +49,7 @@ def test_hardened_layers_choose_what_weighed_most(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["sn", "ssn"])
-def test_fixed_choices_are_no_parameters_of_a_solver_and_a_step_leaves_them_where_they_are(norm: str) -> None:
+def test_fixed_choices_are_not_trained(norm: str) -> None:
     one = network(norm=norm)
     fix_choices(one, harden_choices(read_choices(one)))
     before = read_choices(one)
@@ -65,7 +65,7 @@ def test_fixed_choices_are_no_parameters_of_a_solver_and_a_step_leaves_them_wher
 
 
 @pytest.mark.parametrize("norm", ["sn", "ssn"])
-def test_held_choices_are_the_same_to_the_last_bit_whatever_the_radius_becomes(norm: str) -> None:
+def test_frozen_choices_stay_bit_equal_at_any_radius(norm: str) -> None:
     one = network(norm=norm)
     set_radius(one, 0.3)
     before = read_choices(one)
@@ -75,7 +75,7 @@ def test_held_choices_are_the_same_to_the_last_bit_whatever_the_radius_becomes(n
     assert switch_parameters(one) == []
 
 
-def test_permuted_choices_are_the_same_ones_in_other_layers() -> None:
+def test_permuted_choices_are_the_same_choices_in_other_layers() -> None:
     one = network()
     layers, choices = trace_geometry(one), read_choices(one)
     dealt = permute_choices(choices, layers, seed=3)
@@ -94,7 +94,7 @@ def test_shared_choices_are_the_mean_in_every_layer() -> None:
         torch.testing.assert_close(torch.tensor(row), mean)
 
 
-def test_a_transplant_takes_the_nearest_relative_depth_of_the_role() -> None:
+def test_a_transplant_takes_the_nearest_depth_fraction_of_the_role() -> None:
     def choice(number: int) -> tuple[Tensor, Tensor]:
         return torch.full((3,), float(number)), torch.zeros(3)
 
@@ -107,10 +107,10 @@ def test_a_transplant_takes_the_nearest_relative_depth_of_the_role() -> None:
     assert [int(chosen[layer.layer][0][0]) for layer in layers] == expected
 
 
-def test_all_weights_of_another_network_make_it_the_same() -> None:
+def test_loading_all_weights_of_a_network_reproduces_it() -> None:
     one, other = network(seed=1), network(seed=2)
     images = torch.randn(4, 1, 8, 8)
-    assert fits(one, other.state_dict())
+    assert matches_state_dict(one, other.state_dict())
     load_weights(one, other.state_dict())
     assert torch.equal(one(images), other(images))
 

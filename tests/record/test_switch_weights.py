@@ -14,7 +14,7 @@ from study.models import build_network, trace_geometry
 from study.norms import switch_weights
 from study.record.switch_weights import parquet_bytes, select_switch_layers, snapshot
 from study.training.recorder import Recorder
-from tests.models.samples import config_of
+from tests.models.samples import build_config
 
 POOL = ("in", "ln", "bn")
 MIXED = {
@@ -27,7 +27,7 @@ MIXED = {
 
 def recorder_of(case: str) -> tuple[torch.nn.Module, Any]:
     """A detector of random choices and a recorder that has seen it once."""
-    network = build_network(config_of("mask_rcnn", logit_init="random", **MIXED[case]), seed=0)
+    network = build_network(build_config("mask_rcnn", logit_init="random", **MIXED[case]), seed=0)
     layers = select_switch_layers(network, trace_geometry(network))
     recorder: Any = Recorder(None, SimpleNamespace(pool=POOL), layers, None, 1, None, None)  # type: ignore[arg-type]
     recorder.history = [snapshot(network, layers)]

@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from study.bench.result import Figure, Result
 from study.config.schema import RunConfig, StudyConfig, TrackingConfig
+from study.data.in_memory import InMemoryEvaluationLoader, InMemoryTrainingLoader
 from study.data.load import load_splits
-from study.data.memory import EvaluationLoader, TrainingLoader
 from study.models import build_network
 from study.plan.job import Job
 from study.plan.loading import load_study
@@ -59,8 +59,10 @@ class BareLoop:
         config, seed = trial.config, trial.seeds["data"]
         splits = load_splits(config, trial.seeds["split"]).to(device)
         self.network = build_network(config, trial.seeds["init"]).to(device)
-        self.batches = TrainingLoader(splits.train, config.gradient_batch, augmentation=config.augmentation, seed=seed)
-        self.validation = EvaluationLoader(splits.validation)
+        self.batches = InMemoryTrainingLoader(
+            splits.train, config.gradient_batch, augmentation=config.augmentation, seed=seed
+        )
+        self.validation = InMemoryEvaluationLoader(splits.validation)
         self.optimizer = build_optimizer(self.network, config)
         self.schedule = build_schedule(self.optimizer, config, len(self.batches))
 

@@ -1,4 +1,4 @@
-"""Streamed data: read from files in their published formats; what comes out depends on counters alone."""
+"""Streamed data: files in their published formats give batches that depend only on (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from study.config.datasets import DATASETS
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seeds
-from study.data.batches import IGNORED, Data
+from study.data.batch_reader import MAX_TRIES
+from study.data.batches import IGNORED
 from study.data.load import check_data, load_data
-from study.data.stream import MODULES, TRIES
+from study.data.loaders import TrialData
+from study.data.registry import import_streamed_module
 from tests.conftest import Run
 from tests.data.trees import WRITERS, write_ade20k, write_cityscapes, write_coco, write_imagenet
 
-TASKS = {"imagenet": "classification", "coco": "detection", "cityscapes": "segmentation", "ade20k": "segmentation"}
-AUGMENTATIONS = {
-    "imagenet": "random_resized_crop", "coco": "flip", "cityscapes": "crop_flip", "ade20k": "scale_flip",
-}  # fmt: skip
-
 
 def configure(dataset: str, **fields: Any) -> TrialConfig:
-    """Two steps an epoch of two samples each, of a tree of eight."""
+    """A trial with the data set's augmentation: two steps per epoch of two samples each, on eight images."""
+    facts = DATASETS[dataset]
     given = {"chunks": 1, "batch_size": 2, "train_samples": 5, **fields}
-    return TrialConfig(dataset=dataset, task=TASKS[dataset], augmentation=AUGMENTATIONS[dataset], **given)
+    return TrialConfig(dataset=dataset, task=facts.tasks[0], augmentation=facts.augmentations[-1], **given)
 
 
-def load(root: Path, config: TrialConfig, workers: int = 0) -> Data:
+def load(root: Path, config: TrialConfig, workers: int = 0) -> TrialData:
     return load_data(config, derive_seeds(0), str(root), workers)
 
 
 def flatten(value: Any) -> list[Tensor]:
-    """The tensors of batches, in order."""
+    """All tensors in nested batches, in order."""
     if isinstance(value, Tensor):
         return [value]
     return [tensor for item in (value.values() if isinstance(value, dict) else value) for tensor in flatten(item)]
@@ -52,7 +51,7 @@ def equal(first: Iterable[Any], second: Iterable[Any]) -> bool:
     return bool(pairs) and all(torch.equal(one, other) for one, other in pairs)
 
 
-def files_of(data: Any, split: str) -> list[str]:
+def list_files_of_split(data: Any, split: str) -> list[str]:
     samples = data.splits[split]
     return [samples.source.name(int(index)) for index in samples.indices]
 
@@ -61,25 +60,25 @@ def files_of(data: Any, split: str) -> list[str]:
 
 
 @pytest.mark.parametrize("dataset", WRITERS)
-def test_an_epoch_resumed_within_is_the_uninterrupted_one_with_any_number_of_workers(
-    tmp_path: Path, dataset: str
-) -> None:
+def test_a_resumed_epoch_equals_an_uninterrupted_one_with_any_number_of_workers(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
     config = configure(dataset, color="jitter" if dataset == "imagenet" else "none")
-    loaders = {workers: load(tmp_path, config, workers).training(config.augmentation) for workers in (0, 2)}
+    loaders = {
+        workers: load(tmp_path, config, workers).build_training_loader(config.augmentation) for workers in (0, 2)
+    }
     for loader in loaders.values():
         loader.set_epoch(1)
     whole = list(loaders[0])
     assert len(whole) == len(loaders[0]) == 2
     begun = list(islice(loaders[2], 1))
-    resumed = load(tmp_path, config).training(config.augmentation)
+    resumed = load(tmp_path, config).build_training_loader(config.augmentation)
     resumed.load_state_dict(loaders[2].state_dict())
     assert equal(begun + list(resumed), whole)
 
 
-def test_epochs_differ_in_order_and_draws(tmp_path: Path) -> None:
+def test_epochs_differ_in_order_and_augmentation(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
-    loader = load(tmp_path, configure("imagenet", batch_size=5)).training("random_resized_crop")
+    loader = load(tmp_path, configure("imagenet", batch_size=5)).build_training_loader("random_resized_crop")
     epochs = []
     for epoch in (0, 1, 0):
         loader.set_epoch(epoch)
@@ -88,81 +87,83 @@ def test_epochs_differ_in_order_and_draws(tmp_path: Path) -> None:
     assert not equal(epochs[0], epochs[1])
 
 
-def test_an_epoch_of_given_steps_goes_on_through_passes(tmp_path: Path) -> None:
+def test_an_epoch_with_a_given_number_of_steps_spans_several_passes(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    loader = load(tmp_path, configure("coco", epoch_steps=5)).training("none")
+    loader = load(tmp_path, configure("coco", epoch_steps=5)).build_training_loader("none")
     images = [image for batch, _ in loader for image in batch]
     assert len(images) == 10
     assert len({image.sum().item() for image in images}) == 5
 
 
 @pytest.mark.parametrize("dataset", WRITERS)
-def test_the_parts_of_a_batch_make_it_up(tmp_path: Path, dataset: str) -> None:
+def test_the_shards_of_a_batch_add_up_to_it(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
     config = configure(dataset, batch_size=4)
     data = load(tmp_path, config)
-    (whole,), (first,), (second,) = (data.training(config.augmentation, part) for part in ((0, 1), (0, 2), (1, 2)))
+    (whole,), (first,), (second,) = (
+        data.build_training_loader(config.augmentation, part) for part in ((0, 1), (0, 2), (1, 2))
+    )
     for kind in range(2):
         assert equal(whole[kind], [*first[kind], *second[kind]])
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "coco"])
-def test_the_parts_of_an_evaluation_are_equally_long_and_hold_every_image_once(tmp_path: Path, dataset: str) -> None:
+def test_evaluation_shards_are_equally_long_and_contain_every_image_once(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
     data = load(tmp_path, configure(dataset))
-    parts = [list(data.evaluation("test", (rank, 2))) for rank in range(2)]
+    parts = [list(data.build_evaluation_loader("test", (rank, 2))) for rank in range(2)]
     assert len(parts[0]) == len(parts[1])
     images = [image for part in parts for batch, _ in part for image in batch]
     assert sorted(image.sum().item() for image in images) == sorted(
-        image.sum().item() for batch, _ in data.evaluation("test") for image in batch
+        image.sum().item() for batch, _ in data.build_evaluation_loader("test") for image in batch
     )
     assert len(images) == 3
 
 
-def test_drawing_batches_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+def test_reading_batches_does_not_change_the_global_generator(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     state = torch.get_rng_state()
-    list(load(tmp_path, configure("imagenet")).training("random_resized_crop"))
+    list(load(tmp_path, configure("imagenet")).build_training_loader("random_resized_crop"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_splits_are_cut_from_the_training_part_by_the_seed(tmp_path: Path) -> None:
+def test_train_and_validation_are_cut_from_the_published_train_split_by_the_seed(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     config = configure("imagenet", validation_fraction=0.25)
     data, other = (load_data(config, derive_seeds(replicate), str(tmp_path)) for replicate in (0, 1))
-    train, validation = files_of(data, "train"), files_of(data, "validation")
-    assert (len(train), len(validation), len(files_of(data, "test"))) == (5, 2, 3)
+    train, validation = list_files_of_split(data, "train"), list_files_of_split(data, "validation")
+    assert (len(train), len(validation), len(list_files_of_split(data, "test"))) == (5, 2, 3)
     assert not set(train) & set(validation)
-    assert files_of(other, "train") != train
-    assert all(name.startswith("val/") for name in files_of(data, "test"))
+    assert list_files_of_split(other, "train") != train
+    assert all(name.startswith("val/") for name in list_files_of_split(data, "test"))
 
 
 # ------------------------------------------------------------------------------------------ formats
 
 
-def test_imagenet_classes_are_the_sorted_folders(tmp_path: Path) -> None:
+def test_imagenet_classes_are_numbered_by_the_sorted_folder_names(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
-    _, labels = next(iter(load(tmp_path, configure("imagenet")).evaluation("test")))
+    _, labels = next(iter(load(tmp_path, configure("imagenet")).build_evaluation_loader("test")))
     assert labels.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
 def test_cityscapes_labels_become_train_ids(tmp_path: Path, kind: str) -> None:
     write_cityscapes(tmp_path, kind=kind)
-    _, mask = next(iter(load(tmp_path, configure("cityscapes")).evaluation("test")))
+    _, mask = next(iter(load(tmp_path, configure("cityscapes")).build_evaluation_loader("test")))
     assert mask[0, 0].unique_consecutive().tolist() == [0, IGNORED, 18]
 
 
 def test_ade20k_labels_move_down_by_one(tmp_path: Path) -> None:
     write_ade20k(tmp_path)
-    masks = [mask for _, mask in load(tmp_path, configure("ade20k")).evaluation("test")]
+    masks = [mask for _, mask in load(tmp_path, configure("ade20k")).build_evaluation_loader("test")]
     assert [mask[0, 0].unique_consecutive().tolist() for mask in masks] == [[IGNORED, 0, 149, n] for n in range(3)]
 
 
 def test_coco_objects_have_boxes_labels_and_masks_that_agree(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    _, (target,) = next(iter(load(tmp_path, configure("coco")).evaluation("test")))
-    assert target["boxes"].tolist() == [[4, 8, 20, 24], [30, 0, 40, 40]]  # cut at the image's edge; no crowd
+    _, (target,) = next(iter(load(tmp_path, configure("coco")).build_evaluation_loader("test")))
+    assert target["boxes"].tolist() == [[4, 8, 20, 24], [30, 0, 40, 40]]  # clipped to the image; the crowd is left out
     assert target["labels"].tolist() == [1, 80]
     for (x1, y1, x2, y2), mask in zip(target["boxes"].int().tolist(), target["masks"], strict=True):
         inside = torch.zeros_like(mask)
@@ -170,9 +171,9 @@ def test_coco_objects_have_boxes_labels_and_masks_that_agree(tmp_path: Path) -> 
         assert torch.equal(mask, inside)
 
 
-def test_a_flip_takes_boxes_and_masks_along(tmp_path: Path) -> None:
+def test_a_flip_mirrors_boxes_and_masks_too(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    loader = load(tmp_path, configure("coco", epoch_steps=8)).training("flip")
+    loader = load(tmp_path, configure("coco", epoch_steps=8)).build_training_loader("flip")
     targets = [target for _, batch in loader for target in batch]
     lefts = {target["boxes"][0, 0].item() for target in targets}
     assert lefts == {4, 56 - 20}
@@ -183,15 +184,15 @@ def test_a_flip_takes_boxes_and_masks_along(tmp_path: Path) -> None:
 
 def test_an_image_without_objects_has_empty_targets(tmp_path: Path) -> None:
     write_coco(tmp_path, edit=lambda content: content["annotations"].clear())
-    _, (target, _) = next(iter(load(tmp_path, configure("coco")).training("flip")))
+    _, (target, _) = next(iter(load(tmp_path, configure("coco")).build_training_loader("flip")))
     assert [tuple(target[key].shape) for key in ("boxes", "labels", "masks")] == [(0, 4), (0,), (0, 40, 56)]
 
 
-def test_images_are_normalized_and_evaluated_at_their_sizes(tmp_path: Path) -> None:
+def test_evaluation_images_are_normalized_and_resized_as_catalogued(tmp_path: Path) -> None:
     shapes = {}
     for dataset, write in WRITERS.items():
         write(tmp_path)
-        images, _ = next(iter(load(tmp_path, configure(dataset)).evaluation("test")))
+        images, _ = next(iter(load(tmp_path, configure(dataset)).build_evaluation_loader("test")))
         shapes[dataset] = tuple(images[0].shape)
         assert images[0].dtype == torch.float32
         assert images[0].min() < 0 < images[0].max() < 3
@@ -203,10 +204,10 @@ def test_images_are_normalized_and_evaluated_at_their_sizes(tmp_path: Path) -> N
     }
 
 
-def test_images_of_several_sizes_are_padded_with_pixels_that_do_not_count(tmp_path: Path) -> None:
+def test_images_of_different_sizes_are_padded_with_ignored_pixels(tmp_path: Path) -> None:
     write_ade20k(tmp_path)
     config = configure("ade20k", batch_size=5)
-    images, masks = next(iter(load(tmp_path, config).training("none")))
+    images, masks = next(iter(load(tmp_path, config).build_training_loader("none")))
     assert images.shape[2:] == masks.shape[1:]
     assert all(side % 8 == 0 for side in masks.shape[1:])
     padding = (images == 0).all(1)
@@ -218,7 +219,7 @@ def test_the_last_epochs_have_milder_crops(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     config = configure("imagenet", epochs=3, mild_epochs=1, batch_size=5)
     data = load(tmp_path, config)
-    mild, plain = data.training("random_resized_crop"), data.training("none")
+    mild, plain = data.build_training_loader("random_resized_crop"), data.build_training_loader("none")
     for loader in (mild, plain):
         loader.set_epoch(2)
     for image, same in zip(next(iter(mild))[0], next(iter(plain))[0], strict=True):
@@ -232,7 +233,7 @@ def spoil_image(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-def set_aside(data: Data) -> list[str]:
+def set_aside(data: TrialData) -> list[str]:
     return [line for line in data.set_aside if "published" not in line]
 
 
@@ -243,20 +244,20 @@ def test_an_image_that_does_not_decode_is_replaced_in_training_and_left_out_in_e
     folder = write_imagenet(tmp_path)
     config = configure("imagenet", epoch_steps=3)
     data = load(tmp_path, config, workers)
-    bad = files_of(data, "train")[1]
+    bad = list_files_of_split(data, "train")[1]
     spoil_image(folder / bad)
-    assert [len(labels) for _, labels in data.training("random_resized_crop")] == [2, 2, 2]
+    assert [len(labels) for _, labels in data.build_training_loader("random_resized_crop")] == [2, 2, 2]
     (line,) = set_aside(data)
     assert line.startswith(f"{bad}: ")
-    assert sum(len(labels) for _, labels in data.evaluation("train")) == 4
+    assert sum(len(labels) for _, labels in data.build_evaluation_loader("train")) == 4
 
 
-def test_what_replaces_a_sample_does_not_depend_on_workers_or_resume(tmp_path: Path) -> None:
+def test_the_replacement_of_a_sample_does_not_depend_on_workers_or_resume(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)
     config = configure("coco", epoch_steps=5)
     data, other = load(tmp_path, config), load(tmp_path, config, 2)
-    (folder / files_of(data, "train")[0]).unlink()
-    loader, resumed = data.training("flip"), other.training("flip")
+    (folder / list_files_of_split(data, "train")[0]).unlink()
+    loader, resumed = data.build_training_loader("flip"), other.build_training_loader("flip")
     whole = list(loader)
     begun = list(islice(loader, 3))
     resumed.load_state_dict(loader.state_dict())
@@ -272,31 +273,32 @@ def test_what_replaces_a_sample_does_not_depend_on_workers_or_resume(tmp_path: P
         (lambda mask: mask.resize((9, 9), Image.Resampling.NEAREST), "another size"),
     ],
 )
-def test_a_mask_that_cannot_be_used_sets_its_image_aside(
+def test_an_image_with_an_unusable_mask_is_set_aside(
     tmp_path: Path, spoil: Callable[[Image.Image], Image.Image], why: str
 ) -> None:
     folder = write_ade20k(tmp_path)
     data = load(tmp_path, configure("ade20k"))
-    image = Path(files_of(data, "test")[0])
+    image = Path(list_files_of_split(data, "test")[0])
     path = folder / "annotations/validation" / f"{image.stem}.png"
     with Image.open(path) as mask:
         spoiled = spoil(mask)
     spoiled.save(path)
-    masks = [mask for _, mask in data.evaluation("test")]
+    masks = [mask for _, mask in data.build_evaluation_loader("test")]
     assert [len(mask) for mask in masks] == [0, 1, 1]
     (line,) = set_aside(data)
     assert line.startswith(str(image))
     assert why in line
 
 
-def test_every_label_of_a_mask_is_known_or_named() -> None:
-    tables = {name: module.label_table() for name, module in MODULES.items() if hasattr(module, "label_table")}
+def test_label_tables_cover_the_labels_of_the_data_set() -> None:
+    modules = {name: import_streamed_module(name) for name in ("cityscapes", "ade20k")}
+    tables = {name: module.build_label_table() for name, module in modules.items()}
     counts = {name: len(set(table.tolist()) - {-1, IGNORED}) for name, table in tables.items()}
     assert counts == {"cityscapes": 19, "ade20k": 150}
     assert {name: int((table >= 0).sum()) for name, table in tables.items()} == {"cityscapes": 34, "ade20k": 151}
 
 
-def test_boxes_of_no_area_and_unknown_categories_are_left_out_and_named(tmp_path: Path) -> None:
+def test_objects_with_an_empty_box_or_unknown_category_are_set_aside(tmp_path: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         content["annotations"][0]["bbox"] = [4, 8, 0, 16]
         content["annotations"][1]["category_id"] = 12
@@ -308,50 +310,50 @@ def test_boxes_of_no_area_and_unknown_categories_are_left_out_and_named(tmp_path
 
 
 @pytest.mark.parametrize("segmentation", [[], {"counts": [3], "size": [40, 56]}, {"size": [40, 56]}, "polygon", None])
-def test_a_mask_of_coco_that_cannot_be_read_sets_its_image_aside(tmp_path: Path, segmentation: Any) -> None:
+def test_a_coco_image_with_an_unreadable_mask_is_set_aside(tmp_path: Path, segmentation: Any) -> None:
     folder = write_coco(tmp_path)
     path = folder / "annotations/instances_val2017.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"] = segmentation
     path.write_text(json.dumps(content))
     data = load(tmp_path, configure("coco"))
-    assert sum(len(images) for images, _ in data.evaluation("test")) == 2
+    assert sum(len(images) for images, _ in data.build_evaluation_loader("test")) == 2
     assert [line.partition(":")[0] for line in set_aside(data)] == ["val2017/000000000000.jpg"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_where_nothing_can_be_used_training_ends_with_one_line(tmp_path: Path, workers: int) -> None:
+def test_training_fails_with_one_line_if_no_sample_is_usable(tmp_path: Path, workers: int) -> None:
     folder = write_imagenet(tmp_path)
     data = load(tmp_path, configure("imagenet"), workers)
     for path in (folder / "train").rglob("*.JPEG"):
         spoil_image(path)
-    with pytest.raises(UserError, match=f"no usable sample in {TRIES}") as caught:
-        list(data.training("random_resized_crop"))
+    with pytest.raises(UserError, match=f"no usable sample in {MAX_TRIES}") as caught:
+        list(data.build_training_loader("random_resized_crop"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dataset", WRITERS)
-def test_missing_data_are_named_with_their_place_layout_and_origin(tmp_path: Path, dataset: str) -> None:
+def test_the_error_for_missing_data_names_folder_layout_and_download_page(tmp_path: Path, dataset: str) -> None:
     with pytest.raises(UserError, match=f"^run.data_root={tmp_path}: {dataset}: no .* expected .* from http") as caught:
         check_data(dataset, str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dataset", WRITERS)
-def test_a_part_of_the_data_is_refused_unless_the_trial_says_how_much_it_takes(tmp_path: Path, dataset: str) -> None:
+def test_incomplete_data_are_refused_unless_train_samples_is_set(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
     check_data(dataset, str(tmp_path), subset=True)
     with pytest.raises(UserError, match=r"8 training images .* not the published .* train_samples"):
         check_data(dataset, str(tmp_path))
 
 
-def test_more_training_images_than_there_are_is_refused(tmp_path: Path) -> None:
+def test_more_training_images_than_exist_are_refused(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     with pytest.raises(UserError, match="train_samples=7: allowed: 1 to 6"):
         load(tmp_path, configure("imagenet", train_samples=7))
 
 
-def test_half_copied_pairs_and_listed_images_are_set_aside(tmp_path: Path) -> None:
+def test_images_with_a_missing_file_are_set_aside(tmp_path: Path) -> None:
     (write_ade20k(tmp_path) / "annotations/training/ADE_training_00000003.png").unlink()
     (write_coco(tmp_path) / "train2017/000000000003.jpg").unlink()
     for dataset, image in (
@@ -362,14 +364,14 @@ def test_half_copied_pairs_and_listed_images_are_set_aside(tmp_path: Path) -> No
         assert [line.partition(":")[0] for line in lines] == [image]
 
 
-def test_validation_images_of_imagenet_that_lie_flat_are_explained(tmp_path: Path) -> None:
+def test_a_flat_folder_of_imagenet_validation_images_is_explained(tmp_path: Path) -> None:
     folder = write_imagenet(tmp_path, test=0)
     (folder / "val").mkdir()
     with pytest.raises(UserError, match="lie flat"):
         check_data("imagenet", str(tmp_path))
 
 
-def test_classes_of_imagenet_that_differ_between_parts_are_refused(tmp_path: Path) -> None:
+def test_imagenet_classes_that_differ_between_splits_are_refused(tmp_path: Path) -> None:
     folder = write_imagenet(tmp_path)
     (folder / "val/n01443537").rename(folder / "val/n99999999")
     with pytest.raises(UserError, match="n01443537 is in one of them only"):
@@ -379,7 +381,7 @@ def test_classes_of_imagenet_that_differ_between_parts_are_refused(tmp_path: Pat
 @pytest.mark.parametrize(
     "text", ["", '{"images": [', "[]", '{"images": []}', '{"images": [], "annotations": [], "categories": []}']
 )
-def test_a_json_file_of_coco_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
+def test_a_damaged_json_file_of_coco_is_named(tmp_path: Path, text: str) -> None:
     path = write_coco(tmp_path) / "annotations/instances_train2017.json"
     path.write_text(text)
     with pytest.raises(UserError, match=str(path)) as caught:
@@ -390,9 +392,11 @@ def test_a_json_file_of_coco_that_is_damaged_is_named(tmp_path: Path, text: str)
 # ------------------------------------------------------------------------------------------ processes
 
 
-def test_a_signal_to_all_processes_of_a_job_ends_no_worker(tmp_path: Path) -> None:
+def test_a_signal_to_all_processes_of_a_job_does_not_end_workers(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
-    batches = iter(load(tmp_path, configure("imagenet", epoch_steps=12), 2).training("random_resized_crop"))
+    batches = iter(
+        load(tmp_path, configure("imagenet", epoch_steps=12), 2).build_training_loader("random_resized_crop")
+    )
     next(batches)
     for name in ("TERM", "USR1", "INT"):
         for worker in multiprocessing.active_children():
