@@ -13,14 +13,14 @@ from study.config.validation import SECTIONS, find_origin, validate_study
 from study.config.yaml_input import check_mapping, parse_yaml, read_yaml
 from study.plan.warm_start import resolve_start
 
-CONFIG_FOLDERS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
+CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 
 
 DEFAULT_SCALE = "laptop"
 
 
 def config_folder() -> Path:
-    """Where the studies and scales lie: beside the package in a checkout, inside it when installed."""
+    """Where the studies and scales lie: inside the package when installed, beside it in a checkout."""
     for folder in CONFIG_FOLDERS:
         if folder.is_dir():
             return folder
