@@ -1,6 +1,7 @@
 # `make check` before every push; CI runs the README's test command.
 PYTHON ?= .venv/bin/python
 PYTEST = $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+unexport PYTHONDONTWRITEBYTECODE   # containers set it, and each of some hundred processes would compile the package
 
 .PHONY: check test lint
 
