@@ -1,6 +1,7 @@
-"""Build hook: puts the commit into the wheel and the source distribution, as `study/commit.txt`.
+"""Build hook: adds the files that an installed package cannot find beside itself, as a checkout does.
 
-An installed package has no checkout to ask, and its records must still name the commit that they were made with.
+Wheels and source distributions get the commit as `study/commit.txt`, because records name the commit that made them.
+Wheels also get the folder `configs` as `study/configs`. An editable install needs neither: it imports the checkout.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class CommitHook(BuildHookInterface[BuilderConfig]):
-    """Adds `study/commit.txt`, without writing it into the checkout."""
+class BuildHook(BuildHookInterface[BuilderConfig]):
+    """Adds the files without writing into the checkout."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Adds the file, except to an editable install, and where a source distribution already has it."""
-        if version == "editable" or Path(self.root, "study", "commit.txt").exists():
-            return
-        environment = runpy.run_path(str(Path(self.root, "study", "record", "environment.py")))
+        """Adds the files; a source distribution that is built from already has the commit."""
         self.folder = tempfile.TemporaryDirectory()
-        file = Path(self.folder.name, "commit.txt")
-        file.write_text(environment["find_commit"]() + "\n", encoding="utf-8")
-        build_data["force_include"][str(file)] = "study/commit.txt"
+        if version == "editable":
+            return
+        if self.target_name == "wheel":
+            build_data["force_include"]["configs"] = "study/configs"
+        if not Path(self.root, "study", "commit.txt").exists():
+            environment = runpy.run_path(str(Path(self.root, "study", "record", "environment.py")))
+            file = Path(self.folder.name, "commit.txt")
+            file.write_text(environment["git_commit"]() + "\n", encoding="utf-8")
+            build_data["force_include"][str(file)] = "study/commit.txt"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Deletes the temporary file."""
-        if hasattr(self, "folder"):
-            self.folder.cleanup()
+        self.folder.cleanup()

@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run(arguments[1:])
         options = _parse(arguments)
         if options.version:
-            from study.record.environment import describe_version
+            from study.record.environment import git_commit, package_version
 
-            print(describe_version())
+            print(f"normalizer-study {package_version('normalizer-study')} (commit {git_commit()})")
             return DONE
         if options.study is None:
             if options.verb is None:
@@ -90,10 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: a small, frozen set of flags. What else can be turned lives in YAML and --set."""
-    from study.record.environment import command_line
+    from study.record.environment import program_name
 
     parser = Parser(
-        prog=command_line([]),
+        prog=program_name(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Trains every cell of a study and reports what its normalization layers chose.",
         epilog="verbs:\n" + "\n".join(f"  {verb:11}{text}" for verb, text in VERBS.items())
@@ -169,13 +169,13 @@ def _console() -> Console:
 
 
 def _list() -> int:
-    from study.record.environment import command_line
+    from study.record.environment import program_name
 
     for kind in ("studies", "scales"):
         print(f"{kind}:")
         for name, path in available(kind).items():
             print(f"  {name:16}{read_yaml(path).get('title', '')}")
-    print(f"\n{command_line([])} --study NAME [--scale {DEFAULT_SCALE}]; --help says more")
+    print(f"\n{program_name()} --study NAME [--scale {DEFAULT_SCALE}]; --help says more")
     return DONE
 
 

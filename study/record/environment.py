@@ -11,6 +11,7 @@ import platform
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ UNKNOWN_COMMIT = "unknown"
 
 def describe_environment(command: str) -> dict[str, Any]:
     """Returns command, commit, versions and host: the same for all trials that a command trains on one machine."""
-    return {"command": command, "commit": find_commit(), **describe_machine()}
+    return {"command": command, "commit": git_commit(), **describe_machine()}
 
 
 def describe_machine() -> dict[str, Any]:
     """Returns what can differ between the nodes of a cluster: versions, Python, platform, host, cores."""
     return {
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -36,14 +37,16 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def describe_version() -> str:
-    """Returns the line that `--version` prints."""
-    return f"{PACKAGES[0]} {_version(PACKAGES[0])} (commit {find_commit()})"
+def program_name() -> str:
+    """Returns how the user starts this program: `run-study` if it is installed, `python run_study.py` in a checkout."""
+    script_was_typed = Path(sys.argv[0]).stem == "run-study"
+    in_checkout = (Path(__file__).parents[2] / "run_study.py").is_file()
+    return "python run_study.py" if in_checkout and not script_was_typed else "run-study"
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """Returns the command that a user types to run `arguments` again. Passwords in it are hidden."""
-    return shlex.join([*_program(), *map(hide_passwords, arguments)])
+    """Returns the command that a user types to run `arguments` again, with passwords hidden."""
+    return f"{program_name()} {shlex.join(map(hide_passwords, arguments))}"
 
 
 def hide_passwords(text: str) -> str:
@@ -56,7 +59,7 @@ def hide_passwords(text: str) -> str:
     return re.sub(r"([?&]\w*password=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
-def find_commit() -> str:
+def git_commit() -> str:
     """Returns the commit of the checkout, with `+changes` where files differ from it, or the one that was installed.
 
     "unknown" where git does not answer, and for a package that was built outside a checkout.
@@ -82,13 +85,8 @@ def _ask_git(checkout: Path) -> str:
         return UNKNOWN_COMMIT
 
 
-def _program() -> list[str]:
-    """Returns the words that start the command line: the script of a checkout, the console script of an install."""
-    in_checkout = (Path(__file__).parents[2] / "run_study.py").exists()
-    return ["python", "run_study.py"] if in_checkout else ["run-study"]
-
-
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Returns the installed version of a package; empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

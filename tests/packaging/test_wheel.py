@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import study
-from study.record.environment import find_commit
+from study.record.environment import git_commit
 from tests.conftest import ROOT
 
 STUDY = ("--study", "depth_vs_batch", "--scale", "smoke", "--set", "tracking.mode=disabled")
@@ -41,6 +41,12 @@ def build(target: str, source: Path, folder: Path) -> Path:
     subprocess.run(command, cwd=source, check=True, capture_output=True, text=True)
     (built,) = folder.iterdir()
     return built
+
+
+def list_files(wheel: Path) -> set[str]:
+    """Returns the files of the package, as paths in site-packages."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
 def read_commit(wheel: Path) -> str:
@@ -67,6 +73,7 @@ class Installed:
         (packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
         guard = GUARD.format(root=f"{ROOT}{os.sep}", environment=f"{sys.prefix}{os.sep}")
         (packages / "sitecustomize.py").write_text(guard)
+        (packages / "configs").mkdir()  # of another package: not to be taken for the studies and scales
         pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", "--no-index", "--no-deps"]
         subprocess.run([*pip, "-q", str(wheel)], check=True, capture_output=True, text=True, cwd=folder)
 
@@ -89,10 +96,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     package = {path.relative_to(ROOT).as_posix() for path in Path(ROOT, "study").rglob("*") if path.is_file()}
     configs = {f"study/{path.relative_to(ROOT).as_posix()}" for path in Path(ROOT, "configs").rglob("*.yaml")}
-    with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == {name for name in package if "__pycache__" not in name} | configs | {"study/commit.txt"}
-    assert "study/py.typed" in names
+    assert list_files(wheel) == {name for name in package if "__pycache__" not in name} | configs | {"study/commit.txt"}
+    assert "study/py.typed" in package
 
 
 def test_the_description_has_no_relative_link(wheel: Path) -> None:
@@ -103,11 +108,13 @@ def test_the_description_has_no_relative_link(wheel: Path) -> None:
     assert "![" not in metadata
 
 
-def test_a_source_distribution_keeps_the_commit(tmp_path: Path) -> None:
+def test_a_wheel_from_a_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(build("sdist", ROOT, tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,) = tmp_path.glob("normalizer_study-*")
-    assert read_commit(build("wheel", source, tmp_path / "wheel")) == find_commit()
+    other = build("wheel", source, tmp_path / "wheel")
+    assert read_commit(other) == read_commit(wheel) == git_commit()
+    assert list_files(other) == list_files(wheel)
 
 
 def test_a_wheel_built_outside_a_checkout_says_that_its_commit_is_unknown(tmp_path: Path) -> None:

@@ -33,21 +33,21 @@ def test_the_commit_is_that_of_the_checkout_and_says_whether_files_differ(tmp_pa
     file.parent.mkdir(parents=True)
     shutil.copy(ROOT / file.relative_to(tmp_path), file)
 
-    def find_commit() -> str:
-        return str(runpy.run_path(str(file))["find_commit"]())
+    def git_commit() -> str:
+        return str(runpy.run_path(str(file))["git_commit"]())
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert find_commit() == "unknown"
+    assert git_commit() == "unknown"
     git("init")
-    assert find_commit() == "unknown"
+    assert git_commit() == "unknown"
     git("add", ".")
     git("commit", "-m", "one")
-    assert find_commit() == git("rev-parse", "HEAD")
+    assert git_commit() == git("rev-parse", "HEAD")
     file.write_text(file.read_text() + "\n")
-    assert find_commit() == git("rev-parse", "HEAD") + "+changes"
+    assert git_commit() == git("rev-parse", "HEAD") + "+changes"
 
 
 @pytest.mark.parametrize(
