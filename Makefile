@@ -1,16 +1,18 @@
 # `make check` before every push; CI runs the README's test command.
 PYTHON ?= .venv/bin/python
+PYTEST = $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+unexport PYTHONDONTWRITEBYTECODE   # containers set it, and each of some hundred processes would compile the package
 
-.PHONY: check test
+.PHONY: check test lint
 
-check:
+check: lint
+	$(PYTEST) -m "not slow"
+
+test: lint
+	$(PYTEST)
+
+lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder
-
-test:
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(dir $(shell command -v $(PYTHON)))lint-imports

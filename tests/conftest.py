@@ -16,8 +16,15 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores, and OpenMP's threads spin as they wait
 os.environ["BROWSER_PATH"] = "none"  # reports without images, which take ten seconds; test_export makes them
+SLOW_MARKS = ("slow", "slurm", "ray", "postgres")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves files with slow tests to the front: one that started last would run while other processes have ended."""
+    slow = {item.path for item in items if any(map(item.get_closest_marker, SLOW_MARKS))}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from study.models import trace_geometry
 from study.norms.official import OfficialResNet, load_official
 from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trial
-from study.record.environment import describe_environment
+from study.record.environment import command_line, describe_environment
 from study.record.io import file_digest, write_bytes, write_json, write_yaml
 from study.record.layout import StudyFolder, write_result
 from study.record.switch_weights import parquet_bytes, snapshot
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     command = shlex.join(["python", "-m", "study.cli.import_published", *arguments])
     folder = StudyFolder(options.out)
     import_networks([_read(argument) for argument in options.files], folder, command)
-    print(f"{folder.path}; python run_study.py report --study {folder.path.name} --out {folder.path.parent}")
+    report = command_line(["report", "--study", folder.path.name, "--out", str(folder.path.parent)])
+    print(f"{folder.path}; {report}")
     return 0
 
 

@@ -50,14 +50,20 @@ VERBS = {
 MODES = {"watch": "status", "serve": "report", "compare": "report"}  # flags of one verb
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 some trials failed, 2 bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] == ["bench"]:  # with flags of its own
             from study.bench.__main__ import run
 
             return run(arguments[1:])
         options = _parse(arguments)
+        if options.version:
+            from study.record.environment import git_commit, package_version
+
+            print(f"normalizer-study {package_version('normalizer-study')} (commit {git_commit()})")
+            return DONE
         if options.study is None:
             if options.verb is None:
                 return _list()
@@ -84,8 +90,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: a small, frozen set of flags. What else can be turned lives in YAML and --set."""
+    from study.record.environment import program_name
+
     parser = ArgumentParser(
-        prog="run_study.py",
+        prog=program_name(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Trains every cell of a study and reports what its normalization layers chose.",
         epilog="verbs:\n" + "\n".join(f"  {verb:11}{text}" for verb, text in VERBS.items())
@@ -114,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--detach", action="store_true", help="return at once; the same command, status or report collect"
     )
+    parser.add_argument("--version", action="store_true", help="print version and commit")
     return parser
 
 
@@ -160,11 +169,13 @@ def _console() -> Console:
 
 
 def _list() -> int:
+    from study.record.environment import program_name
+
     for kind in ("studies", "scales"):
         print(f"{kind}:")
         for name, path in list_configs(kind).items():
             print(f"  {name:16}{read_yaml(path).get('title', '')}")
-    print(f"\npython run_study.py --study NAME [--scale {DEFAULT_SCALE}]; --help says more")
+    print(f"\n{program_name()} --study NAME [--scale {DEFAULT_SCALE}]; --help says more")
     return DONE
 
 

@@ -14,8 +14,8 @@ from study.config.yaml_input import check_mapping, parse_yaml, read_yaml
 from study.plan import warm_start
 
 DEFAULT_SCALE = "laptop"
-CONFIG_FOLDERS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
-"""Where studies and scales are: beside the package in a checkout, inside it when installed."""
+CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+"""Where studies and scales are: inside the package when installed, beside it in a checkout."""
 
 
 def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] = ()) -> StudyConfig:

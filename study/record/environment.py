@@ -1,4 +1,7 @@
-"""What a run was made with: versions, commit, command, machine. Imports no torch."""
+"""Describes what a run is made with: versions, commit, command, machine. Imports no torch.
+
+The build hook (`hatch_build.py`) runs this file by itself, so it imports nothing of `study`.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,25 @@ import platform
 import re
 import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "optuna", "wandb", "numpy", "scipy", "pandas",
-            "scikit-learn")  # fmt: skip
+PACKAGES = ("normalizer-study", "torch", "torchvision", "lightning", "torchmetrics", "optuna", "wandb", "numpy",
+            "scipy", "pandas", "scikit-learn")  # fmt: skip
+UNKNOWN_COMMIT = "unknown"
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Versions, commit, command, host. The same for every trial of a run on one machine."""
+    """Returns command, commit, versions and host: the same for all trials that a command trains on one machine."""
     return {"command": command, "commit": git_commit(), **describe_machine()}
 
 
 def describe_machine() -> dict[str, Any]:
-    """What is this machine's own: a cluster's nodes may differ."""
+    """Returns what can differ between the nodes of a cluster: versions, Python, platform, host, cores."""
     return {
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -31,9 +37,16 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def command_line(arguments: list[str]) -> str:
-    """The command as a user would type it again, without a password it may hold."""
-    return shlex.join(["python", "run_study.py", *map(hide_passwords, arguments)])
+def program_name() -> str:
+    """Returns how the user starts this program: `run-study` if it is installed, `python run_study.py` in a checkout."""
+    script_was_typed = Path(sys.argv[0]).stem == "run-study"
+    in_checkout = (Path(__file__).parents[2] / "run_study.py").is_file()
+    return "python run_study.py" if in_checkout and not script_was_typed else "run-study"
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Returns the command that a user types to run `arguments` again, with passwords hidden."""
+    return f"{program_name()} {shlex.join(map(hide_passwords, arguments))}"
 
 
 def hide_passwords(text: str) -> str:
@@ -47,25 +60,33 @@ def hide_passwords(text: str) -> str:
 
 
 def git_commit() -> str:
-    """The checkout's commit, with `+changes` where files differ from it; empty outside a checkout."""
-    folder = Path(__file__).parents[2]
+    """Returns the commit of the checkout, with `+changes` where files differ from it, or the one that was installed.
 
+    "unknown" where git does not answer, and for a package that was built outside a checkout.
+    """
+    package = Path(__file__).parents[1]
+    if (package.parent / ".git").exists():
+        return _ask_git(package.parent)
+    file = package / "commit.txt"  # the build hook writes it
+    return file.read_text(encoding="utf-8").strip() if file.exists() else UNKNOWN_COMMIT
+
+
+def _ask_git(checkout: Path) -> str:
     def git(*arguments: str) -> str:
-        try:
-            return subprocess.run(  # noqa: S603
-                ["git", "-C", str(folder), *arguments],  # noqa: S607
-                capture_output=True, text=True, timeout=10, check=True,
-            ).stdout.strip()  # fmt: skip
-        except (OSError, subprocess.SubprocessError):
-            return ""
+        return subprocess.run(  # noqa: S603
+            ["git", "-C", str(checkout), *arguments],  # noqa: S607
+            capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
 
-    if not (folder / ".git").exists():
-        return ""
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+    try:
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}+changes" if git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return UNKNOWN_COMMIT
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Returns the installed version of a package; empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

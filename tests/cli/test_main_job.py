@@ -313,6 +313,7 @@ FLAGS = [
     "--set",
     "--storage",
     "--study",
+    "--version",
     "--watch",
     "--workers",
 ]

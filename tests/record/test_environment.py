@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
+import study
 from study.record.environment import command_line, describe_environment
+from tests.conftest import ROOT
 
 
 def test_the_environment_states_versions_and_command_as_plain_json() -> None:
     environment = json.loads(json.dumps(describe_environment("python run_study.py")))
     assert environment["versions"]["torch"]
+    assert environment["versions"]["normalizer-study"] == study.__version__
     assert environment["command"] == "python run_study.py"
 
 
 def test_a_command_can_be_typed_again() -> None:
     arguments = ["--study", "x", "--set", "norm=[sn, bn]"]
     assert shlex.split(command_line(arguments)) == ["python", "run_study.py", *arguments]
+
+
+def test_the_commit_is_that_of_the_checkout_and_says_whether_files_differ(tmp_path: Path) -> None:
+    file = tmp_path / "study" / "record" / "environment.py"
+    file.parent.mkdir(parents=True)
+    shutil.copy(ROOT / file.relative_to(tmp_path), file)
+
+    def git_commit() -> str:
+        return str(runpy.run_path(str(file))["git_commit"]())
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert git_commit() == "unknown"
+    git("init")
+    assert git_commit() == "unknown"
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert git_commit() == git("rev-parse", "HEAD")
+    file.write_text(file.read_text() + "\n")
+    assert git_commit() == git("rev-parse", "HEAD") + "+changes"
 
 
 @pytest.mark.parametrize(

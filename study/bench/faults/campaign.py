@@ -244,7 +244,7 @@ def _with_cluster(setting: CampaignSettings, result: Result) -> Iterator[Campaig
         result.notes.append("on a cluster of two Ray nodes that was started on this machine for it")
         yield replace(setting, cluster=cluster, settings=(*setting.settings, f"launch.address={cluster.address}"))
     finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
+        cluster.shutdown()
 
 
 def _say(what: str) -> None:
