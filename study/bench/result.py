@@ -45,7 +45,7 @@ class Result:
 
 def print_result(console: Console, result: Result, command: str) -> None:
     """Prints the command, the machine, the table, the figures with their bars, and the notes."""
-    console.print(f"$ {command}\n{machine_name()}")
+    console.print(f"$ {command}\n{format_machine()}")
     if result.rows:
         console.print(_build_table(result.rows))
     if result.figures:
@@ -63,7 +63,7 @@ def write_result(path: Path, result: Result, command: str) -> None:
     """Writes the result as JSON, with versions and commit."""
     content = {
         "bench": result.name,
-        "machine": machine_name(),
+        "machine": format_machine(),
         "environment": describe_environment(command),
         "rows": result.rows,
         "figures": [{**asdict(figure), "met": figure.met} for figure in result.figures],
@@ -73,15 +73,15 @@ def write_result(path: Path, result: Result, command: str) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def machine_name() -> str:
+def format_machine() -> str:
     """Processor, number of cores and, where there is one, the accelerator."""
     import torch
 
-    name = f"{_processor()}, {os.cpu_count()} cores"
+    name = f"{_read_processor_name()}, {os.cpu_count()} cores"
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
 
 
-def _processor() -> str:
+def _read_processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

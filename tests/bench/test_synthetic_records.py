@@ -51,7 +51,7 @@ def _on_disk(folder: Path, study: StudyConfig, **filters: Any) -> StudyRecords:
 @pytest.mark.parametrize("filters", [{}, PART], ids=["finished", "in part"])
 def test_records_in_memory_equal_those_on_disk(tmp_path: Path, factors: dict[str, Any], filters: Any) -> None:
     study = build_study(replicates=3, **factors)
-    disk, memory = _on_disk(tmp_path, study, **filters), SyntheticStudy(study).records(TRUTH, **filters)
+    disk, memory = _on_disk(tmp_path, study, **filters), SyntheticStudy(study).draw_records(TRUTH, **filters)
     assert (disk.study, disk.provenance, disk.unplanned) == (memory.study, memory.provenance, memory.unplanned)
     for name in ("trials", "switch", "heads", "curves"):
         pd.testing.assert_frame_equal(getattr(memory, name), getattr(disk, name), check_exact=True)
@@ -64,8 +64,8 @@ def test_records_in_memory_equal_those_on_disk(tmp_path: Path, factors: dict[str
 
 def test_draws_of_a_study_are_independent() -> None:
     study = SyntheticStudy(build_study(replicates=2, norm=["sn", "bn"]))
-    first, other = study.records(Truth()), study.records(Truth(seed=1))
-    pd.testing.assert_frame_equal(first.trials, study.records(Truth()).trials)
+    first, other = study.draw_records(Truth()), study.draw_records(Truth(seed=1))
+    pd.testing.assert_frame_equal(first.trials, study.draw_records(Truth()).trials)
     assert not first.trials["val_accuracy"].eq(other.trials["val_accuracy"]).any()
     assert not (first.switch["weight"] == other.switch["weight"]).all()
 
@@ -73,6 +73,6 @@ def test_draws_of_a_study_are_independent() -> None:
 def test_trials_share_the_noise_that_the_truth_names() -> None:
     truth = Truth(accuracy_noise=0.0, shared={("norm",): 0.01})
     study = SyntheticStudy(build_study(replicates=3, norm=["sn", "bn"], batch_size=[2, 16]))
-    trials = study.records(truth).trials
+    trials = study.draw_records(truth).trials
     assert trials.groupby(["norm", "replicate"])["val_accuracy"].nunique().eq(1).all()
     assert trials["val_accuracy"].nunique() == 6

@@ -197,7 +197,7 @@ def summarize(campaign: Campaign, result: Result) -> None:
     trials = {(number, record.key) for number in range(len(differences))
               for record in campaign.reference.folder.trials()}  # fmt: skip
     others = FaultCounts(affected=trials.difference(*(fault.affected for fault in counts.values())))
-    result.rows += [_row(name, fault, differences) for name, fault in {**counts, OTHER_TRIALS: others}.items()]
+    result.rows += [_build_row(name, fault, differences) for name, fault in {**counts, OTHER_TRIALS: others}.items()]
     problems = [problem for study in campaign.studies for problem in study.problems]
     result.figures += [
         Figure("lost trials", sum(len(each.lost) for each in differences), 0),
@@ -218,7 +218,7 @@ def summarize(campaign: Campaign, result: Result) -> None:
     )
 
 
-def _row(name: str, counts: FaultCounts, differences: Sequence[StudyDifferences]) -> dict[str, Any]:
+def _build_row(name: str, counts: FaultCounts, differences: Sequence[StudyDifferences]) -> dict[str, Any]:
     return {
         "fault": name,
         "injected": counts.injected,

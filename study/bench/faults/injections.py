@@ -38,7 +38,7 @@ def kill_driver(study: StudyHarness) -> AffectedTrials:
     """Kills the driver alone. Its trials end with it on this machine, and go on under Slurm."""
     trials = study.wait_for_moment()
     study.signal_driver(signal.SIGKILL)
-    return _records(trials)
+    return _to_records(trials)
 
 
 def interrupt_driver(study: StudyHarness, number: int) -> AffectedTrials:
@@ -48,14 +48,14 @@ def interrupt_driver(study: StudyHarness, number: int) -> AffectedTrials:
     if code != INTERRUPTED:
         name = signal.Signals(number).name
         study.problems.append(f"{name}: exit code {code}, not {INTERRUPTED}: {study.last_line()}")
-    return _records(trials)
+    return _to_records(trials)
 
 
 def stop_driver(study: StudyHarness) -> AffectedTrials:
     """Stops the driver for a while, as a laptop that sleeps or a debugger would."""
     trials = study.wait_for_moment()
     _stop_process(study.ensure_driver().pid, study.settings.stop_seconds)
-    return _records(trials)
+    return _to_records(trials)
 
 
 def signal_trial(study: StudyHarness, number: int) -> AffectedTrials:
@@ -79,7 +79,7 @@ def kill_ancestor(study: StudyHarness, generations: int) -> AffectedTrials:
         pid = _find_parent(pid)
     trials = [trial for trial in study.find_running_trials() if trial.host == platform.node()]
     os.kill(pid, signal.SIGKILL)
-    return _records(trials)
+    return _to_records(trials)
 
 
 def start_two_drivers(study: StudyHarness) -> AffectedTrials:
@@ -94,7 +94,7 @@ def start_two_drivers(study: StudyHarness) -> AffectedTrials:
     if drivers[refused].returncode != 2 or len(output) != 1:
         study.problems.append(f"the second driver ended with exit code {drivers[refused].returncode}: {output[-1:]}")
     study.driver = drivers[1 - refused]
-    return _records(trials)
+    return _to_records(trials)
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -168,7 +168,7 @@ def fill_disk(study: StudyHarness) -> AffectedTrials:
         study.problems.append("a run ended with exit code 0 on a full disk, without a report")
     elif code and (TRACEBACK in output or "space" not in output):
         study.problems.append(f"a run on a full disk ended with exit code {code} and no clear line: {last_line}")
-    return _records(trials)
+    return _to_records(trials)
 
 
 # ------------------------------------------------------------------------------------------------- services
@@ -189,7 +189,7 @@ def lock_storage(study: StudyHarness) -> AffectedTrials:
                 study.ensure_driver()
             time.sleep(0.1)
         connection.execute("ROLLBACK")
-    return _records(trials)
+    return _to_records(trials)
 
 
 def restart_storage(study: StudyHarness) -> AffectedTrials:
@@ -198,7 +198,7 @@ def restart_storage(study: StudyHarness) -> AffectedTrials:
         raise NotPossibleError("needs --storage URL and --restart-storage COMMAND")
     trials = study.wait_for_moment()
     subprocess.run(shlex.split(study.settings.restart_storage), check=True, capture_output=True, text=True)  # noqa: S603
-    return _records(trials)
+    return _to_records(trials)
 
 
 def disconnect_wandb(study: StudyHarness) -> AffectedTrials:
@@ -209,7 +209,7 @@ def disconnect_wandb(study: StudyHarness) -> AffectedTrials:
         port = server.getsockname()[1]  # free again after this block: nothing listens there
     environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
     study.driver = study.start("--set", "tracking.mode=auto", environment=environment)
-    affected = _records(study.wait_for_moment())
+    affected = _to_records(study.wait_for_moment())
     # Only the trials that train now have to end without W&B: in each, W&B waits 30 s for its server.
     with suppress(StudyFinishedError):
         study.wait_for(
@@ -238,7 +238,7 @@ def detach_driver(study: StudyHarness) -> AffectedTrials:
     code = study.start("--detach").wait()
     if code != 0:
         study.problems.append(f"--detach ended with exit code {code}: {study.last_line()}")
-    return _records(trials)
+    return _to_records(trials)
 
 
 # ------------------------------------------------------------------------------------------------------ Ray
@@ -314,7 +314,7 @@ def add_ray_node(cluster: Any) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=NODE_MEMORY, **extra)
 
 
-def _records(trials: list[RunningTrial]) -> AffectedTrials:
+def _to_records(trials: list[RunningTrial]) -> AffectedTrials:
     return [trial.record for trial in trials]
 
 

@@ -41,11 +41,11 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     result = Result("norms")
     for dtype, channels_last in (FORMATS[0], FORMATS[-1]) if quick else FORMATS:
         first = (dtype, channels_last) == FORMATS[0]
-        for shape in _shapes(device, quick=quick or (device == "cpu" and not first)):
+        for shape in _select_shapes(device, quick=quick or (device == "cpu" and not first)):
             seconds, rounds = (0.03, 3) if quick else (0.7, 7)
             result.rows += _measure_shape(shape, dtype, channels_last, device, seconds, rounds)
     result.figures = list(_summarize(result.rows))
-    result.figures += _memory_figures((8 if quick else 32, 64, 56, 56), ("bn", "sn") if quick else NORMS, device)
+    result.figures += _measure_memory((8 if quick else 32, 64, 56, 56), ("bn", "sn") if quick else NORMS, device)
     result.notes.append(
         f"{torch.get_num_threads()} threads. Training mode; milliseconds. share: the time that copying as much memory "
         "takes / the time of sn. Ratios are medians over rounds, in each of which every layer was timed."
@@ -53,7 +53,7 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     return result
 
 
-def _shapes(device: str, quick: bool) -> list[Shape]:
+def _select_shapes(device: str, quick: bool) -> list[Shape]:
     if quick:
         return [(16, 16, 32, 32), (8, 256, 28, 28)]
     small = [(batch, c, size, size) for batch in (16, 128) for c, size in RESNET20]
@@ -131,7 +131,7 @@ def _forward_backward(layer: nn.Module, x: Tensor, dy: Tensor, plain: bool) -> N
     layer.zero_grad()
 
 
-def _memory_figures(shape: Shape, norms: Sequence[str], device: str) -> list[Figure]:
+def _measure_memory(shape: Shape, norms: Sequence[str], device: str) -> list[Figure]:
     """Peak memory of forward + backward relative to bn, each norm measured in its own process."""
     if device == "cpu" and not _STATUS.exists():
         return []
@@ -140,14 +140,14 @@ def _memory_figures(shape: Shape, norms: Sequence[str], device: str) -> list[Fig
     context.set_forkserver_preload([__name__])  # torch is imported once, not in every process
     with context.Pool(1, maxtasksperchild=1) as pool:
         for name in norms:
-            peaks[name] = pool.apply(_peak_bytes, (name, shape, device))
+            peaks[name] = pool.apply(_measure_peak_bytes, (name, shape, device))
     title = f"peak memory at {'x'.join(map(str, shape))},"
     figures = [Figure(f"{title} sn / bn", peaks["sn"] / peaks["bn"], 1.05)]
     figures += [Figure(f"{title} {name} / bn", peaks[name] / peaks["bn"]) for name in norms if name not in ("bn", "sn")]
     return figures
 
 
-def _peak_bytes(name: str, shape: Shape, device: str) -> int:
+def _measure_peak_bytes(name: str, shape: Shape, device: str) -> int:
     """Peak bytes of one forward + backward, x and dy included."""
     layer = _build_layer(name, shape[1], device)
     small = torch.randn(2, *shape[1:3], 4, device=device)
@@ -158,13 +158,13 @@ def _peak_bytes(name: str, shape: Shape, device: str) -> int:
         start = torch.cuda.memory_allocated()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: importing torch has the higher peak
-        start = _resident("VmRSS")
+        start = _read_resident_bytes("VmRSS")
     x, dy = torch.randn(shape, device=device), torch.randn(shape, device=device)
     _forward_backward(layer, x, dy, name == "sn plain")
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")) - start
+    return (torch.cuda.max_memory_allocated() if device == "cuda" else _read_resident_bytes("VmHWM")) - start
 
 
-def _resident(name: str) -> int:
+def _read_resident_bytes(name: str) -> int:
     """Resident memory of this process in bytes: now (VmRSS) or at its peak (VmHWM)."""
     line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith(name))
     return 1024 * int(line.split()[1])

@@ -80,12 +80,12 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     for trials in sizes:
         with tempfile.TemporaryDirectory(prefix="study-scale-") as folder:
             written_in, costs[trials], page = _measure_size(Path(folder), trials, rounds)
-        result.rows.append(_row(trials, written_in, costs[trials], page))
+        result.rows.append(_build_row(trials, written_in, costs[trials], page))
         if trials == PAGE_TRIALS:
             result.figures.append(Figure(f"MB of report.html, {trials} trials", page / 1e6, PAGE_BAR))
-    result.figures += _time_figures(costs)
+    result.figures += _build_time_figures(costs)
     for verb in () if quick else VERBS:
-        exponent = _exponent(costs, verb)
+        exponent = _compute_exponent(costs, verb)
         if exponent is not None:
             result.figures.append(Figure(f"growth exponent of {verb}", exponent, EXPONENT_BAR))
         else:
@@ -114,7 +114,7 @@ def _measure_size(folder: Path, trials: int, rounds: int) -> tuple[float, dict[s
     return written_in, costs, (out.report / "report.html").stat().st_size
 
 
-def _row(trials: int, written_in: float, costs: dict[str, Cost], page: int) -> dict[str, Any]:
+def _build_row(trials: int, written_in: float, costs: dict[str, Cost], page: int) -> dict[str, Any]:
     return {
         "records": trials, "made in s": written_in,
         **{f"{verb} s": costs[verb].seconds for verb in VERBS},
@@ -123,7 +123,7 @@ def _row(trials: int, written_in: float, costs: dict[str, Cost], page: int) -> d
     }  # fmt: skip
 
 
-def _time_figures(costs: dict[int, dict[str, Cost]]) -> list[Figure]:
+def _build_time_figures(costs: dict[int, dict[str, Cost]]) -> list[Figure]:
     """Seconds on the largest study. The bars hold for 10,000 records only."""
     largest = max(costs)
     bars = SECONDS_BARS if largest == SIZES[-1] else dict.fromkeys(SECONDS_BARS)
@@ -132,7 +132,7 @@ def _time_figures(costs: dict[int, dict[str, Cost]]) -> list[Figure]:
     ]
 
 
-def _exponent(costs: dict[int, dict[str, Cost]], verb: str) -> float | None:
+def _compute_exponent(costs: dict[int, dict[str, Cost]], verb: str) -> float | None:
     """Slope of log marginal cost over log marginal records between the two largest studies; None if it is noise."""
     smallest, *_, large, largest = sorted(costs)
     spent = {trials: costs[trials][verb].processor - costs[smallest][verb].processor for trials in (large, largest)}

@@ -36,9 +36,9 @@ def run_driver(file: str, out: str, source: str, places: str, seconds: str) -> N
     own = wall - executor.slept - executor.renamed
     print(json.dumps({
         "trials": trials, "wall s": wall, "plan s": planned - started, "own s": own, "records/s": trials / own,
-        "busy": own / wall, "least s": _least_time(executor.durations, executor.places),
+        "busy": own / wall, "least s": _compute_least_time(executor.durations, executor.places),
         "lag s": max(executor.lags, default=None),
-        "MB": _peak_memory() / 1e6,
+        "MB": _read_peak_memory() / 1e6,
     }))  # fmt: skip
 
 
@@ -94,7 +94,7 @@ class SleepingExecutor:
         """Does nothing: no process is running."""
 
 
-def _least_time(durations: Sequence[float], places: int) -> float:
+def _compute_least_time(durations: Sequence[float], places: int) -> float:
     """Seconds that trials of these durations take when each starts, in this order, as soon as a place is free."""
     free = [0.0] * places
     for duration in durations:
@@ -102,7 +102,7 @@ def _least_time(durations: Sequence[float], places: int) -> float:
     return max(free)
 
 
-def _peak_memory() -> float:
+def _read_peak_memory() -> float:
     """Peak memory of this process in bytes. On Linux, ru_maxrss is not used: it also covers the parent process."""
     status = Path("/proc/self/status")
     if status.exists():

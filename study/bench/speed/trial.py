@@ -94,12 +94,12 @@ class EpochPairTimer(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.started is not None:
-            self.ratios.append((_synchronized_time() - self.started) / self.seconds[-1])
-        # The harness asks for deterministic algorithms: what they cost is part of its own time.
+            self.ratios.append((_read_clock() - self.started) / self.seconds[-1])
+        # The harness asks for deterministic algorithms, so what they cost must not slow down the bare loop.
         torch.use_deterministic_algorithms(False)
-        bare_started = _synchronized_time()
+        bare_started = _read_clock()
         self.bare.run_epoch(trainer.current_epoch)
-        self.started = _synchronized_time()
+        self.started = _read_clock()
         self.seconds.append(self.started - bare_started)
         torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -122,7 +122,7 @@ def _measure_overhead(result: Result, scratch: Path, quick: bool, threads: int, 
         timer, equal = train_both_ways(trial, scratch / "both-ways" / trial.key, threads, device)
         config, ratio, epoch = trial.config, statistics.median(timer.ratios), statistics.median(timer.seconds)
         bare, harness, all_equal = bare + epoch, harness + ratio * epoch, all_equal and equal
-        result.rows.append(_row(
+        result.rows.append(_build_row(
             f"harness / bare loop: {config.norm}, ResNet-{config.depth}, B = {config.batch_size}",
             f"{1e3 * epoch / trial.steps_per_epoch:.1f} ms per step of the bare loop"
             + ("" if equal else "; THE FINAL WEIGHTS DIFFER"),
@@ -162,7 +162,7 @@ def _measure_fixed_cost(result: Result, scratch: Path, quick: bool, threads: int
     executor.close()
     for mode in modes:
         cost = statistics.median(costs[mode])
-        result.rows.append(_row(f"fixed cost of a trial in a warm pool, W&B {mode}", "seconds", cost))
+        result.rows.append(_build_row(f"fixed cost of a trial in a warm pool, W&B {mode}", "seconds", cost))
         result.figures.append(Figure(f"fixed cost of a trial, W&B {mode}, seconds", cost, FIXED_BAR))
 
 
@@ -194,7 +194,7 @@ def _measure_workers(result: Result, scratch: Path, quick: bool, threads: int, d
             times[workers].append(_run_study(study, scratch / f"workers-{workers}-{turn}", workers, threads, device))
     ratio = statistics.median(two / one for one, two in zip(times[1], times[2], strict=True))
     name = f"two workers / one: {study.replicates} trials"
-    result.rows.append(_row(name, f"{statistics.median(times[1]):.1f} s with one", ratio))
+    result.rows.append(_build_row(name, f"{statistics.median(times[1]):.1f} s with one", ratio))
     result.figures.append(Figure("wall time, two workers / one", ratio, WORKERS_BAR))
 
 
@@ -223,12 +223,12 @@ def _load_laptop_study(*overrides: str) -> StudyConfig:
     return load_study("depth_vs_batch", "laptop", ["tracking.mode=offline", *overrides])
 
 
-def _row(name: str, detail: str, value: float) -> dict[str, Any]:
+def _build_row(name: str, detail: str, value: float) -> dict[str, Any]:
     return {"measured": name, "of": detail, "value": value}
 
 
-def _synchronized_time() -> float:
-    """Seconds of a clock, read after the kernels that have been launched."""
+def _read_clock() -> float:
+    """Seconds, after all launched kernels have finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -69,7 +69,7 @@ def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: 
     record.state.write_text(_to_json({"state": "running", "failures": 0, "attempt": 1, "pid": 1, "host": "somewhere"}))
     record.trial.write_text(yaml.dump(description, Dumper=_YAML_DUMPER, sort_keys=False))
     record.environment.write_text(_to_json({"device": "cpu", "commit": "abc123", "host": "somewhere", "threads": 1}))
-    record.metrics.write_text("".join(_metric_lines(trial, run, steps)))
+    record.metrics.write_text("".join(_format_metric_lines(trial, run, steps)))
     record.switch_weights.write_bytes(
         parquet_bytes(run.history, steps, layers, trial.pool, trial.trial_id, trial.replicate)
     )
@@ -89,7 +89,7 @@ def _describe(trial: PlannedTrial, study: str, norm_layers: int) -> dict[str, An
     }  # fmt: skip
 
 
-def _metric_lines(trial: PlannedTrial, run: SimulatedRun, steps: Sequence[int]) -> Iterator[str]:
+def _format_metric_lines(trial: PlannedTrial, run: SimulatedRun, steps: Sequence[int]) -> Iterator[str]:
     """The lines of metrics.jsonl: the curves, and the network's mean switch weights."""
     curves = compute_curves(trial, run)
     for epoch, (step, weights) in enumerate(zip(steps, run.history, strict=True)):

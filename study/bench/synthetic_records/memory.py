@@ -42,7 +42,7 @@ class SyntheticStudy:
             self.finished, self.planned = load_study_records(finished), load_study_records(planned).trials
         self.template = _Template(self.finished, [trial.key for trial in self.plan])
 
-    def records(
+    def draw_records(
         self,
         truth: Truth,
         *,
@@ -59,10 +59,10 @@ class SyntheticStudy:
             for trial, run, present in zip(self.plan, runs, has_result, strict=True)
         ]  # fmt: skip
         weights = np.concatenate([run.history.ravel() for run in runs])
-        frames = self.template.fill(weights, self._curve_values(runs), np.array(has_result))
+        frames = self.template.fill(weights, self._compute_curve_values(runs), np.array(has_result))
         return replace(self.finished, trials=self._build_trial_table(runs, np.array(states)), **frames)
 
-    def _curve_values(self, runs: Sequence[SimulatedRun]) -> Floats:
+    def _compute_curve_values(self, runs: Sequence[SimulatedRun]) -> Floats:
         """Values of the curves that the data frame holds, in its order: by trial, epoch and curve."""
         parts = []
         for trial, run in zip(self.plan, runs, strict=True):

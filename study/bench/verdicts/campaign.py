@@ -57,9 +57,9 @@ class Counts:
             if key not in true_values:
                 continue
             if low is not None and high is not None:
-                self.sides[key][_side(low, high, true_values[key])] += 1
+                self.sides[key][_find_side(low, high, true_values[key])] += 1
             if effect.bootstrap is not None:
-                self.bootstrap[key][_side(*effect.bootstrap, true_values[key])] += 1
+                self.bootstrap[key][_find_side(*effect.bootstrap, true_values[key])] += 1
 
 
 def measure(*, quick: bool, threads: int | None, device: str) -> Result:
@@ -69,8 +69,8 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
     for scenario in build_scenarios():
         true_values = compute_true_values(scenario, QUICK_MANY_REPLICATES if quick else MANY_REPLICATES)
         counts = count_draws(scenario, draws, true_values)
-        result.rows.append(_row(scenario, counts))
-        result.figures += [] if quick else _figures(scenario, counts)
+        result.rows.append(_build_row(scenario, counts))
+        result.figures += [] if quick else _build_figures(scenario, counts)
     result.notes.append(
         f"{draws} draws of each scenario. false: share of the draws with a verdict that is wrong there, with its 95 % "
         "Wilson interval. covers: share of the intervals of headline numbers that hold the true value; in parentheses, "
@@ -90,9 +90,9 @@ def count_draws(
 ) -> Counts:
     """Answers the scenario's question on that many studies, each with its own seed; stops early if `is_enough`."""
     study, counts = SyntheticStudy(scenario.build_study(scenario.replicates)), Counts()
-    null = [comparison for (_, comparison), value in scenario.known_values().items() if value in (0.0, 1.0)]
+    null = [comparison for (_, comparison), value in scenario.compute_known_values().items() if value in (0.0, 1.0)]
     for seed in range(draws):
-        records = study.records(replace(scenario.truth, seed=seed))
+        records = study.draw_records(replace(scenario.truth, seed=seed))
         counts.add(QUESTIONS[scenario.question](records), true_values, null)
         if is_enough(counts):
             break
@@ -101,20 +101,20 @@ def count_draws(
 
 def compute_true_values(scenario: Scenario, replicates: int) -> dict[NumberKey, float]:
     """True values of a scenario's numbers: known ones, and others from studies with that many replicates."""
-    known = scenario.known_values()
+    known = scenario.compute_known_values()
     if scenario.question == "useful":
         return known
     study = SyntheticStudy(scenario.build_study(replicates))
     truth = replace(scenario.truth, diverges=lambda trial, accuracy: 0.0)
     estimates: dict[NumberKey, list[float]] = defaultdict(list)
     for seed in range(FIRST_SEED_OF_TRUE_VALUES, FIRST_SEED_OF_TRUE_VALUES + 3):
-        for effect in QUESTIONS[scenario.question](study.records(replace(truth, seed=seed))).effects:
+        for effect in QUESTIONS[scenario.question](study.draw_records(replace(truth, seed=seed))).effects:
             if effect.estimate.value is not None and MEASURES[effect.measure].headline:
                 estimates[_key(effect)].append(effect.estimate.value)
     return {key: float(np.mean(values)) for key, values in estimates.items()} | known
 
 
-def _row(scenario: Scenario, counts: Counts) -> dict[str, Any]:
+def _build_row(scenario: Scenario, counts: Counts) -> dict[str, Any]:
     false = counts.verdicts[scenario.wrong]
     low, high = _wilson_interval(false, counts.draws)
     return {
@@ -136,7 +136,7 @@ def _format_sides(sides: Sides) -> str:
     return "; ".join(parts)
 
 
-def _figures(scenario: Scenario, counts: Counts) -> list[Figure]:
+def _build_figures(scenario: Scenario, counts: Counts) -> list[Figure]:
     """The end of each share's interval that is nearer to the bar: chance alone rarely makes it miss."""
     low, _ = _wilson_interval(counts.verdicts[scenario.wrong], counts.draws)
     figures = [Figure(f"{scenario.name}: false verdicts, low end", low, FALSE_BAR)]
@@ -165,7 +165,7 @@ def _wilson_interval(count: int, draws: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _side(low: float, high: float, true_value: float) -> str:
+def _find_side(low: float, high: float, true_value: float) -> str:
     """Where an interval lies: above or below the true value, or around it."""
     return "above" if low > true_value else "below" if high < true_value else "holds"
 

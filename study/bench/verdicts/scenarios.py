@@ -59,13 +59,13 @@ class Scenario:
             "factors": dict(self.factors), "analysis": {"questions": [self.question]},
         }, "bench verdicts")  # fmt: skip
 
-    def known_values(self) -> dict[NumberKey, float]:
+    def compute_known_values(self) -> dict[NumberKey, float]:
         """True values that follow from the truth: the gains of sn, or 1 for the effect of factors without one."""
         if self.question == "useful":
-            return self._planted_gains()
+            return self._compute_planted_gains()
         return {("effect", factor): 1.0 for factor in self.null_factors}
 
-    def _planted_gains(self) -> dict[NumberKey, float]:
+    def _compute_planted_gains(self) -> dict[NumberKey, float]:
         """The difference in mean accuracy between sn and every other norm, over all cells."""
         accuracies: dict[str, list[float]] = defaultdict(list)
         for trial in plan_trials(self.build_study(1)):

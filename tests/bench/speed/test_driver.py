@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from study.bench.speed.driver import QUICK_SECONDS, QUICK_TRIALS
-from study.bench.speed.sleeping_executor import _least_time
+from study.bench.speed.sleeping_executor import _compute_least_time
 from tests.bench.conftest import RunBench
 
 
 def test_the_least_time_starts_a_trial_whenever_a_place_is_free() -> None:
-    assert _least_time([1.0, 2.0, 3.0], 1) == 6.0
-    assert _least_time([1.0, 2.0, 3.0], 2) == 4.0
-    assert _least_time([1.0, 2.0, 3.0], 9) == 3.0
+    assert _compute_least_time([1.0, 2.0, 3.0], 1) == 6.0
+    assert _compute_least_time([1.0, 2.0, 3.0], 2) == 4.0
+    assert _compute_least_time([1.0, 2.0, 3.0], 9) == 3.0
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from study.bench.speed.scale import LEVELS, REPLICATES, SHAPES, VERBS, Cost, _exponent, _measure_fastest
+from study.bench.speed.scale import LEVELS, REPLICATES, SHAPES, VERBS, Cost, _compute_exponent, _measure_fastest
 from tests.bench.conftest import RunBench
 
 
@@ -36,12 +36,12 @@ def test_the_exponent_does_not_depend_on_the_start_up(power: float) -> None:
         records: {"report": Cost(seconds=0, processor=3 + (records - 100) ** power, memory=0)}
         for records in (100, 500, 1_000, 10_000)
     }
-    assert _exponent(costs, "report") == pytest.approx(power)
+    assert _compute_exponent(costs, "report") == pytest.approx(power)
 
 
 def test_noise_has_no_exponent() -> None:
     costs = {records: {"plan": Cost(seconds=0, processor=0.5, memory=0)} for records in (100, 1_000, 10_000)}
-    assert _exponent(costs, "plan") is None
+    assert _compute_exponent(costs, "plan") is None
 
 
 def test_a_verb_that_fails_is_an_error() -> None:

@@ -41,7 +41,7 @@ def test_at_most_5_percent_of_verdicts_are_false_and_of_intervals_miss(name: str
     def is_decided(counts: Counts) -> bool:
         return all(errs(number, counts.draws) is not None for number in errors(counts))
 
-    true_values = scenario.known_values()
+    true_values = scenario.compute_known_values()
     counts = count_draws(scenario, DRAWS, true_values, is_decided)
     assert [count.total() for count in counts.sides.values()] == [counts.draws] * len(true_values)
     false_verdicts, *misses = errors(counts)
