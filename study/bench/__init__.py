@@ -1,1 +1,1 @@
-"""Benchmarks that a user runs on their own machine: `python -m study.bench NAME`. Nothing else imports them."""
+"""Benchmarks that users run on their own machine: `python -m study.bench NAME`."""

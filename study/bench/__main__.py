@@ -1,4 +1,4 @@
-"""`python -m study.bench NAME`: measures, prints a table, writes JSON."""
+"""Command line of the benchmarks: `python -m study.bench NAME` measures, prints a table and writes JSON."""
 
 from __future__ import annotations
 
@@ -6,72 +6,70 @@ import argparse
 import importlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.config.errors import ArgumentParser, UserError, allowed_names
+from study.config.errors import BAD_INPUT, ArgumentParser, UserError, allowed_names
 from study.record.environment import hide_passwords
 
-BENCHES = {
-    "norms": "time and peak memory of the norm layers over the layer shapes of ResNet-20 and ResNet-50",
-    "step": "a training step of ResNet-20 and ResNet-18 with every norm",
-    "trial": "the harness against a bare loop that does the same training, and the fixed cost of a trial",
-    "scale": "plan, status and report on 100, 1,000 and 10,000 synthetic records",
-    "verdicts": "how often the answers are wrong, on synthetic studies of which the truth is known",
-    "driver": "the driver with 10,000 trials of which 1,000 run at a time, on an engine that only sleeps",
-    "faults": "a study killed, stopped, starved and damaged in every way, against an undisturbed one",
-}
-MODULES = {
-    **{name: f"study.bench.speed.{name}" for name in ("norms", "step", "trial", "scale", "driver")},
-    **{name: f"study.bench.{name}.campaign" for name in ("verdicts", "faults")},
-}
+
+class Flag(NamedTuple):
+    """A command-line flag that only one benchmark has."""
+
+    metavar: str
+    help: str
+    action: str = "store"
+
+
+class Benchmark(NamedTuple):
+    """A module of `study.bench` with `measure(quick, threads, device, **own flags)`, and its line in the help text."""
+
+    module: str
+    help: str
+    flags: Mapping[str, Flag] = {}
+
+
 FAULT_FLAGS = {
-    "--launcher": ("NAME", "where trials run: local, slurm or ray (default: local)"),
-    "--set": ("KEY=VALUE", "change a setting of the study; repeatable"),
-    "--out": ("DIR", "where studies are run (default: runs/bench)"),
-    "--only": ("FAULT,...", "these faults alone"),
-    "--storage": ("URL", "Optuna storage (default: SQLite in the study's folder)"),
-    "--restart-storage": ("COMMAND", "restarts the server of --storage"),
+    "--launcher": Flag("NAME", "where trials run: local, slurm or ray (default: local)"),
+    "--set": Flag("KEY=VALUE", "change a setting of the study; repeatable", "append"),
+    "--out": Flag("DIR", "folder for the studies (default: runs/bench)"),
+    "--only": Flag("FAULT,...", "inject only these faults"),
+    "--storage": Flag("URL", "Optuna storage (default: SQLite in the study's folder)"),
+    "--restart-storage": Flag("COMMAND", "command that restarts the server of --storage"),
+}
+BENCHMARKS = {
+    "norms": Benchmark("speed.norms", "time and peak memory of norm layers at the layer shapes of ResNet-20 and -50"),
+    "step": Benchmark("speed.step", "a training step of ResNet-20 and ResNet-18 with every norm"),
+    "trial": Benchmark("speed.trial", "the harness against a bare training loop, and the fixed cost of a trial"),
+    "scale": Benchmark("speed.scale", "plan, status and report on 100 to 10,000 synthetic records"),
+    "driver": Benchmark("speed.driver", "the driver with 10,000 trials, 1,000 at a time, that only sleep"),
+    "verdicts": Benchmark("verdicts.campaign", "how often the answers are wrong, on studies with a known truth"),
+    "faults": Benchmark(
+        "faults.campaign", "faults injected into a running study, against an undisturbed run", FAULT_FLAGS
+    ),
 }
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one benchmark. A bar that is missed is printed, and no error. UserError for bad input."""
-    parser = ArgumentParser(
-        prog="python -m study.bench",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks:\n" + "\n".join(f"  {name:8}{text}" for name, text in BENCHES.items()),
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one of: " + ", ".join(BENCHES))
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds, to see that it works")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads of torch (default: the benchmark's own)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
-    of_faults = parser.add_argument_group("of faults alone")
-    for flag, (metavar, text) in FAULT_FLAGS.items():
-        action = "append" if flag == "--set" else "store"
-        of_faults.add_argument(flag, metavar=metavar, help=text, action=action)
+    """Runs one benchmark and returns 0, also where a bar is missed. Raises `UserError` for bad input."""
+    parser = _build_parser()
     options = parser.parse_args(arguments)
     if options.name is None:
         parser.print_help()
         return 0
-    if options.name not in BENCHES:
-        raise UserError(f"{options.name}: unknown benchmark; {allowed_names(options.name, BENCHES)}")
+    if options.name not in BENCHMARKS:
+        raise UserError(f"{options.name}: unknown benchmark; {allowed_names(options.name, BENCHMARKS)}")
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads {options.threads}: must be at least 1")
     _check_device(options.device)
-    own = {flag.strip("-").replace("-", "_"): value for flag in FAULT_FLAGS if (value := _given(options, flag))}
-    if own and options.name != "faults":
-        flag = next(flag for flag in FAULT_FLAGS if _given(options, flag))
-        raise UserError(f"{flag}: unknown flag of {options.name}; faults has it")
+    own_flags = _select_own_flags(options)
     command = hide_passwords(shlex.join(["python", "-m", "study.bench", *arguments]))
-    module = importlib.import_module(MODULES[options.name])
-    result = module.measure(quick=options.quick, threads=options.threads, device=options.device, **own)
+    module = importlib.import_module(f"study.bench.{BENCHMARKS[options.name].module}")
+    result = module.measure(quick=options.quick, threads=options.threads, device=options.device, **own_flags)
     print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200), result, command)
     path = options.json or Path("runs/bench") / f"{options.name}.json"
     write_result(path, result, command)
@@ -79,8 +77,36 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _given(options: argparse.Namespace, flag: str) -> Any:
-    return getattr(options, flag.strip("-").replace("-", "_"))
+def _build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m study.bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="benchmarks:\n" + "\n".join(f"  {name:10}{benchmark.help}" for name, benchmark in BENCHMARKS.items()),
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one of: " + ", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, to check that it works")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads of torch (default: the benchmark's own)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
+    for name, benchmark in BENCHMARKS.items():
+        group = parser.add_argument_group(f"only for {name}") if benchmark.flags else parser
+        for flag, (metavar, text, action) in benchmark.flags.items():
+            group.add_argument(flag, metavar=metavar, help=text, action=action)
+    return parser
+
+
+def _select_own_flags(options: argparse.Namespace) -> dict[str, object]:
+    """Values of the given flags that only one benchmark has, by parameter. `UserError` for those of another one."""
+    values: dict[str, object] = {}
+    for name, benchmark in BENCHMARKS.items():
+        for flag in benchmark.flags:
+            parameter = flag.strip("-").replace("-", "_")
+            if value := getattr(options, parameter):
+                if name != options.name:
+                    raise UserError(f"{flag}: not a flag of {options.name}; only {name} has it")
+                values[parameter] = value
+    return values
 
 
 def _check_device(device: str) -> None:
@@ -95,4 +121,4 @@ if __name__ == "__main__":
         sys.exit(run(sys.argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: a table for the terminal, JSON for a reader, and the machine both were made on."""
+"""The result of a benchmark: a table for the terminal, and JSON with versions, commit and machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from study.record.environment import describe_environment
 
 @dataclass
 class Figure:
-    """One number that is held against a bar: `value` should be at most (or, `at_least`, not under) `bar`."""
+    """One headline number. It should be at most `bar`, or at least `bar` where `at_least` is set."""
 
     name: str
     value: float
@@ -27,7 +27,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the bar is met; None without a bar."""
+        """Whether the value meets the bar; None without a bar."""
         if self.bar is None:
             return None
         return self.value >= self.bar if self.at_least else self.value <= self.bar
@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass
 class Result:
-    """A benchmark's table, a dict a row with the same keys in every row, and its figures."""
+    """A benchmark's table (a dict per row, all with the same keys), its headline numbers and its notes."""
 
     name: str
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -44,50 +44,44 @@ class Result:
 
 
 def print_result(console: Console, result: Result, command: str) -> None:
-    """The table, the figures with their bars, and the machine."""
-    console.print(f"$ {command}\n{machine_name()}")
+    """Prints the command, the machine, the table, the figures with their bars, and the notes."""
+    console.print(f"$ {command}\n{format_machine()}")
     if result.rows:
-        console.print(_table(result.rows))
+        console.print(_build_table(result.rows))
     if result.figures:
         rows = [
-            {"figure": figure.name, "value": figure.value, "bar": _bar(figure),
+            {"figure": figure.name, "value": figure.value, "bar": _format_bar(figure),
              "": {True: "met", False: "MISSED", None: ""}[figure.met]}
             for figure in result.figures
         ]  # fmt: skip
-        console.print(_table(rows))
+        console.print(_build_table(rows))
     for note in result.notes:
         console.print(note, soft_wrap=True)
 
 
 def write_result(path: Path, result: Result, command: str) -> None:
-    """Everything as JSON, with versions and commit."""
+    """Writes the result as JSON, with versions and commit."""
     content = {
         "bench": result.name,
-        "machine": machine_name(),
+        "machine": format_machine(),
         "environment": describe_environment(command),
         "rows": result.rows,
-        "figures": [
-            {"name": figure.name, "value": figure.value, "bar": figure.bar, "at_least": figure.at_least,
-             "met": figure.met}
-            for figure in result.figures
-        ],
+        "figures": [{**asdict(figure), "met": figure.met} for figure in result.figures],
         "notes": result.notes,
-    }  # fmt: skip
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def machine_name() -> str:
-    """Processor, cores and, where there is one, the accelerator."""
-    name = f"{_processor()}, {os.cpu_count()} cores"
-    try:
-        import torch
-    except ImportError:
-        return name
+def format_machine() -> str:
+    """Processor, number of cores and, where there is one, the accelerator."""
+    import torch
+
+    name = f"{_read_processor_name()}, {os.cpu_count()} cores"
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
 
 
-def _processor() -> str:
+def _read_processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -97,18 +91,18 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _build_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        table.add_row(*(_say(value) for value in row.values()))
+        table.add_row(*(_format_value(value) for value in row.values()))
     return table
 
 
-def _bar(figure: Figure) -> str:
+def _format_bar(figure: Figure) -> str:
     return "" if figure.bar is None else f"{'>=' if figure.at_least else '<='} {figure.bar:g}"
 
 
-def _say(value: object) -> str:
+def _format_value(value: object) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

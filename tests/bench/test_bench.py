@@ -1,23 +1,21 @@
-"""The frame of the benchmarks: fair timing, bars that can be missed, one-line errors."""
+"""What all benchmarks share: the command line, timing in turns, and bars."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import importlib
+import inspect
+import time
 
 import pytest
 
-from study.bench import timing
+from study.bench.__main__ import BENCHMARKS
 from study.bench.result import Figure
-from study.bench.timing import alternate, ratio
+from study.bench.timing import median_ratio, time_in_turns
 from study.cli.main import main
-from tests.conftest import ROOT
 
 
-def test_contenders_alternate_and_slow_periods_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock on which one contender takes twice as long as the other, and everything ever longer."""
+def test_contenders_take_turns_and_slow_periods_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock on which one contender takes twice as long as the other, and everything slows down."""
     now, load = 0.0, 1.0
 
     def spend(seconds: float) -> None:
@@ -25,11 +23,11 @@ def test_contenders_alternate_and_slow_periods_cancel(monkeypatch: pytest.Monkey
         now += seconds * load
         load *= 1.01
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
-    times = alternate({"one": lambda: spend(1), "two": lambda: spend(2)}, seconds=0.1, rounds=21)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    times = time_in_turns({"one": lambda: spend(1), "two": lambda: spend(2)}, seconds=0.1, rounds=21)
     assert [len(rounds) for rounds in times.values()] == [21, 21]
     assert times["one"][-1] > 1.3 * times["one"][0]
-    assert ratio(times, "two", "one") == pytest.approx(2.0, abs=0.03)
+    assert median_ratio(times, "two", "one") == pytest.approx(2.0, abs=0.03)
 
 
 def test_bars_are_met_or_missed() -> None:
@@ -37,7 +35,7 @@ def test_bars_are_met_or_missed() -> None:
     assert not Figure("cost", 1.01, 1.0).met
     assert Figure("gain", 5.0, 5.0, at_least=True).met
     assert not Figure("gain", 4.9, 5.0, at_least=True).met
-    assert Figure("only told", 4.9).met is None
+    assert Figure("without a bar", 4.9).met is None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +45,7 @@ def test_bars_are_met_or_missed() -> None:
         (["norms", "--threads", "0"], ["--threads 0", "at least 1"]),
         (["norms", "--device", "tpu"], ["--device", "cpu"]),
         (["norms", "--fast"], ["--fast"]),
+        (["norms", "--launcher", "slurm"], ["--launcher: not a flag of norms", "only faults"]),
     ],
 )
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]) -> None:
@@ -55,26 +54,14 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
     assert all(part in line for part in parts)
 
 
-def test_the_verb_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_name_all_benchmarks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("norms", "step", "trial", "scale"))
+    assert all(f"\n  {name} " in printed and benchmark.help in printed for name, benchmark in BENCHMARKS.items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["norms", "step"])
-def test_quick_mode_measures_everything(tmp_path: Path, name: str) -> None:
-    file = tmp_path / "result.json"
-    command = [sys.executable, "-m", "study.bench", name, "--quick", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(file.read_text())
-    assert result["machine"] in done.stdout
-    assert result["environment"]["versions"]["torch"]
-    for row in result["rows"]:
-        assert all(row[norm] > 0 for norm in ("bn", "sn", "ssn", "sn plain"))
-    bars = [figure for figure in result["figures"] if figure["bar"] is not None]
-    assert bars
-    assert all(figure["value"] > 0 for figure in result["figures"])
-    hardened = [figure for figure in result["figures"] if figure["name"].startswith("hardened / sn")]
-    assert len(hardened) == (2 if name == "step" else 0)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_can_be_called(name: str) -> None:
+    module = importlib.import_module(f"study.bench.{BENCHMARKS[name].module}")
+    own = {flag.strip("-").replace("-", "_") for flag in BENCHMARKS[name].flags}
+    assert set(inspect.signature(module.measure).parameters) == {"quick", "threads", "device", *own}

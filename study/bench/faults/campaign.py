@@ -1,9 +1,9 @@
-"""Faults in a small study, and whether its end is that of an undisturbed run: a certificate for a machine or cluster.
+"""Injects faults into a small study and compares its results with an undisturbed run: a test of a machine or cluster.
 
-The command that a user types runs `depth_vs_batch` at the smoke scale, again after each fault that ends it. Faults hit
-one after the other, at seeded pseudo-random moments when a trial is seen to train; a study that ends meanwhile is held
-against the undisturbed one, and the faults go on in a new one. What is wrong with a trial that several have hit counts
-for each of them in the table, and once in the figures.
+The study is `depth_vs_batch` at the smoke scale, run by the command that a user would type, and run again after each
+fault that ends it. Faults come one after the other, at seeded pseudo-random moments while trials train. A study that
+ends meanwhile is compared with the undisturbed one, and the faults continue in a new study. If several faults affected
+a trial that differs, the table counts it for each of them, the figures only once.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from study.bench.faults.damage import Damage, compare
+from study.bench.faults.comparison import StudyDifferences, compare_studies
 from study.bench.faults.harness import (
+    OVERRIDES,
     SCALE,
-    SETTINGS,
     STUDY,
     CampaignSettings,
-    SmallDiskError,
+    NotPossibleError,
     StuckError,
+    StudyFinishedError,
     StudyHarness,
-    StudyOverError,
 )
-from study.bench.faults.injections import FAULTS, NEEDS_SMALL_DISK, NotPossibleError, add_ray_node
+from study.bench.faults.injections import FAULTS, NEEDS_SMALL_DISK, add_ray_node
 from study.bench.result import Figure, Result
 from study.config.errors import UserError, allowed_names
 from study.plan.loading import load_study
 
-ROUNDS = 2  # how often each fault is injected; once with --quick
+ROUNDS, QUICK_ROUNDS = 2, 1  # how often each fault is injected
 STOP_SECONDS, QUICK_STOP_SECONDS = 30.0, 10.0
-TRIES = 5  # times that a fault may come too late
-BESIDE = "none (trials beside)"
+MAX_TRIES = 5  # for a fault that comes too late
+OTHER_TRIALS = "none (other trials)"
 
-Trial = tuple[int, str]  # the number of a study, and a trial's key
+TrialKey = tuple[int, str]  # the number of the study, and the trial's key in it
 
 
 @dataclass
 class FaultCounts:
-    """What came of one fault: how often it was injected, whom it has hit, and how long it took."""
+    """How often a fault was injected, the trials that it affected, how long it took, and remarks."""
 
     injected: int = 0
-    hit: set[Trial] = field(default_factory=set)
+    affected: set[TrialKey] = field(default_factory=set)
     seconds: float = 0.0
     remarks: list[str] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ def measure(
     storage: str | None = None,
     restart_storage: str | None = None,
 ) -> Result:
-    """Runs the undisturbed study, injects the faults of the launcher, and compares. UserError for bad input."""
+    """Runs the undisturbed study, injects the launcher's faults, and compares. Raises `UserError` for bad input."""
     if launcher not in FAULTS:
         raise UserError(f"--launcher {launcher}: unknown launcher; {allowed_names(launcher, FAULTS)}")
     names = only.split(",") if only else list(FAULTS[launcher])
@@ -76,160 +76,166 @@ def measure(
             raise UserError(f"--only {name}: no such fault; {allowed_names(name, FAULTS[launcher])}")
     Path(out).mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="faults-", dir=Path(out).resolve()))
-    setting = CampaignSettings(
+    settings = CampaignSettings(
         launcher=launcher,
-        settings=(*SETTINGS, f"name={root.name}", f"run.device={device}", f"run.threads={threads or 1}", *set),
+        overrides=(*OVERRIDES, f"name={root.name}", f"run.device={device}", f"run.threads={threads or 1}", *set),
         stop_seconds=QUICK_STOP_SECONDS if quick else STOP_SECONDS,
         rng=random.Random(0),  # noqa: S311
         storage=storage,
         restart_storage=restart_storage,
     )
-    load_study(STUDY, SCALE, setting.settings)  # a mistake in --set is known before anything runs
+    load_study(STUDY, SCALE, settings.overrides)  # finds mistakes in --set before anything runs
     result = Result("faults")
-    with _with_cluster(setting, result) as setting:
-        campaign = Campaign(root, setting)
-        campaign.run(names * (1 if quick else ROUNDS))
-    report(result, campaign)
+    with _ray_cluster_if_needed(settings, result) as settings:
+        campaign = Campaign(root, settings)
+        campaign.run(names * (QUICK_ROUNDS if quick else ROUNDS))
+    summarize(campaign, result)
     if any(figure.met is False for figure in result.figures):
-        result.notes.append(f"kept for a look: {root}")
+        result.notes.append(f"The studies are kept in {root}")
     else:
         shutil.rmtree(root)
     return result
 
 
 class Campaign:
-    """The faults one after the other, in as many studies as they take."""
+    """Injects faults one after the other, in as many studies as that takes."""
 
-    def __init__(self, root: Path, setting: CampaignSettings) -> None:
-        self.root, self.setting = root, setting
-        self.whole = StudyHarness(root / "undisturbed", replace(setting, storage=None))
-        self.stages: list[StudyHarness] = []
-        self.damages: list[Damage] = []  # of the studies that have ended
-        self.tallies: dict[str, FaultCounts] = {}
+    def __init__(self, root: Path, settings: CampaignSettings) -> None:
+        self.root, self.settings = root, settings
+        self.reference = StudyHarness(root / "undisturbed", replace(settings, storage=None))
+        self.studies: list[StudyHarness] = []
+        self.differences: list[StudyDifferences] = []  # of the studies that have ended
+        self.counts: dict[str, FaultCounts] = {}
 
     def run(self, names: Sequence[str]) -> None:
-        """Injects the faults, and leaves their tallies and the damage of every study."""
+        """Runs the undisturbed study and injects the faults; fills `counts` and `differences`."""
         try:
-            self._run_undisturbed()
+            self._run_reference()
             for name in names:
-                _say(f"{name} ...")
-                self._inject(name, self.tallies.setdefault(name, FaultCounts()))
+                _print_progress(f"{name} ...")
+                self._inject(name, self.counts.setdefault(name, FaultCounts()))
             self._end_study()
         finally:
-            for stage in (self.whole, *self.stages):
-                stage.close()
+            for study in (self.reference, *self.studies):
+                study.close()
 
-    def _run_undisturbed(self) -> None:
-        _say("the undisturbed study ...")
-        code = self.whole.running().wait()
-        if code:
-            raise UserError(f"the study does not run undisturbed: {self.whole.last_line().removeprefix('error: ')}")
+    @property
+    def current(self) -> StudyHarness | None:
+        """The study that runs, if one does."""
+        return self.studies[-1] if len(self.studies) > len(self.differences) else None
 
-    def _inject(self, name: str, tally: FaultCounts) -> None:
+    def _run_reference(self) -> None:
+        _print_progress("the undisturbed study ...")
+        if self.reference.ensure_driver().wait():
+            error = self.reference.last_line().removeprefix("error: ")
+            raise UserError(f"the undisturbed study fails: {error}")
+
+    def _inject(self, name: str, counts: FaultCounts) -> None:
+        """Injects a fault; tries again if the study or the process that it is for has just ended."""
         why = ""
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             try:
-                stage = self._stage(small_disk=name in NEEDS_SMALL_DISK)
-                self._hit(stage, name, tally)
+                study = self._provide_study(small_disk=name in NEEDS_SMALL_DISK)
+                self._inject_once(study, name, counts)
                 return
-            except StudyOverError:
-                why = "the study was over"
+            except StudyFinishedError:
+                why = "the study had ended"
                 self._end_study()
-            except (ProcessLookupError, subprocess.CalledProcessError) as error:  # what it was to hit has just ended
+            except (ProcessLookupError, subprocess.CalledProcessError) as error:
                 why = str(getattr(error, "stderr", "") or error)
-            except (NotPossibleError, SmallDiskError) as error:
-                tally.remarks.append(f"not possible here: {error}")
+            except NotPossibleError as error:
+                counts.remarks.append(f"not possible here: {error}")
                 return
             except StuckError as error:
-                tally.remarks.append(str(error))
-                stage.problems.append(str(error))
+                counts.remarks.append(str(error))
+                study.problems.append(str(error))
                 self._end_study()
                 return
-        tally.remarks.append(f"came too late {TRIES} times: {why}")
+        counts.remarks.append(f"came too late {MAX_TRIES} times: {why}")
 
-    def _hit(self, stage: StudyHarness, name: str, tally: FaultCounts) -> None:
-        """Where the fault has left a driver, sees trials train again. Raises as the fault, before it has hit."""
-        started, known = time.monotonic(), len(stage.problems)
-        hit = FAULTS[self.setting.launcher][name](stage)
-        tally.injected += 1
-        tally.hit |= {(len(self.damages), record.key) for record in hit}
+    def _inject_once(self, study: StudyHarness, name: str, counts: FaultCounts) -> None:
+        """Injects a fault and waits until trials train again. If the injection itself fails, nothing is counted."""
+        started, known_problems = time.monotonic(), len(study.problems)
+        affected = FAULTS[self.settings.launcher][name](study)
+        counts.injected += 1
+        counts.affected |= {(len(self.differences), record.key) for record in affected}
         try:
-            if stage.driver is not None:
-                stage.wait_training()
-        except StudyOverError:
+            if study.driver is not None:
+                study.wait_until_training()
+        except StudyFinishedError:
             self._end_study()
         finally:
-            tally.seconds += time.monotonic() - started
-            tally.remarks += stage.problems[known:]
+            counts.seconds += time.monotonic() - started
+            counts.remarks += study.problems[known_problems:]
 
-    def _stage(self, *, small_disk: bool) -> StudyHarness:
+    def _provide_study(self, *, small_disk: bool) -> StudyHarness:
         """The study that runs, or a new one."""
-        if len(self.stages) > len(self.damages) and self.stages[-1].small_disk != small_disk:
+        if self.current is not None and self.current.small_disk != small_disk:
             self._end_study()
-        if len(self.stages) == len(self.damages):
-            self.stages.append(StudyHarness(self.root / f"{len(self.stages):02}", self.setting, small_disk=small_disk))
-        return self.stages[-1]
+        if self.current is None:
+            path = self.root / f"{len(self.studies):02}"
+            self.studies.append(StudyHarness(path, self.settings, small_disk=small_disk))
+        return self.studies[-1]
 
     def _end_study(self) -> None:
-        """Lets the study end, compares it, and clears it away if nothing is wrong with it."""
-        if len(self.stages) == len(self.damages):
+        """Lets the current study run to its end and compares it; deletes it if nothing is wrong with it."""
+        study = self.current
+        if study is None:
             return
-        stage = self.stages[-1]
-        with suppress(StuckError):  # it shows in what is lost
-            stage.finish()
-        damage = compare(self.whole.folder, stage.folder, stage.storage)
-        self.damages.append(damage)
-        stage.close()
-        if damage == Damage() and not stage.problems:
-            stage.remove()
+        with suppress(StuckError):  # the comparison will show what is missing
+            study.run_to_end()
+        differences = compare_studies(self.reference.folder, study.folder, study.storage)
+        self.differences.append(differences)
+        study.close()
+        if differences == StudyDifferences() and not study.problems:
+            study.remove()
 
 
-def report(result: Result, campaign: Campaign) -> None:
-    """The table, a row a fault, and the totals."""
-    trials = {(number, record.key) for number in range(len(campaign.damages))
-              for record in campaign.whole.folder.trials()}  # fmt: skip
-    beside = trials.difference(*(tally.hit for tally in campaign.tallies.values()))
-    tallies = {**campaign.tallies, BESIDE: FaultCounts(hit=beside)}
-    result.rows += [_row(name, tally, campaign.damages) for name, tally in tallies.items()]
-    problems = [problem for stage in campaign.stages for problem in stage.problems]
-    damages = campaign.damages
+def summarize(campaign: Campaign, result: Result) -> None:
+    """Adds a row per fault, the totals and the remarks to the result."""
+    differences, counts = campaign.differences, campaign.counts
+    trials = {(number, record.key) for number in range(len(differences))
+              for record in campaign.reference.folder.trials()}  # fmt: skip
+    others = FaultCounts(affected=trials.difference(*(fault.affected for fault in counts.values())))
+    result.rows += [_build_row(name, fault, differences) for name, fault in {**counts, OTHER_TRIALS: others}.items()]
+    problems = [problem for study in campaign.studies for problem in study.problems]
     result.figures += [
-        Figure("lost trials", sum(len(damage.lost) for damage in damages), 0),
-        Figure("trials run twice", sum(len(damage.twice) for damage in damages), 0),
-        Figure("differing numbers", sum(sum(damage.differing.values()) for damage in damages), 0),
-        Figure("differing reports", sum(damage.report for damage in damages), 0),
-        Figure("trials that Optuna misses or has twice", sum(damage.pending for damage in damages), 0),
-        Figure("runs that ended otherwise than they should", len(problems), 0),
+        Figure("lost trials", sum(len(each.lost) for each in differences), 0),
+        Figure("trials run twice", sum(len(each.run_twice) for each in differences), 0),
+        Figure("differing numbers", sum(sum(each.differing.values()) for each in differences), 0),
+        Figure("differing reports", sum(each.report_differs for each in differences), 0),
+        Figure("trials that Optuna misses or has twice", sum(each.optuna_errors for each in differences), 0),
+        Figure("runs with an unexpected end", len(problems), 0),
     ]
-    for name, tally in campaign.tallies.items():
-        result.notes += [f"{name}: {remark}" for remark in dict.fromkeys(tally.remarks)]
-    result.notes += [problem for problem in dict.fromkeys(problems)
-                     if not any(problem in tally.remarks for tally in campaign.tallies.values())]  # fmt: skip
+    remarks = {remark for fault in counts.values() for remark in fault.remarks}
+    for name, fault in counts.items():
+        result.notes += [f"{name}: {remark}" for remark in dict.fromkeys(fault.remarks)]
+    result.notes += [problem for problem in dict.fromkeys(problems) if problem not in remarks]
     result.notes.append(
-        f"{sum(tally.injected for tally in campaign.tallies.values())} faults in {len(damages)} studies of "
-        f"{len(trials) // max(1, len(damages))} trials; {campaign.setting.launcher} launcher. Seconds: from waiting "
-        "for the moment until trials train again."
+        f"{sum(fault.injected for fault in counts.values())} faults in {len(differences)} studies of "
+        f"{len(trials) // max(1, len(differences))} trials; {campaign.settings.launcher} launcher. seconds: from "
+        "waiting for the moment of the fault until trials train again."
     )
 
 
-def _row(name: str, tally: FaultCounts, damages: Sequence[Damage]) -> dict[str, Any]:
+def _build_row(name: str, counts: FaultCounts, differences: Sequence[StudyDifferences]) -> dict[str, Any]:
     return {
         "fault": name,
-        "injected": tally.injected,
-        "trials hit": len(tally.hit),
-        "lost trials": sum(key in damages[number].lost for number, key in tally.hit),
-        "run twice": sum(key in damages[number].twice for number, key in tally.hit),
-        "differing numbers": sum(damages[number].differing.get(key, 0) for number, key in tally.hit),
-        "seconds": round(tally.seconds, 1),
+        "injected": counts.injected,
+        "trials hit": len(counts.affected),
+        "lost trials": sum(key in differences[number].lost for number, key in counts.affected),
+        "run twice": sum(key in differences[number].run_twice for number, key in counts.affected),
+        "differing numbers": sum(differences[number].differing.get(key, 0) for number, key in counts.affected),
+        "seconds": round(counts.seconds, 1),
     }
 
 
 @contextmanager
-def _with_cluster(setting: CampaignSettings, result: Result) -> Iterator[CampaignSettings]:
-    """Starts a Ray cluster where the launcher needs one and none is named."""
-    named = os.environ.get("RAY_ADDRESS") or any("address=" in value for value in setting.settings)
-    if setting.launcher != "ray" or named:
-        yield setting
+def _ray_cluster_if_needed(settings: CampaignSettings, result: Result) -> Iterator[CampaignSettings]:
+    """Starts a Ray cluster for the Ray launcher, unless the user names one."""
+    is_named = os.environ.get("RAY_ADDRESS") or any("address=" in value for value in settings.overrides)
+    if settings.launcher != "ray" or is_named:
+        yield settings
         return
     try:
         from ray.cluster_utils import Cluster
@@ -241,11 +247,12 @@ def _with_cluster(setting: CampaignSettings, result: Result) -> Iterator[Campaig
         add_ray_node(cluster)
         add_ray_node(cluster)
         cluster.wait_for_nodes()
-        result.notes.append("on a cluster of two Ray nodes that was started on this machine for it")
-        yield replace(setting, cluster=cluster, settings=(*setting.settings, f"launch.address={cluster.address}"))
+        result.notes.append("On a cluster of two Ray nodes, started on this machine for the campaign.")
+        overrides = (*settings.overrides, f"launch.address={cluster.address}")
+        yield replace(settings, cluster=cluster, overrides=overrides)
     finally:
         cluster.shutdown()
 
 
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
+def _print_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A study that is disturbed while it runs: its driver, which of its trials train, and how it ends."""
+"""Runs one study that faults disturb: starts its driver, sees which of its trials train, and waits for its end."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from study.record.io import read_attempts, read_json
 from study.record.layout import StudyFolder, TrialFolder
 
 STUDY, SCALE = "depth_vs_batch", "smoke"
-# Four trials of some seconds and 250 steps each, with all that a resume must bring back: dropout, running statistics,
-# momentum. A trial may be killed often here: that is not its fault.
-SETTINGS = (
+# Four trials of a few seconds and 250 steps each, with all the state that a resumed trial must restore: dropout,
+# running statistics, momentum. Trials may be killed often here, so they get many attempts.
+OVERRIDES = (
     "norm=[sn, bn]", "depth=[8]", "batch_size=[2]", "initialization=[he_normal]", "replicates=2", "chunks=2",
     "epochs=5", "dropout=0.2", "checkpoint_seconds=0", "max_attempts=20", "tracking.mode=disabled",
 )  # fmt: skip
 WORKERS = 2
-LONGEST_WAIT = 1.5  # seconds from seeing a trial train to the fault, at most; a trial takes a few
-PATIENCE = {"local": 300.0, "slurm": 7200.0, "ray": 7200.0}  # seconds for anything to happen; clusters have queues
+MAX_DELAY = 1.5  # seconds from the moment when a trial is seen to train to the fault; a trial takes a few
+TIMEOUTS = {"local": 300.0, "slurm": 7200.0, "ray": 7200.0}  # seconds; clusters have queues
+POLL_SECONDS = 0.05
 SMALL_DISK = "20m"
-RUNS = 5  # of the same command, until it ends well
+MAX_PROBLEMS = 5  # the study is given up after more
 
 
-class StudyOverError(Exception):
-    """The study has ended: nothing is left to disturb."""
+class StudyFinishedError(Exception):
+    """The study has ended, so nothing is left to disturb."""
 
 
 class StuckError(Exception):
-    """What must happen has not happened."""
+    """The study makes no progress."""
 
 
-class SmallDiskError(Exception):
-    """A small disk cannot be had here, and why."""
+class NotPossibleError(Exception):
+    """The fault cannot be injected on this machine; the message says why."""
 
 
-class Training(NamedTuple):
-    """A trial that trains now: a process, its machine and, on a cluster, its job."""
+class RunningTrial(NamedTuple):
+    """A trial that trains now: its record, process, machine and, on a cluster, job."""
 
     record: TrialFolder
     pid: int
@@ -57,13 +58,13 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignSettings:
-    """What all studies of a bench share.
+    """What all studies of a campaign share.
 
-    settings: for `--set`. stop_seconds: how long a process is stopped. cluster: of Ray, started by the bench.
+    overrides: for `--set`. stop_seconds: how long a process is stopped. cluster: the campaign's own Ray cluster.
     """
 
     launcher: str
-    settings: tuple[str, ...]
+    overrides: tuple[str, ...]
     stop_seconds: float
     rng: random.Random
     storage: str | None = None
@@ -71,13 +72,13 @@ class CampaignSettings:
     cluster: Any = None
 
     @property
-    def patience(self) -> float:
-        """Seconds for anything to happen."""
-        return PATIENCE[self.launcher]
+    def timeout(self) -> float:
+        """Seconds that the study is given for any single step."""
+        return TIMEOUTS[self.launcher]
 
     def command(self, out: Path) -> list[str]:
-        """The command that a user types."""
-        flags = [flag for value in self.settings for flag in ("--set", value)]
+        """The command that a user would type."""
+        flags = [flag for value in self.overrides for flag in ("--set", value)]
         flags += ["--workers", str(WORKERS)] if self.launcher == "local" else []
         flags += ["--storage", self.storage] if self.storage else []
         return [sys.executable, "-m", "study", "--study", STUDY, "--scale", SCALE, "--launcher", self.launcher, *flags,
@@ -85,176 +86,175 @@ class CampaignSettings:
 
 
 class StudyHarness:
-    """One study in a folder of its own, run by the command that a user types, again and again."""
+    """One study in its own folder, run by the command that a user would type, as often as needed."""
 
-    def __init__(self, path: Path, setting: CampaignSettings, *, small_disk: bool = False) -> None:
-        self.path, self.setting, self.small_disk = path, setting, small_disk
-        self.name = load_study(STUDY, SCALE, setting.settings).name
+    def __init__(self, path: Path, settings: CampaignSettings, *, small_disk: bool = False) -> None:
+        self.path, self.settings, self.small_disk = path, settings, small_disk
+        self.name = load_study(STUDY, SCALE, settings.overrides).name
         self.folder = StudyFolder(path / self.name)
         self.driver: subprocess.Popen[bytes] | None = None
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[subprocess.Popen[bytes]] = []  # all drivers so far
         self.problems: list[str] = []
-        self.over = False  # since the last start
+        self.finished = False  # since the last start
 
     # ------------------------------------------------------------------------------------------ the driver
 
     def start(self, *flags: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Starts the command, in a session of its own. What it prints is kept in a file, one a start."""
+        """Starts a driver in a session of its own. Its output goes to a file of its own."""
         if not self.path.exists():
             self.path.mkdir(parents=True)
             if self.small_disk:
-                _mount(self.path)
+                _mount_small_disk(self.path)
         with open(self.log(len(self.started)), "wb") as log:
             driver = subprocess.Popen(  # noqa: S603
-                [*self.setting.command(self.path), *flags],
+                [*self.settings.command(self.path), *flags],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 cwd=Path(study.__file__).parents[1], env={**os.environ, **(environment or {})},
-                # A shell starts what it runs in the background with SIGINT ignored, and this is inherited.
+                # Shells ignore SIGINT in background processes, and child processes inherit that.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
         self.started.append(driver)
-        self.over = False
+        self.finished = False
         return driver
 
     def log(self, start: int) -> Path:
-        """What the driver printed after a start, counted from 0."""
+        """The output of the driver that was started as number `start`, counted from 0."""
         return self.path.parent / f"{self.path.name}-driver-{start}.log"
 
-    def running(self) -> subprocess.Popen[bytes]:
-        """The driver, started if none runs. Raises `StudyOverError` where it has ended well."""
+    def last_line(self) -> str:
+        """The last line of output of the last driver."""
+        lines = self.log(len(self.started) - 1).read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "nothing printed"
+
+    def ensure_driver(self) -> subprocess.Popen[bytes]:
+        """The running driver; starts one if none runs. Raises `StudyFinishedError` if the last one ended with 0."""
         if self.driver is not None and self.driver.poll() is not None:
             code, self.driver = self.driver.returncode, None
             if code == 0:
-                self.over = True
-                raise StudyOverError
+                self.finished = True
+                raise StudyFinishedError
             self.problems.append(f"a driver ended with exit code {code}: {self.last_line()}")
-        if len(self.problems) > RUNS:
-            raise StuckError(f"the command ended badly {RUNS} times; see {self.path}")
+        if len(self.problems) > MAX_PROBLEMS:
+            raise StuckError(f"more than {MAX_PROBLEMS} problems; see {self.path}")
         if self.driver is None:
             self.driver = self.start()
         return self.driver
 
     def signal_driver(self, number: int) -> int:
-        """Sends a signal that ends the driver, and only the driver; its exit code."""
-        driver = self.running()
+        """Sends a signal to the driver alone, which ends it; returns its exit code."""
+        driver = self.ensure_driver()
         driver.send_signal(number)
         self.driver = None
-        return driver.wait(self.setting.patience)
+        return driver.wait(self.settings.timeout)
 
-    def halt(self) -> None:
-        """Kills the driver and all that it has started on this machine, as a power cut would."""
+    def kill_all(self) -> None:
+        """Kills the driver and all processes that it has started on this machine, as a power cut would."""
         if self.driver is not None:
-            kill_session(self.driver)
+            _kill_session(self.driver)
             self.driver = None
-        if self.setting.launcher == "local":
-            self.wait_for(lambda: not self.training(), "the trials of a killed session go on")
+        if self.settings.launcher == "local":
+            self.wait_for(lambda: not self.find_running_trials(), "trials go on after their session was killed")
+
+    def run_to_end(self) -> None:
+        """Runs the command until it ends with exit code 0. Raises `StuckError` if it does not."""
+        with suppress(StudyFinishedError):
+            while True:
+                try:
+                    self.ensure_driver().wait(self.settings.timeout)
+                except subprocess.TimeoutExpired:
+                    raise StuckError(
+                        f"a driver has not ended in {self.settings.timeout:g} s: {self.last_line()}"
+                    ) from None
+        self.driver = None
 
     @property
     def storage(self) -> str:
         """The URL of Optuna's storage."""
-        return self.setting.storage or f"sqlite:///{self.folder.storage}"
-
-    def last_line(self) -> str:
-        """The last that the last driver printed."""
-        lines = self.log(len(self.started) - 1).read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "nothing printed"
-
-    def finish(self) -> None:
-        """The same command until it ends well. Raises `StuckError` if it does not."""
-        with suppress(StudyOverError):
-            while True:
-                try:
-                    self.running().wait(self.setting.patience)
-                except subprocess.TimeoutExpired:
-                    raise StuckError(
-                        f"a driver has not ended in {self.setting.patience:g} s: {self.last_line()}"
-                    ) from None
-        self.driver = None
+        return self.settings.storage or f"sqlite:///{self.folder.storage}"
 
     def close(self) -> None:
-        """Leaves no process and, on Slurm, no job."""
+        """Ends all processes and Slurm jobs, unmounts the small disk, and deletes the study from a shared storage."""
         for driver in self.started:
-            kill_session(driver)
+            _kill_session(driver)
         jobs = list((read_json(self.folder.queue) or {}).get("slurm", {}))
-        if self.setting.launcher == "slurm" and jobs:
+        if self.settings.launcher == "slurm" and jobs:
             subprocess.run(["scancel", "--quiet", *jobs], capture_output=True)  # noqa: S603, S607
         if self.small_disk and os.path.ismount(self.path):
             subprocess.run(["umount", "--lazy", str(self.path)], capture_output=True)  # noqa: S603, S607
-        if self.setting.storage is not None and self.started:
-            _forget(self.name, self.setting.storage)
+        if self.settings.storage is not None and self.started:
+            _delete_from_storage(self.name, self.settings.storage)
 
     def remove(self) -> None:
-        """Clears away what is on the disk."""
+        """Deletes the study and the output of its drivers from the disk."""
         shutil.rmtree(self.path)
         for start in range(len(self.started)):
             self.log(start).unlink()
 
     # ------------------------------------------------------------------------------------------ its trials
 
-    def moment(self, ready: Callable[[TrialFolder], bool] = lambda record: True) -> list[Training]:
-        """Trials that train, and are `ready`, at a random moment; at least one. Keeps a driver running.
+    def wait_for_moment(self, is_ready: Callable[[TrialFolder], bool] = lambda record: True) -> list[RunningTrial]:
+        """Waits for a random moment at which trials train and are ready; returns these trials. Keeps a driver running.
 
-        Raises `StudyOverError` where none is left to train.
+        Raises `StudyFinishedError` if no trial is left to train.
         """
         while True:
-            if self.wait_training(ready):
-                time.sleep(self.setting.rng.uniform(0, LONGEST_WAIT))
-            if found := [trial for trial in self.training() if ready(trial.record)]:
-                return found
+            self.wait_until_training(is_ready)
+            time.sleep(self.settings.rng.uniform(0, MAX_DELAY))
+            if trials := [trial for trial in self.find_running_trials() if is_ready(trial.record)]:
+                return trials
 
-    def wait_training(self, ready: Callable[[TrialFolder], bool] = lambda record: True) -> bool:
-        """Waits until a trial trains. Raises as `moment`."""
+    def wait_until_training(self, is_ready: Callable[[TrialFolder], bool] = lambda record: True) -> None:
+        """Waits until a trial trains and is ready. Raises `StudyFinishedError` if no trial is left to train."""
 
-        def look() -> bool:
-            self.running()
-            return any(ready(trial.record) for trial in self.training())
+        def trains() -> bool:
+            self.ensure_driver()
+            return any(is_ready(trial.record) for trial in self.find_running_trials())
 
-        self.wait_for(look, "no trial trains")
-        return True
+        self.wait_for(trains, "no trial trains")
 
-    def training(self) -> list[Training]:
-        """Trials that have begun to train and not ended, and whose lock is held."""
-        return [found for record in self.folder.trials() if (found := _training(record)) is not None]
+    def find_running_trials(self) -> list[RunningTrial]:
+        """The trials that have begun to train and not ended, and whose file lock is held."""
+        return [trial for record in self.folder.trials() if (trial := _read_running_trial(record)) is not None]
 
-    def wait_for(self, true: Callable[[], bool], complaint: str) -> None:
-        """Raises `StuckError` where it does not come true."""
-        deadline = time.monotonic() + self.setting.patience
-        while not true():
+    def wait_for(self, condition: Callable[[], bool], problem: str) -> None:
+        """Polls until the condition holds. Raises `StuckError` with the problem if it does not in time."""
+        deadline = time.monotonic() + self.settings.timeout
+        while not condition():
             if time.monotonic() > deadline:
-                raise StuckError(f"{complaint} for {self.setting.patience:g} s: {self.last_line()}")
-            time.sleep(0.05)
+                raise StuckError(f"{problem} for {self.settings.timeout:g} s: {self.last_line()}")
+            time.sleep(POLL_SECONDS)
 
 
-def _training(record: TrialFolder) -> Training | None:
-    state, lines = read_json(record.state) or {}, read_attempts(record.attempts_log)
-    if state.get("state") != "running" or not lines or "pid" not in lines[-1] or not record.is_locked():
+def _read_running_trial(record: TrialFolder) -> RunningTrial | None:
+    state, attempts = read_json(record.state) or {}, read_attempts(record.attempts_log)
+    if state.get("state") != "running" or not attempts or "pid" not in attempts[-1] or not record.is_locked():
         return None
-    if lines[-1].get("attempt") != state.get("attempt"):  # it has only begun to set up
+    if attempts[-1].get("attempt") != state.get("attempt"):  # a new attempt is still being set up
         return None
-    return Training(record, state["pid"], state["host"], state.get("job", ""))
+    return RunningTrial(record, state["pid"], state["host"], state.get("job", ""))
 
 
-def _mount(path: Path) -> None:
-    """A file system in memory that is soon full. Raises `SmallDiskError`."""
+def _mount_small_disk(path: Path) -> None:
+    """Mounts a small file system in memory. Raises `NotPossibleError`."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "study-faults", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
     except OSError as error:
-        raise SmallDiskError(f"a small disk is needed: mount: {error.strerror}") from None
+        raise NotPossibleError(f"a small disk is needed: mount: {error.strerror}") from None
     if done.returncode:
-        raise SmallDiskError(f"a small disk is needed, and only root may mount one: {done.stderr.strip()}")
+        raise NotPossibleError(f"a small disk is needed, and only root may mount one: {done.stderr.strip()}")
 
 
-def _forget(name: str, storage: str) -> None:
-    """The next study has the same name."""
+def _delete_from_storage(name: str, storage: str) -> None:
+    """Deletes the study, because the next one has the same name."""
     import optuna
 
     with suppress(Exception):
         optuna.delete_study(study_name=name, storage=storage)
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kills a process and those of its session; a stopped one, too."""
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process and all processes of its session, stopped ones included."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,9 +1,10 @@
-"""The faults: each hits a study while a trial is seen to train, and names the trials that it has hit."""
+"""The faults. Each is a function that injects it into a study while trials train, and returns the affected trials."""
 
 from __future__ import annotations
 
 import os
 import platform
+import random
 import shlex
 import signal
 import socket
@@ -16,264 +17,268 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from study.bench.faults.harness import StudyHarness, StudyOverError, Training
+from study.bench.faults.harness import NotPossibleError, RunningTrial, StudyFinishedError, StudyHarness
 from study.config.errors import INTERRUPTED
 from study.record.io import read_json
 from study.record.layout import TrialFolder
 
 AffectedTrials = list[TrialFolder]
 Inject = Callable[[StudyHarness], AffectedTrials]
-LOCKED_SECONDS = 10.0  # longer than SQLite waits by itself
-FULL_SECONDS = 120.0  # for a run to end on a full disk
+Corrupt = Callable[[bytes, random.Random], bytes]  # the content of a file -> its content after the fault
+LOCKED_SECONDS = 10.0  # longer than SQLite waits for a lock
+FULL_DISK_SECONDS = 120.0  # time in which a run must end on a full disk
 NODE_MEMORY = 80_000_000  # bytes of a Ray node's object store
 TRACEBACK = "Traceback (most recent call last)"
-
-
-class NotPossibleError(Exception):
-    """The fault cannot be injected here, and why."""
 
 
 # ------------------------------------------------------------------------------------------------- processes
 
 
-def kill_driver(stage: StudyHarness) -> AffectedTrials:
-    """The driver alone: on this machine its trials follow it, on Slurm they go on."""
-    hit = stage.moment()
-    stage.signal_driver(signal.SIGKILL)
-    return _records(hit)
+def kill_driver(study: StudyHarness) -> AffectedTrials:
+    """Kills the driver alone. Its trials end with it on this machine, and go on under Slurm."""
+    trials = study.wait_for_moment()
+    study.signal_driver(signal.SIGKILL)
+    return _to_records(trials)
 
 
-def end_driver(stage: StudyHarness, number: int) -> AffectedTrials:
-    """A signal that asks the driver to go: Ctrl-C, or what ends a session."""
-    hit = stage.moment()
-    code = stage.signal_driver(number)
+def interrupt_driver(study: StudyHarness, number: int) -> AffectedTrials:
+    """Sends the driver a signal that asks it to end: SIGINT (Ctrl-C) or SIGTERM."""
+    trials = study.wait_for_moment()
+    code = study.signal_driver(number)
     if code != INTERRUPTED:
-        stage.problems.append(
-            f"{signal.Signals(number).name}: exit code {code}, not {INTERRUPTED}: {stage.last_line()}"
-        )
-    return _records(hit)
+        name = signal.Signals(number).name
+        study.problems.append(f"{name}: exit code {code}, not {INTERRUPTED}: {study.last_line()}")
+    return _to_records(trials)
 
 
-def stop_driver(stage: StudyHarness) -> AffectedTrials:
-    """As a laptop that sleeps, or a debugger, would."""
-    hit = stage.moment()
-    _stop(stage.running().pid, stage.setting.stop_seconds)
-    return _records(hit)
+def stop_driver(study: StudyHarness) -> AffectedTrials:
+    """Stops the driver for a while, as a laptop that sleeps or a debugger would."""
+    trials = study.wait_for_moment()
+    _stop_process(study.ensure_driver().pid, study.settings.stop_seconds)
+    return _to_records(trials)
 
 
-def signal_trial(stage: StudyHarness, number: int) -> AffectedTrials:
-    """A trial's process, and nothing else."""
-    victim = _one_here(stage)
-    os.kill(victim.pid, number)
-    return [victim.record]
+def signal_trial(study: StudyHarness, number: int) -> AffectedTrials:
+    """Sends a signal to the process of one trial."""
+    trial = _choose_local_trial(study)
+    os.kill(trial.pid, number)
+    return [trial.record]
 
 
-def stop_trial(stage: StudyHarness) -> AffectedTrials:
-    """Longer than anything that waits for a sign of life should."""
-    victim = _one_here(stage)
-    _stop(victim.pid, stage.setting.stop_seconds)
-    return [victim.record]
+def stop_trial(study: StudyHarness) -> AffectedTrials:
+    """Stops the process of one trial for a while."""
+    trial = _choose_local_trial(study)
+    _stop_process(trial.pid, study.settings.stop_seconds)
+    return [trial.record]
 
 
-def kill_parents(stage: StudyHarness, generations: int) -> AffectedTrials:
-    """1: the forkserver that has started the trials of this driver, or worker; 2: the worker itself."""
-    victim = _one_here(stage)
-    pid = victim.pid
+def kill_ancestor(study: StudyHarness, generations: int) -> AffectedTrials:
+    """Kills the parent of a trial's process, which is a forkserver (1), or its grandparent, a worker (2)."""
+    pid = _choose_local_trial(study).pid
     for _ in range(generations):
-        pid = _parent(pid)
-    hit = [trial for trial in stage.training() if trial.host == platform.node()]
+        pid = _find_parent(pid)
+    trials = [trial for trial in study.find_running_trials() if trial.host == platform.node()]
     os.kill(pid, signal.SIGKILL)
-    return _records(hit)
+    return _to_records(trials)
 
 
-def start_two_drivers(stage: StudyHarness) -> AffectedTrials:
-    """One must say, in a line, that there is another, and the other must run the study."""
-    hit = stage.moment()
-    stage.halt()
-    first = len(stage.started)
-    two = [stage.start(), stage.start()]
-    stage.wait_for(lambda: any(driver.poll() is not None for driver in two), "two drivers run")
-    refused = 0 if two[0].poll() is not None else 1
-    said = stage.log(first + refused).read_text().strip().splitlines()
-    if two[refused].returncode != 2 or len(said) != 1:
-        stage.problems.append(f"the second driver ended with exit code {two[refused].returncode}: {said[-1:]}")
-    stage.driver = two[1 - refused]
-    return _records(hit)
+def start_two_drivers(study: StudyHarness) -> AffectedTrials:
+    """Starts two drivers at once. One must end with a one-line error, and the other must run the study."""
+    trials = study.wait_for_moment()
+    study.kill_all()
+    first = len(study.started)
+    drivers = [study.start(), study.start()]
+    study.wait_for(lambda: any(driver.poll() is not None for driver in drivers), "two drivers run")
+    refused = 0 if drivers[0].poll() is not None else 1
+    output = study.log(first + refused).read_text().strip().splitlines()
+    if drivers[refused].returncode != 2 or len(output) != 1:
+        study.problems.append(f"the second driver ended with exit code {drivers[refused].returncode}: {output[-1:]}")
+    study.driver = drivers[1 - refused]
+    return _to_records(trials)
 
 
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def damage_checkpoint(stage: StudyHarness, spoil: Callable[[bytes, StudyHarness], bytes]) -> AffectedTrials:
-    """The newest checkpoint of a trial, between a kill and the next start."""
-    driver = stage.running()
-    victim = stage.setting.rng.choice(_here(stage.moment(lambda record: record.last_checkpoint.exists())))
+def damage_checkpoint(study: StudyHarness, corrupt: Corrupt) -> AffectedTrials:
+    """Kills a trial and damages its last checkpoint before the trial is restarted."""
+    driver = study.ensure_driver()
+    trial = study.settings.rng.choice(
+        _select_local(study.wait_for_moment(lambda record: record.last_checkpoint.exists()))
+    )  # fmt: skip
     driver.send_signal(signal.SIGSTOP)
     try:
-        os.kill(victim.pid, signal.SIGKILL)
-        stage.wait_for(lambda: not victim.record.is_locked(), "a killed trial goes on")
-        _rewrite(victim.record.last_checkpoint, spoil, stage)
+        os.kill(trial.pid, signal.SIGKILL)
+        study.wait_for(lambda: not trial.record.is_locked(), "a killed trial goes on")
+        _damage_file(trial.record.last_checkpoint, corrupt, study)
     finally:
         driver.send_signal(signal.SIGCONT)
-    return [victim.record]
+    return [trial.record]
 
 
-def damage_record(stage: StudyHarness, name: str) -> AffectedTrials:
-    """A file of a finished trial, between two runs; several between the same two."""
-    if not stage.over:
-        stage.finish()
-    whole = [record for record in stage.folder.trials() if record.read_result() and not record.damaged_files()]
-    if not whole:
-        raise StudyOverError
-    victim = stage.setting.rng.choice(whole)
-    _rewrite(victim.path / name, truncated, stage)
-    return [victim]
+def damage_record(study: StudyHarness, name: str) -> AffectedTrials:
+    """Damages a file of a finished trial after the study has ended; the next run must repair it.
+
+    Several such faults in a row damage files between the same two runs.
+    """
+    if not study.finished:
+        study.run_to_end()
+    intact = [record for record in study.folder.trials() if record.read_result() and not record.damaged_files()]
+    if not intact:
+        raise StudyFinishedError
+    record = study.settings.rng.choice(intact)
+    _damage_file(record.path / name, truncate, study)
+    return [record]
 
 
-def truncated(data: bytes, stage: StudyHarness) -> bytes:
-    """The first bytes, at least one less than there were."""
-    return data[: stage.setting.rng.randrange(1, len(data))]
+def truncate(data: bytes, rng: random.Random) -> bytes:
+    """Cuts off a random number of bytes at the end, but not all."""
+    return data[: rng.randrange(1, len(data))]
 
 
-def emptied(data: bytes, stage: StudyHarness) -> bytes:
-    """Nothing."""
+def remove_all(data: bytes, rng: random.Random) -> bytes:
+    """Returns an empty content."""
     return b""
 
 
-def flipped(data: bytes, stage: StudyHarness) -> bytes:
-    """One bit of one byte is another."""
-    at = stage.setting.rng.randrange(len(data))
-    return data[:at] + bytes([data[at] ^ 1 << stage.setting.rng.randrange(8)]) + data[at + 1 :]
+def flip_bit(data: bytes, rng: random.Random) -> bytes:
+    """Flips one random bit."""
+    index = rng.randrange(len(data))
+    return data[:index] + bytes([data[index] ^ 1 << rng.randrange(8)]) + data[index + 1 :]
 
 
-def fill_disk(stage: StudyHarness) -> AffectedTrials:
-    """The run must end with one clear line. Then there is space again."""
-    hit = stage.moment()
-    driver, start = stage.running(), len(stage.started) - 1
-    ballast = stage.path / "ballast"
+def fill_disk(study: StudyHarness) -> AffectedTrials:
+    """Fills the disk until the driver ends, which it must do with one clear line. Then frees the space."""
+    trials = study.wait_for_moment()
+    driver, start = study.ensure_driver(), len(study.started) - 1
+    ballast = study.path / "ballast"
     try:
-        _fill(ballast)
-        code = driver.wait(FULL_SECONDS)
+        _write_until_full(ballast)
+        code = driver.wait(FULL_DISK_SECONDS)
     except subprocess.TimeoutExpired:
         code = None
-        stage.halt()
+        study.kill_all()
     finally:
         ballast.unlink()
-    stage.driver = None
-    said = stage.log(start).read_text()
+    study.driver = None
+    output, last_line = study.log(start).read_text(), study.last_line()
     if code is None:
-        stage.problems.append(f"a run did not end within {FULL_SECONDS:g} s of a full disk: {stage.last_line()}")
-    elif code == 0 and not stage.folder.report.exists():
-        stage.problems.append("a run ended with exit code 0 on a full disk")
-    elif code and (TRACEBACK in said or "space" not in said):
-        stage.problems.append(f"a run on a full disk ended with exit code {code} and not one line: {stage.last_line()}")
-    return _records(hit)
+        study.problems.append(f"a run did not end within {FULL_DISK_SECONDS:g} s of a full disk: {last_line}")
+    elif code == 0 and not study.folder.report.exists():
+        study.problems.append("a run ended with exit code 0 on a full disk, without a report")
+    elif code and (TRACEBACK in output or "space" not in output):
+        study.problems.append(f"a run on a full disk ended with exit code {code} and no clear line: {last_line}")
+    return _to_records(trials)
 
 
 # ------------------------------------------------------------------------------------------------- services
 
 
-def lock_storage(stage: StudyHarness) -> AffectedTrials:
-    """Another process, as a browser of SQLite files, holds the storage: while trials end, or while a driver starts."""
-    hit = stage.moment()
-    if stage.setting.storage is not None:
+def lock_storage(study: StudyHarness) -> AffectedTrials:
+    """Locks the SQLite file for a while, as a database browser could: while trials end, or while a driver starts."""
+    if study.settings.storage is not None:
         raise NotPossibleError("--storage is not the study's own SQLite file")
-    if stage.setting.rng.random() < 0.5:
-        stage.halt()
-    with sqlite3.connect(stage.folder.storage, isolation_level=None, timeout=LOCKED_SECONDS) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    trials = study.wait_for_moment()
+    if study.settings.rng.random() < 0.5:
+        study.kill_all()
+    with sqlite3.connect(study.folder.storage, isolation_level=None, timeout=LOCKED_SECONDS) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
         deadline = time.monotonic() + LOCKED_SECONDS
         while time.monotonic() < deadline:
-            if stage.driver is None:
-                stage.running()
+            if study.driver is None:
+                study.ensure_driver()
             time.sleep(0.1)
-        other.execute("ROLLBACK")
-    return _records(hit)
+        connection.execute("ROLLBACK")
+    return _to_records(trials)
 
 
-def restart_storage(stage: StudyHarness) -> AffectedTrials:
-    """With the command that the user gives for it."""
-    if stage.setting.restart_storage is None:
+def restart_storage(study: StudyHarness) -> AffectedTrials:
+    """Restarts the server of the storage with the command that the user gave for it."""
+    if study.settings.restart_storage is None:
         raise NotPossibleError("needs --storage URL and --restart-storage COMMAND")
-    hit = stage.moment()
-    subprocess.run(shlex.split(stage.setting.restart_storage), check=True, capture_output=True, text=True)  # noqa: S603
-    return _records(hit)
+    trials = study.wait_for_moment()
+    subprocess.run(shlex.split(study.settings.restart_storage), check=True, capture_output=True, text=True)  # noqa: S603
+    return _to_records(trials)
 
 
-def cut_off_wandb(stage: StudyHarness) -> AffectedTrials:
-    """Logged in, and no server at the address: trials train without."""
-    stage.moment()
-    stage.halt()
+def disconnect_wandb(study: StudyHarness) -> AffectedTrials:
+    """Restarts the study with a W&B login for an address without a server. Trials must train without W&B."""
+    study.wait_for_moment()
+    study.kill_all()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # closed again: nobody answers
+        port = server.getsockname()[1]  # free again after this block: nothing listens there
     environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
-    stage.driver = stage.start("--set", "tracking.mode=auto", environment=environment)
-    hit = _records(stage.moment())
-    with suppress(StudyOverError):  # they must end without it; the others are spared, W&B lets each wait for 30 s
-        stage.wait_for(lambda: bool(stage.running()) and all(record.read_result() for record in hit), "trials wait")
-    stage.halt()
-    return hit
+    study.driver = study.start("--set", "tracking.mode=auto", environment=environment)
+    affected = _to_records(study.wait_for_moment())
+    # Only the trials that train now have to end without W&B: in each, W&B waits 30 s for its server.
+    with suppress(StudyFinishedError):
+        study.wait_for(
+            lambda: bool(study.ensure_driver()) and all(record.read_result() for record in affected),
+            "trials wait for W&B",
+        )
+    study.kill_all()
+    return affected
 
 
 # ---------------------------------------------------------------------------------------------------- Slurm
 
 
-def call_slurm(stage: StudyHarness, *command: str) -> AffectedTrials:
-    """Does something to the job of a trial that trains, and to no other."""
-    hit = stage.moment()
-    job = stage.setting.rng.choice([trial for trial in hit if trial.job.startswith("slurm ")]).job
+def call_slurm(study: StudyHarness, *command: str) -> AffectedTrials:
+    """Runs a Slurm command on the job of one trial that trains."""
+    trials = study.wait_for_moment()
+    job = study.settings.rng.choice([trial for trial in trials if trial.job.startswith("slurm ")]).job
     subprocess.run([*command, job.removeprefix("slurm ")], check=True, capture_output=True, text=True)  # noqa: S603
-    return [trial.record for trial in hit if trial.job == job]
+    return [trial.record for trial in trials if trial.job == job]
 
 
-def detach(stage: StudyHarness) -> AffectedTrials:
-    """The driver goes by itself, and a later one collects."""
-    hit = stage.moment()
-    stage.signal_driver(signal.SIGKILL)
-    code = stage.start("--detach").wait()
+def detach_driver(study: StudyHarness) -> AffectedTrials:
+    """Kills the driver and starts a detached one; a later driver collects the results."""
+    trials = study.wait_for_moment()
+    study.signal_driver(signal.SIGKILL)
+    code = study.start("--detach").wait()
     if code != 0:
-        stage.problems.append(f"--detach ended with exit code {code}: {stage.last_line()}")
-    return _records(hit)
+        study.problems.append(f"--detach ended with exit code {code}: {study.last_line()}")
+    return _to_records(trials)
 
 
 # ------------------------------------------------------------------------------------------------------ Ray
 
 
-def kill_node(stage: StudyHarness) -> AffectedTrials:
-    """A node that trains, without a word to Ray; another one joins."""
-    cluster = stage.setting.cluster
+def kill_node(study: StudyHarness) -> AffectedTrials:
+    """Kills a Ray node on which a trial trains, without a graceful shutdown; a new node joins."""
+    cluster = study.settings.cluster
     if cluster is None:
         raise NotPossibleError("would kill a node of your cluster")
     nodes = {f"ray node {node.node_id[:8]}": node for node in cluster.worker_nodes}  # without the head
 
-    def on_a_worker(record: TrialFolder) -> bool:
+    def is_on_worker_node(record: TrialFolder) -> bool:
         return (read_json(record.state) or {}).get("job") in nodes
 
-    hit = stage.moment(on_a_worker)
-    cluster.remove_node(nodes[hit[0].job], allow_graceful=False)
+    trials = study.wait_for_moment(is_on_worker_node)
+    cluster.remove_node(nodes[trials[0].job], allow_graceful=False)
     add_ray_node(cluster)
-    return [trial.record for trial in hit if trial.job == hit[0].job]
+    return [trial.record for trial in trials if trial.job == trials[0].job]
 
 
-# -------------------------------------------------------------------------------------------------- the lists
+# ------------------------------------------------------------------------------------------- faults by launcher
 
 _TERM, _INT, _KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 LOCAL: Mapping[str, Inject] = {
     "kill-trial": partial(signal_trial, number=_KILL),
     "term-trial": partial(signal_trial, number=_TERM),
     "stop-trial": stop_trial,
-    "kill-forkserver": partial(kill_parents, generations=1),
-    "truncate-checkpoint": partial(damage_checkpoint, spoil=truncated),
-    "empty-checkpoint": partial(damage_checkpoint, spoil=emptied),
-    "flip-checkpoint": partial(damage_checkpoint, spoil=flipped),
+    "kill-forkserver": partial(kill_ancestor, generations=1),
+    "truncate-checkpoint": partial(damage_checkpoint, corrupt=truncate),
+    "empty-checkpoint": partial(damage_checkpoint, corrupt=remove_all),
+    "flip-checkpoint": partial(damage_checkpoint, corrupt=flip_bit),
     "kill-driver": kill_driver,
-    "term-driver": partial(end_driver, number=_TERM),
-    "interrupt-driver": partial(end_driver, number=_INT),
+    "term-driver": partial(interrupt_driver, number=_TERM),
+    "interrupt-driver": partial(interrupt_driver, number=_INT),
     "stop-driver": stop_driver,
     "two-drivers": start_two_drivers,
     "lock-storage": lock_storage,
     "restart-storage": restart_storage,
-    "cut-off-wandb": cut_off_wandb,
+    "cut-off-wandb": disconnect_wandb,
     "truncate-metrics": partial(damage_record, name="metrics.jsonl"),
     "truncate-switch-weights": partial(damage_record, name="switch_weights.parquet"),
     "truncate-result": partial(damage_record, name="result.json"),
@@ -281,18 +286,18 @@ LOCAL: Mapping[str, Inject] = {
     "fill-disk-again": fill_disk,
 }
 SLURM: Mapping[str, Inject] = {
-    "kill-job": lambda stage: call_slurm(stage, "scancel", "--signal=KILL"),
-    "cancel-job": lambda stage: call_slurm(stage, "scancel"),
-    "warn-job": lambda stage: call_slurm(stage, "scancel", "--signal=USR2"),
-    "term-job": lambda stage: call_slurm(stage, "scancel", "--signal=TERM"),
-    "requeue-job": lambda stage: call_slurm(stage, "scontrol", "requeue"),
+    "kill-job": lambda study: call_slurm(study, "scancel", "--signal=KILL"),
+    "cancel-job": lambda study: call_slurm(study, "scancel"),
+    "warn-job": lambda study: call_slurm(study, "scancel", "--signal=USR2"),
+    "term-job": lambda study: call_slurm(study, "scancel", "--signal=TERM"),
+    "requeue-job": lambda study: call_slurm(study, "scontrol", "requeue"),
     "kill-driver": kill_driver,
-    "interrupt-driver": partial(end_driver, number=_INT),
-    "detach": detach,
+    "interrupt-driver": partial(interrupt_driver, number=_INT),
+    "detach": detach_driver,
 }
 RAY: Mapping[str, Inject] = {
     "kill-trial": partial(signal_trial, number=_KILL),
-    "kill-worker": partial(kill_parents, generations=2),
+    "kill-worker": partial(kill_ancestor, generations=2),
     "kill-driver": kill_driver,
     "kill-node": kill_node,
 }
@@ -304,43 +309,44 @@ NEEDS_SMALL_DISK = ("fill-disk", "fill-disk-again")
 
 
 def add_ray_node(cluster: Any) -> None:
-    """A node for one trial at a time. The first is the head."""
+    """Adds a node for one trial at a time. The first one is the head."""
     extra = {} if cluster.head_node else {"include_dashboard": False}
     cluster.add_node(num_cpus=1, object_store_memory=NODE_MEMORY, **extra)
 
 
-def _records(trials: list[Training]) -> AffectedTrials:
+def _to_records(trials: list[RunningTrial]) -> AffectedTrials:
     return [trial.record for trial in trials]
 
 
-def _one_here(stage: StudyHarness) -> Training:
-    return stage.setting.rng.choice(_here(stage.moment()))
+def _choose_local_trial(study: StudyHarness) -> RunningTrial:
+    return study.settings.rng.choice(_select_local(study.wait_for_moment()))
 
 
-def _here(trials: list[Training]) -> list[Training]:
-    found = [trial for trial in trials if trial.host == platform.node()]
-    if not found:
+def _select_local(trials: list[RunningTrial]) -> list[RunningTrial]:
+    """The trials that train on this machine. Raises `NotPossibleError` if none does."""
+    local = [trial for trial in trials if trial.host == platform.node()]
+    if not local:
         raise NotPossibleError(f"the trials train on {trials[0].host}, not on this machine")
-    return found
+    return local
 
 
-def _stop(pid: int, seconds: float) -> None:
+def _stop_process(pid: int, seconds: float) -> None:
     os.kill(pid, signal.SIGSTOP)
     time.sleep(seconds)
     os.kill(pid, signal.SIGCONT)
 
 
-def _parent(pid: int) -> int:
-    said = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=True)  # noqa: S603, S607
-    return int(said.stdout)
+def _find_parent(pid: int) -> int:
+    command = ["ps", "-o", "ppid=", "-p", str(pid)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
 
 
-def _rewrite(path: Path, spoil: Callable[[bytes, StudyHarness], bytes], stage: StudyHarness) -> None:
-    path.write_bytes(spoil(path.read_bytes(), stage))
+def _damage_file(path: Path, corrupt: Corrupt, study: StudyHarness) -> None:
+    path.write_bytes(corrupt(path.read_bytes(), study.settings.rng))
 
 
-def _fill(path: Path) -> None:
-    """Writes to a file until nothing more fits, then byte by byte."""
+def _write_until_full(path: Path) -> None:
+    """Writes a file in ever smaller pieces until not one more byte fits on the disk."""
     with open(path, "wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             try:

@@ -1,12 +1,12 @@
 """`plan`, `status` and `report` on synthetic studies of up to 10,000 finished trials.
 
-A verb is timed as a user waits for it: a fresh process from its start to its end, the fastest of a few rounds, with the
-records in the file cache. `plan` stands for the planning alone: its forecast trains, and does not grow with records.
+Each verb is timed as a fresh process from start to end, the fastest of a few rounds, with the records in the file
+cache. `plan` is the planning alone, without the cost estimate, which trains and does not depend on the records.
 
-How time grows is read off the marginal cost: Python and its libraries start at the same price in every study, so the
-time of the smallest is taken off those of the two largest before their slope on logarithmic axes is taken. An exponent
-of 1 is linear. It is taken of processor time, which other programs on the machine change less than they change seconds,
-and only where the second largest study costs measurably more than the smallest.
+The growth exponent is the slope, on logarithmic axes, of marginal processor time between the two largest studies; an
+exponent of 1 is linear growth. Marginal means that the time of the smallest study is subtracted, because Python and its
+libraries take the same time to start in every study. Processor time depends less than wall time on other programs. No
+exponent is given where the second largest study takes hardly longer than the smallest.
 """
 
 from __future__ import annotations
@@ -41,23 +41,22 @@ LEVELS: dict[str, list[Any]] = {
     "solver": ["sgd", "nesterov", "adam", "adamw"],
 }
 REPLICATES = 5
-# Trials, and how many levels of each factor make them: cells times replicates.
+# Number of trials (cells times replicates), and the number of levels of each factor.
 SHAPES = {
     20:     (2, 2, 1, 1, 1, 1),
-    60:     (2, 2, 3, 1, 1, 1),
     100:    (2, 2, 5, 1, 1, 1),
     500:    (2, 2, 5, 5, 1, 1),
     1_000:  (2, 2, 5, 5, 2, 1),
     10_000: (2, 2, 5, 5, 5, 4),
 }  # fmt: skip
-FULL, QUICK = (100, 500, 1_000, 10_000), (20, 60)
-DIVERGED = 1  # % of the trials
+SIZES, QUICK_SIZES = [100, 500, 1_000, 10_000], [20]
+DIVERGED_PERCENT = 1
 
 VERBS = ("plan", "status", "report")
-SECONDS = {"status": 5.0, "report": 60.0}  # bars at the largest size
-EXPONENT = 1.1
-RESOLUTION = 0.1  # seconds; marginal costs below it are noise
-PAGE = (500, 10.0)  # trials, and the bar on the megabytes of their report.html
+SECONDS_BARS = {"status": 5.0, "report": 60.0}  # at the largest size
+EXPONENT_BAR = 1.1
+RESOLUTION = 0.1  # seconds; smaller marginal costs are noise
+PAGE_TRIALS, PAGE_BAR = 500, 10.0  # the bar is on the megabytes of report.html of a study with that many trials
 
 PLAN = "import sys; from study.plan.loading import load_study; from study.plan.trials import plan_trials; " \
        "plan_trials(load_study(sys.argv[1]))"  # fmt: skip
@@ -66,7 +65,7 @@ MAIN = "import sys; from study.cli.main import main; sys.exit(main(sys.argv[1:])
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a process took: wall seconds, processor seconds, peak memory in bytes."""
+    """Cost of a process: wall seconds, processor seconds, peak memory in bytes."""
 
     seconds: float
     processor: float
@@ -74,66 +73,67 @@ class Cost:
 
 
 def measure(*, quick: bool, threads: int | None, device: str) -> Result:
-    """Times the verbs that read a study, on studies of growing size. Trains nothing: threads and device do not act."""
-    sizes, rounds = (QUICK, 1) if quick else (FULL, 2)
+    """Times the verbs on studies of growing size. Trains nothing, so `threads` and `device` have no effect."""
+    sizes, rounds = (QUICK_SIZES, 1) if quick else (SIZES, 2)
     costs: dict[int, dict[str, Cost]] = {}
     result = Result("scale")
     for trials in sizes:
         with tempfile.TemporaryDirectory(prefix="study-scale-") as folder:
-            making, costs[trials], page = _measure_size(Path(folder), trials, rounds)
-        result.rows.append(_row(trials, making, costs[trials], page))
-        if trials == PAGE[0]:
-            result.figures.append(Figure(f"MB of report.html, {trials} trials", page / 1e6, PAGE[1]))
-    result.figures += _time_figures(costs)
-    exponents = {verb: _exponent(costs, verb) for verb in VERBS if not quick}
-    result.figures += [
-        Figure(f"growth exponent of {verb}", value, EXPONENT) for verb, value in exponents.items() if value is not None
-    ]
-    result.notes += [
-        f"growth of {verb}: too cheap to tell; {sizes[-2]:,} records cost less than {RESOLUTION} s more than {sizes[0]}"
-        for verb, value in exponents.items() if value is None
-    ]  # fmt: skip
+            written_in, costs[trials], page = _measure_size(Path(folder), trials, rounds)
+        result.rows.append(_build_row(trials, written_in, costs[trials], page))
+        if trials == PAGE_TRIALS:
+            result.figures.append(Figure(f"MB of report.html, {trials} trials", page / 1e6, PAGE_BAR))
+    result.figures += _build_time_figures(costs)
+    for verb in () if quick else VERBS:
+        exponent = _compute_exponent(costs, verb)
+        if exponent is not None:
+            result.figures.append(Figure(f"growth exponent of {verb}", exponent, EXPONENT_BAR))
+        else:
+            result.notes.append(
+                f"growth of {verb}: too small to measure; {sizes[-2]:,} records take less than {RESOLUTION} s more "
+                f"than {sizes[0]}"
+            )
     result.notes.append(
-        f"{REPLICATES} replicates a cell; 8 epochs; half of the trials sn with 9 or 15 layers, half bn; {DIVERGED} % "
-        f"diverged. Seconds are those of a fresh process, its start included, the fastest of {rounds}; us are seconds "
-        "over records; exponents are of marginal processor time."
+        f"{REPLICATES} replicates per cell; 8 epochs; half of the trials sn with 9 or 15 layers, half bn; "
+        f"{DIVERGED_PERCENT} % diverged. Seconds: wall time of a fresh process with its start, fastest of {rounds}. "
+        "us: the same per record, in microseconds. Exponents: of marginal processor time."
     )
     return result
 
 
 def _measure_size(folder: Path, trials: int, rounds: int) -> tuple[float, dict[str, Cost], int]:
-    """Seconds that making the records took, the cost of every verb, and the bytes of the report's page."""
-    file = describe_study(folder, trials)
+    """Seconds that writing the records took, the cost of every verb, and the size of report.html in bytes."""
+    file = write_study_file(folder, trials)
     out = StudyFolder(folder / "runs" / file.stem)
     started = time.perf_counter()
-    make_records(out, load_study(str(file)))
-    making = time.perf_counter() - started
+    write_records(out, load_study(str(file)))
+    written_in = time.perf_counter() - started
     flags = ["--study", str(file), "--out", str(out.path.parent)]
     commands = {"plan": [PLAN, str(file)], "status": [MAIN, "status", *flags], "report": [MAIN, "report", *flags]}
-    costs = {verb: _fastest(command, rounds) for verb, command in commands.items()}
-    return making, costs, (out.report / "report.html").stat().st_size
+    costs = {verb: _measure_fastest(command, rounds) for verb, command in commands.items()}
+    return written_in, costs, (out.report / "report.html").stat().st_size
 
 
-def _row(trials: int, making: float, costs: dict[str, Cost], page: int) -> dict[str, Any]:
+def _build_row(trials: int, written_in: float, costs: dict[str, Cost], page: int) -> dict[str, Any]:
     return {
-        "records": trials, "made in s": making,
+        "records": trials, "made in s": written_in,
         **{f"{verb} s": costs[verb].seconds for verb in VERBS},
         **{f"{verb} us": 1e6 * costs[verb].seconds / trials for verb in VERBS},
         "report MiB": costs["report"].memory / 2**20, "report.html MB": page / 1e6,
     }  # fmt: skip
 
 
-def _time_figures(costs: dict[int, dict[str, Cost]]) -> list[Figure]:
-    """Seconds on the largest study; the bars are for 10,000 records."""
+def _build_time_figures(costs: dict[int, dict[str, Cost]]) -> list[Figure]:
+    """Seconds on the largest study. The bars hold for 10,000 records only."""
     largest = max(costs)
-    bars = SECONDS if largest == FULL[-1] else dict.fromkeys(SECONDS)
+    bars = SECONDS_BARS if largest == SIZES[-1] else dict.fromkeys(SECONDS_BARS)
     return [
         Figure(f"seconds of {verb}, {largest} records", costs[largest][verb].seconds, bar) for verb, bar in bars.items()
     ]
 
 
-def _exponent(costs: dict[int, dict[str, Cost]], verb: str) -> float | None:
-    """Slope of log marginal cost over log marginal records, between the two largest studies; None below noise."""
+def _compute_exponent(costs: dict[int, dict[str, Cost]], verb: str) -> float | None:
+    """Slope of log marginal cost over log marginal records between the two largest studies; None if it is noise."""
     smallest, *_, large, largest = sorted(costs)
     spent = {trials: costs[trials][verb].processor - costs[smallest][verb].processor for trials in (large, largest)}
     if spent[large] < RESOLUTION:
@@ -141,8 +141,8 @@ def _exponent(costs: dict[int, dict[str, Cost]], verb: str) -> float | None:
     return math.log(spent[largest] / spent[large]) / math.log((largest - smallest) / (large - smallest))
 
 
-def describe_study(folder: Path, trials: int) -> Path:
-    """The YAML of a study with that many trials, on the base of the laptop scale."""
+def write_study_file(folder: Path, trials: int) -> Path:
+    """Writes the YAML of a study with that many trials, on the base of the laptop scale."""
     factors = {name: LEVELS[name][:count] for name, count in zip(LEVELS, SHAPES[trials], strict=True) if count > 1}
     file = folder / f"scale-{trials}.yaml"
     content = {"title": f"{trials} trials", "question": "How long?", "factors": factors, "replicates": REPLICATES}
@@ -150,31 +150,31 @@ def describe_study(folder: Path, trials: int) -> Path:
     return file
 
 
-def make_records(folder: StudyFolder, config: StudyConfig) -> None:
-    """With sn a gain over bn, and B and depth that move its choice: the verdicts have something to say."""
+def write_records(folder: StudyFolder, config: StudyConfig) -> None:
+    """Writes a record per trial. sn gains over bn, and B and depth move the choice: the answers are not empty."""
     truth = Truth(
         accuracy=lambda trial: 0.93 if trial.config.norm == "sn" else 0.90,
         bn_logit=lambda trial: math.log2(trial.config.batch_size) / 3 + (trial.config.depth == 14),
     )
-    write_study(folder, config, truth, diverged=lambda trial: zlib.crc32(trial.key.encode()) % 100 < DIVERGED)
+    write_study(folder, config, truth, diverged=lambda trial: zlib.crc32(trial.key.encode()) % 100 < DIVERGED_PERCENT)
 
 
-def _fastest(arguments: Sequence[str], rounds: int) -> Cost:
-    """The least of several rounds of `python -c ...`, and the most memory."""
-    costs = [_run([sys.executable, "-c", *arguments]) for _ in range(rounds)]
+def _measure_fastest(arguments: Sequence[str], rounds: int) -> Cost:
+    """The shortest times and the largest memory of several runs of `python -c ...`."""
+    costs = [_measure_process([sys.executable, "-c", *arguments]) for _ in range(rounds)]
     return Cost(
         seconds=min(cost.seconds for cost in costs), processor=min(cost.processor for cost in costs),
         memory=max(cost.memory for cost in costs),
     )  # fmt: skip
 
 
-def _run(command: Sequence[str]) -> Cost:
+def _measure_process(command: Sequence[str]) -> Cost:
     started = time.perf_counter()
-    package = Path(study.__file__).parents[1]  # the package that runs now, wherever the user is
+    package = Path(study.__file__).parents[1]  # so that `import study` finds this package
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=package)  # noqa: S603
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     if status:
         raise RuntimeError(f"{' '.join(command)}: exit status {os.waitstatus_to_exitcode(status)}")
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return Cost(seconds=seconds, processor=usage.ru_utime + usage.ru_stime, memory=usage.ru_maxrss * unit)

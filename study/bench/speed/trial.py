@@ -1,6 +1,6 @@
 """The harness against a bare loop that does the same training, the fixed cost of a trial, and two workers against one.
 
-At the laptop scale: digits, small ResNets, 8 chunks of B.
+All at the laptop scale: digits, small ResNets, 8 chunks of B samples.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ HARNESS_BAR, FIXED_BAR, WORKERS_BAR = 1.10, 0.5, 0.6
 
 
 def measure(*, quick: bool, threads: int | None, device: str) -> Result:
-    """Trains the same networks both ways, then trials in a warm pool."""
-    threads = threads or 1  # as a study runs its trials
+    """Trains the same networks both ways, then runs trials in a pool of worker processes."""
+    threads = threads or 1  # the default of a study
     torch.set_num_threads(threads)
     result = Result("trial")
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,7 +53,7 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
 
 
 class BareLoop:
-    """A trial's training in plain PyTorch: the same network, batches, loss, solver and schedule, and nothing else."""
+    """Training in plain PyTorch, with the network, batches, loss, optimizer and schedule of a trial."""
 
     def __init__(self, trial: PlannedTrial, device: torch.device) -> None:
         config, seed = trial.config, trial.seeds["data"]
@@ -81,8 +81,12 @@ class BareLoop:
                 cross_entropy(self.network(images), labels)
 
 
-class Race(L.Callback):
-    """Runs an epoch of the bare loop before each of the harness, so that both see the same load of the machine."""
+class EpochPairTimer(L.Callback):
+    """Runs an epoch of the bare loop before each epoch of the harness, so that both meet the same load on the machine.
+
+    seconds: of each epoch of the bare loop. ratios: harness / bare loop, for all epochs but the last, which is followed
+    by the end of the trial, a fixed cost.
+    """
 
     def __init__(self, bare: BareLoop) -> None:
         self.bare = bare
@@ -91,45 +95,42 @@ class Race(L.Callback):
         self.started: float | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._finish_epoch()
-        torch.use_deterministic_algorithms(False)  # what the harness asks for is its own cost
-        started = _now()
+        if self.started is not None:
+            self.ratios.append((_read_clock() - self.started) / self.seconds[-1])
+        # The harness asks for deterministic algorithms, so what they cost must not slow down the bare loop.
+        torch.use_deterministic_algorithms(False)
+        bare_started = _read_clock()
         self.bare.run_epoch(trainer.current_epoch)
-        self.started = _now()
-        self.seconds.append(self.started - started)
+        self.started = _read_clock()
+        self.seconds.append(self.started - bare_started)
         torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def _finish_epoch(self) -> None:
-        if self.started is not None:
-            self.ratios.append((_now() - self.started) / self.seconds[-1])
 
-    # The last epoch is left out: what follows it is the fixed cost of a trial.
-
-
-def race(trial: PlannedTrial, folder: Path, threads: int, device: str) -> tuple[Race, bool]:
-    """Trains a trial both ways; whether they end with the very same weights."""
+def train_both_ways(trial: PlannedTrial, folder: Path, threads: int, device: str) -> tuple[EpochPairTimer, bool]:
+    """Trains a trial with the harness and with the bare loop; the times, and whether the final weights are equal."""
     record = TrialFolder(folder)
-    callback = Race(BareLoop(trial, torch.device(device)))
-    train(make_job(trial, folder, threads=threads, device=device), record, callbacks=[callback])
+    timer = EpochPairTimer(BareLoop(trial, torch.device(device)))
+    train(make_job(trial, folder, threads=threads, device=device), record, callbacks=[timer])
     trained = torch.load(record.last_checkpoint, weights_only=True)["state_dict"]
-    bare = callback.bare.network.state_dict()
-    return callback, all(torch.equal(trained[f"network.{name}"].cpu(), bare[name].cpu()) for name in bare)
+    bare = timer.bare.network.state_dict()
+    return timer, all(torch.equal(trained[f"network.{name}"].cpu(), bare[name].cpu()) for name in bare)
 
 
 def _measure_overhead(result: Result, scratch: Path, quick: bool, threads: int, device: str) -> None:
     overrides = ["epochs=3", "train_samples=128", "depth=8"] if quick else ["epochs=17"]
-    study = _laptop("norm=[sn, bn]", "initialization=he_normal", "replicates=1", *overrides)
-    bare, harness, all_same = 0.0, 0.0, True
+    study = _load_laptop_study("norm=[sn, bn]", "initialization=he_normal", "replicates=1", *overrides)
+    bare, harness, all_equal = 0.0, 0.0, True
     for trial in plan_trials(study):
-        pair, same = race(trial, scratch / "race" / trial.key, threads, device)
-        config, ratio, epoch = trial.config, statistics.median(pair.ratios), statistics.median(pair.seconds)
-        bare, harness, all_same = bare + epoch, harness + ratio * epoch, all_same and same
-        result.rows.append(_row(
+        timer, equal = train_both_ways(trial, scratch / "both-ways" / trial.key, threads, device)
+        config, ratio, epoch = trial.config, statistics.median(timer.ratios), statistics.median(timer.seconds)
+        bare, harness, all_equal = bare + epoch, harness + ratio * epoch, all_equal and equal
+        result.rows.append(_build_row(
             f"harness / bare loop: {config.norm}, ResNet-{config.depth}, B = {config.batch_size}",
-            f"{1e3 * epoch / trial.steps_per_epoch:.1f} ms a step, bare" + ("" if same else "; NOT THE SAME WEIGHTS"),
+            f"{1e3 * epoch / trial.steps_per_epoch:.1f} ms per step of the bare loop"
+            + ("" if equal else "; THE FINAL WEIGHTS DIFFER"),
             ratio,
         ))  # fmt: skip
-    result.figures.append(Figure("the very same weights", float(all_same), 1.0, at_least=True))
+    result.figures.append(Figure("the very same weights", float(all_equal), 1.0, at_least=True))
     result.figures.append(Figure("harness / bare loop, the time of all cells", harness / bare, HARNESS_BAR))
 
 
@@ -137,18 +138,21 @@ def _measure_overhead(result: Result, scratch: Path, quick: bool, threads: int, 
 
 
 def _measure_fixed_cost(result: Result, scratch: Path, quick: bool, threads: int, device: str) -> None:
-    """From submitting a trial to the end of its process, less its epochs: from trials of few and of many."""
+    """The time from submitting a trial to the end of its process, without its epochs.
+
+    It is the intercept of time over epochs, from a trial of few and a trial of many epochs.
+    """
     few, many = 1, 3 if quick else 5
     rounds = 1 if quick else 5
     executor = LocalExecutor(1, [device], threads)
-    samples = ["train_samples=256"] if quick else []
+    overrides = ["norm=sn", "depth=8", "batch_size=16", *(["train_samples=128"] if quick else [])]
     trials = {
-        epochs: plan_trials(_laptop("norm=sn", "depth=8", "batch_size=16", f"epochs={epochs}", *samples))[0]
-        for epochs in (few, many)
-    }
+        epochs: plan_trials(_load_laptop_study(f"epochs={epochs}", *overrides))[0] for epochs in (few, many)
+    }  # fmt: skip
     modes: tuple[Mode, ...] = ("offline", "disabled")
+    _run_trial(executor, make_job(trials[few], scratch / "warm-up", threads=threads))  # starts the pool
     costs: dict[Mode, list[float]] = {mode: [] for mode in modes}
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         for mode in modes:
             short, long = (
                 _run_trial(executor, make_job(
@@ -159,12 +163,13 @@ def _measure_fixed_cost(result: Result, scratch: Path, quick: bool, threads: int
             costs[mode].append(short - (long - short) * few / (many - few))
     executor.close()
     for mode in modes:
-        cost = statistics.median(costs[mode][1:])  # the first warms the pool up
-        result.rows.append(_row(f"fixed cost of a trial in a warm pool, W&B {mode}", "seconds", cost))
+        cost = statistics.median(costs[mode])
+        result.rows.append(_build_row(f"fixed cost of a trial in a warm pool, W&B {mode}", "seconds", cost))
         result.figures.append(Figure(f"fixed cost of a trial, W&B {mode}, seconds", cost, FIXED_BAR))
 
 
 def _run_trial(executor: LocalExecutor, job: Job) -> float:
+    """Seconds from submitting a job to the end of its process."""
     started = time.perf_counter()
     executor.submit([job])
     while not executor.wait(60.0):
@@ -177,53 +182,55 @@ def _run_trial(executor: LocalExecutor, job: Job) -> float:
 def _measure_workers(result: Result, scratch: Path, quick: bool, threads: int, device: str) -> None:
     cores = os.cpu_count() or 1
     if cores < 2:
-        result.notes.append("two workers against one: left out, this machine has one core")
+        result.notes.append("two workers against one: not measured, because this machine has one core")
         return
-    epochs, rounds = (1, 1) if quick else (4, 3)
-    replicates = 2 if quick else 4
-    study = _laptop(
-        "norm=sn", "depth=8", "batch_size=16", "initialization=he_normal", f"epochs={epochs}",
-        f"replicates={replicates}",
-    )  # fmt: skip
+    overrides, rounds = (
+        (["epochs=1", "replicates=2", "train_samples=128", "tracking.mode=disabled"], 1)
+        if quick
+        else (["epochs=4", "replicates=4"], 3)
+    )
+    study = _load_laptop_study("norm=sn", "depth=8", "batch_size=16", "initialization=he_normal", *overrides)
     times: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(rounds):
         for workers in (1, 2) if turn % 2 == 0 else (2, 1):
             times[workers].append(_run_study(study, scratch / f"workers-{workers}-{turn}", workers, threads, device))
     ratio = statistics.median(two / one for one, two in zip(times[1], times[2], strict=True))
-    what = f"two workers / one: {study.replicates} trials"
-    result.rows.append(_row(what, f"{statistics.median(times[1]):.1f} s with one", ratio))
+    name = f"two workers / one: {study.replicates} trials"
+    result.rows.append(_build_row(name, f"{statistics.median(times[1]):.1f} s with one", ratio))
     result.figures.append(Figure("wall time, two workers / one", ratio, WORKERS_BAR))
 
 
 def _run_study(study: StudyConfig, folder: Path, workers: int, threads: int, device: str) -> float:
-    with open(os.devnull, "w") as nowhere:
+    """Seconds of a run of the driver."""
+    with open(os.devnull, "w") as devnull:
         driver = Driver(
             study=study, folder=StudyFolder(folder), executor=LocalExecutor(workers, [device], threads),
-            environment={"host": platform.node()}, console=Console(file=nowhere), command_for=lambda trial: "",
+            environment={"host": platform.node()}, console=Console(file=devnull), command_for=lambda trial: "",
         )  # fmt: skip
         started = time.perf_counter()
-        outcome = driver.run()
-    assert not outcome.failed, outcome.failed
+        failed = driver.run().failed
+    assert not failed, failed
     return time.perf_counter() - started
 
 
 def make_job(trial: PlannedTrial, folder: Path, *, threads: int, device: str = "cpu", mode: Mode = "offline") -> Job:
-    """A job as the driver makes it."""
+    """A job like those that the driver makes."""
     return Job(
         trial=trial, folder=folder, study="bench", run=RunConfig(), tracking=TrackingConfig(mode=mode),
         wandb_mode=mode, environment={"host": platform.node()}, command="", devices=(device,), threads=threads,
     )  # fmt: skip
 
 
-def _laptop(*overrides: str) -> StudyConfig:
+def _load_laptop_study(*overrides: str) -> StudyConfig:
     return load_study("depth_vs_batch", "laptop", ["tracking.mode=offline", *overrides])
 
 
-def _row(what: str, detail: str, value: float) -> dict[str, Any]:
-    return {"measured": what, "of": detail, "value": value}
+def _build_row(name: str, detail: str, value: float) -> dict[str, Any]:
+    return {"measured": name, "of": detail, "value": value}
 
 
-def _now() -> float:
+def _read_clock() -> float:
+    """Seconds, after all launched kernels have finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

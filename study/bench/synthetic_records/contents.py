@@ -1,0 +1,59 @@
+"""The contents of synthetic records, whether they are written to disk or kept in memory: layers, metrics and curves."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from study.analysis.records import BACKBONE
+from study.analysis.statistics.intervals import Floats
+from study.bench.synthetic_records.truth import SimulatedRun
+from study.config.schema import TrialConfig
+from study.plan.trials import PlannedTrial
+
+DIVERGED_REASON, FAILED_REASON = "loss is nan at step 3", "out of memory"
+MAIN_METRICS = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
+HEAD_LAYERS = {"classification": (), "segmentation": ("decoder",), "detection": ("fpn", "box_head", "mask_head")}
+
+
+def build_norm_layers(config: TrialConfig) -> list[Any]:
+    """The norm layers of a small ResNet and its heads, with the attributes of `LayerGeometry`, which needs torch."""
+    places = [("bn1", 0, BACKBONE)]
+    for stage in (1, 2, 3):
+        for block in range((config.depth - 2) // 6):
+            kinds = ("bn1", "bn2", "downsample.1") if stage > 1 and block == 0 else ("bn1", "bn2")
+            places += [(f"layer{stage}.{block}.{kind}", stage, BACKBONE) for kind in kinds]
+    heads = [(role, -1, role) for role in HEAD_LAYERS[config.task]]
+    return [
+        SimpleNamespace(
+            layer=name, layer_index=index, stage=stage, role=role,
+            depth_fraction=index / (len(places) - 1) if role == BACKBONE else 0.0,
+            receptive_field=3 + 2 * index if role == BACKBONE else None,
+        )
+        for index, (name, stage, role) in enumerate([*places, *heads])
+    ]  # fmt: skip
+
+
+def compute_metrics(task: str, score: float | None) -> dict[str, float | None]:
+    """The final metrics in result.json; without a score, all are None."""
+    value = float("nan") if score is None else score
+    main = MAIN_METRICS[task]
+    metrics = {
+        f"val_{main}": value, "val_loss": 2 * (1 - value), "train_loss": 1 - value, f"fit_{main}": (1 + value) / 2,
+        "fit_loss": 1 - value, f"test_{main}": value, "test_loss": 2 * (1 - value),
+        "val_score": value, "fit_score": (1 + value) / 2, "test_score": value, "generalization_gap": (1 - value) / 2,
+    }  # fmt: skip
+    if task == "classification":
+        metrics["train_accuracy"] = value
+    return {name: None if score is None else metric for name, metric in metrics.items()}
+
+
+def compute_curves(trial: PlannedTrial, run: SimulatedRun) -> dict[str, Floats]:
+    """The metrics that are logged at the end of every epoch, by name: arrays (epochs,)."""
+    value = run.accuracy + (0.1 - run.accuracy) * 0.4 ** np.arange(len(run.history))
+    return {
+        f"val_{MAIN_METRICS[trial.config.task]}": value, "val_score": value, "val_loss": 2 * (1 - value),
+        "train_accuracy": value, "train_loss": 2 * (1 - value), "learning_rate": np.full(len(value), 0.1),
+    }  # fmt: skip
