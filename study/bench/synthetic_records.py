@@ -27,8 +27,8 @@ from study.config.schema import StudyConfig, TrialConfig
 from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.io import file_digest, write_yaml
-from study.record.layout import SCHEMA, StudyFolder, TrialFolder
-from study.record.switch_weights import STATISTICS, parquet_bytes
+from study.record.layout import SCHEMA_VERSION, StudyFolder, TrialFolder
+from study.record.switch_weights import STATISTICS, encode_parquet
 
 Effect = Callable[[PlannedTrial], float]
 Which = Callable[[PlannedTrial], bool]
@@ -114,7 +114,7 @@ def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: 
     record.environment.write_text(_json({"device": "cpu", "commit": "abc123", "host": "somewhere", "threads": 1}))
     record.metrics.write_text("".join(_metric_lines(trial, run, steps)))
     record.switch_weights.write_bytes(
-        parquet_bytes(run.history, steps, layers, trial.pool, trial.trial_id, trial.replicate)
+        encode_parquet(run.history, steps, layers, trial.pool, trial.trial_id, trial.replicate)
     )
     write_result(record, description, status, None if status == "diverged" else run.accuracy)
     return record
@@ -125,7 +125,7 @@ def write_result(record: TrialFolder, description: dict[str, Any], status: str, 
     files = (record.trial, record.environment, record.metrics, record.switch_weights)
     repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "pool", "parameters", "norm_layers")
     record.result.write_text(_json({
-        "schema": SCHEMA, **{name: description[name] for name in repeated}, "status": status,
+        "schema": SCHEMA_VERSION, **{name: description[name] for name in repeated}, "status": status,
         "reason": DIVERGED if status == "diverged" else None,
         "epochs": description["config"]["epochs"], "seconds": 1.5, "attempts": 1,
         "metrics": _metrics(description["config"]["task"], accuracy),
@@ -339,7 +339,10 @@ def _metric_lines(trial: PlannedTrial, run: Run, steps: list[int]) -> Iterator[s
             for normalizer, weight in zip(trial.pool, row, strict=True)
         }
         for name, level in {**{name: float(values[epoch]) for name, values in curves.items()}, **switches}.items():
-            yield json.dumps({"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": level}) + "\n"
+            yield (
+                json.dumps({"schema": SCHEMA_VERSION, "epoch": epoch, "step": step, "name": name, "value": level})
+                + "\n"
+            )
 
 
 _MAIN = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, command, machine. Imports no torch."""
+"""Describes what a run was made with: versions, commit, command, machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "optuna", "wand
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Versions, commit, command, host. The same for every trial of a run on one machine."""
+    """Versions, commit, command and host, which are the same for all trials of a run on one machine."""
     return {"command": command, "commit": git_commit(), **describe_machine()}
 
 
 def describe_machine() -> dict[str, Any]:
-    """What is this machine's own: a cluster's nodes may differ."""
+    """Versions and host of this machine, which may differ between the nodes of a cluster."""
     return {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -31,23 +31,23 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def command_line(arguments: list[str]) -> str:
-    """The command as a user would type it again, without a password it may hold."""
+def format_command(arguments: list[str]) -> str:
+    """The command line that repeats a run, with passwords hidden."""
     return shlex.join(["python", "run_study.py", *map(hide_passwords, arguments)])
 
 
 def hide_passwords(text: str) -> str:
     """`postgresql://me:secret@host` -> `postgresql://me:***@host`, and `?password=secret` -> `?password=***`.
 
-    Also where the password has characters that a URL should not have: all up to the last @ of a word is hidden, or up
-    to the next @ of the line.
+    A password may contain characters that a URL should escape: everything up to the last @ of the word is hidden, or
+    up to the next @ of the line.
     """
     text = re.sub(r"(\w+://[^:/@\s]*):(\S*|[^@\n]*)@", r"\1:***@", text)
     return re.sub(r"([?&]\w*password=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def git_commit() -> str:
-    """The checkout's commit, with `+changes` where files differ from it; empty outside a checkout."""
+    """The commit of the checkout, with `+changes` where tracked files differ from it; empty outside a checkout."""
     folder = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What a record says of its making, and what it must not say."""
+"""The environment in a record: versions and command, without passwords."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from study.record.environment import command_line, describe_environment
+from study.record.environment import describe_environment, format_command
 
 
 def test_the_environment_states_versions_and_command_as_plain_json() -> None:
@@ -16,9 +16,9 @@ def test_the_environment_states_versions_and_command_as_plain_json() -> None:
     assert environment["command"] == "python run_study.py"
 
 
-def test_a_command_can_be_typed_again() -> None:
+def test_a_recorded_command_can_be_repeated() -> None:
     arguments = ["--study", "x", "--set", "norm=[sn, bn]"]
-    assert shlex.split(command_line(arguments)) == ["python", "run_study.py", *arguments]
+    assert shlex.split(format_command(arguments)) == ["python", "run_study.py", *arguments]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_a_command_can_be_typed_again() -> None:
 )  # fmt: skip
 def test_a_password_never_reaches_a_record(url: str, shown: str) -> None:
     for arguments in (["--storage", url], [f"--storage={url}"], ["--set", f"data_root={url}"]):
-        line = command_line(arguments)
+        line = format_command(arguments)
         assert "cret" not in line
         assert shown in shlex.split(line)[-1]
