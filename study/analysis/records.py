@@ -26,8 +26,8 @@ from study.norms.names import parse_norm
 from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trial, plan_trials
 from study.record.io import read_json, read_metrics
-from study.record.layout import FINISHED, SCHEMA, StudyFolder, TrialFolder
-from study.record.switch_weights import SCHEMA as SWITCH_SCHEMA
+from study.record.layout import FINISHED, SCHEMA_VERSION, StudyFolder, TrialFolder
+from study.record.switch_weights import SWITCH_WEIGHTS_SCHEMA
 
 EVALUATED = ("val", "test", "fit")  # splits; fit is the training split, seen as the others are
 METRICS = (
@@ -170,13 +170,13 @@ def read_switch_weights(file: Any, space: ChoiceSpace = NORMALIZATION) -> pa.Tab
     """The switch weights of one trial, every epoch, with text coded. Raises `ValueError` if damaged."""
     try:
         metadata = pq.read_metadata(file)
-        if lacking := set(SWITCH_SCHEMA.names) - set(metadata.schema.names):
+        if lacking := set(SWITCH_WEIGHTS_SCHEMA.names) - set(metadata.schema.names):
             raise ValueError(f"lacks the columns {', '.join(sorted(lacking))}")
         if not metadata.num_rows:  # a norm without a choice
             return _CODED_SCHEMA.empty_table()
         # By one thread: to hand a small file to several takes longer than to read it.
         with pq.ParquetFile(file, metadata=metadata, read_dictionary=_TEXT) as source:
-            table = source.read(SWITCH_SCHEMA.names, use_threads=False)
+            table = source.read(SWITCH_WEIGHTS_SCHEMA.names, use_threads=False)
         if table.schema != _CODED_SCHEMA:
             table = table.cast(_CODED_SCHEMA)
         by = table.group_by(["epoch", "layer_index", "statistic"], use_threads=False)
@@ -196,8 +196,10 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CURVE_COLUMNS = ("key", "epoch", "name", "value")
 # Text that repeats in every row is kept as codes: ten thousand trials have millions of rows.
 _CODED = pa.dictionary(pa.int32(), pa.string())
-_TEXT = [field.name for field in SWITCH_SCHEMA if field.type == pa.string()]
-_CODED_SCHEMA = pa.schema([(field.name, _CODED if field.name in _TEXT else field.type) for field in SWITCH_SCHEMA])
+_TEXT = [field.name for field in SWITCH_WEIGHTS_SCHEMA if field.type == pa.string()]
+_CODED_SCHEMA = pa.schema(
+    [(field.name, _CODED if field.name in _TEXT else field.type) for field in SWITCH_WEIGHTS_SCHEMA]
+)
 
 
 @dataclass(kw_only=True)
@@ -298,8 +300,8 @@ def _say_damage(folder: TrialFolder, name: str) -> str:
         result = read_json(path)
         if result is None:
             return f"{name}: half-written"
-        if result.get("schema") != SCHEMA:
-            return f"{name}: of schema {result.get('schema')}, and this version reads {SCHEMA}"
+        if result.get("schema") != SCHEMA_VERSION:
+            return f"{name}: of schema {result.get('schema')}, and this version reads {SCHEMA_VERSION}"
         return f"{name}: lacks what a result holds"
     return f"{name}: not as it was when the trial ended"
 

@@ -21,10 +21,11 @@ from study.models import trace_geometry
 from study.norms.official import OfficialResNet, load_official
 from study.plan.loading import study_from_dict
 from study.plan.trials import PlannedTrial, plan_trial
-from study.record.environment import command_line, describe_environment
+from study.record.environment import describe_environment, format_command
 from study.record.io import file_digest, write_bytes, write_json, write_yaml
-from study.record.layout import StudyFolder, write_result
-from study.record.switch_weights import parquet_bytes, snapshot
+from study.record.layout import StudyFolder
+from study.record.outcome import write_result
+from study.record.switch_weights import encode_parquet, snapshot_weights
 from study.sweep.study_file import planned_study, write_study
 
 UNKNOWN = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "fit_accuracy", "fit_loss", "test_accuracy",
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     command = shlex.join(["python", "-m", "study.cli.import_published", *arguments])
     folder = StudyFolder(options.out)
     import_networks([_read(argument) for argument in options.files], folder, command)
-    report = command_line(["report", "--study", folder.path.name, "--out", str(folder.path.parent)])
+    report = format_command(["report", "--study", folder.path.name, "--out", str(folder.path.parent)])
     print(f"{folder.path}; {report}")
     return 0
 
@@ -126,11 +127,13 @@ def _write_record(
         "source": {"file": str(published.path), "version": network.version, **(file_digest(published.path) or {})},
         "command": environment["command"],
     }  # fmt: skip
-    history = snapshot(network, layers)[None].numpy()
+    history = snapshot_weights(network, layers)[None].numpy()
     write_yaml(record.trial, description)
     write_json(record.environment, environment)
     write_bytes(record.metrics, b"")
-    write_bytes(record.switch_weights, parquet_bytes(history, [0], layers, trial.pool, trial.trial_id, trial.replicate))
+    write_bytes(
+        record.switch_weights, encode_parquet(history, [0], layers, trial.pool, trial.trial_id, trial.replicate)
+    )
     write_result(record, description, {
         "status": "done", "reason": None, "epochs": 0, "steps": 0, "seconds": None, "attempts": 0,
         "metrics": dict.fromkeys(UNKNOWN), "notes": [NOTE],

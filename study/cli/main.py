@@ -182,7 +182,7 @@ def _list() -> int:
 def _run(options: argparse.Namespace) -> int:
     from study.cli.live_view import TrialProblem, format_problems, group_problems
     from study.cli.progress import SweepProgress
-    from study.record.environment import command_line, describe_environment
+    from study.record.environment import describe_environment, format_command
     from study.sweep.driver import Driver
     from study.sweep.study_file import check_folder
 
@@ -199,7 +199,7 @@ def _run(options: argparse.Namespace) -> int:
         study=study,
         folder=folder,
         executor=executor,
-        environment=describe_environment(command_line(list(sys.argv[1:]))),
+        environment=describe_environment(format_command(list(sys.argv[1:]))),
         console=console,
         command_for=lambda trial: _reproduce(options, study, trial),
         storage=options.storage,
@@ -302,10 +302,11 @@ def _report(options: argparse.Namespace) -> int:
 def _dashboard(options: argparse.Namespace) -> int:
     folder = _run_folder(options)
     from study.dashboard.publish import publish
+    from study.record.wandb_links import count_unsynced_runs
 
     for kind, url in publish(folder).items():
         print(f"{kind}: {url}")
-    if unsynced := folder.unsynced_runs():
+    if unsynced := count_unsynced_runs(folder):
         print(f"{unsynced} of its runs are here alone; to bring them there: wandb sync {folder.wandb}/offline-run-*")
     return DONE
 
@@ -419,7 +420,7 @@ def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
 def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTrial) -> str:
     """The command that trains one trial again, with the replicates before it."""
     from study.plan.warm_start import list_required_cells
-    from study.record.environment import command_line
+    from study.record.environment import format_command
 
     cells = list_required_cells(study, trial.levels)
     levels = [
@@ -429,7 +430,7 @@ def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTr
     if study.search is not None:
         settings.append("search=null")
     flags = [argument for setting in settings for argument in ("--set", setting)]
-    return command_line(["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"])
+    return format_command(["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"])
 
 
 def _run_folder(options: argparse.Namespace) -> StudyFolder:

@@ -43,7 +43,7 @@ def print_plan(
     # On a terminal the table fills before the user's eyes; in a pipe only the finished one is printed.
     with Live(_plan_table(study, cells, sizes), console=console, auto_refresh=False, transient=True) as live:
         from study.training.cost_estimate import (  # imports torch: after the first look at the table
-            forecast_bytes,
+            estimate_bytes,
             measure_cell,
         )
 
@@ -54,7 +54,7 @@ def print_plan(
     console.print(_plan_table(study, cells, sizes))
     missing = [trial for trial in trials if not folder.trial(trial.trial_id, trial.replicate).result.exists()]
     needed = sum(
-        forecast_bytes(trial, sizes[trial.trial_id], checkpoint_seconds=study.run.checkpoint_seconds,
+        estimate_bytes(trial, sizes[trial.trial_id], checkpoint_seconds=study.run.checkpoint_seconds,
                        wandb=study.tracking.mode != "disabled")
         for trial in missing
     )  # fmt: skip

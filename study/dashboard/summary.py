@@ -16,6 +16,7 @@ from study.analysis.report.report import Report
 from study.analysis.report.tables import coverage_table, effects_table
 from study.config.schema import TrackingConfig
 from study.record.io import file_digest, read_json, write_json
+from study.record.wandb_links import link_wandb_runs
 
 if TYPE_CHECKING:  # a study that is finished needs no W&B
     import plotly.graph_objects as go
@@ -65,7 +66,7 @@ def write_summary(report: Report, mode: Mode) -> None:
             **{name: _table(table) for name, table in tables(report).items()},
         })  # fmt: skip
         run.summary.update(verdicts(report))
-    folder.link_wandb_runs()
+    link_wandb_runs(folder)
     answers = file_digest(folder.report / "answers.json") or {}
     write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers.get("sha256")})
 

@@ -1,1 +1,1 @@
-"""The record: what a trial leaves behind. Plain files, the truth of a study. Importing it imports no torch."""
+"""The record of a trial: the plain files that it leaves, which are the source of truth of a study."""

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written by rename, the one before kept, verified before they are trusted."""
+"""Checkpoints: written atomically, the previous one kept, and checked for damage before they are used."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 
 from study.record.io import quarantine, write_bytes
 from study.record.layout import TrialFolder
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames: Lightning's own way leaves half a file where $TMPDIR is another disk."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_bytes(Path(path), buffer.getvalue())
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes a checkpoint atomically."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
-def rotate(folder: TrialFolder) -> None:
-    """Makes room for a new last checkpoint; the present one becomes the one before."""
+def rotate_checkpoints(folder: TrialFolder) -> None:
+    """Renames the last checkpoint to the previous one, before a new one is written."""
     if folder.last_checkpoint.exists():
         os.replace(folder.last_checkpoint, folder.previous_checkpoint)
 
 
-def newest_checkpoint(folder: TrialFolder, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole, or None. A damaged one is set aside and named to `warn`."""
+def find_newest_checkpoint(folder: TrialFolder, warn: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint, or None. A damaged one is renamed and reported to `warn`."""
     for path in (folder.last_checkpoint, folder.previous_checkpoint):
         if not path.exists():
             continue
@@ -43,15 +40,15 @@ def newest_checkpoint(folder: TrialFolder, warn: Callable[[str], None]) -> Path 
     return None
 
 
-def step_of(checkpoint: Path) -> int:
-    """The steps that were taken before it."""
+def read_step(checkpoint: Path) -> int:
+    """The number of optimizer steps taken before a checkpoint."""
     return int(torch.load(checkpoint, map_location="meta", weights_only=True)["global_step"])
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None.
+    """The damage of a checkpoint in a word or two; None where there is none.
 
-    A flipped bit inside a tensor loads without complaint, so the checksums of the archive are compared first.
+    torch loads a tensor with a flipped bit without an error, so the checksums of the archive are compared first.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -44,7 +44,7 @@ def program_name() -> str:
     return "python run_study.py" if in_checkout and not script_was_typed else "run-study"
 
 
-def command_line(arguments: Sequence[str]) -> str:
+def format_command(arguments: Sequence[str]) -> str:
     """Returns the command that a user types to run `arguments` again, with passwords hidden."""
     return f"{program_name()} {shlex.join(map(hide_passwords, arguments))}"
 
@@ -52,8 +52,8 @@ def command_line(arguments: Sequence[str]) -> str:
 def hide_passwords(text: str) -> str:
     """`postgresql://me:secret@host` -> `postgresql://me:***@host`, and `?password=secret` -> `?password=***`.
 
-    Also where the password has characters that a URL should not have: all up to the last @ of a word is hidden, or up
-    to the next @ of the line.
+    A password may contain characters that a URL should escape: everything up to the last @ of the word is hidden, or
+    up to the next @ of the line.
     """
     text = re.sub(r"(\w+://[^:/@\s]*):(\S*|[^@\n]*)@", r"\1:***@", text)
     return re.sub(r"([?&]\w*password=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -22,8 +23,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically. NaN and Inf are refused: a reader in another language could not read them."""
+    """Writes JSON atomically. Raises `ValueError` for NaN and Inf, which are not valid JSON."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def nan_to_none(value: float) -> float | None:
+    """The value, or None for NaN and Inf, which are not valid JSON."""
+    return value if math.isfinite(value) else None
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -32,7 +38,7 @@ def write_yaml(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file by rename: a reader, or a kill at any moment, finds the old file or the new one, whole."""
+    """Writes a file atomically, by rename: readers, and a kill at any moment, find the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
@@ -41,13 +47,13 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:  # a full disk, which half a file would keep full
+    except OSError:  # on a full disk, the part that was written would keep the disk full
         temporary.unlink(missing_ok=True)
         raise
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Appends a line of JSON. A kill may tear it: the next one starts on a line of its own."""
+    """Appends a line of JSON. After a kill has left half a line, the next one starts on a new line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
@@ -55,7 +61,7 @@ def append_line(path: Path, value: Any) -> None:
 
 
 def read_attempts(path: Path) -> list[dict[str, Any]]:
-    """The lines of an attempts.jsonl, as they were written. Torn ones are left out."""
+    """The lines of an attempts.jsonl in order, without incomplete ones."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -73,14 +79,14 @@ def file_digest(path: Path) -> dict[str, Any] | None:
 
 
 def quarantine(path: Path) -> Path:
-    """Renames a damaged file, so that nothing reads it and nobody loses it."""
+    """Renames a damaged file, so that it is kept but no longer read. Returns its new path."""
     aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
     os.replace(path, aside)
     return aside
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, the last row of each (epoch, name). A torn last line is left out."""
+    """Rows of a metrics.jsonl, the last one of each (epoch, name), without incomplete lines."""
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -95,7 +101,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse_lines(lines: list[str]) -> list[Any]:
-    """The JSON values of lines, without those that are none. All at once is twice as fast, where all are whole."""
+    """The values of lines of JSON, without invalid lines. Parsing all at once is twice as fast where all are valid."""
     try:
         values: list[Any] = json.loads(f"[{','.join(lines)}]")
     except ValueError:

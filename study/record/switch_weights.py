@@ -1,9 +1,12 @@
-"""The history of the switch weights as a table: one row per (epoch, layer, statistic, normalizer)."""
+"""The history of the switch weights: as tensors while a trial trains, and as a table in its record.
+
+The table has one row per (epoch, layer, statistic, normalizer).
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # a table is written without torch
+if TYPE_CHECKING:  # the table is written and read without torch
     from torch import Tensor, nn
 
     from study.models.geometry import LayerGeometry
 
 STATISTICS = ("mean", "var")
 
-SCHEMA = pa.schema([
+SWITCH_WEIGHTS_SCHEMA = pa.schema([
     ("trial_id", pa.string()), ("replicate", pa.int32()), ("epoch", pa.int32()), ("step", pa.int64()),
     ("layer", pa.string()), ("layer_index", pa.int32()), ("depth_fraction", pa.float64()), ("stage", pa.int32()),
     ("role", pa.string()), ("receptive_field", pa.int32()), ("statistic", pa.string()),
@@ -29,18 +32,18 @@ SCHEMA = pa.schema([
 
 
 def select_switch_layers(network: nn.Module, layers: Sequence[LayerGeometry]) -> list[LayerGeometry]:
-    """Those of the norm layers that choose.
+    """The norm layers that choose between at least two normalizers.
 
-    A pool of one leaves no choice: the core runs it where torch has no such layer, and there is nothing to record.
+    A switch layer with a pool of one stands in for a norm that torch lacks, and has nothing to record.
     """
     from study.norms import switch_weights
 
     weights = switch_weights(network)
-    return [place for place in layers if place.layer in weights and len(weights[place.layer].pool) > 1]
+    return [layer for layer in layers if layer.layer in weights and len(weights[layer.layer].pool) > 1]
 
 
-def snapshot(network: nn.Module, layers: Sequence[LayerGeometry]) -> Tensor:
-    """The switch weights of `layers` now, which choose: (layers, statistics, pool); (0, 2, 0) without a layer."""
+def snapshot_weights(network: nn.Module, layers: Sequence[LayerGeometry]) -> Tensor:
+    """The current switch weights of switch layers: (layers, statistics, pool); (0, 2, 0) for no layers."""
     import torch
 
     from study.norms import switch_weights
@@ -48,11 +51,48 @@ def snapshot(network: nn.Module, layers: Sequence[LayerGeometry]) -> Tensor:
     if not layers:
         return torch.empty(0, len(STATISTICS), 0)
     weights = switch_weights(network)
-    chosen = (weights[place.layer] for place in layers)
+    chosen = (weights[layer.layer] for layer in layers)
     return torch.stack([torch.stack([layer.mean, layer.var]) for layer in chosen]).float().cpu()
 
 
-def parquet_bytes(
+def average_network(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> dict[str, float]:
+    """Weights (layers, statistics, pool) averaged over the layers of the backbone and over those of each head.
+
+    Names are `switch/<statistic>/<normalizer>` for the backbone, which all tasks have, and
+    `switch/<role>/<statistic>/<normalizer>` for a head.
+    """
+    return _average(
+        weights, layers, pool, lambda layer: "switch" if layer.role == "backbone" else f"switch/{layer.role}"
+    )
+
+
+def average_stages(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> dict[str, float]:
+    """Weights (layers, statistics, pool) averaged over the layers of each stage of the backbone.
+
+    Names are `switch/stage<k>/<statistic>/<normalizer>`.
+    """
+    return _average(
+        weights, layers, pool, lambda layer: f"switch/stage{layer.stage}" if layer.role == "backbone" else None
+    )
+
+
+def _average(
+    weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], name: Callable[[LayerGeometry], str | None]
+) -> dict[str, float]:
+    """Means over the layers that `name` gives the same prefix, without layers that it gives None."""
+    names = [name(layer) for layer in layers]
+    means: dict[str, float] = {}
+    for prefix in dict.fromkeys(filter(None, names)):
+        mean = weights[[index for index, other in enumerate(names) if other == prefix]].double().mean(0)
+        means |= {
+            f"{prefix}/{statistic}/{normalizer}": float(mean[s, k])
+            for s, statistic in enumerate(STATISTICS)
+            for k, normalizer in enumerate(pool)
+        }
+    return means
+
+
+def encode_parquet(
     history: NDArray[np.float32],
     steps: Sequence[int],
     layers: Sequence[LayerGeometry],
@@ -60,34 +100,38 @@ def parquet_bytes(
     trial_id: str,
     replicate: int,
 ) -> bytes:
-    """The table of a history (epochs, layers, statistics, pool), epoch 0 before training, as a parquet file.
+    """The table of a history (epochs, layers, statistics, pool) as a parquet file. Epoch 0 is before training.
 
-    A receptive field that has no number is null.
+    A layer whose receptive field is undefined has null there.
     """
     epoch, layer, statistic, normalizer = (axis.ravel() for axis in np.indices(history.shape))
     rows = len(epoch)
 
-    def of_layer(field: str) -> object:
-        return pa.array([getattr(place, field) for place in layers], SCHEMA.field(field).type).take(pa.array(layer))
+    def layer_column(field: str) -> object:
+        values = pa.array([getattr(one, field) for one in layers], SWITCH_WEIGHTS_SCHEMA.field(field).type)
+        return values.take(pa.array(layer))
 
     columns = {
         "trial_id": [trial_id] * rows, "replicate": np.full(rows, replicate), "epoch": epoch,
         "step": np.array(steps)[epoch] if rows else [],
-        **{field: of_layer(field)
+        **{field: layer_column(field)
            for field in ("layer", "layer_index", "depth_fraction", "stage", "role", "receptive_field")},
         "statistic": np.array(STATISTICS)[statistic] if rows else [],
         "normalizer": np.array(pool)[normalizer] if rows else [],
         "weight": history.ravel(),
     }  # fmt: skip
-    table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
+    table = pa.table(
+        {field.name: pa.array(columns[field.name], field.type) for field in SWITCH_WEIGHTS_SCHEMA},
+        schema=SWITCH_WEIGHTS_SCHEMA,
+    )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def read_last_weights(file: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
-    """What the layers of a finished trial choose in the end: their places, and weights (layers, statistics, pool)."""
-    table = pq.read_table(file, schema=SCHEMA)
+    """The last epoch of a table: a row for each layer, with its place, and weights (layers, statistics, pool)."""
+    table = pq.read_table(file, schema=SWITCH_WEIGHTS_SCHEMA)
     last = table.filter(pc.equal(table["epoch"], pc.max(table["epoch"])))
     layers = len(last["layer_index"].unique())
     weights = last["weight"].to_numpy().reshape(layers, len(STATISTICS), -1)

@@ -1,4 +1,4 @@
-"""Whether W&B is to be online or offline: asked once a study, by the driver. Imports no torch."""
+"""Whether W&B runs online or offline, decided once per study by the driver. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,49 +14,49 @@ from wandb.sdk import wandb_setup
 from study.config.schema import TrackingConfig
 
 Mode = Literal["online", "offline", "disabled"]
-ANSWER_SECONDS = 5.0
+RESPONSE_SECONDS = 5.0
 
 
 def resolve_mode(tracking: TrackingConfig) -> Mode:
-    """`online`, `offline` or `disabled`. Online takes a server that answers in 5 s; with `auto`, a login too.
+    """`online`, `offline` or `disabled`. Online needs a server that responds within 5 s; with `auto`, also a login.
 
-    Asked once a study: a server that does not answer would cost each trial half a minute.
+    Decided once per study, because a server that does not respond would cost each trial half a minute.
     """
-    asked = asked_mode(tracking)
-    if asked in ("offline", "disabled"):
-        return asked
-    if asked == "auto" and not wandb.login(prompt=False, verify=False):
+    requested = requested_mode(tracking)
+    if requested in ("offline", "disabled"):
+        return requested
+    if requested == "auto" and not wandb.login(prompt=False, verify=False):
         return "offline"
-    return "online" if _answers(_server()) else "offline"
+    return "online" if _responds(_server_url()) else "offline"
 
 
-def asked_mode(tracking: TrackingConfig) -> Mode | Literal["auto"]:
-    """What the study asks for, or else $WANDB_MODE."""
+def requested_mode(tracking: TrackingConfig) -> Mode | Literal["auto"]:
+    """The mode in the study's configuration; where that is `auto`, the mode in $WANDB_MODE."""
     if tracking.mode != "auto" or not os.environ.get("WANDB_MODE"):
         return tracking.mode
     known: dict[str, Mode] = {"online": "online", "disabled": "disabled"}
     return known.get(os.environ["WANDB_MODE"], "offline")
 
 
-def _server() -> str:
-    """The address of W&B, or of a server of one's own, as `wandb login --host` or $WANDB_BASE_URL has it."""
+def _server_url() -> str:
+    """The address of the W&B server: set by `wandb login --host` or $WANDB_BASE_URL, or the public one."""
     return str(wandb_setup.singleton().settings.base_url)
 
 
-def _answers(url: str) -> bool:
-    """Whether the server says anything at all in time. In a thread: a name lookup has no time-out of its own."""
-    answers: list[bool] = []
+def _responds(url: str) -> bool:
+    """Whether a server sends any response in time. In a thread, because a name lookup has no time-out of its own."""
+    responses: list[bool] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()  # noqa: S310
+            urllib.request.urlopen(url, timeout=RESPONSE_SECONDS).close()  # noqa: S310
         except urllib.error.HTTPError:
-            pass  # a refusal is an answer
+            pass  # an error status is a response
         except OSError:
             return
-        answers.append(True)
+        responses.append(True)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
-    return bool(answers)
+    thread.join(RESPONSE_SECONDS)
+    return bool(responses)

@@ -1,4 +1,4 @@
-"""The W&B mirror of a record: one run a trial. What it shows can be made again from the record at any time."""
+"""The W&B run of a trial, a copy of its record: it can be made again from the record at any time."""
 
 from __future__ import annotations
 
@@ -15,26 +15,109 @@ from typing import TYPE_CHECKING, Any
 import wandb
 
 from study.config.schema import TrackingConfig
-from study.plan.trials import PlannedTrial
-from study.record.layout import TrialFolder
 from study.record.switch_weights import STATISTICS
 from study.record.wandb_mode import Mode
 
-if TYPE_CHECKING:  # the summary of a study is written without torch
+if TYPE_CHECKING:  # the summary run of a study is written without torch
     from torch import Tensor
 
     from study.models.geometry import LayerGeometry
 
-FLUSH_SECONDS = 1.0  # W&B's own 15 s lose a killed run's history
+FLUSH_SECONDS = 1.0  # by default W&B flushes every 15 s, and a killed run loses that history
+
+
+class Tracker:
+    """One W&B run. With mode `disabled`, or after W&B has failed, every call does nothing."""
+
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        levels: Mapping[str, Any],
+        *,
+        study: str,
+        mode: Mode,
+        tracking: TrackingConfig,
+        config: Mapping[str, Any],
+    ) -> None:
+        """Starts the run of the trial `key` below the trial's folder `path`, with its factor `levels` as tags."""
+        self.run: wandb.Run | None = None
+        self.logged = -1  # the last epoch that an earlier attempt has sent to the server
+        self.defined: set[str] = set()
+        # For the record. The address is None for an offline run.
+        self.location: dict[str, str | None] = {"mode": "disabled", "url": None, "run": None}
+        if mode == "disabled":
+            return
+        with self._disable_on_error():
+            self.run = start_run(
+                path, key, mode=mode, tracking=tracking, group=study, job_type="train",
+                tags=[f"{factor}={level}"[:64] for factor, level in levels.items()], config=dict(config),
+            )  # fmt: skip
+            online = not self.run.offline
+            self.location = {
+                "mode": "online" if online else "offline", "url": self.run.url if online else None, "run": self.run.id
+            }  # fmt: skip
+            if self.run.resumed:
+                self.logged = int(dict(self.run.summary).get("epoch", -1))
+            self.run.define_metric("epoch", hidden=True)
+
+    def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
+        """Logs the scalars of one epoch. There are none per layer: hundreds of charts make a project page freeze."""
+        if self.run is None or epoch <= self.logged:
+            return
+        with self._disable_on_error():
+            known = {name: value for name, value in values.items() if value is not None}
+            for name in known.keys() - self.defined:
+                # Plotted against epochs and not W&B's own step: a resumed run would log smaller steps again, which W&B
+                # drops. Defined by its full name: where several patterns match a name, W&B takes any of them.
+                self.run.define_metric(name, step_metric="epoch", hidden=_is_hidden(name))
+                self.defined.add(name)
+            self.run.log({"epoch": epoch, **known})
+
+    def log_switch_weights(self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> None:
+        """Logs the final weights (layers, statistics, pool) as a table and a heat map, layers x normalizers."""
+        if self.run is None or not len(weights):
+            return
+        fields = ("layer", "layer_index", "stage", "depth_fraction", "receptive_field")
+        columns: list[str | int] = [*fields, "statistic", *pool]
+        rows: list[Iterable[Any]] = [
+            (*(getattr(layer, field) for field in fields), statistic, *weights[index, s].tolist())
+            for index, layer in enumerate(layers)
+            for s, statistic in enumerate(STATISTICS)
+        ]
+        with self._disable_on_error():
+            self.run.log({
+                "switch_weights/table": wandb.Table(columns=columns, data=rows),
+                "switch_weights/heat_map": wandb.Plotly(build_heat_map(weights, layers, pool)),
+            })  # fmt: skip
+
+    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+        """Closes the run. `status` is the one in result.json."""
+        if self.run is None:
+            return
+        with self._disable_on_error():
+            self.run.summary.update({"status": status, **summary})
+            self.run.finish(exit_code=0)
+        self.run = None
+
+    @contextmanager
+    def _disable_on_error(self) -> Iterator[None]:
+        """W&B may fail in any way (its process killed, the disk full); the trial continues without it."""
+        try:
+            yield
+        except Exception as error:
+            logging.getLogger("study").warning("W&B failed, the trial continues without it: %s", error)
+            self.run = None
 
 
 def start_wandb_service(mode: Mode) -> None:
-    """Has W&B's service process started while a trial is set up: `wandb.init` would sleep until it is there.
+    """Starts W&B's service process in the background, so that `wandb.init` need not wait for it.
 
-    A process a trial: one that trials share would refuse the run of a trial that was killed and is trained again.
+    Each trial has a service process of its own: a shared one would refuse the run of a trial that was killed and is
+    trained again.
     """
     if mode == "offline":
-        # What W&B reports of its own errors goes over the network, and costs an offline trial a third of a second.
+        # W&B reports its own errors over the network, which takes an offline trial a third of a second.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if mode != "disabled":
         threading.Thread(target=_start_service, daemon=True).start()
@@ -46,10 +129,10 @@ def _start_service() -> None:
 
 
 def start_run(path: Path, name: str, *, mode: Mode, tracking: TrackingConfig, **facts: Any) -> wandb.Run:
-    """A run of this name and id below `path`, which prints nothing; offline where the server has gone away.
+    """Starts a silent run with this name and id below `path`; offline where the server does not respond.
 
-    It replaces older ones on this disk: offline, W&B cannot go on with one, it would be two runs of one id. Nothing is
-    lost, as a whole history is logged again.
+    Older runs below `path` are deleted: W&B cannot resume an offline run, and would have two runs with one id. Nothing
+    is lost, because the whole history is logged again.
     """
     for older in (path / "wandb").glob("*run-*"):
         shutil.rmtree(older, ignore_errors=True)
@@ -64,118 +147,37 @@ def start_run(path: Path, name: str, *, mode: Mode, tracking: TrackingConfig, **
     )  # fmt: skip
     try:
         return start(mode=mode)
-    except wandb.Error:  # the server went away since it was asked, or refuses
+    except wandb.Error:  # the server has gone away since the driver's check, or refuses the run
         wandb.teardown()  # the service process still holds the run's id
         return start(mode="offline")
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a metric has no chart of its own on the project's page, where the means of the backbone are enough.
-
-    Stages and heads (`switch/stage1/mean/bn`) would be dozens; they are on the study's dashboard.
-    """
-    return name == "learning_rate" or name.count("/") > 2
-
-
 def finish_open_run() -> None:
-    """Ends the run of a trial that has left without: the next one in this process would write into it."""
+    """Closes the run of a trial that ended early; the next trial in this process would write into it."""
     if wandb.run is not None:
         with suppress(Exception):
             wandb.run.finish(exit_code=1)
 
 
-class Tracker:
-    """One W&B run. With mode `disabled`, or when W&B fails, every call does nothing: the record is the truth."""
-
-    def __init__(
-        self,
-        folder: TrialFolder,
-        trial: PlannedTrial,
-        *,
-        study: str,
-        mode: Mode,
-        tracking: TrackingConfig,
-        config: Mapping[str, Any],
-    ) -> None:
-        self.run: wandb.Run | None = None
-        self.logged = -1
-        self.defined: set[str] = set()
-        # For the record: the mode, the run's address, unless it is offline, and its id.
-        self.where: dict[str, str | None] = {"mode": "disabled", "url": None, "run": None}
-        if mode == "disabled":
-            return
-        with self._guard():
-            self.run = start_run(
-                folder.path, trial.key, mode=mode, tracking=tracking, group=study, job_type="train",
-                tags=[f"{factor}={level}"[:64] for factor, level in trial.levels.items()], config=dict(config),
-            )  # fmt: skip
-            online = not self.run.offline
-            self.where = {
-                "mode": "online" if online else "offline", "url": self.run.url if online else None, "run": self.run.id
-            }  # fmt: skip
-            if self.run.resumed:
-                self.logged = int(dict(self.run.summary).get("epoch", -1))
-            self.run.define_metric("epoch", hidden=True)
-
-    def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
-        """Scalars of one epoch. Per layer there is one table at the end: hundreds of charts freeze a project's page."""
-        if self.run is None or epoch <= self.logged:
-            return
-        with self._guard():
-            known = {name: value for name, value in values.items() if value is not None}
-            for name in known.keys() - self.defined:
-                # Against epochs, never W&B's own step: a resumed run would go back in it, and lose those rows. By its
-                # name: of several patterns that a name matches, W&B takes any.
-                self.run.define_metric(name, step_metric="epoch", hidden=is_hidden(name))
-                self.defined.add(name)
-            self.run.log({"epoch": epoch, **known})
-
-    def log_switch_weights(self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> None:
-        """The final weights (layers, statistics, pool) as one table and one heat map, layers x normalizers."""
-        if self.run is None or not len(weights):
-            return
-        fields = ("layer", "layer_index", "stage", "depth_fraction", "receptive_field")
-        columns: list[str | int] = [*fields, "statistic", *pool]
-        rows: list[Iterable[Any]] = [
-            (*(getattr(place, field) for field in fields), statistic, *weights[index, s].tolist())
-            for index, place in enumerate(layers)
-            for s, statistic in enumerate(STATISTICS)
-        ]
-        with self._guard():
-            self.run.log({
-                "switch_weights/table": wandb.Table(columns=columns, data=rows),
-                "switch_weights/heat_map": wandb.Plotly(heat_map(weights, layers, pool)),
-            })  # fmt: skip
-
-    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """Closes the run; `status` is the record's."""
-        if self.run is None:
-            return
-        with self._guard():
-            self.run.summary.update({"status": status, **summary})
-            self.run.finish(exit_code=0)
-        self.run = None
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """W&B may fail in any way (its process killed, the disk full); the trial goes on without it."""
-        try:
-            yield
-        except Exception as error:
-            logging.getLogger("study").warning("W&B failed, the trial goes on without it: %s", error)
-            self.run = None
-
-
-def heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
-    """The weights (layers, statistics, pool) as a plotly figure: one panel a statistic."""
-    # Imported late: plotly costs a quarter of a second, and only finished trials draw.
+def build_heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
+    """The weights (layers, statistics, pool) as a plotly figure with one panel per statistic."""
+    # Imported here: plotly takes a quarter of a second, and only finished trials need it.
     from plotly.subplots import make_subplots
 
     figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=[f"{name} weights" for name in STATISTICS])
     for s in range(len(STATISTICS)):
         figure.add_heatmap(
-            z=weights[:, s].tolist(), x=list(pool), y=[place.layer for place in layers],
+            z=weights[:, s].tolist(), x=list(pool), y=[layer.layer for layer in layers],
             zmin=0, zmax=1, colorscale="Cividis", showscale=s == 1, row=1, col=s + 1,
         )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     return figure
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a metric has no chart on the project page.
+
+    The page shows the means of the backbone. Stages and heads (`switch/stage1/mean/bn`) would add dozens of charts;
+    they are on the study's dashboard.
+    """
+    return name == "learning_rate" or name.count("/") > 2

@@ -23,7 +23,9 @@ from study.config.schema import StudyConfig
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
 from study.record.io import read_json, write_json
-from study.record.layout import StudyFolder, TrialFolder, record_failure
+from study.record.layout import StudyFolder, TrialFolder
+from study.record.outcome import record_failure
+from study.record.wandb_links import link_wandb_runs
 from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.base import Executor
 from study.sweep.listener import SweepListener
@@ -129,7 +131,7 @@ class Driver:
                 raise
             finally:
                 self.executor.close()
-                self.folder.link_wandb_runs()
+                link_wandb_runs(self.folder)
         self.outcome.best = book.best()
         return self.outcome
 
@@ -258,10 +260,10 @@ class Driver:
     @cached_property
     def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
         """Asked when the first trial is to run: a finished study needs neither W&B nor its server."""
-        from study.record.wandb_mode import asked_mode, resolve_mode
+        from study.record.wandb_mode import requested_mode, resolve_mode
 
         mode = resolve_mode(self.study.tracking)
-        if asked_mode(self.study.tracking) == "online" and mode == "offline":
+        if requested_mode(self.study.tracking) == "online" and mode == "offline":
             self.listener.message(
                 "W&B does not answer: trials are recorded offline; `wandb sync` brings them there", "yellow"
             )

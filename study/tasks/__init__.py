@@ -1,4 +1,4 @@
-"""What is trained: a LightningModule a task, and the solvers they share."""
+"""One LightningModule per task, and the optimizers and the process group that all tasks share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What all tasks share: steps, parts, looks at the loss, several devices, evaluation. A task is a subclass."""
+"""The training loop that all tasks share: steps, gradient accumulation, loss checks, several devices, evaluation.
+
+A task is a subclass that defines its loss and its metrics.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from study.tasks.distributed import ProcessGroup
 from study.tasks.optimizers import build_optimizer, build_schedule
 
 RECALIBRATION_BATCHES = 200  # statistics batches; the SN authors' number
-CHECK_STEPS = 50  # steps between looks at the loss and updates of the metrics: each look waits for the device
-GROUP_CHECK_STEPS = 10  # of several devices, which exchange what they have seen, and can leave, at looks only
-PENDING_NUMBERS = 2**20  # that are kept for a look
-EVALUATIONS = ("val", "fit", "test")
+CHECK_STEPS = 50  # steps between two loss checks on one device: a check waits for the device to finish
+GROUP_CHECK_STEPS = 10  # on several devices: they exchange losses, and can stop, only at a check
+PENDING_NUMBERS = 2**20  # at most this many numbers are kept until the next check
+EVALUATIONS = ("val", "fit", "test")  # prefixes of the metrics of the evaluated splits
 
 
 class DivergedError(Exception):
@@ -33,16 +36,16 @@ class DivergedError(Exception):
 class TrainingModule(L.LightningModule):
     """Trains `network` on batches of its task (study/data/batches.py).
 
-    Validation gives `val_*`; testing takes the training split (`fit_*`, in evaluation mode and without augmentation)
-    and the test split (`test_*`), in this order. A subclass says what the loss is and what is measured.
+    Validation computes `val_*`; testing computes `fit_*` on the training split (in evaluation mode and without
+    augmentation) and then `test_*` on the test split.
 
-    Each of a `team` trains on its part of every batch, and takes it in `accumulate` parts: one backward pass each, one
-    step. Between looks, a device has its own running statistics and has seen its own losses; after one, all have the
-    same, so that a checkpoint is that of any number of devices.
+    Each rank of `group` trains on its share of every batch, as `accumulate` micro-batches: one backward pass for each,
+    and one optimizer step. Between two loss checks, every rank has its own running statistics and its own losses; after
+    a check these are the same on all ranks, so that a checkpoint does not depend on the number of ranks.
     """
 
     main_metric: str  # the task's score
-    uses_rng: bool = False  # whether a step draws from the global generator
+    uses_rng: bool = False  # whether a training step draws from torch's global generator
 
     def __init__(
         self,
@@ -51,74 +54,65 @@ class TrainingModule(L.LightningModule):
         *,
         steps_per_epoch: int,
         seed: int,
-        team: ProcessGroup = ProcessGroup(),  # noqa: B008  # frozen
+        group: ProcessGroup = ProcessGroup(),  # noqa: B008  # frozen
         accumulate: int = 1,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False  # a fifth of Lightning's calls around a step are its closures' and hooks'
+        self.automatic_optimization = False  # closures and their hooks are a fifth of what Lightning adds to a step
         self.network, self.config, self.seed = network, config, seed
-        self.team, self.accumulate = team, accumulate
+        self.group, self.accumulate = group, accumulate
         self.steps_per_epoch = steps_per_epoch
         self.learning_rate = config.base_learning_rate
-        longest = CHECK_STEPS if team.ranks == 1 else GROUP_CHECK_STEPS
+        longest = CHECK_STEPS if group.world_size == 1 else GROUP_CHECK_STEPS
         self.check_steps = max(1, min(longest, PENDING_NUMBERS // self.count_pending()))
-        self.train_metrics = _collect("train_", {**self.build_training_metrics(), "loss": build_mean()})
-        self.train_metrics.persistent(True)  # in a checkpoint within an epoch
+        self.train_metrics = _build_collection("train_", {**self.build_training_metrics(), "loss": build_mean()})
+        self.train_metrics.persistent(True)  # saved in a checkpoint within an epoch
         for metric in self.train_metrics.values():
-            metric.sync_on_compute = False  # each has seen what all have
+            metric.sync_on_compute = False  # they are updated with the values of all ranks
         self.evaluation_metrics = nn.ModuleDict(
-            {name: _collect(f"{name}_", self.build_evaluation_metrics()) for name in EVALUATIONS}
+            {name: _build_collection(f"{name}_", self.build_evaluation_metrics()) for name in EVALUATIONS}
         )
         self.is_sparse = any(isinstance(module, SparseSwitchNorm2d) for module in network.modules())
-        self.tracking: list[Any] = [
+        self.statistics_layers: list[Any] = [  # with running statistics
             module for module in network.modules() if isinstance(getattr(module, "running_mean", None), Tensor)
         ]
-        # Of steps since a look: what the training metrics take, and the loss.
+        # One entry per step since the last check: the outputs that the training metrics need, and the loss.
         self.pending_losses: list[tuple[Tensor, ...]] = []
-        # What the last epoch came to, for the recorder. `log_dict` would take ten times as long as the metrics take.
+        # Metrics of the last epoch, for the recorder. `log_dict` would take ten times as long as computing them.
         self.epoch_metrics: dict[str, float] = {}
         self.recalibration_batches: Iterable[Batch] = ()
 
-    # ------------------------------------------------------------------------------------ what a task says
+    # --------------------------------------------------------------------------------- defined by each task
 
     def count_pending(self) -> int:
-        """Numbers that a step leaves for the next look."""
+        """Number of values that a step keeps for the next check."""
         return 1
 
     def build_training_metrics(self) -> dict[str, Metric]:
-        """By name; `loss` there is anyway."""
+        """Training metrics by name, besides `loss`."""
         return {}
 
     def build_evaluation_metrics(self) -> dict[str, Metric]:
-        """By name, the main one among them."""
+        """Evaluation metrics by name, `main_metric` among them."""
         raise NotImplementedError
 
     def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss of a batch, and what the training metrics are to take of it, detached."""
+        """The loss of a batch, and the detached outputs that the training metrics need."""
         raise NotImplementedError
 
-    def update_training(self, metrics: Any, seen: Sequence[Tensor]) -> None:
-        """Takes what `compute_loss` has left, stacked to (ranks, steps, ...), into the training metrics."""
+    def update_training_metrics(self, metrics: Any, outputs: Sequence[Tensor]) -> None:
+        """Updates the training metrics with outputs of `compute_loss`, stacked to (ranks, steps, ...)."""
 
-    def update_evaluation(self, metrics: Any, images: Any, targets: Any) -> None:
-        """Takes a batch into the metrics of an evaluation."""
+    def update_evaluation_metrics(self, metrics: Any, images: Any, targets: Any) -> None:
+        """Updates the metrics of an evaluation with a batch."""
         raise NotImplementedError
 
     def forward_norms(self, images: Any, targets: Any) -> None:
-        """Has every norm layer see a batch as it would in training; no module but those is in training mode."""
+        """Runs a batch through every norm layer as training does, with no other module in training mode."""
         self.network(images)
 
-    # ------------------------------------------------------------------------------------------------ shared
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook that runs, some thirty times a step; `nn.Module` looks for parameters in each.
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
     def forward(self, images: Any) -> Any:
-        """What the network makes of a batch's images."""
+        """The network's output for a batch of images."""
         return self.network(images)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -129,14 +123,15 @@ class TrainingModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------ training
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["unseen"] = [torch.stack(parts) for parts in zip(*self.pending_losses, strict=True)]
+        checkpoint["unseen"] = [torch.stack(values) for values in zip(*self.pending_losses, strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.pending_losses = list(zip(*checkpoint["unseen"], strict=True))
 
     def on_train_start(self) -> None:
-        self.pending_losses = [tuple(part.to(self.device) for part in step) for step in self.pending_losses]
-        if self.team.ranks > 1 and self.pending_losses:  # by one device alone, of whole batches
+        self.pending_losses = [tuple(value.to(self.device) for value in step) for step in self.pending_losses]
+        if self.group.world_size > 1 and self.pending_losses:
+            # The checkpoint is of a trial on one device, so that its losses are of whole batches.
             self._check_losses(self.global_step % self.steps_per_epoch, ProcessGroup())
 
     def on_train_epoch_start(self) -> None:
@@ -145,10 +140,10 @@ class TrainingModule(L.LightningModule):
         self.pending_losses.clear()
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        if self.config.dropout:  # counter-based, so that a resume repeats it
-            rank = (self.team.rank,) if self.team.rank else ()
+        if self.config.dropout:  # seeded by the step, so that a resumed run draws the same numbers
+            rank = (self.group.rank,) if self.group.rank else ()
             torch.manual_seed(derive_seed("dropout", self.seed, self.global_step, *rank))
-        if batch_idx == self.steps_per_epoch - 1:  # the epoch's last is logged
+        if batch_idx == self.steps_per_epoch - 1:  # the learning rate of an epoch's last step is recorded
             self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.is_sparse:
             set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
@@ -157,34 +152,37 @@ class TrainingModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
         optimizer.zero_grad()
-        whole = self.accumulate == 1 and not self.uses_rng  # what draws is seeded part by part
-        self.pending_losses.append(self._forward_backward(batch) if whole else self._forward_backward_in_parts(batch))
+        whole = self.accumulate == 1 and not self.uses_rng  # with an RNG, each micro-batch has a seed of its own
+        self.pending_losses.append(self._forward_backward(batch) if whole else self._accumulate_gradients(batch))
         if (batch_idx + 1) % self.check_steps == 0:
-            self._check_losses(batch_idx + 1, self.team)
-        if self.team.ranks > 1:
-            learned = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            self.team.all_reduce_mean([parameter.grad for parameter in learned if parameter.grad is not None])
+            self._check_losses(batch_idx + 1, self.group)
+        if self.group.world_size > 1:
+            trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            self.group.all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
         optimizer.step()
         schedule.step()
 
     def _forward_backward(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Adds the gradients of the mean loss; what the metrics take, and the loss, detached."""
-        loss, seen = self.compute_loss(*batch)
+        """Adds the gradients of the mean loss; returns the outputs for the metrics and the loss, detached."""
+        loss, outputs = self.compute_loss(*batch)
         self.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
-        return *seen, loss.detach()
+        return *outputs, loss.detach()
 
-    def _forward_backward_in_parts(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The same of equal parts in turn. Running statistics come out as if they moved once, by the parts' average."""
+    def _accumulate_gradients(self, batch: Batch) -> tuple[Tensor, ...]:
+        """`_forward_backward` over equal micro-batches.
+
+        Running statistics end as if they had been updated once, with the average over the micro-batches.
+        """
         steps = []
-        for part, piece in enumerate(split_batch(batch, self.accumulate)):
-            for layer in self.tracking:
-                layer.momentum = part_momentum(self.config.norm_momentum, part, self.accumulate)
-            if self.uses_rng:  # the same on one device as on several
-                part += self.team.rank * self.accumulate
-                torch.manual_seed(derive_seed("part", self.seed, self.global_step, part))
-            steps.append(self._forward_backward(piece))
+        for index, micro_batch in enumerate(split_batch(batch, self.accumulate)):
+            for layer in self.statistics_layers:
+                layer.momentum = micro_batch_momentum(self.config.norm_momentum, index, self.accumulate)
+            if self.uses_rng:  # numbered over all ranks, so that the number of devices changes no draw
+                number = self.group.rank * self.accumulate + index
+                torch.manual_seed(derive_seed("part", self.seed, self.global_step, number))
+            steps.append(self._forward_backward(micro_batch))
         return tuple(
-            torch.cat(parts) if parts[0].dim() else torch.stack(parts).mean() for parts in zip(*steps, strict=True)
+            torch.cat(values) if values[0].dim() else torch.stack(values).mean() for values in zip(*steps, strict=True)
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -192,38 +190,42 @@ class TrainingModule(L.LightningModule):
             nn.utils.clip_grad_norm_(switch_parameters(self.network), self.config.logit_gradient_clip)
 
     def on_train_epoch_end(self) -> None:
-        self._check_losses(self.steps_per_epoch, self.team)
+        self._check_losses(self.steps_per_epoch, self.group)
         self._compute_and_reset(self.train_metrics)
         self.epoch_metrics["learning_rate"] = self.learning_rate
 
     def check_weights(self) -> None:
-        """Raises `DivergedError` after a last step that broke the weights: no training loss follows to show it."""
+        """Raises `DivergedError` where the last step made a weight NaN or Inf, which no later training loss shows."""
         if not all(torch.isfinite(parameter).all() for parameter in self.network.parameters()):
             raise DivergedError("the weights were not finite after the last step")
 
-    def _check_losses(self, steps: int, team: ProcessGroup) -> None:
-        """Takes the last of this epoch's `steps` into the metrics, many at once: an update costs as much as a layer.
+    def _check_losses(self, steps: int, group: ProcessGroup) -> None:
+        """Updates the training metrics with the pending steps, the last of this epoch's `steps`.
 
-        Raises `DivergedError` with the first step whose loss was not finite.
+        Many steps at once, because an update costs as much as a layer. Raises `DivergedError` with the first step whose
+        loss was not finite.
         """
         if not self.pending_losses:
             return
-        gathered = [team.gather(torch.stack(parts)) for parts in zip(*self.pending_losses, strict=True)]
-        losses = gathered.pop().mean(0)
-        if team.ranks > 1:
-            self._share_statistics()
+        outputs = [group.all_gather(torch.stack(values)) for values in zip(*self.pending_losses, strict=True)]
+        losses = outputs.pop().mean(0)
+        if group.world_size > 1:
+            self._average_running_statistics()
         bad = ~torch.isfinite(losses)
         if bad.any():
             step = self.current_epoch * self.steps_per_epoch + steps - len(losses) + int(bad.int().argmax())
             raise DivergedError(f"the training loss was not finite at step {step}")
         self.train_metrics["loss"].update(losses)
-        self.update_training(self.train_metrics, gathered)
+        self.update_training_metrics(self.train_metrics, outputs)
         self.pending_losses.clear()
 
-    def _share_statistics(self) -> None:
-        """Averages running statistics over devices. Exact at any time, as they move by sums and fixed factors."""
-        self.team.all_reduce_mean([
-            statistic for layer in self.tracking for statistic in (layer.running_mean, layer.running_var)
+    def _average_running_statistics(self) -> None:
+        """Averages running statistics over the ranks.
+
+        When this happens makes no difference: each update is linear in the statistics, with a constant momentum.
+        """
+        self.group.all_reduce_mean([
+            statistic for layer in self.statistics_layers for statistic in (layer.running_mean, layer.running_var)
         ])  # fmt: skip
 
     # ---------------------------------------------------------------------------------------- evaluation
@@ -232,9 +234,9 @@ class TrainingModule(L.LightningModule):
         if self.config.bn_statistics == "batch" or self.config.start_rule != "scratch":
             count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
             batches = islice(self.recalibration_batches, count)
-            parts = (part for batch in batches for part in split_batch(batch, self.accumulate))
-            average_statistics(self.network, parts, lambda _, part: self.forward_norms(*part))
-        self._share_statistics()
+            micro_batches = (each for batch in batches for each in split_batch(batch, self.accumulate))
+            average_statistics(self.network, micro_batches, lambda _, each: self.forward_norms(*each))
+        self._average_running_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -250,8 +252,8 @@ class TrainingModule(L.LightningModule):
         self._compute_and_reset(self.evaluation_metrics["test"])
 
     def _evaluate(self, name: str, batch: Batch) -> None:
-        if len(batch[0]):  # else another device has the split's last images
-            self.update_evaluation(self.evaluation_metrics[name], *batch)
+        if len(batch[0]):  # the last batch is empty on a rank that has no image left
+            self.update_evaluation_metrics(self.evaluation_metrics[name], *batch)
 
     def _compute_and_reset(self, metrics: Any) -> None:
         values = {name: float(value) for name, value in metrics.compute().items()}
@@ -263,18 +265,18 @@ class TrainingModule(L.LightningModule):
 
 
 def build_mean() -> Metric:
-    """Of losses: one that is not a number must stay so."""
+    """The mean of a loss, NaN where one of the losses is NaN."""
     return MeanMetric(nan_strategy="disable")
 
 
-def _collect(prefix: str, metrics: dict[str, Metric]) -> MetricCollection:
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]
+def micro_batch_momentum(momentum: float, index: int, count: int) -> float:
+    """The momentum for micro-batch `index` (from 0) of `count`, with which each one ends with weight momentum / count.
 
-
-def part_momentum(momentum: float, part: int, parts: int) -> float:
-    """The momentum of part `part` (from 0) of `parts`, so that all have the weight momentum / parts in the end.
-
-    What comes after part i leaves it 1 - (parts - 1 - i) * momentum / parts of its own.
+    The updates after micro-batch i multiply its weight by 1 - (count - 1 - i) * momentum / count.
     """
-    share = momentum / parts
-    return share / (1 - (parts - 1 - part) * share)
+    share = momentum / count
+    return share / (1 - (count - 1 - index) * share)
+
+
+def _build_collection(prefix: str, metrics: dict[str, Metric]) -> MetricCollection:
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)  # type: ignore[arg-type]

@@ -33,11 +33,11 @@ class Classification(TrainingModule):
         logits = self(images)
         return cross_entropy(logits, targets), (logits.detach(), targets)
 
-    def update_training(self, metrics: Any, seen: Sequence[Tensor]) -> None:
-        logits, labels = seen
+    def update_training_metrics(self, metrics: Any, outputs: Sequence[Tensor]) -> None:
+        logits, labels = outputs
         metrics["accuracy"].update(logits.flatten(0, -2), labels.flatten())
 
-    def update_evaluation(self, metrics: Any, images: Any, targets: Any) -> None:
+    def update_evaluation_metrics(self, metrics: Any, images: Any, targets: Any) -> None:
         logits = self(images)
         metrics["accuracy"].update(logits, targets)
         metrics["loss"].update(cross_entropy(logits.float(), targets), weight=len(targets))

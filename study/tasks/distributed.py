@@ -1,7 +1,7 @@
-"""One trial over several devices of a machine: a process each, a team, that exchange through torch.distributed.
+"""Trains one trial on several devices of a machine: one process per device, connected by torch.distributed.
 
-The first of them is the trial's process; it starts the others, and they end when it ends. If one of them dies, so does
-the trial's process, and whoever started it starts it again.
+Rank 0 is the trial's own process. It starts the other ranks, and they exit when it exits. When another rank dies, rank
+0 exits too, and the executor starts the trial again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -26,84 +25,79 @@ from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 LOOPBACK = "127.0.0.1"
-GRACE_SECONDS = 5.0
+RANK_EXIT_SECONDS = 5.0  # how long the exit of another rank is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup:
-    """The processes that train one trial; this is number `rank` of `ranks`. All of them must make the same calls."""
+    """The processes that train one trial, seen from one of them. All ranks must make the same calls."""
 
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
 
-    @property
-    def part(self) -> tuple[int, int]:
-        """Which part of a batch is this process's, of how many."""
-        return self.rank, self.ranks
-
-    def gather(self, own: Tensor) -> Tensor:
-        """The tensors of all ranks, (ranks, *own.shape)."""
-        if self.ranks == 1:
-            return own[None]
-        gathered = [torch.empty_like(own) for _ in range(self.ranks)]
-        dist.all_gather(gathered, own)
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, (world_size, *tensor.shape)."""
+        if self.world_size == 1:
+            return tensor[None]
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(gathered, tensor)
         return torch.stack(gathered)
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Averages tensors of one dtype over the ranks, in place and in one exchange.
+        """Averages tensors of one dtype over the ranks, in place and with one all-reduce.
 
-        In the same order of additions every time, as DistributedDataParallel is not: its first step and the others lay
-        gradients out differently, and a resumed run would have another first step.
+        The order of additions is the same at every step. In DistributedDataParallel it is not: the first step has other
+        buckets than the later ones, so that a resumed run would differ from an uninterrupted one.
         """
-        if self.ranks == 1 or not tensors:
+        if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
-        flat /= self.ranks
+        flat /= self.world_size
         for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def broadcast(self, wish: int) -> int:
-        """What the first rank wishes."""
-        if self.ranks == 1:
-            return wish
-        wishes = torch.tensor([wish])  # on the CPU: no device waits for it
-        dist.broadcast(wishes, 0)
-        return int(wishes)
+    def broadcast(self, value: int) -> int:
+        """Broadcasts rank 0's value to all ranks."""
+        if self.world_size == 1:
+            return value
+        values = torch.tensor([value])  # on the CPU, so that no device has to be waited for
+        dist.broadcast(values, 0)
+        return int(values)
 
 
 @contextmanager
-def launch_ranks(devices: Sequence[str], follow: Callable[..., None], *arguments: object) -> Iterator[ProcessGroup]:
-    """A team with a rank for each of `devices`, of which this process is the first. Inside, it is there.
+def launch_ranks(devices: Sequence[str], run_rank: Callable[..., None], *arguments: object) -> Iterator[ProcessGroup]:
+    """Starts a process group with one rank per device, and gives rank 0, which is this process.
 
-    The others run `follow(team, *arguments)`, a function of a module.
+    The other ranks call `run_rank(group, *arguments)`, which must be a function of a module.
     """
     if len(devices) == 1:
         yield ProcessGroup()
         return
-    first, *others = (ProcessGroup(rank=rank, ranks=len(devices)) for rank in range(len(devices)))
-    store = TCPStore(LOOPBACK, 0, first.ranks, is_master=True, wait_for_workers=False)
+    first, *others = (ProcessGroup(rank=rank, world_size=len(devices)) for rank in range(len(devices)))
+    store = TCPStore(LOOPBACK, 0, first.world_size, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([follow.__module__])
+    context.set_forkserver_preload([run_rank.__module__])
     processes = [
         context.Process(
-            target=_run_rank, args=(team, devices[team.rank], store.port, follow, arguments),
-            name=f"rank {team.rank}",
+            target=_run_other_rank, args=(group, devices[group.rank], store.port, run_rank, arguments),
+            name=f"rank {group.rank}",
         )
-        for team in others
+        for group in others
     ]  # fmt: skip
     closing = threading.Event()
     for process in processes:
         process.start()
-    watch = threading.Thread(target=_end_with_any, args=(processes, closing), daemon=True)
+    watch = threading.Thread(target=_exit_with_any_rank, args=(processes, closing), daemon=True)
     watch.start()
     try:
-        _join(first, devices[0], store)
+        _init_process_group(first, devices[0], store)
         yield first
-        watch.join(GRACE_SECONDS)
-    except RuntimeError:  # perhaps only because another rank is gone: then this process is about to end
-        if wait([process.sentinel for process in processes], timeout=GRACE_SECONDS):
-            time.sleep(GRACE_SECONDS)
+        watch.join(RANK_EXIT_SECONDS)
+    except RuntimeError:  # if the cause is the death of another rank, the watching thread is about to end this process
+        if wait([process.sentinel for process in processes], timeout=RANK_EXIT_SECONDS):
+            time.sleep(RANK_EXIT_SECONDS)
         raise
     finally:
         closing.set()
@@ -114,48 +108,44 @@ def launch_ranks(devices: Sequence[str], follow: Callable[..., None], *arguments
             dist.destroy_process_group()
 
 
-def end_with_parent() -> None:
-    """Lets this process end when the one that started it does, however that is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def redirect_output(log: Path) -> None:
-    """Appends what this process prints from now on to a file."""
-    with open(log, "a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-
-def _run_rank(
-    team: ProcessGroup, device: str, port: int, follow: Callable[..., None], arguments: tuple[object, ...]
+def _run_other_rank(
+    group: ProcessGroup, device: str, port: int, run_rank: Callable[..., None], arguments: tuple[object, ...]
 ) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # a cluster signals every process of a job; the first one decides
-    end_with_parent()
-    _join(team, device, TCPStore(LOOPBACK, port, team.ranks, is_master=False))
-    follow(team, *arguments)
+        signal.signal(number, signal.SIG_IGN)  # a cluster signals every process of a job; rank 0 decides for all
+    _exit_with_parent()
+    _init_process_group(group, device, TCPStore(LOOPBACK, port, group.world_size, is_master=False))
+    run_rank(group, *arguments)
     dist.destroy_process_group()
 
 
-def _join(team: ProcessGroup, device: str, store: Store) -> None:
+def _init_process_group(group: ProcessGroup, device: str, store: Store) -> None:
     interfaces = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interfaces[0])  # else it asks for the host's name, which may have none
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interfaces[0])  # by default it resolves the host name, which can fail
     backend = "gloo"
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=team.rank, world_size=team.ranks)
+    dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.world_size)
 
 
-def _end_with_any(processes: Sequence[ForkServerProcess], closing: threading.Event) -> None:
-    """Ends this process when another rank has died: waiting for it would take for ever. Returns when all have ended."""
+def _exit_with_parent() -> None:
+    """Starts a thread that ends this process when its parent ends, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _exit_with_any_rank(processes: Sequence[ForkServerProcess], closing: threading.Event) -> None:
+    """Ends this process when another rank has died: a collective would wait for it for ever.
+
+    Returns when all other ranks have ended.
+    """
     alive = list(processes)
     while alive:
         wait([process.sentinel for process in alive])

@@ -1,4 +1,4 @@
-"""Solvers and learning-rate decay, both factors of the study."""
+"""Builds the optimizer and the learning-rate schedule of a trial."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ POLY_POWER = 0.9
 
 
 def build_optimizer(network: nn.Module, config: TrialConfig) -> optim.Optimizer:
-    """The solver, with the switch logits in a parameter group of their own.
+    """Builds the optimizer, with the switch logits in a parameter group of their own.
 
-    The logits have their own learning rate (a multiple of the base's) and weight decay: decay would pull them to
-    uniform and bias what is measured. All other parameters, gamma and beta too, share one group, as the SN recipe,
-    unless the configuration tells norms or biases apart.
+    The logits have their own learning rate (a multiple of the base rate) and their own weight decay, because decay
+    would pull the switch weights to uniform and bias what is measured. All other parameters share one group, as in the
+    recipe of the SN authors, unless the configuration has other values for norms or biases.
     """
     logits = switch_parameters(network)
     rate, decay = config.base_learning_rate, config.weight_decay
-    norms, biases, weights = _tell_apart(network, {id(parameter) for parameter in logits})
+    norms, biases, weights = _split_parameters(network, {id(parameter) for parameter in logits})
     norm_decay = decay if config.norm_weight_decay is None else config.norm_weight_decay
     bias_decay = decay if config.bias_weight_decay is None else config.bias_weight_decay
-    if norm_decay == bias_decay == decay and config.bias_learning_rate == 1:  # fewer groups are fewer calls
+    if norm_decay == bias_decay == decay and config.bias_learning_rate == 1:  # fewer groups need fewer calls
         chosen = {id(parameter) for parameter in logits}
         weights = [p for p in network.parameters() if p.requires_grad and id(p) not in chosen]
         norms, biases = [], []
@@ -44,8 +44,8 @@ def build_optimizer(network: nn.Module, config: TrialConfig) -> optim.Optimizer:
     return _SOLVERS[config.solver](groups, config.momentum)
 
 
-def _tell_apart(network: nn.Module, logits: set[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """What learns and is no logit: gammas and betas, other biases, and weights."""
+def _split_parameters(network: nn.Module, logits: set[int]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Trainable parameters without the logits, given by id: gammas and betas of norms, other biases, and weights."""
     norms: dict[int, Tensor] = {}
     biases: dict[int, Tensor] = {}
     weights: dict[int, Tensor] = {}
@@ -57,7 +57,7 @@ def _tell_apart(network: nn.Module, logits: set[int]) -> tuple[list[Tensor], lis
     return list(norms.values()), list(biases.values()), list(weights.values())
 
 
-# The fused forms make one call of all parameters: on small networks the calls cost more than the arithmetic.
+# The fused forms make one call for all parameters: in small networks, calls cost more than the arithmetic.
 _SOLVERS: dict[str, Callable[[list[dict[str, object]], float], optim.Optimizer]] = {
     "sgd": lambda groups, momentum: optim.SGD(groups, lr=0.0, momentum=momentum, fused=True),
     "nesterov": lambda groups, momentum: optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=True, fused=True),
@@ -70,7 +70,7 @@ _SOLVERS: dict[str, Callable[[list[dict[str, object]], float], optim.Optimizer]]
 def build_schedule(
     optimizer: optim.Optimizer, config: TrialConfig, steps_per_epoch: int
 ) -> optim.lr_scheduler.LambdaLR:
-    """Decay by optimizer steps, the same factor for every parameter group."""
+    """Builds the schedule: every optimizer step multiplies the rates of all parameter groups by the same factor."""
     factor = partial(
         learning_rate_factor,
         decay=config.decay,
@@ -91,11 +91,11 @@ def learning_rate_factor(
     milestones: Sequence[float] = (0.3, 0.6, 0.9),
     start: float = 0.0,
 ) -> float:
-    """The learning rate at `step` (from 0) as a fraction of its base: a linear warm-up, then the decay.
+    """The learning rate at `step` (from 0) as a fraction of the base rate: a linear warm-up, then the decay.
 
-    A warm-up of w steps goes from `start` to 1, which is the first step after it; from 0 the first step has
-    1 / (w + 1). Step decay divides by 10 at each of the `milestones`, parts of the whole training; the others count
-    from the end of the warm-up.
+    A warm-up of w steps goes from `start` to 1, which the first step after it has; with `start` 0, the first step has
+    1 / (w + 1). Step decay divides by 10 at each of the `milestones`, fractions of the whole training; the other kinds
+    of decay begin when the warm-up ends.
     """
     if step < warmup and start == 0:
         return (step + 1) / (math.floor(warmup) + 1)
@@ -103,7 +103,7 @@ def learning_rate_factor(
         return start + (1 - start) * step / warmup
     progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
     if decay == "step":
-        return float(0.1 ** sum(step >= round(part * total) for part in milestones))
+        return float(0.1 ** sum(step >= round(milestone * total) for milestone in milestones))
     if decay == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     if decay == "poly":

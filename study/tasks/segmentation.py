@@ -15,24 +15,25 @@ from study.tasks.base import TrainingModule, build_mean
 
 
 class Segmentation(TrainingModule):
-    """Batches are images (N, C, H, W) and classes of pixels (N, H, W), of which `IGNORED` ones do not count.
+    """Batches are images (N, C, H, W) and classes of pixels (N, H, W); pixels of class `IGNORED` do not count.
 
-    The network gives logits (N, classes, H, W), in training with deep supervision also those of a second decoder.
-    `miou` is the mean over classes of a whole split's intersection over union; classes that are neither there nor
-    predicted are left out.
+    The network returns logits (N, classes, H, W), and those of a second decoder in training with deep supervision.
+    `miou` is the mean over classes of the intersection over union over a whole split, without classes that are neither
+    present nor predicted.
     """
 
     main_metric = "miou"
 
     def build_evaluation_metrics(self) -> dict[str, Metric]:
         classes = DATASETS[self.config.dataset].pixel_classes
-        assert classes is not None, "refused by the plan"
+        assert classes is not None, "the plan refuses a data set without pixel classes"
         return {"pixels": PixelMetrics(classes), "loss": build_mean()}
 
     def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Cross-entropy, and `deep_supervision` times that of the second decoder.
+        """Cross-entropy, plus `deep_supervision` times the cross-entropy of the second decoder.
 
-        The mean over every B samples, which a device would have, and of those: (G, B) is the same on any devices.
+        Each chunk of B samples has its own mean over pixels, and the loss is the mean over chunks, so that the loss of
+        (G, B) does not depend on the number of devices.
         """
         logits, auxiliary = self(images)
         size = self.config.batch_size
@@ -41,7 +42,7 @@ class Segmentation(TrainingModule):
             loss = loss + self.config.deep_supervision * _cross_entropy(auxiliary, targets, size)
         return loss, ()
 
-    def update_evaluation(self, metrics: Any, images: Any, targets: Any) -> None:
+    def update_evaluation_metrics(self, metrics: Any, images: Any, targets: Any) -> None:
         logits, _ = self(images)
         counted = int((targets != IGNORED).sum())
         metrics["pixels"].update(logits.argmax(1), targets)
@@ -51,11 +52,11 @@ class Segmentation(TrainingModule):
 class PixelMetrics(Metric):
     """Mean intersection over union, and the accuracy of pixels, over a whole split.
 
-    With deterministic algorithms torchmetrics' own count as many numbers a pixel as a confusion matrix has: 22,500 for
-    150 classes, 29 GB for a small image.
+    With deterministic algorithms, torchmetrics' own metrics allocate a confusion matrix for every pixel: 22,500 numbers
+    for 150 classes, which is 29 GB for a small image.
     """
 
-    confusion: Tensor  # (true, predicted)
+    confusion: Tensor  # (true class, predicted class)
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -63,13 +64,13 @@ class PixelMetrics(Metric):
         self.add_state("confusion", torch.zeros(classes, classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Takes in classes of pixels, both (N, H, W)."""
+        """Adds predicted and true classes of pixels, both (N, H, W)."""
         counted = targets != IGNORED
         pairs = targets[counted] * self.classes + predictions[counted]
         self.confusion += torch.bincount(pairs, minlength=self.classes**2).view_as(self.confusion)
 
     def compute(self) -> dict[str, Tensor]:
-        """By `miou` and `pixel_accuracy`; NaN where no pixel counts."""
+        """`miou` and `pixel_accuracy`, NaN where no pixel counts."""
         hits, rows, columns = self.confusion.diag().double(), self.confusion.sum(1), self.confusion.sum(0)
         unions = rows + columns - hits
         return {
@@ -79,7 +80,7 @@ class PixelMetrics(Metric):
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, size: int) -> Tensor:
-    """The mean over the pixels that count of every `size` samples, 0 where none does, and the mean of those."""
+    """The mean over chunks of `size` samples of their mean over pixels that count, 0 for a chunk without any."""
     losses = cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
     sums, counts = (
         values.view(-1, size, *values.shape[1:]).flatten(1).sum(1) for values in (losses, targets != IGNORED)

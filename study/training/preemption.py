@@ -1,4 +1,4 @@
-"""How a trial is asked to leave: a signal leaves a note, which the trial looks at after every step."""
+"""Preemption: a signal sets a flag, which a trial reads after every step to stop with a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class PreemptedError(Exception):
-    """The trial was asked to leave, and is ready to: a checkpoint is where it stands. No failure."""
+    """The trial was asked to stop, and has stopped after a checkpoint. This is no failure."""
 
     def __init__(self, reason: str, step: int) -> None:
         super().__init__(f"{reason} after step {step}")
@@ -20,25 +20,28 @@ class PreemptedError(Exception):
 
 
 class StopRequest:
-    """Which signal has asked this process to leave; the first counts."""
+    """The name of the first signal that asked this process to stop, or None."""
 
     signal: str | None = None
 
-    def ask(self, number: int, frame: FrameType | None = None) -> None:
-        """A signal handler. All that is safe to do in one is to leave a note."""
+    def handle(self, number: int, frame: FrameType | None = None) -> None:
+        """The signal handler. Setting a flag is all that is safe at any moment."""
         self.signal = self.signal or signal.Signals(number).name
 
 
 @contextmanager
 def handle_signals() -> Iterator[StopRequest]:
-    """Inside, signals that would end this process leave a note instead. Outside its main thread, nothing changes."""
-    leave = StopRequest()
+    """Inside the context, `SIGNALS` set the flag instead of ending the process.
+
+    Only the main thread can set signal handlers; in any other thread nothing changes.
+    """
+    stop_request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield leave
+        yield stop_request
         return
-    before = {number: signal.signal(number, leave.ask) for number in SIGNALS}
+    before = {number: signal.signal(number, stop_request.handle) for number in SIGNALS}
     try:
-        yield leave
+        yield stop_request
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,40 +1,39 @@
-"""Writes the record as training goes, and the checkpoint that a killed trial goes on from."""
+"""Writes the record of a trial while it trains, and the checkpoints that it resumes from."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from study.models.geometry import LayerGeometry
 from study.plan.trials import PlannedTrial
-from study.record.checkpoint import rotate
-from study.record.io import write_bytes
-from study.record.layout import SCHEMA, TrialFolder
-from study.record.switch_weights import STATISTICS, parquet_bytes, snapshot
+from study.record.checkpoint import rotate_checkpoints
+from study.record.io import nan_to_none, write_bytes
+from study.record.layout import SCHEMA_VERSION, TrialFolder
+from study.record.switch_weights import average_network, average_stages, encode_parquet, snapshot_weights
 from study.record.wandb_run import Tracker
 from study.tasks.distributed import ProcessGroup
+from study.training.follower_rank import Action, is_checkpoint_step
+from study.training.lightning_workarounds import LastCallback
 from study.training.preemption import PreemptedError, StopRequest
 
-SAVING_SHARE = 0.02  # of the time, at most, goes to checkpoints within epochs
-GO_ON, STOP, LEAVE = range(3)  # what the recorder wishes, and all devices do
+CHECKPOINT_TIME_SHARE = 0.02  # checkpoints within epochs take at most this share of the time
 
 
-class Recorder(Checkpoint):
-    """After every epoch: metrics and switch weights to the record and the tracker; now and then a checkpoint.
+class Recorder(LastCallback):
+    """Callback on rank 0: records every epoch, writes checkpoints, and decides when all ranks stop.
 
-    A checkpoint is due at an epoch's end, within an epoch when that takes long, and when the trial is to leave.
-    The whole history travels in the checkpoint. On a resume the files of the record are written anew from it, so they
-    never hold an epoch twice or miss one, whatever state a kill has left them in. A `Checkpoint`, because Lightning
-    calls those last: the epoch's metrics are complete by then.
+    A checkpoint is due at the end of an epoch, within a long epoch, and when the trial is asked to stop.
+
+    The whole history is in the checkpoint. A resumed trial writes the files of its record again from it, so that they
+    contain each epoch once, whatever a kill has left in them.
     """
 
     def __init__(
@@ -44,15 +43,17 @@ class Recorder(Checkpoint):
         layers: list[LayerGeometry],
         tracker: Tracker,
         checkpoint_seconds: float,
-        leave: StopRequest,
-        team: ProcessGroup,
+        stop_request: StopRequest,
+        group: ProcessGroup,
     ) -> None:
-        self.folder, self.trial, self.tracker = folder, trial, tracker
-        self.layers = layers  # that choose
-        self.checkpoint_seconds, self.leave, self.team = checkpoint_seconds, leave, team
-        self.rows: list[dict[str, Any]] = []
-        self.steps: list[int] = []
-        self.history: list[Tensor] = []
+        """layers: the switch layers of the network."""
+        self.folder, self.trial, self.layers, self.tracker = folder, trial, layers, tracker
+        self.checkpoint_seconds, self.stop_request, self.group = checkpoint_seconds, stop_request, group
+        self.rows: list[dict[str, Any]] = []  # of metrics.jsonl
+        self.steps: list[int] = []  # taken before each entry of the history
+        self.history: list[
+            Tensor
+        ] = []  # switch weights (layers, statistics, pool) before training and after each epoch
         self.saved_at = time.monotonic()
         self.due_at = self.saved_at + checkpoint_seconds
         self.pruned = False
@@ -67,168 +68,101 @@ class Recorder(Checkpoint):
         self.history, self.pruned = list(state_dict["history"]), state_dict["pruned"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Opens the record: a new one with the state before training, or the checkpoint's.
+        """Writes the record so far: the state before training, or the history in the checkpoint.
 
-        Not `on_train_start`, which Lightning skips where the checkpoint leaves nothing to train.
+        Not in `on_train_start`, which Lightning does not call where the checkpoint leaves nothing to train.
         """
         if not self.history:
-            self._observe(trainer, pl_module, {})
-        write_bytes(self.folder.metrics, "".join(_line(row) for row in self.rows).encode())
+            self._add_epoch(trainer, pl_module, {})
+        write_bytes(self.folder.metrics, _format_lines(self.rows).encode())
         for epoch in range(len(self.history)):
             self._track(epoch)
-        if self.pruned:  # killed after its last epoch and before its result
+        if self.pruned:  # an earlier attempt was killed between its last epoch and its result
             trainer.fit_loop.max_epochs = len(self.history) - 1
-        self.team.broadcast(STOP if self.pruned else GO_ON)
+        self.group.broadcast(Action.STOP if self.pruned else Action.CONTINUE)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not is_checkpoint_step(pl_module, batch_idx):
             return
-        wish = self.team.broadcast(LEAVE if self.leave.signal else GO_ON)
-        if wish == LEAVE or time.monotonic() >= self.due_at:
+        action = self.group.broadcast(Action.PREEMPT if self.stop_request.signal else Action.CONTINUE)
+        if action == Action.PREEMPT or time.monotonic() >= self.due_at:
             self._save(trainer)
-        if wish == LEAVE:
-            self._stop_with_checkpoint(trainer)
+        if action == Action.PREEMPT:
+            self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        new = self._observe(trainer, pl_module, pl_module.epoch_metrics)
+        rows = self._add_epoch(trainer, pl_module, pl_module.epoch_metrics)
         with self.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write("".join(_line(row) for row in new))
+            file.write(_format_lines(rows))
         self._track(len(self.history) - 1)
         if self.folder.prune.exists():
             self.pruned = trainer.should_stop = True
         last = self.pruned or trainer.current_epoch + 1 == self.trial.config.epochs
-        leaving = self.leave.signal is not None and not last
-        self.team.broadcast(STOP if self.pruned else LEAVE if leaving else GO_ON)
-        if last or leaving or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
+        preempted = self.stop_request.signal is not None and not last
+        self.group.broadcast(Action.STOP if self.pruned else Action.PREEMPT if preempted else Action.CONTINUE)
+        if last or preempted or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
             self._save(trainer)
-        if leaving:
-            self._stop_with_checkpoint(trainer)
+        if preempted:
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Of a trial of no epochs, which is validated by itself: epoch 0 is its last, and has the metrics of one."""
+        """Records a trial of no epochs, which is only validated: its metrics are those of epoch 0."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self.rows += self._rows(0, trainer.global_step, pl_module.epoch_metrics)
-            write_bytes(self.folder.metrics, "".join(_line(row) for row in self.rows).encode())
+            self.rows += _build_rows(0, trainer.global_step, pl_module.epoch_metrics)
+            write_bytes(self.folder.metrics, _format_lines(self.rows).encode())
             self._track(0)
             self._save(trainer)
 
     def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.leave.signal:  # the last epoch's checkpoint is there
-            self._stop_with_checkpoint(trainer)
+        if self.stop_request.signal:  # the checkpoint of the last epoch has been written
+            self._stop(trainer)
 
     def last_metrics(self) -> dict[str, float | None]:
         """The metrics of the last epoch."""
-        epoch = len(self.history) - 1
-        return {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}
-
-    def network_means(self, epoch: int) -> dict[str, float]:
-        """Switch weights averaged over layers, each layer counting the same.
-
-        Of the backbone, to be compared between tasks: `switch/<statistic>/<normalizer>`. Of a head:
-        `switch/<role>/<statistic>/<normalizer>`.
-        """
-        return self._means_by(epoch, lambda place: "switch" if place.role == "backbone" else f"switch/{place.role}")
-
-    def stage_means(self, epoch: int) -> dict[str, float]:
-        """The same of the backbone's stages: `switch/stage<k>/<statistic>/<normalizer>`."""
-        return self._means_by(epoch, lambda place: f"switch/stage{place.stage}" if place.role == "backbone" else None)
-
-    def _means_by(self, epoch: int, name: Callable[[LayerGeometry], str | None]) -> dict[str, float]:
-        """Means over the layers of equal name; those without one do not count."""
-        names = [name(place) for place in self.layers]
-        means: dict[str, float] = {}
-        for prefix in dict.fromkeys(filter(None, names)):
-            chosen = [index for index, other in enumerate(names) if other == prefix]
-            means |= _means(self.history[epoch][chosen], self.trial.pool, prefix)
-        return means
+        return self._metrics_of(len(self.history) - 1)
 
     def write_switch_weights(self) -> None:
-        """The table of the whole history so far."""
-        table = parquet_bytes(
-            torch.stack(self.history).numpy(), self.steps, self.layers, self.trial.pool,
-            self.trial.trial_id, self.trial.replicate,
-        )  # fmt: skip
-        write_bytes(self.folder.switch_weights, table)
+        """Writes the table of the whole history so far."""
+        trial = self.trial
+        write_bytes(self.folder.switch_weights, encode_parquet(
+            torch.stack(self.history).numpy(), self.steps, self.layers, trial.pool, trial.trial_id, trial.replicate
+        ))  # fmt: skip
 
-    def _observe(self, trainer: L.Trainer, pl_module: Any, metrics: dict[str, float]) -> list[dict[str, Any]]:
-        """Takes the state after an epoch into the history and returns its metric rows."""
-        epoch, step = len(self.history), trainer.global_step
-        self.history.append(snapshot(pl_module.network, self.layers))
-        self.steps.append(step)
-        new = self._rows(epoch, step, {**metrics, **self.network_means(epoch)})
-        self.rows += new
-        return new
-
-    @staticmethod
-    def _rows(epoch: int, step: int, values: dict[str, float]) -> list[dict[str, Any]]:
-        return [
-            {"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": nan_to_none(value)}
-            for name, value in values.items()
-        ]
+    def _add_epoch(self, trainer: L.Trainer, pl_module: Any, metrics: dict[str, float]) -> list[dict[str, Any]]:
+        """Adds the network's state after an epoch to the history; returns the epoch's metric rows."""
+        epoch, weights = len(self.history), snapshot_weights(pl_module.network, self.layers)
+        self.history.append(weights)
+        self.steps.append(trainer.global_step)
+        means = average_network(weights, self.layers, self.trial.pool)
+        rows = _build_rows(epoch, trainer.global_step, {**metrics, **means})
+        self.rows += rows
+        return rows
 
     def _track(self, epoch: int) -> None:
-        metrics = {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}
-        self.tracker.log_epoch(epoch, {**metrics, **self.stage_means(epoch)})
+        means = average_stages(self.history[epoch], self.layers, self.trial.pool)
+        self.tracker.log_epoch(epoch, {**self._metrics_of(epoch), **means})
+
+    def _metrics_of(self, epoch: int) -> dict[str, float | None]:
+        return {row["name"]: row["value"] for row in self.rows if row["epoch"] == epoch}
 
     def _save(self, trainer: L.Trainer) -> None:
         started = time.monotonic()
         self.write_switch_weights()
-        rotate(self.folder)
+        rotate_checkpoints(self.folder)
         trainer.save_checkpoint(self.folder.last_checkpoint)
         self.saved_at = time.monotonic()
-        self.due_at = self.saved_at + max(self.checkpoint_seconds, (self.saved_at - started) / SAVING_SHARE)
+        self.due_at = self.saved_at + max(self.checkpoint_seconds, (self.saved_at - started) / CHECKPOINT_TIME_SHARE)
 
-    def _stop_with_checkpoint(self, trainer: L.Trainer) -> None:
-        raise PreemptedError(str(self.leave.signal), trainer.global_step)
-
-
-class FollowerRankCallback(Checkpoint):
-    """In place of the recorder on the other devices of a trial: does what that one wishes, and records nothing."""
-
-    def __init__(self, team: ProcessGroup) -> None:
-        self.team = team
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.team.broadcast(GO_ON) == STOP:
-            trainer.fit_loop.max_epochs = 0
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if is_checkpoint_step(pl_module, batch_idx):
-            self._apply_action(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._apply_action(trainer)
-
-    def _apply_action(self, trainer: L.Trainer) -> None:
-        wish = self.team.broadcast(GO_ON)
-        if wish == LEAVE:
-            raise PreemptedError("the recorder", trainer.global_step)
-        trainer.should_stop = wish == STOP
+    def _stop(self, trainer: L.Trainer) -> None:
+        raise PreemptedError(str(self.stop_request.signal), trainer.global_step)
 
 
-def is_checkpoint_step(pl_module: Any, batch_idx: int) -> bool:
-    """Whether a step within an epoch can have a checkpoint: of several devices, after a look, when all are the same.
-
-    The last step has none: its epoch ends, and may have one then.
-    """
-    alone = pl_module.team.ranks == 1
-    return batch_idx + 1 < pl_module.steps_per_epoch and (alone or not pl_module.pending_losses)
+def _build_rows(epoch: int, step: int, values: dict[str, float]) -> list[dict[str, Any]]:
+    return [
+        {"schema": SCHEMA_VERSION, "epoch": epoch, "step": step, "name": name, "value": nan_to_none(value)}
+        for name, value in values.items()
+    ]
 
 
-def nan_to_none(value: float) -> float | None:
-    """NaN and Inf have no JSON; a reader sees null."""
-    return value if math.isfinite(value) else None
-
-
-def _means(weights: Tensor, pool: tuple[str, ...], prefix: str) -> dict[str, float]:
-    """Means over layers of (layers, statistics, pool)."""
-    mean = weights.double().mean(0)
-    return {
-        f"{prefix}/{statistic}/{normalizer}": float(mean[s, k])
-        for s, statistic in enumerate(STATISTICS)
-        for k, normalizer in enumerate(pool)
-    }
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+def _format_lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)

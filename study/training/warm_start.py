@@ -1,4 +1,4 @@
-"""How a trial's network starts from another trial, or from a file of weights, by the rule of its config."""
+"""Starts a trial's network from another trial, or from a file of weights, by the start rule of its configuration."""
 
 from __future__ import annotations
 
@@ -35,28 +35,31 @@ from study.record.checkpoint import find_damage
 from study.record.layout import TrialFolder
 from study.record.switch_weights import read_last_weights, select_switch_layers
 
-HEAD = "fc."  # what a classifier has and a backbone lacks
+HEAD = "fc."  # parameters of a classifier that its backbone does not have
 
 
 def start_network(network: nn.Module, config: TrialConfig, seed: int, path: Path) -> None:
-    """Applies `config.start_rule` to a network as it was drawn, in place. `seed` deals the choices of `permute`.
+    """Applies `config.start_rule` to a freshly initialized network, in place.
 
-    path: the folder of the trial to start from, or a file of weights. What is fixed here learns no more, and belongs
-    into no solver. Raises `StartError` where the start cannot be read or does not fit.
+    Switch weights that the rule fixes are no longer parameters, so this must come before the optimizer is built.
+
+    seed: draws the permutation of the rule `permute`.
+    path: the folder of the trial to start from, or a file of weights.
+    Raises `StartError` where the start cannot be read or does not fit the network.
     """
     rule, layers = config.start_rule, select_switch_layers(network, trace_geometry(network))
     if rule == "transplant":
         fix_choices(network, transplant_choices(layers, read_chosen_layers(TrialFolder(path))))
         return
-    # Fresh: the choices are taken, and the weights are not.
+    # With `start_fresh`, only the choices are used, so the weights are loaded into a copy.
     donor = deepcopy(network) if config.start_fresh else network
-    choices = read_choices(donor, take_weights(donor, config, path))
+    choices = read_choices(donor, load_start_weights(donor, config, path))
     if rule == "fine_tune" or config.start_epoch:
         if config.start_thaw:
             unfreeze_switches(donor)
-        return  # they learn, to the end or until `FreezeSwitchWeights`
+        return  # switch weights are trained, to the end or until `FreezeSwitchWeights` stops it
     if rule == "frozen" and not config.start_fresh:
-        freeze_choices(network, list(choices))  # to the last bit
+        freeze_choices(network, list(choices))  # keeps the weights to the last bit, as `fix_choices` would not
         return
     if rule == "argmax":
         choices = harden_choices(choices)
@@ -68,22 +71,26 @@ def start_network(network: nn.Module, config: TrialConfig, seed: int, path: Path
 
 
 class FreezeSwitchWeights(L.Callback):
-    """Fixes all switch weights from the start of an epoch on; a resumed trial, too."""
+    """Freezes all switch weights when `epoch` starts."""
 
     def __init__(self, network: nn.Module, epoch: int) -> None:
         self.network, self.epoch = network, epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A trial that resumes within an epoch has no `on_train_epoch_start` for it.
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch >= self.epoch:
-            # The solver has their logits, and leaves alone what has no gradient.
+            # Their logits stay in the optimizer, which skips parameters without a gradient.
             freeze_choices(self.network, list(read_choices(self.network)))
 
 
-def take_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Module:
-    """Loads what lies at `path` into `network`, or into its backbone where the head is another; returns which."""
+def load_start_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Module:
+    """Loads the weights at `path` into `network`, or only into its backbone where the start has another head.
+
+    Returns the module that was loaded: `network` or its backbone.
+    """
     folder = TrialFolder(path)
     source = TrialConfig(**read_yaml(folder.trial)["config"]) if path.is_dir() else None
     file = path if source is None else folder.last_checkpoint
@@ -96,9 +103,9 @@ def take_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Modu
             load_weights(network, weights)
             return network
         if source is not None and source.task != "classification":
-            theirs = build_network(source, 0)
-            load_weights(theirs, weights)
-            weights = get_backbone(theirs).state_dict()
+            start = build_network(source, 0)
+            load_weights(start, weights)
+            weights = get_backbone(start).state_dict()
         backbone = get_backbone(network)
         load_weights(backbone, weights, skip_prefix=HEAD)
         return backbone
@@ -107,13 +114,11 @@ def take_weights(network: nn.Module, config: TrialConfig, path: Path) -> nn.Modu
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
-    """The parameters and buffers in a checkpoint of ours, a published SN or SSN file or any other state dict.
+    """The parameters and buffers in a checkpoint of a trial, a published SN or SSN file, or another state dict.
 
-    By the names that ours have.
-
-    Raises `StartError` where it cannot be read, or not without running code that it holds.
+    Their names are those of our networks. Raises `StartError` where the file cannot be read without running code.
     """
-    # Files of before 2020 are no archives, and have no checksums.
+    # Only files of zip archives, which torch has written since 2020, have checksums to test.
     problem = find_damage(file) if is_zipfile(file) else None
     try:
         content: Any = None if problem else torch.load(file, map_location="cpu", weights_only=True)
@@ -126,10 +131,10 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
     named = content.items() if isinstance(content, dict) else ()
     weights = {str(name).removeprefix("module."): value for name, value in named if isinstance(value, Tensor)}
     ours = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
-    if "sn1.mean_weight" in weights:  # as the authors of SN name it
+    if "sn1.mean_weight" in weights:  # a name in the published files
         return load_official(file).state_dict()
     if not weights:
-        raise StartError(f"{file}: holds no weights by name")
+        raise StartError(f"{file}: contains no weights with names")
     return ours or weights
 
 
@@ -138,11 +143,11 @@ def check_checkpoint(file: Path, configs: Iterable[TrialConfig]) -> None:
     different = {(config.depth, config.width, config.norm): config for config in configs}
     for config in different.values():
         if config.start_rule != "scratch":
-            take_weights(build_network(config, 0), config, file)
+            load_start_weights(build_network(config, 0), config, file)
 
 
 def read_chosen_layers(folder: TrialFolder) -> list[ChosenLayer]:
-    """What the layers of a finished trial chose in the end, from its record."""
+    """The layers of a finished trial with their last switch weights, from its record."""
     try:
         places, weights = read_last_weights(folder.switch_weights)
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -19,7 +19,7 @@ from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.io import read_metrics
 from study.record.layout import StudyFolder, TrialFolder
-from study.training.cost_estimate import forecast_bytes, measure_cell
+from study.training.cost_estimate import estimate_bytes, measure_cell
 from tests.conftest import ROOT, Run
 
 STUDY = ("--study", "depth_vs_batch", "--scale", "smoke")
@@ -195,7 +195,7 @@ def test_the_forecast_of_the_disk_is_near_what_the_trials_take(finished: tuple[S
         record = finished[0].trial(trial.trial_id, trial.replicate)
         taken = sum(file.stat().st_size for file in record.path.rglob("*") if not file.is_symlink() and file.is_file())
         every = 0.0 if record.previous_checkpoint.exists() else float("inf")
-        forecast = forecast_bytes(trial, measure_cell(trial), checkpoint_seconds=every, wandb=True)
+        forecast = estimate_bytes(trial, measure_cell(trial), checkpoint_seconds=every, wandb=True)
         assert 1 / 1.5 < forecast / taken < 1.5
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: damage of every kind is found, set aside and named, and the one before is taken."""
+"""Checkpoints: damage of every kind is found and reported, and the previous checkpoint is used instead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, rotate
+from study.record.checkpoint import find_newest_checkpoint, rotate_checkpoints, write_checkpoint
 from study.record.layout import TrialFolder
 
 
@@ -17,13 +17,13 @@ def folder(tmp_path: Path) -> TrialFolder:
     """A trial with two checkpoints."""
     folder = TrialFolder(tmp_path)
     for epoch in (1, 2):
-        rotate(folder)
-        AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "w": torch.randn(2000)}, folder.last_checkpoint)
+        rotate_checkpoints(folder)
+        write_checkpoint(folder.last_checkpoint, {"epoch": epoch, "w": torch.randn(2000)})
     return folder
 
 
-def test_the_last_is_taken_and_the_one_before_kept(folder: TrialFolder) -> None:
-    assert newest_checkpoint(folder, pytest.fail) == folder.last_checkpoint
+def test_the_last_checkpoint_is_used_and_the_previous_one_kept(folder: TrialFolder) -> None:
+    assert find_newest_checkpoint(folder, pytest.fail) == folder.last_checkpoint
     assert torch.load(folder.last_checkpoint)["epoch"] == 2
     assert torch.load(folder.previous_checkpoint)["epoch"] == 1
 
@@ -38,24 +38,24 @@ def flip(data: bytes, position: int) -> bytes:
         lambda data: b"",
         lambda data: data[: len(data) // 2],
         lambda data: data[:-1],
-        lambda data: flip(data, len(data) // 2),  # inside a tensor: it would load without complaint
+        lambda data: flip(data, len(data) // 2),  # inside a tensor: torch would load it without an error
         lambda data: flip(data, 100),
     ],
     ids=["empty", "half", "one byte short", "bit flipped in a tensor", "bit flipped in the head"],
 )
-def test_a_damaged_checkpoint_is_set_aside_named_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_renamed_and_reported_and_the_previous_one_used(
     folder: TrialFolder, damage: Callable[[bytes], bytes]
 ) -> None:
     folder.last_checkpoint.write_bytes(damage(folder.last_checkpoint.read_bytes()))
-    said: list[str] = []
-    assert newest_checkpoint(folder, said.append) == folder.previous_checkpoint
-    assert len(said) == 1
-    assert "last.ckpt: damaged" in said[0]
+    warnings: list[str] = []
+    assert find_newest_checkpoint(folder, warnings.append) == folder.previous_checkpoint
+    assert len(warnings) == 1
+    assert "last.ckpt: damaged" in warnings[0]
     assert not folder.last_checkpoint.exists()
     assert len(list(folder.path.glob("last.ckpt.damaged-*"))) == 1
 
 
-def test_without_a_whole_checkpoint_there_is_none(folder: TrialFolder) -> None:
+def test_without_an_undamaged_checkpoint_there_is_none(folder: TrialFolder) -> None:
     folder.last_checkpoint.write_bytes(b"")
     folder.previous_checkpoint.write_bytes(b"x")
-    assert newest_checkpoint(folder, lambda message: None) is None
+    assert find_newest_checkpoint(folder, lambda message: None) is None

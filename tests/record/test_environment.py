@@ -1,4 +1,4 @@
-"""What a record says of its making, and what it must not say."""
+"""The environment in a record: versions and command, without passwords."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import study
-from study.record.environment import command_line, describe_environment
+from study.record.environment import describe_environment, format_command
 from tests.conftest import ROOT
 
 
@@ -23,9 +23,9 @@ def test_the_environment_states_versions_and_command_as_plain_json() -> None:
     assert environment["command"] == "python run_study.py"
 
 
-def test_a_command_can_be_typed_again() -> None:
+def test_a_recorded_command_can_be_repeated() -> None:
     arguments = ["--study", "x", "--set", "norm=[sn, bn]"]
-    assert shlex.split(command_line(arguments)) == ["python", "run_study.py", *arguments]
+    assert shlex.split(format_command(arguments)) == ["python", "run_study.py", *arguments]
 
 
 def test_the_commit_is_that_of_the_checkout_and_says_whether_files_differ(tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_the_commit_is_that_of_the_checkout_and_says_whether_files_differ(tmp_pa
 )  # fmt: skip
 def test_a_password_never_reaches_a_record(url: str, shown: str) -> None:
     for arguments in (["--storage", url], [f"--storage={url}"], ["--set", f"data_root={url}"]):
-        line = command_line(arguments)
+        line = format_command(arguments)
         assert "cret" not in line
         assert shown in shlex.split(line)[-1]

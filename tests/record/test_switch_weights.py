@@ -1,19 +1,24 @@
-"""The table of switch weights: which layers are in it, and that each row is of the layer that it names."""
+"""The table of switch weights and their means: which layers they include, and that each value is of the right layer."""
 
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from study.analysis.records import read_switch_weights
 from study.models import build_network, trace_geometry
+from study.models.geometry import LayerGeometry
 from study.norms import switch_weights
-from study.record.switch_weights import parquet_bytes, select_switch_layers, snapshot
-from study.training.recorder import Recorder
+from study.record.switch_weights import (
+    average_network,
+    average_stages,
+    encode_parquet,
+    select_switch_layers,
+    snapshot_weights,
+)
 from tests.models.samples import build_config
 
 POOL = ("in", "ln", "bn")
@@ -25,20 +30,17 @@ MIXED = {
 }
 
 
-def recorder_of(case: str) -> tuple[torch.nn.Module, Any]:
-    """A detector of random choices and a recorder that has seen it once."""
+def build_case(case: str) -> tuple[nn.Module, list[LayerGeometry], Tensor]:
+    """A detector with random switch weights, its switch layers, and their weights."""
     network = build_network(build_config("mask_rcnn", logit_init="random", **MIXED[case]), seed=0)
     layers = select_switch_layers(network, trace_geometry(network))
-    recorder: Any = Recorder(None, SimpleNamespace(pool=POOL), layers, None, 1, None, None)  # type: ignore[arg-type]
-    recorder.history = [snapshot(network, layers)]
-    return network, recorder
+    return network, layers, snapshot_weights(network, layers)
 
 
 @pytest.mark.parametrize("case", MIXED)
-def test_rows_are_of_the_layers_that_choose_and_hold_what_they_chose(case: str) -> None:
-    network, recorder = recorder_of(case)
-    history = torch.stack(recorder.history).numpy()
-    table = read_switch_weights(io.BytesIO(parquet_bytes(history, [0], recorder.layers, POOL, "trial", 0)))
+def test_the_table_has_the_weights_of_all_switch_layers(case: str) -> None:
+    network, layers, snapshot = build_case(case)
+    table = read_switch_weights(io.BytesIO(encode_parquet(snapshot[None].numpy(), [0], layers, POOL, "trial", 0)))
     weights = switch_weights(network)
     rows = table.to_pylist()
     assert {row["layer"] for row in rows} == set(weights)
@@ -48,26 +50,26 @@ def test_rows_are_of_the_layers_that_choose_and_hold_what_they_chose(case: str) 
         assert (row["receptive_field"] is None) == row["role"].endswith("head")
 
 
-def test_means_are_of_the_backbone_and_those_of_heads_have_their_name() -> None:
-    network, recorder = recorder_of("all")
+def test_means_are_separate_for_the_backbone_its_stages_and_each_head() -> None:
+    network, layers, snapshot = build_case("all")
     weights = switch_weights(network)
-    means = recorder.network_means(0)
-    assert {name.rsplit("/", 2)[0] for name in means} == {
-        "switch",
-        *(f"switch/{r}" for r in ("fpn", "box_head", "mask_head")),
-    }
+    means, stages = average_network(snapshot, layers, POOL), average_stages(snapshot, layers, POOL)
+    heads = {f"switch/{role}" for role in ("fpn", "box_head", "mask_head")}
+    assert {name.rsplit("/", 2)[0] for name in means} == {"switch", *heads}
 
     def mean(prefix: str) -> float:
         return float(torch.stack([w.var[2] for layer, w in weights.items() if layer.startswith(prefix)]).mean())
 
     assert means["switch/var/bn"] == pytest.approx(mean("backbone.body"))
     assert means["switch/mask_head/var/bn"] == pytest.approx(mean("roi_heads.mask_head"))
-    assert recorder.stage_means(0)["switch/stage2/var/bn"] == pytest.approx(mean("backbone.body.layer2"))
-    assert {name.split("/")[1] for name in recorder.stage_means(0)} == {"stage0", "stage1", "stage2", "stage3"}
+    assert stages["switch/stage2/var/bn"] == pytest.approx(mean("backbone.body.layer2"))
+    assert {name.split("/")[1] for name in stages} == {"stage0", "stage1", "stage2", "stage3"}
 
 
-def test_a_backbone_that_does_not_choose_has_no_mean() -> None:
-    _, recorder = recorder_of("heads")
-    assert {name.rsplit("/", 2)[0] for name in recorder.network_means(0)} == {"switch/fpn", "switch/mask_head"}
-    assert recorder.stage_means(0) == {}
-    assert recorder_of("nothing")[1].network_means(0) == {}
+def test_a_backbone_without_switch_layers_has_no_mean() -> None:
+    _, layers, snapshot = build_case("heads")
+    means = average_network(snapshot, layers, POOL)
+    assert {name.rsplit("/", 2)[0] for name in means} == {"switch/fpn", "switch/mask_head"}
+    assert average_stages(snapshot, layers, POOL) == {}
+    _, layers, snapshot = build_case("nothing")
+    assert average_network(snapshot, layers, POOL) == {}

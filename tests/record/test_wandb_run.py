@@ -1,4 +1,4 @@
-"""The W&B mirror: modes, one run a trial, history that survives a kill."""
+"""The W&B run of a trial: its mode, its history after a kill, and its charts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record import wandb_mode
 from study.record.layout import TrialFolder
-from study.record.wandb_mode import resolve_mode
+from study.record.switch_weights import average_network
+from study.record.wandb_mode import Mode, resolve_mode
 from study.record.wandb_run import Tracker
 from study.tasks.detection import LOSSES
 from study.tasks.distributed import ProcessGroup
@@ -48,11 +49,11 @@ def test_without_an_account_it_is_offline(no_account: None) -> None:
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_a_stated_mode_is_taken(no_account: None, mode: str) -> None:
+def test_a_configured_mode_is_used(no_account: None, mode: str) -> None:
     assert resolve_mode(TrackingConfig(mode=mode)) == mode
 
 
-def test_the_environment_variable_is_heeded(no_account: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_sets_the_mode(no_account: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert resolve_mode(AUTO) == "disabled"
 
@@ -63,20 +64,20 @@ def logged_in(no_account: None, monkeypatch: pytest.MonkeyPatch) -> pytest.Monke
     return monkeypatch
 
 
-def at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_mode, "_server", lambda: url)
+def set_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_mode, "_server_url", lambda: url)
 
 
-def test_logged_in_with_a_server_that_answers_it_is_online(logged_in: pytest.MonkeyPatch) -> None:
+def test_with_a_login_and_a_server_that_responds_it_is_online(logged_in: pytest.MonkeyPatch) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()  # answers 501: it answers
-        at(f"http://127.0.0.1:{server.server_port}", logged_in)
+        threading.Thread(target=server.handle_request, daemon=True).start()  # the status 501 is a response
+        set_server(f"http://127.0.0.1:{server.server_port}", logged_in)
         assert resolve_mode(AUTO) == "online"
         threading.Thread(target=server.handle_request, daemon=True).start()
         assert resolve_mode(TrackingConfig(mode="online")) == "online"
 
 
-def test_a_server_of_ones_own_is_the_one_that_is_asked() -> None:
+def test_a_configured_server_is_the_one_that_is_asked() -> None:
     code = "from study.record.wandb_mode import *; print(resolve_mode(TrackingConfig(mode='online')))"
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
@@ -85,40 +86,42 @@ def test_a_server_of_ones_own_is_the_one_that_is_asked() -> None:
     assert done.stdout == "online\n"
 
 
-def test_logged_in_with_a_server_that_refuses_it_is_offline(logged_in: pytest.MonkeyPatch) -> None:
-    at("http://127.0.0.1:9", logged_in)
+def test_with_a_login_and_a_server_that_refuses_connections_it_is_offline(logged_in: pytest.MonkeyPatch) -> None:
+    set_server("http://127.0.0.1:9", logged_in)
     assert resolve_mode(AUTO) == "offline"
-    assert resolve_mode(TrackingConfig(mode="online")) == "offline"  # once, not half a minute a trial
+    assert resolve_mode(TrackingConfig(mode="online")) == "offline"
     logged_in.setenv("WANDB_MODE", "online")
     assert resolve_mode(AUTO) == "offline"
 
 
-def test_a_server_that_says_nothing_costs_five_seconds(logged_in: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_respond_is_given_five_seconds(logged_in: pytest.MonkeyPatch) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        at(f"http://127.0.0.1:{silent.getsockname()[1]}", logged_in)
-        logged_in.setattr(wandb_mode, "ANSWER_SECONDS", 0.3)
+        set_server(f"http://127.0.0.1:{silent.getsockname()[1]}", logged_in)
+        logged_in.setattr(wandb_mode, "RESPONSE_SECONDS", 0.3)
         started = time.monotonic()
         assert resolve_mode(AUTO) == "offline"
         assert time.monotonic() - started < 2
 
 
+def start_tracker(path: Path, mode: Mode, key: str = "sn-1-r0") -> Tracker:
+    return Tracker(path, key, {"norm": "sn"}, study="s", mode=mode, tracking=AUTO, config={})
+
+
 def test_disabled_does_nothing(tmp_path: Path) -> None:
-    trial = plan_trials(load_study("distinct", "smoke"))[0]
-    tracker = Tracker(TrialFolder(tmp_path), trial, study="s", mode="disabled", tracking=AUTO, config={})
+    tracker = start_tracker(tmp_path, "disabled")
     tracker.log_epoch(1, {"a": 1.0})
     tracker.finish("done", {})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_of_wandb_is_not_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_continues_when_wandb_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: object) -> None:
         raise ConnectionResetError("its process was killed")
 
     monkeypatch.setattr("wandb.init", broken)
-    trial = plan_trials(load_study("distinct", "smoke"))[0]
-    tracker = Tracker(TrialFolder(tmp_path), trial, study="s", mode="offline", tracking=AUTO, config={})
+    tracker = start_tracker(tmp_path, "offline")
     tracker.log_epoch(1, {"a": 1.0})
     tracker.finish("done", {})
 
@@ -126,12 +129,9 @@ def test_a_failure_of_wandb_is_not_the_trials(tmp_path: Path, monkeypatch: pytes
 SCRIPT = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from study.config import TrackingConfig, load_study
-    from study.plan import plan_trials
-    from study.record.files import TrialFolder
-    from study.record.tracking import Tracker
-    trial = plan_trials(load_study("distinct", "smoke"))[0]
-    tracker = Tracker(TrialFolder(Path(sys.argv[1])), trial, study="s", mode=(sys.argv[4:] or ["offline"])[0],
+    from study.config.schema import TrackingConfig
+    from study.record.wandb_run import Tracker
+    tracker = Tracker(Path(sys.argv[1]), "sn-1-r0", {"norm": "sn"}, study="s", mode=(sys.argv[4:] or ["offline"])[0],
                       tracking=TrackingConfig(), config={"depth": 8})
     for epoch in range(int(sys.argv[2])):
         tracker.log_epoch(epoch, {"val_accuracy": epoch / 10})
@@ -164,12 +164,12 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b'{"errors": [{"message": "not you"}]}')
 
 
-def test_a_server_that_refuses_a_run_leaves_it_offline(tmp_path: Path) -> None:
+def test_a_run_that_the_server_refuses_is_offline(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         account = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a1" * 20}
         command = [sys.executable, "-c", SCRIPT, str(tmp_path), "3", "0", "online"]
-        # Without the W&B service that other tests of this process have left: it is of another server, and knows the id.
+        # Without the W&B service of other tests in this process, which has another server and knows the run's id.
         own = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}
         subprocess.run(command, env={**own, **account}, check=True, capture_output=True, timeout=120)
         server.shutdown()
@@ -182,8 +182,8 @@ def inspect(directory: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-RESNET_50 = {0: 1, 1: 10, 2: 13, 3: 19, 4: 10}  # norm layers by stage
-HEADS = {"fpn": 8, "box_head": 4, "mask_head": 4, "decoder": 2}  # more than any one network has
+RESNET_50 = {0: 1, 1: 10, 2: 13, 3: 19, 4: 10}  # norm layers of each stage
+HEADS = {"fpn": 8, "box_head": 4, "mask_head": 4, "decoder": 2}  # norm layers of each role, more than in any network
 SCORES = {
     "classification": ["train_accuracy", "train_loss", "val_accuracy", "val_score", "val_loss"],
     "detection": [f"train_{LOSSES[name]}" for name in LOSSES]
@@ -201,20 +201,20 @@ def layers_of(counts: dict[Any, int], role: str | None = None) -> list[LayerGeom
 
 @pytest.fixture(params=["classification", "detection"], scope="module")
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the W&B run of a trial of 53 layers or more holds, of all four normalizers, after three epochs."""
+    """The records in the W&B run of a trial with 53 layers or more and all four normalizers, after three epochs."""
     task, path = request.param, tmp_path_factory.mktemp("r0")
     study = load_study("distinct", "smoke", ["factors.norm=['sn[in,ln,bn,gn]']", "replicates=1"])
     trial = plan_trials(study)[0]
     layers = layers_of(RESNET_50, "backbone") + (layers_of(HEADS) if task == "detection" else [])
     folder = TrialFolder(path)
-    tracker = Tracker(folder, trial, study="s", mode="offline", tracking=AUTO, config={})
+    tracker = start_tracker(path, "offline", trial.key)
     recorder = Recorder(folder, trial, layers, tracker, 60.0, StopRequest(), ProcessGroup())
     history = torch.rand(3, len(layers), 2, 4).softmax(-1)
     logged = (*SCORES[task], "learning_rate")
     rows = [{"epoch": epoch, "name": name, "value": 0.5} for epoch in (1, 2) for name in logged]
     for epoch in range(3):
-        recorder.history.append(history[epoch])
-        rows += [{"epoch": epoch, "name": name, "value": x} for name, x in recorder.network_means(epoch).items()]
+        means = average_network(history[epoch], layers, trial.pool)
+        rows += [{"epoch": epoch, "name": name, "value": mean} for name, mean in means.items()]
     recorder.load_state_dict({"rows": rows, "steps": [0, 1, 2], "history": history, "pruned": False})
     recorder.on_fit_start(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
     tracker.log_switch_weights(history[-1], layers, trial.pool)
@@ -224,7 +224,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def charts_of(records: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
-    """Names of scalars in the history: those with a chart of their own on the project's page, and the hidden ones."""
+    """Names of the scalars in the history: those with a chart on the project page, and the hidden ones."""
     hidden = {
         record["metric"].get("name", "") for record in records
         if record["type"] == "metric" and record["metric"].get("options", {}).get("hidden")
@@ -241,18 +241,18 @@ def test_a_project_page_has_at_most_40_charts(recorded: list[dict[str, Any]]) ->
     shown, hidden = charts_of(recorded)
     assert {"train_loss", "val_score", "switch/mean/bn", "switch/var/gn"} <= shown
     assert len(shown) <= 40
-    assert {"epoch", "learning_rate", "switch/stage4/var/ln"} <= hidden  # there, for the study's own pages
+    assert {"epoch", "learning_rate", "switch/stage4/var/ln"} <= hidden  # logged for the study's own pages
 
 
-def test_no_name_is_a_layers(recorded: list[dict[str, Any]]) -> None:
-    """Layers are rows of one table: what is logged does not grow with depth."""
+def test_no_scalar_is_of_a_single_layer(recorded: list[dict[str, Any]]) -> None:
+    """Layers are rows of one table, so that the number of charts does not grow with depth."""
     _, hidden = charts_of(recorded)
     by_place = [name for name in hidden if name.startswith("switch/")]
     assert {name.split("/")[1] for name in by_place} <= {*(f"stage{stage}" for stage in RESNET_50), *HEADS}
 
 
 def test_the_last_value_of_every_metric_is_a_number(recorded: list[dict[str, Any]]) -> None:
-    """W&B would nest some below `last`, where tables and scatter plots do not find them."""
+    """W&B nests the summary of some definitions below `last`, where tables and scatter plots do not find it."""
     last: dict[str, Any] = {}
     for record in recorded:
         last |= record.get("summary", {}).get("update", {})
@@ -268,11 +268,9 @@ def test_charts_are_against_the_epoch(recorded: list[dict[str, Any]]) -> None:
     assert {steps[name] for name in (shown | hidden) - {"epoch"}} == {"epoch"}
 
 
-def test_a_tracker_says_where_its_run_is(tmp_path: Path) -> None:
+def test_a_tracker_knows_the_location_of_its_run(tmp_path: Path) -> None:
     wandb.teardown()  # with the runs of other tests, one of which may have this id
-    trial = plan_trials(load_study("distinct", "smoke"))[0]
-    nowhere = Tracker(TrialFolder(tmp_path), trial, study="s", mode="disabled", tracking=AUTO, config={})
-    assert nowhere.where == {"mode": "disabled", "url": None, "run": None}
-    tracker = Tracker(TrialFolder(tmp_path), trial, study="s", mode="offline", tracking=AUTO, config={})
+    assert start_tracker(tmp_path, "disabled").location == {"mode": "disabled", "url": None, "run": None}
+    tracker = start_tracker(tmp_path, "offline")
     tracker.finish("done", {})
-    assert tracker.where == {"mode": "offline", "url": None, "run": trial.key}
+    assert tracker.location == {"mode": "offline", "url": None, "run": "sn-1-r0"}

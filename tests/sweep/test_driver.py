@@ -22,7 +22,7 @@ from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.io import file_digest, read_json, write_json
-from study.record.layout import SCHEMA, StudyFolder, TrialFolder
+from study.record.layout import SCHEMA_VERSION, StudyFolder, TrialFolder
 from study.sweep.driver import Driver, SweepResult
 
 Act = Callable[[TrialFolder, int], str]
@@ -72,7 +72,9 @@ def write_done(record: TrialFolder, status: str = "done") -> None:
     record.metrics.write_text("")
     files = {"metrics.jsonl": file_digest(record.metrics)}
     metrics = {"val_accuracy": 0.9}
-    write_json(record.result, {"schema": SCHEMA, "status": status, "seconds": 1.0, "metrics": metrics, "files": files})
+    write_json(
+        record.result, {"schema": SCHEMA_VERSION, "status": status, "seconds": 1.0, "metrics": metrics, "files": files}
+    )
 
 
 def drive(path: Path, act: Act, *overrides: str, retry_failed: bool = False) -> tuple[SweepResult, FakeExecutor, str]:

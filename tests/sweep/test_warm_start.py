@@ -23,7 +23,7 @@ from study.training.trial import run_job
 from study.training.warm_start import read_weights
 from tests.conftest import Run
 from tests.norms.official_files import official_state
-from tests.training.test_resume import job, numbers, train_and_die_after
+from tests.training.trials import job, numbers, train_and_die_after
 
 SMALL = ["norm=sn", "batch_size=2", "train_samples=64"]
 

@@ -1,4 +1,4 @@
-"""Training as the study needs it: what a setting may change, and what it must not."""
+"""Classification trials: which settings change which numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.io import read_metrics
 from study.record.layout import TrialFolder
-from study.tasks.base import part_momentum
+from study.tasks.base import micro_batch_momentum
 from study.training.trial import run_job
 
 
@@ -58,13 +58,13 @@ def test_re_estimated_statistics_change_evaluation_and_not_training(tmp_path: Pa
     ("norm", "moves"),
     [("sn", True), ("sn-tied", True), ("sn-uniform", False), ("sn-random", False)],
 )
-def test_fixed_switches_stay_and_learned_ones_move(tmp_path: Path, norm: str, moves: bool) -> None:
+def test_fixed_switch_weights_stay_and_learned_ones_move(tmp_path: Path, norm: str, moves: bool) -> None:
     table = pd.read_parquet(train(tmp_path / "r0", f"norm={norm}").switch_weights)
     by_epoch = table.pivot_table("weight", ["layer", "statistic", "normalizer"], "epoch")
     assert ((by_epoch[2] - by_epoch[0]).abs().max() > 1e-4) == moves
 
 
-def test_a_shared_switch_is_one_choice_and_a_stage_has_its_own(tmp_path: Path) -> None:
+def test_switch_weights_are_shared_by_all_layers_or_within_a_stage(tmp_path: Path) -> None:
     shared = final_weights(train(tmp_path / "shared" / "r0", "norm=sn-shared"))
     assert shared.groupby(["statistic", "normalizer"]).weight.nunique().eq(1).all()
     staged = final_weights(train(tmp_path / "stage" / "r0", "norm=sn-stage"))
@@ -72,7 +72,7 @@ def test_a_shared_switch_is_one_choice_and_a_stage_has_its_own(tmp_path: Path) -
     assert staged.groupby(["statistic", "normalizer"]).weight.nunique().eq(4).all()
 
 
-def test_at_one_sample_bn_leaves_the_pool_and_the_record_says_so(tmp_path: Path) -> None:
+def test_with_one_sample_the_recorded_pool_has_no_bn(tmp_path: Path) -> None:
     record = train(tmp_path / "r0", "batch_size=1")
     assert set(final_weights(record).normalizer) == {"in", "ln"}
     result = record.read_result()
@@ -112,10 +112,10 @@ def test_every_kind_of_norm_trains(tmp_path: Path, norm: str) -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1.0])
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_running_statistics_move_by_the_average_of_parts(momentum: float, parts: int) -> None:
-    statistics = [3.0 + part**2 for part in range(parts)]
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_running_statistics_move_by_the_average_over_micro_batches(momentum: float, count: int) -> None:
+    statistics = [3.0 + index**2 for index in range(count)]
     running = 7.0
-    for part, statistic in enumerate(statistics):
-        running += part_momentum(momentum, part, parts) * (statistic - running)
-    assert running == pytest.approx(7.0 + momentum * (sum(statistics) / parts - 7.0))
+    for index, statistic in enumerate(statistics):
+        running += micro_batch_momentum(momentum, index, count) * (statistic - running)
+    assert running == pytest.approx(7.0 + momentum * (sum(statistics) / count - 7.0))

@@ -1,4 +1,4 @@
-"""Training of detectors: what they draw, they draw by counters."""
+"""Training of detectors: their random draws depend only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.models.samples import SIZE, build_config, build_images
 
 
 def _loss_of_an_epoch(state: int) -> float:
-    """Two steps on two images each; `state` is what the global generator was seeded with before them."""
+    """The loss of two steps on two images each, after the global generator was seeded with `state`."""
     masks = torch.zeros(4, SIZE, SIZE, dtype=torch.uint8)
     masks[:, 4:30, 6:24], masks[:, 32:60, 30:50] = 1, 2
     data = LabeledImages(images=build_images(4), labels=torch.tensor([[1, 2]] * 4), masks=masks)
-    config = build_config("faster_rcnn", norm="sn")  # a batch of one part
+    config = build_config("faster_rcnn", norm="sn")  # batches without micro-batches
     loader = InMemoryTrainingLoader(data, 2, augmentation="none", seed=0, task="detection")
     module = Detection(build_network(config, 0), config, steps_per_epoch=2, seed=0)
     trainer = L.Trainer(
@@ -28,5 +28,5 @@ def _loss_of_an_epoch(state: int) -> float:
     return module.epoch_metrics["train_loss"]
 
 
-def test_what_is_drawn_depends_on_the_seed_and_the_step_alone() -> None:
+def test_random_draws_depend_only_on_the_seed_and_the_step() -> None:
     assert _loss_of_an_epoch(state=1) == _loss_of_an_epoch(state=2)

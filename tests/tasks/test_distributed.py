@@ -1,4 +1,4 @@
-"""One trial over several devices, and in parts: the numbers of one device, and what happens when a process goes."""
+"""One trial on several devices and in micro-batches: the numbers of one device, and what the death of a rank does."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from study.plan.trials import plan_trials
 from study.record.io import read_attempts, read_metrics, write_json
 from study.record.layout import TrialFolder
 from study.training.trial import run_job
-from tests.training.test_preemption import ask_to_leave, disturb
-from tests.training.test_resume import OFF, numbers
+from tests.training.trials import OFF, disturb, numbers, send_sigterm
 
 pytestmark = pytest.mark.slow
 
 
 def job(folder: Path, *overrides: str, devices: int = 1, accumulate: int = 1) -> Job:
-    """20 steps an epoch, of 8 chunks of 2, at a rate at which differences would grow."""
+    """20 steps per epoch, of 8 chunks of 2, at a learning rate at which differences would grow."""
     base = ["norm=sn", "batch_size=2", "chunks=8", "train_samples=320", "validation_fraction=0.3", "epochs=1",
             "learning_rate=1.0"]  # fmt: skip
     run = RunConfig(checkpoint_seconds=0, devices_per_trial=devices, accumulate=accumulate)
@@ -47,14 +46,14 @@ def train(work: Job) -> TrialFolder:
 
 
 def losses(folder: TrialFolder) -> dict[str, float]:
-    """Of every epoch, and of the splits that are evaluated in the end."""
+    """The losses of every epoch, and of the splits that are evaluated at the end."""
     curves = {f"{row['name']} {row['epoch']}": row["value"] for row in read_metrics(folder.metrics)}
     found = {**curves, **(folder.read_result() or {})["metrics"]}
     return {name: value for name, value in found.items() if "loss" in name}
 
 
 def check_close(one: TrialFolder, other: TrialFolder, rtol: float = 1e-4) -> None:
-    """Losses and switch weights of every epoch."""
+    """Compares losses and switch weights of every epoch."""
     assert {"train_loss 1", "val_loss 1", "fit_loss", "test_loss"} <= set(losses(one))
     assert losses(other) == pytest.approx(losses(one), rel=rtol)
     weights = [pd.read_parquet(folder.switch_weights).weight for folder in (one, other)]
@@ -62,7 +61,7 @@ def check_close(one: TrialFolder, other: TrialFolder, rtol: float = 1e-4) -> Non
 
 
 @pytest.mark.parametrize("norm", ["sn", "ssn", "bn", "gn"])
-def test_devices_and_parts_change_no_number_beyond_rounding(tmp_path: Path, norm: str) -> None:
+def test_devices_and_micro_batches_change_numbers_only_by_rounding(tmp_path: Path, norm: str) -> None:
     one = train(job(tmp_path / "one" / "r0", f"norm={norm}"))
     for devices, accumulate in ((2, 1), (1, 4), (2, 2)):
         name = f"{devices}-{accumulate}"
@@ -75,7 +74,7 @@ def test_devices_and_parts_change_no_number_beyond_rounding(tmp_path: Path, norm
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
-def test_other_tasks_over_devices(tmp_path: Path, task: str) -> None:
+def test_other_tasks_on_several_devices(tmp_path: Path, task: str) -> None:
     small = ("dataset=scenes", "width=0.25", "train_samples=16", "validation_fraction=0.005")
     settings = (f"task={task}", "chunks=4", "batch_size=1", "epochs=1", *small)
     one, two = (train(job(tmp_path / f"{n}" / "r0", *settings, devices=n)) for n in (1, 2))
@@ -87,11 +86,11 @@ def test_other_tasks_over_devices(tmp_path: Path, task: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["sn", "bn", "ssn"])
-def test_synchronized_statistics_over_devices_are_those_of_the_whole_batch(tmp_path: Path, norm: str) -> None:
+def test_synchronized_statistics_on_several_devices_are_those_of_the_whole_batch(tmp_path: Path, norm: str) -> None:
     settings = (f"norm={norm}", "sync_statistics=true")
     one, two = (train(job(tmp_path / f"{n}" / "r0", *settings, devices=n)) for n in (1, 2))
     check_close(one, two)
-    with pytest.raises(AssertionError):  # over chunks they are others
+    with pytest.raises(AssertionError):  # statistics of chunks differ
         check_close(one, train(job(tmp_path / "chunks" / "r0", f"norm={norm}", devices=2)))
 
 
@@ -100,35 +99,33 @@ def test_synchronized_statistics_over_devices_are_those_of_the_whole_batch(tmp_p
     [(["bn_statistics=batch"], 1e-4), (["solver=adam", "learning_rate=0.01"], 1e-3), (["precision=bfloat16"], 0.02)],
     ids=["batch average", "adam", "bfloat16"],
 )
-def test_devices_with_parts_under_other_settings(tmp_path: Path, overrides: list[str], rtol: float) -> None:
+def test_devices_and_micro_batches_with_other_settings(tmp_path: Path, overrides: list[str], rtol: float) -> None:
     one = train(job(tmp_path / "one" / "r0", *overrides))
     check_close(one, train(job(tmp_path / "two" / "r0", *overrides, devices=2, accumulate=2)), rtol)
 
 
-def test_a_team_that_leaves_goes_on_bit_for_bit_and_one_device_goes_on_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preempted_group_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("epochs=2", "dropout=0.1")
     whole = train(job(tmp_path / "whole" / "r0", *settings, devices=4))
-    left = job(tmp_path / "left" / "r0", *settings, devices=4)
-    for step in (3, 13, 25, 39):  # they leave after the tenth step of an epoch, after an epoch, and within the test
-        disturb(monkeypatch, left, "training_step", step, ask_to_leave)
-    assert numbers(train(left)) == numbers(whole)
-    attempts = read_attempts(TrialFolder(left.folder).attempts_log)
+    preempted = job(tmp_path / "preempted" / "r0", *settings, devices=4)
+    for step in (3, 13, 25, 39):  # they stop after the tenth step of an epoch, after an epoch, and within the test
+        disturb(monkeypatch, preempted, "training_step", step, send_sigterm)
+    assert numbers(train(preempted)) == numbers(whole)
+    attempts = read_attempts(TrialFolder(preempted.folder).attempts_log)
     assert [line["step"] for line in attempts if "how" in line] == [10, 20, 30, 40, 40]
 
 
-def test_a_trial_goes_on_with_another_number_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_resumes_on_another_number_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(job(tmp_path / "whole" / "r0", "epochs=2"))
     moved = tmp_path / "moved" / "r0"
-    disturb(monkeypatch, job(moved, "epochs=2", devices=2), "training_step", 5, ask_to_leave)
-    disturb(monkeypatch, job(moved, "epochs=2"), "training_step", 14, ask_to_leave)
+    disturb(monkeypatch, job(moved, "epochs=2", devices=2), "training_step", 5, send_sigterm)
+    disturb(monkeypatch, job(moved, "epochs=2"), "training_step", 14, send_sigterm)
     check_close(whole, train(job(moved, "epochs=2", devices=2, accumulate=2)))
     steps = [line["step"] for line in read_attempts(TrialFolder(moved).attempts_log) if "how" not in line]
     assert steps == [0, 10, 15]
 
 
-def test_a_team_diverges_as_one(tmp_path: Path) -> None:
+def test_a_group_diverges_like_one_device(tmp_path: Path) -> None:
     results = [
         train(job(tmp_path / name / "r0", "learning_rate=1e30", devices=devices)).read_result() or {}
         for name, devices in (("one", 1), ("two", 2))
@@ -137,7 +134,7 @@ def test_a_team_diverges_as_one(tmp_path: Path) -> None:
     assert results[0]["reason"] == results[1]["reason"]
 
 
-def test_a_team_is_pruned_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_pruned_like_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = job(tmp_path / "r0", "epochs=3", devices=2)
     prune = TrialFolder(work.folder).prune
     disturb(monkeypatch, work, "training_step", 5, lambda: write_json(prune, {"epoch": 1}))
@@ -146,10 +143,10 @@ def test_a_team_is_pruned_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (result["status"], result["epochs"]) == ("pruned", 1)
 
 
-def test_a_failure_on_another_device_is_the_reason(tmp_path: Path) -> None:
-    """An accelerator that is not there, for the second rank alone."""
+def test_a_failure_on_another_rank_is_the_recorded_reason(tmp_path: Path) -> None:
+    """Only the second rank has a device that does not exist."""
     work = replace(job(tmp_path / "r0", devices=2), devices=("cpu", "meta"))
-    assert run_apart(work) != 0
+    assert run_in_process(work) != 0
     status, reason = TrialFolder(work.folder).status()
     assert status == "failed"
     assert TrialFolder(work.folder).attempts() == (1, 1)
@@ -158,7 +155,7 @@ def test_a_failure_on_another_device_is_the_reason(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_attempt_and_leaves_none_behind(tmp_path: Path, rank: int) -> None:
+def test_a_killed_rank_ends_the_attempt_and_all_processes(tmp_path: Path, rank: int) -> None:
     work = job(tmp_path / "r0", "epochs=500", devices=2)
     process = multiprocessing.get_context("forkserver").Process(target=run_job, args=(work,))
     process.start()
@@ -175,7 +172,7 @@ def test_a_killed_process_ends_the_attempt_and_leaves_none_behind(tmp_path: Path
     assert len(read_attempts(folder.attempts_log)) == 1
 
 
-def run_apart(work: Job) -> int | None:
+def run_in_process(work: Job) -> int | None:
     process = multiprocessing.get_context("forkserver").Process(target=run_job, args=(work,))
     process.start()
     process.join(120)
@@ -183,7 +180,7 @@ def run_apart(work: Job) -> int | None:
 
 
 def writers(log: Path) -> list[int]:
-    """Processes that print into a file."""
+    """Ids of the processes whose output goes to a file."""
     found = []
     for output in Path("/proc").glob("[0-9]*/fd/1"):
         try:

@@ -1,4 +1,4 @@
-"""Solvers and decay."""
+"""Optimizers, their parameter groups, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_network_without_switches_has_one_group() -> None:
     assert len(build_optimizer(network, config(norm="gn")).param_groups) == 1
 
 
-def test_norms_and_biases_can_be_told_apart() -> None:
+def test_norms_and_biases_can_have_their_own_rates() -> None:
     network = build_network(config(), seed=0)
     settings = config(
         weight_decay=0.1, norm_weight_decay=0.0, bias_weight_decay=0.2, bias_learning_rate=2.0, learning_rate=1.0,

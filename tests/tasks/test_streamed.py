@@ -1,4 +1,4 @@
-"""Training on small trees in the published formats, to a whole record."""
+"""Trials on small data sets in the published file formats, up to a complete record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCORES = {"coco": "mask_ap", "ade20k": "miou", "cityscapes": "miou"}
 @pytest.mark.parametrize("dataset", SETTINGS)
 def test_a_trial_trains_on_the_published_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str) -> None:
     WRITERS[dataset](tmp_path / "data")
-    # Else images of 40 x 56 pixels are enlarged to what recipes ask for.
+    # Without this, images of 40 x 56 pixels would be enlarged to the sizes of the recipes.
     monkeypatch.setitem(DATASETS, dataset, replace(DATASETS[dataset], image_size=48))
     monkeypatch.setattr(transforms, "SHORT_SIDES", (32, 48))
     monkeypatch.setattr(transforms, "CROP", 48)
@@ -47,4 +47,4 @@ def test_a_trial_trains_on_the_published_format(tmp_path: Path, monkeypatch: pyt
     assert result is not None, record.state.read_text()
     assert (result["status"], result["steps"]) == ("done", 4)
     assert result["metrics"][f"test_{SCORES[dataset]}"] is not None
-    assert any("published" in note for note in result["notes"])  # a small tree is not the data set
+    assert any("published" in note for note in result["notes"])  # the note that images are missing

@@ -1,4 +1,4 @@
-"""A trial that is asked to leave, within an epoch and anywhere else, ends with the numbers of one that was not."""
+"""A trial that is preempted, within an epoch or anywhere else, ends with the numbers of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,44 +17,24 @@ import torch
 import wandb
 
 from study.plan.job import Job
-from study.record import checkpoint, layout
+from study.record import io
+from study.record.checkpoint import read_step
 from study.record.io import read_attempts, read_json
 from study.record.layout import TrialFolder
 from study.tasks import TrainingModule
 from study.training import recorder
 from study.training.preemption import handle_signals
 from study.training.trial import run_job
-from tests.training.test_resume import Killed, job, numbers, smoke_trial
-
-STEPS = 12  # an epoch, of 16 images
-SHORT = ("epochs=2", "chunks=8", "train_samples=192", "validation_fraction=0.5")
-
-
-class Disturbance:
-    """Does something once, at a hook of the module, when a trial has taken so many steps."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, hook: str, step: int, act: Callable[[], None]) -> None:
-        original = getattr(TrainingModule, hook)
-        self.happened = False
-
-        def disturbed(module: TrainingModule, *arguments: Any) -> Any:
-            if module.global_step == step and not self.happened:
-                self.happened = True
-                act()
-            return original(module, *arguments)
-
-        patch.setattr(TrainingModule, hook, disturbed)
-
-
-def ask_to_leave() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def disturb(monkeypatch: pytest.MonkeyPatch, work: Job, hook: str, step: int, act: Callable[[], None]) -> None:
-    with monkeypatch.context() as patch:
-        disturbance = Disturbance(patch, hook, step, act)
-        run_job(work)
-    assert disturbance.happened, (hook, step)
+from tests.training.trials import (
+    SHORT,
+    STEPS,
+    Killed,
+    disturb,
+    job,
+    numbers,
+    send_sigterm,
+    smoke_trial,
+)
 
 
 def state(work: Job) -> dict[str, Any]:
@@ -73,12 +52,12 @@ def state(work: Job) -> dict[str, Any]:
     ],
     ids=["sn dropout", "ssn", "batch average", "b1", "bn bfloat16"],
 )
-def test_a_trial_that_leaves_again_and_again_is_an_undisturbed_one_bit_for_bit(
+def test_a_trial_that_is_preempted_repeatedly_has_the_numbers_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     trial = smoke_trial(*SHORT, *overrides)
     assert trial.steps_per_epoch == STEPS
-    whole, left = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "left" / "r0")
+    whole, preempted = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "preempted" / "r0")
     run_job(whole)
     middle = random.Random(str(overrides)).randrange(2, STEPS - 2)
     places = [
@@ -88,44 +67,44 @@ def test_a_trial_that_leaves_again_and_again_is_an_undisturbed_one_bit_for_bit(
         ("training_step", STEPS),  # the first of an epoch
         ("training_step", STEPS + middle),
         ("training_step", 2 * STEPS - 2),
-        ("training_step", 2 * STEPS - 1),  # the last of all: it goes on to the test, and leaves there
+        ("training_step", 2 * STEPS - 1),  # the last of all: the trial continues to the test, and stops there
     ]
     for hook, step in places:
-        disturb(monkeypatch, left, hook, step, ask_to_leave)
-        assert state(left)["state"] == "interrupted", (hook, step)
-    run_job(left)
-    assert numbers(TrialFolder(left.folder)) == numbers(TrialFolder(whole.folder))
-    attempts = read_attempts(TrialFolder(left.folder).attempts_log)
+        disturb(monkeypatch, preempted, hook, step, send_sigterm)
+        assert state(preempted)["state"] == "interrupted", (hook, step)
+    run_job(preempted)
+    assert numbers(TrialFolder(preempted.folder)) == numbers(TrialFolder(whole.folder))
+    attempts = read_attempts(TrialFolder(preempted.folder).attempts_log)
     assert [line["step"] for line in attempts if "how" not in line] == [
         0, 1, middle + 1, STEPS, STEPS + 1, STEPS + middle + 1, 2 * STEPS - 1, 2 * STEPS,
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("task", [("task=segmentation", "deep_supervision=0.4"), ("task=detection",)])
-def test_other_tasks_leave_and_go_on_bit_for_bit(
+def test_other_tasks_are_preempted_and_resume_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: tuple[str, ...]
 ) -> None:
     trial = smoke_trial(
         *task, "dataset=scenes", "width=0.25", "train_samples=12", "validation_fraction=0.005", "batch_size=1",
         "chunks=2", "epochs=2",
     )  # fmt: skip
-    whole, left = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "left" / "r0")
+    whole, preempted = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "preempted" / "r0")
     run_job(whole)
     for hook, step in (("training_step", 3), ("validation_step", 6), ("training_step", 9)):
-        disturb(monkeypatch, left, hook, step, ask_to_leave)
-    run_job(left)
-    assert numbers(TrialFolder(left.folder)) == numbers(TrialFolder(whole.folder))
+        disturb(monkeypatch, preempted, hook, step, send_sigterm)
+    run_job(preempted)
+    assert numbers(TrialFolder(preempted.folder)) == numbers(TrialFolder(whole.folder))
 
 
-def test_killed_after_checkpoints_within_an_epoch_and_between_looks(
+def test_a_trial_resumes_from_checkpoints_within_an_epoch_and_between_loss_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than 50 steps an epoch: some were looked at before the checkpoint, and some not yet."""
+    """With more than 50 steps per epoch, some were checked before the checkpoint, and some are pending in it."""
     trial = smoke_trial("epochs=2", "chunks=1", "train_samples=140", "dropout=0.2")
     assert trial.steps_per_epoch == 70
     whole, killed = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "killed" / "r0")
     run_job(whole)
-    monkeypatch.setattr(recorder, "SAVING_SHARE", 1.0)  # a checkpoint at every other step or so
+    monkeypatch.setattr(recorder, "CHECKPOINT_TIME_SHARE", 1.0)  # a checkpoint after about every second step
 
     def die() -> None:
         raise Killed
@@ -134,24 +113,24 @@ def test_killed_after_checkpoints_within_an_epoch_and_between_looks(
     for step in (5, 49, 50, 60, 69, 75, 121, 138):
         with pytest.raises(Killed):
             disturb(monkeypatch, killed, "training_step", step, die)
-        resumed.append(checkpoint.step_of(TrialFolder(killed.folder).last_checkpoint))
+        resumed.append(read_step(TrialFolder(killed.folder).last_checkpoint))
     run_job(killed)
     assert sum(step % 70 > 0 for step in resumed) >= 6, resumed
     assert numbers(TrialFolder(killed.folder)) == numbers(TrialFolder(whole.folder))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_leaving_is_no_failure_and_says_why(
+def test_preemption_is_no_failure_and_its_reason_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
     before = signal.getsignal(number)
 
-    def ask_twice() -> None:
+    def send_two_signals() -> None:
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    disturb(monkeypatch, work, "training_step", 3, ask_twice)
+    disturb(monkeypatch, work, "training_step", 3, send_two_signals)
     folder = TrialFolder(work.folder)
     assert folder.status() == ("stale", f"{number.name} after step 4")
     assert folder.attempts() == (1, 0)
@@ -163,31 +142,31 @@ def test_leaving_is_no_failure_and_says_why(
 
 def test_a_signal_between_two_trials_of_a_process_is_not_lost(tmp_path: Path) -> None:
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
-    with handle_signals() as leave:
-        ask_to_leave()
-        run_job(work, leave)
+    with handle_signals() as stop_request:
+        send_sigterm()
+        run_job(work, stop_request)
     assert TrialFolder(work.folder).status() == ("stale", "SIGTERM after step 0")
 
 
-def test_a_trial_that_leaves_takes_its_wandb_run_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next trial of this process would write into it."""
+def test_a_preempted_trial_closes_its_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next trial in this process would write into it."""
     work = replace(job(smoke_trial(*SHORT), tmp_path / "r0"), wandb_mode="offline")
-    disturb(monkeypatch, work, "training_step", 3, ask_to_leave)
+    disturb(monkeypatch, work, "training_step", 3, send_sigterm)
     assert list(TrialFolder(work.folder).wandb.glob("offline-run-*"))
     assert wandb.run is None
 
 
-def test_a_trial_leaves_within_the_test_and_tests_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_is_preempted_within_the_test_and_tests_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = smoke_trial(*SHORT)
-    whole, left = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "left" / "r0")
+    whole, preempted = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "preempted" / "r0")
     run_job(whole)
-    disturb(monkeypatch, left, "test_step", 2 * STEPS, ask_to_leave)
-    assert state(left)["reason"] == f"SIGTERM after step {2 * STEPS}"
-    run_job(left)
-    assert numbers(TrialFolder(left.folder)) == numbers(TrialFolder(whole.folder))
+    disturb(monkeypatch, preempted, "test_step", 2 * STEPS, send_sigterm)
+    assert state(preempted)["reason"] == f"SIGTERM after step {2 * STEPS}"
+    run_job(preempted)
+    assert numbers(TrialFolder(preempted.folder)) == numbers(TrialFolder(whole.folder))
 
 
-def test_a_trial_that_is_asked_before_its_first_step_leaves_at_once(
+def test_a_trial_that_is_preempted_before_its_first_step_stops_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from study.training import trial
@@ -195,11 +174,11 @@ def test_a_trial_that_is_asked_before_its_first_step_leaves_at_once(
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
     load = trial.load_data
 
-    def asked_while_loading(*arguments: Any) -> Any:
-        ask_to_leave()
+    def load_after_sigterm(*arguments: Any) -> Any:
+        send_sigterm()
         return load(*arguments)
 
-    monkeypatch.setattr(trial, "load_data", asked_while_loading)
+    monkeypatch.setattr(trial, "load_data", load_after_sigterm)
     run_job(work)
     assert TrialFolder(work.folder).status() == ("stale", "SIGTERM after step 0")
     assert not TrialFolder(work.folder).last_checkpoint.exists()
@@ -214,13 +193,13 @@ def test_a_trial_that_is_asked_before_its_first_step_leaves_at_once(
         ("result.json", errno.EDQUOT),
     ],
 )
-def test_a_full_disk_is_no_failure_and_costs_no_number(
+def test_a_full_disk_is_no_failure_and_changes_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     trial = smoke_trial(*SHORT)
     whole, full = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "full" / "r0")
     run_job(whole)
-    disturb(monkeypatch, full, "training_step", 5, ask_to_leave)  # there is a checkpoint already
+    disturb(monkeypatch, full, "training_step", 5, send_sigterm)  # leaves a checkpoint
 
     def no_space(descriptor: int) -> None:
         written = os.fstat(descriptor).st_ino
@@ -228,7 +207,7 @@ def test_a_full_disk_is_no_failure_and_costs_no_number(
             raise OSError(number, "no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout.os, "fsync", no_space)
+        patch.setattr(io.os, "fsync", no_space)
         for _ in range(3):
             run_job(full)
     folder = TrialFolder(full.folder)
@@ -239,7 +218,7 @@ def test_a_full_disk_is_no_failure_and_costs_no_number(
     assert numbers(folder) == numbers(TrialFolder(whole.folder))
 
 
-def test_a_disk_too_full_for_the_reason_leaves_what_a_kill_leaves(
+def test_a_disk_too_full_for_the_reason_has_the_effect_of_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
@@ -248,13 +227,13 @@ def test_a_disk_too_full_for_the_reason_leaves_what_a_kill_leaves(
         raise OSError(errno.ENOSPC, "no space left on device")
 
     def fill() -> None:
-        monkeypatch.setattr(layout.os, "fsync", no_space)
+        monkeypatch.setattr(io.os, "fsync", no_space)
 
     disturb(monkeypatch, work, "training_step", 5, fill)
     assert TrialFolder(work.folder).status() == ("stale", "attempt 1 was interrupted")
 
 
-def test_slurms_variables_and_a_foreign_checkpoint_change_nothing(
+def test_slurm_variables_and_a_foreign_checkpoint_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = smoke_trial(*SHORT)
@@ -268,7 +247,7 @@ def test_slurms_variables_and_a_foreign_checkpoint_change_nothing(
     monkeypatch.chdir(tmp_path)
     for place in (other.folder, tmp_path):
         torch.save(foreign, place / "hpc_ckpt_1.ckpt")
-    disturb(monkeypatch, other, "training_step", 5, ask_to_leave)
+    disturb(monkeypatch, other, "training_step", 5, send_sigterm)
     run_job(other)
     assert numbers(TrialFolder(other.folder)) == numbers(TrialFolder(whole.folder))
     assert len(read_attempts(TrialFolder(other.folder).attempts_log)) == 4
@@ -277,7 +256,7 @@ def test_slurms_variables_and_a_foreign_checkpoint_change_nothing(
 def test_checkpoints_within_an_epoch_take_a_fiftieth_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a clock on which a step takes a second, and a checkpoint as long as it is told to."""
+    """With a fake clock on which a step takes a second and a checkpoint a quarter of a second."""
     now, saved = [0.0], []
     monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: now[0]))
     original = TrainingModule.training_step
@@ -287,7 +266,7 @@ def test_checkpoints_within_an_epoch_take_a_fiftieth_of_the_time(
         original(module, *arguments)
 
     def save(trainer: L.Trainer, path: Path) -> None:
-        now[0] += 0.25  # 12.5 s between two, at 2 % of the time
+        now[0] += 0.25  # at 2 % of the time, 12.5 s between two checkpoints
         saved.append(trainer.global_step)
 
     monkeypatch.setattr(TrainingModule, "training_step", step)

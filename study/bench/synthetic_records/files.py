@@ -20,8 +20,8 @@ from study.bench.synthetic_records.truth import SimulatedRun, Truth, simulate_ru
 from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.io import file_digest, write_yaml
-from study.record.layout import SCHEMA, StudyFolder, TrialFolder
-from study.record.switch_weights import STATISTICS, parquet_bytes
+from study.record.layout import SCHEMA_VERSION, StudyFolder, TrialFolder
+from study.record.switch_weights import STATISTICS, encode_parquet
 
 TrialFilter = Callable[[PlannedTrial], bool]
 _YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the C dumper is ten times faster; some builds lack it
@@ -71,7 +71,7 @@ def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: 
     record.environment.write_text(_to_json({"device": "cpu", "commit": "abc123", "host": "somewhere", "threads": 1}))
     record.metrics.write_text("".join(_format_metric_lines(trial, run, steps)))
     record.switch_weights.write_bytes(
-        parquet_bytes(run.history, steps, layers, trial.pool, trial.trial_id, trial.replicate)
+        encode_parquet(run.history, steps, layers, trial.pool, trial.trial_id, trial.replicate)
     )
     _write_result(record, description, status, None if status == "diverged" else run.accuracy)
     return record
@@ -100,7 +100,10 @@ def _format_metric_lines(trial: PlannedTrial, run: SimulatedRun, steps: Sequence
             for normalizer, weight in zip(trial.pool, row, strict=True)
         }
         for name, value in {**{name: float(values[epoch]) for name, values in curves.items()}, **switches}.items():
-            yield json.dumps({"schema": SCHEMA, "epoch": epoch, "step": step, "name": name, "value": value}) + "\n"
+            yield (
+                json.dumps({"schema": SCHEMA_VERSION, "epoch": epoch, "step": step, "name": name, "value": value})
+                + "\n"
+            )
 
 
 def _write_result(record: TrialFolder, description: dict[str, Any], status: str, accuracy: float | None) -> None:
@@ -108,7 +111,7 @@ def _write_result(record: TrialFolder, description: dict[str, Any], status: str,
     files = (record.trial, record.environment, record.metrics, record.switch_weights)
     repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "pool", "parameters", "norm_layers")
     record.result.write_text(_to_json({
-        "schema": SCHEMA, **{name: description[name] for name in repeated}, "status": status,
+        "schema": SCHEMA_VERSION, **{name: description[name] for name in repeated}, "status": status,
         "reason": DIVERGED_REASON if status == "diverged" else None,
         "epochs": description["config"]["epochs"], "seconds": 1.5, "attempts": 1,
         "metrics": compute_metrics(description["config"]["task"], accuracy),

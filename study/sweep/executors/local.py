@@ -113,7 +113,7 @@ def _train(job: Job, visible_gpus: str | None) -> None:
     gc.freeze()  # what was imported before the fork is no garbage, and looking through it takes time again and again
     threading.Thread(target=_follow_driver, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
-    from study.tasks.distributed import redirect_output  # imported already, by the forkserver
+    from study.training.process_setup import redirect_output  # imported already, by the forkserver
     from study.training.trial import run_job
 
     redirect_output(TrialFolder(job.folder).log)

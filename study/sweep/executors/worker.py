@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from study.config.schema import LaunchConfig
 from study.plan.job import Job
-from study.record.layout import FINISHED, TrialFolder, record_failure
+from study.record.layout import FINISHED, TrialFolder
+from study.record.outcome import record_failure
 from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.local import LocalExecutor
 from study.sweep.executors.resources import count_places, find_devices, share_threads

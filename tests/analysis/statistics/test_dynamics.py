@@ -10,7 +10,7 @@ import pytest
 from study.analysis.records import read_switch_weights
 from study.analysis.statistics.dynamics import count_flips, network_dynamics, settle_epochs
 from study.config.choice_space import NORMALIZATION
-from study.record.switch_weights import parquet_bytes
+from study.record.switch_weights import encode_parquet
 
 
 def _path(*first: float) -> Any:
@@ -59,7 +59,7 @@ def _table(history: Any, *roles: str) -> Any:
         for index, role in enumerate(roles)
     ]  # fmt: skip
     steps: list[int] = list(range(len(history)))
-    return read_switch_weights(io.BytesIO(parquet_bytes(history, steps, layers, ("in", "bn"), "cell", 2)))  # type: ignore[arg-type]
+    return read_switch_weights(io.BytesIO(encode_parquet(history, steps, layers, ("in", "bn"), "cell", 2)))  # type: ignore[arg-type]
 
 
 def _history(*layers: tuple[Any, Any]) -> Any:

@@ -14,7 +14,7 @@ from study.record.io import read_json
 from study.record.layout import StudyFolder
 from study.sweep.executors import ray as engine
 from tests.conftest import Run
-from tests.training.test_resume import all_numbers
+from tests.training.trials import all_numbers
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

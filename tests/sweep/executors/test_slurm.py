@@ -14,10 +14,10 @@ import pytest
 from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig
 from study.record.io import read_json, write_json
-from study.record.layout import SCHEMA, StudyFolder
+from study.record.layout import SCHEMA_VERSION, StudyFolder
 from study.sweep.executors import slurm as engine
 from tests.conftest import Run
-from tests.training.test_resume import all_numbers
+from tests.training.trials import all_numbers
 
 STUDY = ("--study", "depth_vs_batch", "--scale", "smoke", "--set", "tracking.mode=disabled", "--set", "norm=sn",
          "--set", "checkpoint_seconds=0")  # fmt: skip
@@ -110,7 +110,7 @@ def test_what_slurm_cannot_give_is_one_line(slurm: Path, run_study: Run, monkeyp
 # ------------------------------------------------------------------------------------------------- its rules
 
 
-RESULT = {"schema": SCHEMA, "status": "done", "metrics": {}, "files": {}}
+RESULT = {"schema": SCHEMA_VERSION, "status": "done", "metrics": {}, "files": {}}
 
 
 class Slurm:

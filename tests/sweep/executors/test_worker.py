@@ -17,7 +17,7 @@ from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
-from study.record.layout import SCHEMA, StudyFolder, TrialFolder
+from study.record.layout import SCHEMA_VERSION, StudyFolder, TrialFolder
 from study.sweep.executors import worker
 from study.sweep.retries import RetryPolicy
 from study.training.preemption import SIGNALS
@@ -26,7 +26,7 @@ Act = Callable[[TrialFolder], str]
 
 
 def finish(record: TrialFolder) -> str:
-    result = {"schema": SCHEMA, "status": "done", "metrics": {}, "files": {}}
+    result = {"schema": SCHEMA_VERSION, "status": "done", "metrics": {}, "files": {}}
     write_json(record.result, result)
     return "ended with exit code 0"
 

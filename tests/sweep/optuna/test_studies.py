@@ -14,7 +14,7 @@ from study.config.schema import StudyConfig
 from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial
 from study.record.io import write_bytes
-from study.record.layout import SCHEMA, StudyFolder
+from study.record.layout import SCHEMA_VERSION, StudyFolder
 from study.sweep.optuna.bulk_insert import add_trials, remove_trials, stored_attributes
 from study.sweep.optuna.studies import WORST, TrialSource, open_trial_source
 
@@ -172,7 +172,7 @@ def test_the_pruner_compares_with_earlier_rounds_alone(folder: StudyFolder) -> N
             good = number < 4
             values = {epoch: (0.9 if good else 0.1) + epoch / 100 for epoch in range(1, 4)}
             rows = "".join(
-                f'{{"schema": {SCHEMA}, "epoch": {epoch}, "name": "val_accuracy", "value": {value}}}\n'
+                f'{{"schema": {SCHEMA_VERSION}, "epoch": {epoch}, "name": "val_accuracy", "value": {value}}}\n'
                 for epoch, value in values.items()
             )
             write_bytes(folder.trial(trial.trial_id, trial.replicate).metrics, rows.encode())

@@ -1,0 +1,69 @@
+"""Attempts to train a trial: how each one starts and ends in the trial's folder, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from study.config.errors import FULL_DISK, NO_SPACE
+from study.plan.job import Job
+from study.record.io import append_line, quarantine, read_json, write_json
+from study.record.layout import TrialFolder
+from study.training.preemption import PreemptedError
+
+
+def start_attempt(folder: TrialFolder, job: Job, attempt: int) -> None:
+    """Writes that the trial is running, and deletes half-written files of an attempt that was killed."""
+    for leftover in folder.path.glob("*.tmp*"):
+        leftover.unlink()
+    write_json(folder.state, {
+        "state": "running", "failures": folder.attempts()[1], "attempt": attempt, "pid": os.getpid(),
+        "host": platform.node(), "job": job.place, "started": time.time(),
+    })  # fmt: skip
+
+
+def quarantine_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
+    """Renames the damaged files of a finished trial and its result, so that it is trained again from its checkpoint."""
+    for name in folder.damaged_files():
+        file = folder.path / name
+        if file.exists():
+            warn(f"{file}: damaged, set aside as {quarantine(file).name}")
+    if folder.result.exists():
+        quarantine(folder.result)
+
+
+def log_attempt_start(folder: TrialFolder, job: Job, attempt: int, step: int) -> None:
+    """Appends to the attempts log that an attempt starts training at `step`."""
+    append_line(folder.attempts_log, {
+        "attempt": attempt, "pid": os.getpid(), "host": platform.node(), "job": job.place, "time": time.time(),
+        "step": step, "devices": job.devices,
+    })  # fmt: skip
+
+
+def log_attempt_end(folder: TrialFolder, attempt: int, step: int | None, how: str) -> None:
+    """Appends to the attempts log how an attempt ended, unless the disk is full."""
+    with suppress(OSError):
+        append_line(folder.attempts_log, {"attempt": attempt, "time": time.time(), "step": step, "how": how})
+
+
+def record_error(folder: TrialFolder, error: Exception) -> str:
+    """Writes the error that ended an attempt. Returns the trial's new state: `failed`, or `interrupted` for no failure.
+
+    Preemption and a full disk are no failures.
+    """
+    state = read_json(folder.state) or {}
+    if isinstance(error, PreemptedError):
+        state |= {"state": "interrupted", "reason": str(error)}
+    elif isinstance(error, OSError) and error.errno in FULL_DISK:
+        state |= {"state": "interrupted", "reason": f"{NO_SPACE} {folder.path}"}
+    else:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        trace = "".join(traceback.format_exception(error))
+        state |= {"state": "failed", "failures": folder.attempts()[1] + 1, "reason": reason, "traceback": trace}
+    with suppress(OSError):  # on a full disk, the state stays `running`, as after a kill
+        write_json(folder.state, state)
+    return str(state["state"])

@@ -1,0 +1,24 @@
+"""Settings of a process that trains: threads, torch and Lightning, and where its output goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from study.training.lightning_workarounds import disable_memory_fill, silence_lightning
+
+
+def set_up_process(threads: int) -> None:
+    """Applies the settings that every rank of a trial needs before it trains."""
+    torch.set_num_threads(threads)
+    disable_memory_fill()
+    silence_lightning()
+
+
+def redirect_output(log: Path) -> None:
+    """Appends everything that this process prints from now on to a file."""
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
