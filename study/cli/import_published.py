@@ -127,12 +127,13 @@ def _write_record(
         "source": {"file": str(published.path), "version": network.version, **(file_digest(published.path) or {})},
         "command": environment["command"],
     }  # fmt: skip
-    history = snapshot_weights(network, layers)[None].numpy()
+    history = snapshot_weights(network, layers, trial.space)[None].numpy()
     write_yaml(record.trial, description)
     write_json(record.environment, environment)
     write_bytes(record.metrics, b"")
     write_bytes(
-        record.switch_weights, encode_parquet(history, [0], layers, trial.pool, trial.trial_id, trial.replicate)
+        record.switch_weights,
+        encode_parquet(history, [0], layers, trial.pool, trial.space, trial.trial_id, trial.replicate),
     )
     write_result(record, description, {
         "status": "done", "reason": None, "epochs": 0, "steps": 0, "seconds": None, "attempts": 0,

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from study.config.choice_space import ChoiceSpace
+
 if TYPE_CHECKING:  # the table is written and read without torch
     from torch import Tensor, nn
 
     from study.models.geometry import LayerGeometry
-
-STATISTICS = ("mean", "var")
 
 SWITCH_WEIGHTS_SCHEMA = pa.schema([
     ("trial_id", pa.string()), ("replicate", pa.int32()), ("epoch", pa.int32()), ("step", pa.int64()),
@@ -32,7 +32,7 @@ SWITCH_WEIGHTS_SCHEMA = pa.schema([
 
 
 def select_switch_layers(network: nn.Module, layers: Sequence[LayerGeometry]) -> list[LayerGeometry]:
-    """The norm layers that choose between at least two normalizers.
+    """The layers that choose between at least two members.
 
     A switch layer with a pool of one stands in for a norm that torch lacks, and has nothing to record.
     """
@@ -42,42 +42,51 @@ def select_switch_layers(network: nn.Module, layers: Sequence[LayerGeometry]) ->
     return [layer for layer in layers if layer.layer in weights and len(weights[layer.layer].pool) > 1]
 
 
-def snapshot_weights(network: nn.Module, layers: Sequence[LayerGeometry]) -> Tensor:
-    """The current switch weights of switch layers: (layers, statistics, pool); (0, 2, 0) for no layers."""
+def snapshot_weights(network: nn.Module, layers: Sequence[LayerGeometry], space: ChoiceSpace) -> Tensor:
+    """The current switch weights of switch layers: (layers, axes, pool), with an empty pool for no layers."""
     import torch
 
     from study.norms import switch_weights
 
     if not layers:
-        return torch.empty(0, len(STATISTICS), 0)
+        return torch.empty(0, len(space.axes), 0)
     weights = switch_weights(network)
     chosen = (weights[layer.layer] for layer in layers)
-    return torch.stack([torch.stack([layer.mean, layer.var]) for layer in chosen]).float().cpu()
+    by_axis = [torch.stack([getattr(layer, axis) for axis in space.axis_names]) for layer in chosen]
+    return torch.stack(by_axis).float().cpu()
 
 
-def average_network(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> dict[str, float]:
-    """Weights (layers, statistics, pool) averaged over the layers of the backbone and over those of each head.
+def average_network(
+    weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], space: ChoiceSpace
+) -> dict[str, float]:
+    """Weights (layers, axes, pool) averaged over the layers of the backbone and over those of each head.
 
     Names are `switch/<statistic>/<normalizer>` for the backbone, which all tasks have, and
     `switch/<role>/<statistic>/<normalizer>` for a head.
     """
     return _average(
-        weights, layers, pool, lambda layer: "switch" if layer.role == "backbone" else f"switch/{layer.role}"
+        weights, layers, pool, space, lambda layer: "switch" if layer.role == "backbone" else f"switch/{layer.role}"
     )
 
 
-def average_stages(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> dict[str, float]:
-    """Weights (layers, statistics, pool) averaged over the layers of each stage of the backbone.
+def average_stages(
+    weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], space: ChoiceSpace
+) -> dict[str, float]:
+    """Weights (layers, axes, pool) averaged over the layers of each stage of the backbone.
 
     Names are `switch/stage<k>/<statistic>/<normalizer>`.
     """
     return _average(
-        weights, layers, pool, lambda layer: f"switch/stage{layer.stage}" if layer.role == "backbone" else None
+        weights, layers, pool, space, lambda layer: f"switch/stage{layer.stage}" if layer.role == "backbone" else None
     )
 
 
 def _average(
-    weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], name: Callable[[LayerGeometry], str | None]
+    weights: Tensor,
+    layers: Sequence[LayerGeometry],
+    pool: Sequence[str],
+    space: ChoiceSpace,
+    name: Callable[[LayerGeometry], str | None],
 ) -> dict[str, float]:
     """Means over the layers that `name` gives the same prefix, without layers that it gives None."""
     names = [name(layer) for layer in layers]
@@ -85,9 +94,9 @@ def _average(
     for prefix in dict.fromkeys(filter(None, names)):
         mean = weights[[index for index, other in enumerate(names) if other == prefix]].double().mean(0)
         means |= {
-            f"{prefix}/{statistic}/{normalizer}": float(mean[s, k])
-            for s, statistic in enumerate(STATISTICS)
-            for k, normalizer in enumerate(pool)
+            f"{prefix}/{axis}/{member}": float(mean[a, k])
+            for a, axis in enumerate(space.axis_names)
+            for k, member in enumerate(pool)
         }
     return means
 
@@ -97,10 +106,11 @@ def encode_parquet(
     steps: Sequence[int],
     layers: Sequence[LayerGeometry],
     pool: Sequence[str],
+    space: ChoiceSpace,
     trial_id: str,
     replicate: int,
 ) -> bytes:
-    """The table of a history (epochs, layers, statistics, pool) as a parquet file. Epoch 0 is before training.
+    """The table of a history (epochs, layers, axes, pool) as a parquet file. Epoch 0 is before training.
 
     A layer whose receptive field is undefined has null there.
     """
@@ -116,7 +126,7 @@ def encode_parquet(
         "step": np.array(steps)[epoch] if rows else [],
         **{field: layer_column(field)
            for field in ("layer", "layer_index", "depth_fraction", "stage", "role", "receptive_field")},
-        "statistic": np.array(STATISTICS)[statistic] if rows else [],
+        "statistic": np.array(space.axis_names)[statistic] if rows else [],
         "normalizer": np.array(pool)[normalizer] if rows else [],
         "weight": history.ravel(),
     }  # fmt: skip
@@ -130,10 +140,10 @@ def encode_parquet(
 
 
 def read_last_weights(file: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
-    """The last epoch of a table: a row for each layer, with its place, and weights (layers, statistics, pool)."""
+    """The last epoch of a table: a row for each layer, with its place, and weights (layers, axes, pool)."""
     table = pq.read_table(file, schema=SWITCH_WEIGHTS_SCHEMA)
     last = table.filter(pc.equal(table["epoch"], pc.max(table["epoch"])))
     layers = len(last["layer_index"].unique())
-    weights = last["weight"].to_numpy().reshape(layers, len(STATISTICS), -1)
+    weights = last["weight"].to_numpy().reshape(layers, len(last["statistic"].unique()), -1)
     rows = last.num_rows // max(1, layers)
     return last.take(np.arange(layers) * rows).to_pylist(), weights

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import wandb
 
+from study.config.choice_space import ChoiceSpace
 from study.config.schema import TrackingConfig
-from study.record.switch_weights import STATISTICS
 from study.record.wandb_mode import Mode
 
 if TYPE_CHECKING:  # the summary run of a study is written without torch
@@ -74,21 +74,23 @@ class Tracker:
                 self.defined.add(name)
             self.run.log({"epoch": epoch, **known})
 
-    def log_switch_weights(self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> None:
-        """Logs the final weights (layers, statistics, pool) as a table and a heat map, layers x normalizers."""
+    def log_switch_weights(
+        self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], space: ChoiceSpace
+    ) -> None:
+        """Logs the final weights (layers, axes, pool) as a table and as a heat map, layers x members."""
         if self.run is None or not len(weights):
             return
         fields = ("layer", "layer_index", "stage", "depth_fraction", "receptive_field")
         columns: list[str | int] = [*fields, "statistic", *pool]
         rows: list[Iterable[Any]] = [
-            (*(getattr(layer, field) for field in fields), statistic, *weights[index, s].tolist())
+            (*(getattr(layer, field) for field in fields), axis, *weights[index, a].tolist())
             for index, layer in enumerate(layers)
-            for s, statistic in enumerate(STATISTICS)
+            for a, axis in enumerate(space.axis_names)
         ]
         with self._disable_on_error():
             self.run.log({
                 "switch_weights/table": wandb.Table(columns=columns, data=rows),
-                "switch_weights/heat_map": wandb.Plotly(build_heat_map(weights, layers, pool)),
+                "switch_weights/heat_map": wandb.Plotly(build_heat_map(weights, layers, pool, space)),
             })  # fmt: skip
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
@@ -159,16 +161,16 @@ def finish_open_run() -> None:
             wandb.run.finish(exit_code=1)
 
 
-def build_heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str]) -> Any:
-    """The weights (layers, statistics, pool) as a plotly figure with one panel per statistic."""
+def build_heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], space: ChoiceSpace) -> Any:
+    """The weights (layers, axes, pool) as a plotly figure with one panel per axis."""
     # Imported here: plotly takes a quarter of a second, and only finished trials need it.
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=[f"{name} weights" for name in STATISTICS])
-    for s in range(len(STATISTICS)):
+    figure = make_subplots(1, len(space.axes), shared_yaxes=True, subplot_titles=[axis.label for axis in space.axes])
+    for a in range(len(space.axes)):
         figure.add_heatmap(
-            z=weights[:, s].tolist(), x=list(pool), y=[layer.layer for layer in layers],
-            zmin=0, zmax=1, colorscale="Cividis", showscale=s == 1, row=1, col=s + 1,
+            z=weights[:, a].tolist(), x=list(pool), y=[layer.layer for layer in layers],
+            zmin=0, zmax=1, colorscale="Cividis", showscale=a == len(space.axes) - 1, row=1, col=a + 1,
         )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     return figure

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.config.yaml_input import read_yaml
@@ -96,11 +97,14 @@ def planned_study(folder: StudyFolder) -> StudyConfig | None:
     return study_from_dict(content["study"], str(folder.config))
 
 
-def write_study(study: StudyConfig, folder: StudyFolder, environment: dict[str, Any]) -> None:
-    """study.yaml: the resolved study, and with what it was run last."""
+def write_study(
+    study: StudyConfig, folder: StudyFolder, environment: dict[str, Any], space: ChoiceSpace = NORMALIZATION
+) -> None:
+    """study.yaml: the resolved study, what layers choose from, and with what it was run last."""
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if folder.config.exists():
         before = read_yaml(folder.config).get("provenance")
         created = before.get("created", created) if isinstance(before, dict) else created
     provenance = {**environment, "created": created}
-    write_yaml(folder.config, {"study": study.model_dump(mode="json"), "provenance": provenance})
+    content = {"study": study.model_dump(mode="json"), "choice_space": space.to_dict(), "provenance": provenance}
+    write_yaml(folder.config, content)

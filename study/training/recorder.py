@@ -125,21 +125,22 @@ class Recorder(LastCallback):
         """Writes the table of the whole history so far."""
         trial = self.trial
         write_bytes(self.folder.switch_weights, encode_parquet(
-            torch.stack(self.history).numpy(), self.steps, self.layers, trial.pool, trial.trial_id, trial.replicate
+            torch.stack(self.history).numpy(), self.steps, self.layers, trial.pool, trial.space, trial.trial_id,
+            trial.replicate,
         ))  # fmt: skip
 
     def _add_epoch(self, trainer: L.Trainer, pl_module: Any, metrics: dict[str, float]) -> list[dict[str, Any]]:
         """Adds the network's state after an epoch to the history; returns the epoch's metric rows."""
-        epoch, weights = len(self.history), snapshot_weights(pl_module.network, self.layers)
+        epoch, weights = len(self.history), snapshot_weights(pl_module.network, self.layers, self.trial.space)
         self.history.append(weights)
         self.steps.append(trainer.global_step)
-        means = average_network(weights, self.layers, self.trial.pool)
+        means = average_network(weights, self.layers, self.trial.pool, self.trial.space)
         rows = _build_rows(epoch, trainer.global_step, {**metrics, **means})
         self.rows += rows
         return rows
 
     def _track(self, epoch: int) -> None:
-        means = average_stages(self.history[epoch], self.layers, self.trial.pool)
+        means = average_stages(self.history[epoch], self.layers, self.trial.pool, self.trial.space)
         self.tracker.log_epoch(epoch, {**self._metrics_of(epoch), **means})
 
     def _metrics_of(self, epoch: int) -> dict[str, float | None]:

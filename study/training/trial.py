@@ -118,7 +118,7 @@ def train(
         TASKS[trial.config.task].main_metric, diverged=status == "diverged",
     )  # fmt: skip
     recorder.write_switch_weights()
-    tracker.log_switch_weights(recorder.history[-1], layers, trial.pool)
+    tracker.log_switch_weights(recorder.history[-1], layers, trial.pool, trial.space)
     tracker.finish(status, metrics)
     write_result(folder, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from study.analysis.records import read_switch_weights
+from study.config.choice_space import NORMALIZATION
 from study.models import build_network, trace_geometry
 from study.models.geometry import LayerGeometry
 from study.norms import switch_weights
@@ -34,13 +35,15 @@ def build_case(case: str) -> tuple[nn.Module, list[LayerGeometry], Tensor]:
     """A detector with random switch weights, its switch layers, and their weights."""
     network = build_network(build_config("mask_rcnn", logit_init="random", **MIXED[case]), seed=0)
     layers = select_switch_layers(network, trace_geometry(network))
-    return network, layers, snapshot_weights(network, layers)
+    return network, layers, snapshot_weights(network, layers, NORMALIZATION)
 
 
 @pytest.mark.parametrize("case", MIXED)
 def test_the_table_has_the_weights_of_all_switch_layers(case: str) -> None:
     network, layers, snapshot = build_case(case)
-    table = read_switch_weights(io.BytesIO(encode_parquet(snapshot[None].numpy(), [0], layers, POOL, "trial", 0)))
+    table = read_switch_weights(
+        io.BytesIO(encode_parquet(snapshot[None].numpy(), [0], layers, POOL, NORMALIZATION, "trial", 0))
+    )
     weights = switch_weights(network)
     rows = table.to_pylist()
     assert {row["layer"] for row in rows} == set(weights)
@@ -53,7 +56,10 @@ def test_the_table_has_the_weights_of_all_switch_layers(case: str) -> None:
 def test_means_are_separate_for_the_backbone_its_stages_and_each_head() -> None:
     network, layers, snapshot = build_case("all")
     weights = switch_weights(network)
-    means, stages = average_network(snapshot, layers, POOL), average_stages(snapshot, layers, POOL)
+    means, stages = (
+        average_network(snapshot, layers, POOL, NORMALIZATION),
+        average_stages(snapshot, layers, POOL, NORMALIZATION),
+    )
     heads = {f"switch/{role}" for role in ("fpn", "box_head", "mask_head")}
     assert {name.rsplit("/", 2)[0] for name in means} == {"switch", *heads}
 
@@ -68,8 +74,8 @@ def test_means_are_separate_for_the_backbone_its_stages_and_each_head() -> None:
 
 def test_a_backbone_without_switch_layers_has_no_mean() -> None:
     _, layers, snapshot = build_case("heads")
-    means = average_network(snapshot, layers, POOL)
+    means = average_network(snapshot, layers, POOL, NORMALIZATION)
     assert {name.rsplit("/", 2)[0] for name in means} == {"switch/fpn", "switch/mask_head"}
-    assert average_stages(snapshot, layers, POOL) == {}
+    assert average_stages(snapshot, layers, POOL, NORMALIZATION) == {}
     _, layers, snapshot = build_case("nothing")
-    assert average_network(snapshot, layers, POOL) == {}
+    assert average_network(snapshot, layers, POOL, NORMALIZATION) == {}

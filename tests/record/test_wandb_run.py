@@ -213,11 +213,11 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     logged = (*SCORES[task], "learning_rate")
     rows = [{"epoch": epoch, "name": name, "value": 0.5} for epoch in (1, 2) for name in logged]
     for epoch in range(3):
-        means = average_network(history[epoch], layers, trial.pool)
+        means = average_network(history[epoch], layers, trial.pool, trial.space)
         rows += [{"epoch": epoch, "name": name, "value": mean} for name, mean in means.items()]
     recorder.load_state_dict({"rows": rows, "steps": [0, 1, 2], "history": history, "pruned": False})
     recorder.on_fit_start(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
-    tracker.log_switch_weights(history[-1], layers, trial.pool)
+    tracker.log_switch_weights(history[-1], layers, trial.pool, trial.space)
     tracker.finish("done", {})
     (run,) = path.glob("wandb/offline-run-*")
     return [json.loads(line) for line in inspect(run).splitlines()]

@@ -21,7 +21,7 @@ from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.io import file_digest, write_yaml
 from study.record.layout import SCHEMA_VERSION, StudyFolder, TrialFolder
-from study.record.switch_weights import STATISTICS, encode_parquet
+from study.record.switch_weights import encode_parquet
 
 TrialFilter = Callable[[PlannedTrial], bool]
 _YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the C dumper is ten times faster; some builds lack it
@@ -71,7 +71,7 @@ def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: 
     record.environment.write_text(_to_json({"device": "cpu", "commit": "abc123", "host": "somewhere", "threads": 1}))
     record.metrics.write_text("".join(_format_metric_lines(trial, run, steps)))
     record.switch_weights.write_bytes(
-        encode_parquet(run.history, steps, layers, trial.pool, trial.trial_id, trial.replicate)
+        encode_parquet(run.history, steps, layers, trial.pool, trial.space, trial.trial_id, trial.replicate)
     )
     _write_result(record, description, status, None if status == "diverged" else run.accuracy)
     return record
@@ -95,9 +95,9 @@ def _format_metric_lines(trial: PlannedTrial, run: SimulatedRun, steps: Sequence
     for epoch, (step, weights) in enumerate(zip(steps, run.history, strict=True)):
         means = weights.mean(axis=0) if weights.size else np.empty((0, 0))
         switches = {
-            f"switch/{statistic}/{normalizer}": float(weight)
-            for statistic, row in zip(STATISTICS, means, strict=False)
-            for normalizer, weight in zip(trial.pool, row, strict=True)
+            f"switch/{axis}/{member}": float(weight)
+            for axis, row in zip(trial.space.axis_names, means, strict=False)
+            for member, weight in zip(trial.pool, row, strict=True)
         }
         for name, value in {**{name: float(values[epoch]) for name, values in curves.items()}, **switches}.items():
             yield (

@@ -14,7 +14,6 @@ from study.analysis.records import BACKBONE
 from study.analysis.statistics.intervals import Floats
 from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial
-from study.record.switch_weights import STATISTICS
 
 Effect = Callable[[PlannedTrial], float]
 
@@ -52,7 +51,7 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedRun:
-    """One trial drawn from a truth. `history` holds its switch weights (epochs, layers, statistics, pool)."""
+    """One trial drawn from a truth. `history` holds its switch weights (epochs, layers, axes, pool)."""
 
     accuracy: float
     history: NDArray[np.float32]
@@ -75,11 +74,11 @@ def simulate_run(trial: PlannedTrial, layers: Sequence[Any], truth: Truth) -> Si
 def _simulate_switch_weights(
     trial: PlannedTrial, layers: Sequence[Any], truth: Truth, random: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Switch weights (epochs, layers, statistics, pool) that move from uniform towards those of the planted logits."""
+    """Switch weights (epochs, layers, axes, pool) that move from uniform towards those of the planted logits."""
     epochs, pool = trial.config.epochs + 1, trial.pool
     if not parse_norm(trial.config.norm).is_switch or len(pool) == 1:  # the layers choose nothing
-        return np.empty((epochs, 0, len(STATISTICS), 0), np.float32)
-    shape, noise = (len(STATISTICS), len(pool)), _evaluate(truth.logit_noise, trial)
+        return np.empty((epochs, 0, len(trial.space.axes), 0), np.float32)
+    shape, noise = (len(trial.space.axes), len(pool)), _evaluate(truth.logit_noise, trial)
     logits = noise * (truth.draw(random, shape) + truth.draw(random, (len(layers), *shape)))
     for fields, spread in truth.shared_logits.items():
         logits += spread * truth.draw(_build_shared_generator(truth, trial, fields, 1), shape)

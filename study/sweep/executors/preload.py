@@ -14,10 +14,11 @@ with contextlib.suppress(ImportError):
 import torch
 
 import study.training.trial  # noqa: F401
+from study.config.choice_space import NORMALIZATION
 from study.data import digits
 from study.norms.kernels import dispatch
 from study.record.wandb_run import build_heat_map
 
 dispatch.available("cpu")  # compiles the kernels, once a machine
 digits.load()
-build_heat_map(torch.empty(0, 2, 1), [], ["bn"])  # plotly imports each kind of trace when it is drawn
+build_heat_map(torch.empty(0, 2, 1), [], ["bn"], NORMALIZATION)  # plotly imports each kind of trace when it is drawn

@@ -59,7 +59,9 @@ def _table(history: Any, *roles: str) -> Any:
         for index, role in enumerate(roles)
     ]  # fmt: skip
     steps: list[int] = list(range(len(history)))
-    return read_switch_weights(io.BytesIO(encode_parquet(history, steps, layers, ("in", "bn"), "cell", 2)))  # type: ignore[arg-type]
+    return read_switch_weights(
+        io.BytesIO(encode_parquet(history, steps, layers, ("in", "bn"), NORMALIZATION, "cell", 2))
+    )  # type: ignore[arg-type]
 
 
 def _history(*layers: tuple[Any, Any]) -> Any:
