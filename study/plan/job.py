@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ class Job:
     devices: the device of each rank.
     threads: CPU threads of each rank.
     place: name of the cluster's job or node that the trial runs on, for its record.
+    build_network: a function of a module that builds the network, in place of the one that the config describes.
     """
 
     trial: PlannedTrial
@@ -33,6 +35,7 @@ class Job:
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
     place: str = ""
+    build_network: Callable[[Job], Any] | None = None
 
     def assign(self, devices: tuple[str, ...], threads: int) -> Job:
         """Returns the job with its devices and threads."""

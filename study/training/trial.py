@@ -184,6 +184,8 @@ def _build_network(job: Job) -> nn.Module:
     The start rule is applied even to a trial that resumes from its own checkpoint, because it decides which parameters
     the optimizer has.
     """
+    if job.build_network is not None:
+        return job.build_network(job)
     config, seed = job.trial.config, job.trial.seeds["init"]
     network = build_network(config, seed, ranks=len(job.devices) * _count_micro_batches(job))
     if job.start is not None:

@@ -1,0 +1,127 @@
+"""Layers may choose from something else than normalizers: here a switchable activation gets its records and its report.
+
+A choice is a `ChoiceSpace`, a layer that follows the protocol of switch layers, and a function that builds the network.
+Nothing in `study/analysis` knows of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from study.analysis.report.report import write_report
+from study.config.choice_space import Axis, ChoiceSpace, Member
+from study.config.schema import RunConfig, StudyConfig, TrackingConfig
+from study.models import build_network
+from study.plan.job import Job
+from study.plan.loading import load_study
+from study.plan.trials import plan_trials
+from study.record.layout import StudyFolder
+from study.sweep.study_file import write_study
+from study.training.trial import run_job
+
+ACTIVATIONS = ChoiceSpace(
+    name="activation",
+    noun="activation",
+    members=(
+        Member(name="relu", colour="#E69F00"),
+        Member(name="tanh", colour="#009E73"),
+        Member(name="identity", colour="#0072B2"),
+    ),
+    axes=(Axis(name="output", label="activation weights", target="outputs"),),
+    tracked=("relu", "ReLU"),
+)
+
+
+class ActivationWeights(NamedTuple):
+    """The weights (K,) of one layer, by the name of the axis."""
+
+    pool: tuple[str, ...]
+    output: Tensor
+
+
+class SwitchActivation(nn.Module):
+    """A weighted sum of activations; the weights are the softmax of three logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.ones(3))
+
+    def switch_weights(self) -> ActivationWeights:
+        return ActivationWeights(ACTIVATIONS.member_names, self.logits.detach().softmax(0))
+
+    def switch_logits(self) -> tuple[nn.Parameter, ...]:
+        return (self.logits,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        relu, tanh, identity = self.logits.softmax(0)
+        return relu * x.relu() + tanh * x.tanh() + identity * x
+
+
+def build_activation_network(job: Job) -> nn.Module:
+    """The network of the trial's config, with a switchable activation in place of every ReLU."""
+    network = build_network(job.trial.config, job.trial.seeds["init"])
+    for path, module in list(network.named_modules()):
+        if isinstance(module, nn.ReLU):
+            network.set_submodule(path, SwitchActivation())
+    return network
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, StudyFolder]:
+    """Eight trained trials: two depths, two replicates, two batch sizes."""
+    folder = StudyFolder(tmp_path_factory.mktemp("runs") / "activations")
+    settings = ["norm=[bn]", "depth=[8, 14]", "batch_size=[2, 8]", "initialization=[he_normal]", "replicates=2",
+                "epochs=2", "train_samples=64", "analysis.questions=[impacts]", "logit_learning_rate=10"]  # fmt: skip
+    study = load_study("depth_vs_batch", "smoke", settings)
+    write_study(study, folder, {}, ACTIVATIONS)
+    for trial in plan_trials(study, ACTIVATIONS):
+        run_job(Job(
+            trial=trial, folder=folder.trial(trial.trial_id, trial.replicate).path, study=study.name, run=RunConfig(),
+            tracking=TrackingConfig(), wandb_mode="disabled", environment={"host": ""}, command="",
+            build_network=build_activation_network,
+        ))  # fmt: skip
+    return study, folder
+
+
+def test_what_layers_chose_is_in_the_record(study: tuple[StudyConfig, StudyFolder]) -> None:
+    _, folder = study
+    tables = [pd.read_parquet(record.switch_weights) for record in folder.trials()]
+    assert len(tables) == 8
+    for table in tables:
+        assert set(table["normalizer"]) == set(ACTIVATIONS.member_names)
+        assert set(table["statistic"]) == {"output"}
+        last = table[table["epoch"].eq(table["epoch"].max())]
+        assert last.groupby("layer")["weight"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
+        assert last["weight"].std() > 0.001  # they have learned
+
+
+def test_the_report_answers_for_the_other_choice(study: tuple[StudyConfig, StudyFolder]) -> None:
+    _, folder = study
+    page = write_report(folder).read_text(encoding="utf-8")
+    answer = json.loads((folder.report / "answers.json").read_text())["questions"]["impacts"]
+    effects = {(row["measure"], row["comparison"]): row["estimate"] for row in answer["effects"]}
+    assert answer["n_done"] == answer["n_planned"] == 8
+    assert effects["effect", "depth"] > 0
+    assert effects["effect_output", "batch_size"] > 0
+    assert ("relu_share", "B 8 - B 2") in effects
+    assert "ReLU share" in answer["answer"]
+    assert "activation weights" in page
+    for word in ("mean weights", "BN share"):
+        assert word not in answer["answer"]
+
+
+def test_records_of_another_choice_are_read_by_their_own_space(study: tuple[StudyConfig, StudyFolder]) -> None:
+    """A table with members that the study does not have is damaged, whatever other studies choose from."""
+    from study.analysis.records import read_switch_weights
+
+    record: Path = next(iter(study[1].trials())).switch_weights
+    with pytest.raises(ValueError, match="unknown"):
+        read_switch_weights(record)
+    assert read_switch_weights(record, ACTIVATIONS).num_rows
