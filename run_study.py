@@ -1,8 +1,8 @@
-"""`python run_study.py --study depth_vs_batch`: plan, train what is missing, report. See `--help`."""
+"""Trains a study and writes its report: `python run_study.py --study depth_vs_batch`. See `--help`."""
 
 import sys
 
 from study.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

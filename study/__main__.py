@@ -1,7 +1,7 @@
-"""`python -m study` is `run_study.py`, from anywhere."""
+"""`python -m study`: the same program as `run_study.py` and `run-study`."""
 
 import sys
 
 from study.cli.main import main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(main())

@@ -8,6 +8,8 @@ import platform
 import re
 import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ def describe_environment(command: str) -> dict[str, Any]:
 def describe_machine() -> dict[str, Any]:
     """What is this machine's own: a cluster's nodes may differ."""
     return {
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -31,9 +33,16 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def command_line(arguments: list[str]) -> str:
-    """The command as a user would type it again, without a password it may hold."""
-    return shlex.join(["python", "run_study.py", *map(hide_passwords, arguments)])
+def program_name() -> str:
+    """How the user starts this program: `run-study` where it is installed, `python run_study.py` in a checkout."""
+    script_was_typed = Path(sys.argv[0]).stem == "run-study"
+    in_checkout = (Path(__file__).parents[2] / "run_study.py").is_file()
+    return "python run_study.py" if in_checkout and not script_was_typed else "run-study"
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as a user would type it again, with passwords hidden."""
+    return f"{program_name()} {shlex.join(map(hide_passwords, arguments))}"
 
 
 def hide_passwords(text: str) -> str:
@@ -65,7 +74,8 @@ def git_commit() -> str:
     return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The installed version of a package; empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -215,7 +215,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
     said, complaint = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert "the same command goes on" in complaint
+    assert "Run the same command to resume" in complaint
     assert "Traceback" not in said + complaint
     assert trial_processes(folder) == []
     assert subprocess.run(long, capture_output=True).returncode == 0
@@ -229,4 +229,4 @@ def test_status_shows_a_failed_trial_with_its_reason(tmp_path: Path) -> None:
     write_json(folder.trial(trial.trial_id, 0).state, state)
     arguments = ["status", "--study", "depth_vs_batch", "--scale", "smoke", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, str(ROOT / "run_study.py"), *arguments], capture_output=True, text=True)
-    assert f"failed: {trial.key}: OutOfMemoryError: too big" in done.stdout
+    assert f"1 failed: OutOfMemoryError: too big ({trial.key})" in done.stdout
