@@ -22,11 +22,11 @@ RETRY_SECONDS = 60.0  # after a task that did not report its cost
 class BackgroundTask:
     """Repeats `answers` or `report` in a low-priority process, with at most `share` of this machine's processor time.
 
-    result: of the last success. error: why the last run failed, in one line; empty after a success.
+    first: seconds before the first start. result: of the last success. error: why the last run failed, in one line;
+    empty after a success.
     """
 
     def __init__(self, task: str, folder: StudyFolder, *, share: float, first: float) -> None:
-        """`first`: seconds before the first start."""
         self.command = [sys.executable, "-m", "study.cli.background", task, str(folder.path)]
         self.share = share
         self.due = time.monotonic() + first

@@ -37,12 +37,12 @@ class LiveView:
         if console.is_terminal:
             room = console.height - len(rest) - 5  # the head, the bar, a blank line, one for "and N more", the prompt
             rest += _draw_running(study.running[: max(0, room)], study.states.get("running", 0), width)
-        yield Text()
-        yield _fit(head)
+        fitted = Text("\n", no_wrap=True, overflow="ellipsis")
+        yield fitted.join([Text(), head])
         if console.is_terminal:
             yield ProgressBar(total=max(1, study.total), completed=study.finished, width=min(width, BAR_WIDTH))
             yield Segment.line()
-        yield from map(_fit, rest)
+        yield fitted.join(rest)
 
 
 def group_problems(problems: Iterable[TrialStatus]) -> list[list[TrialStatus]]:
@@ -61,10 +61,7 @@ def normalize_reason(reason: str) -> str:
 
 
 def format_problems(group: Sequence[TrialStatus], width: int | None = None) -> str:
-    """`3 failed: MemoryError: ... (sn-1234-r0)`, with the reason and key of the first one.
-
-    In `width` columns if that is given: the key is shortened before the reason is.
-    """
+    """`3 failed: MemoryError: ... (sn-1234-r0)`: reason and key of the first one, cut to `width` columns."""
     head, reason, key = f"{len(group)} {group[0].state}: ", group[0].reason or "no reason given", group[0].key
     if width is not None:
         reason = reason.splitlines()[0]
@@ -150,8 +147,3 @@ def _shorten(text: str, width: int, keep: int = 11) -> str:
     if len(text) <= width:
         return text
     return f"{text[: width - keep - 1]}…{text[len(text) - keep :]}"
-
-
-def _fit(line: Text) -> Text:
-    line.no_wrap, line.overflow = True, "ellipsis"
-    return line

@@ -60,9 +60,8 @@ class SweepProgress(SweepListener):
         value = metrics.get(f"val_{name}")
         outcome = status if value is None else f"validation {name} {value:.3f}"
         count = sum(self.observer.states[state] for state in FINISHED)
-        parts = [f"{count}/{self.observer.total} {key}: {outcome}", f"{seconds:.0f} s"]
-        parts += filter(None, [format_time_left(self.observer.estimate_seconds_left())])
-        self._log(", ".join(parts))
+        left = format_time_left(self.observer.estimate_seconds_left())
+        self._log(f"{count}/{self.observer.total} {key}: {outcome}, {seconds:.0f} s" + (f", {left}" if left else ""))
 
     def retrying(self, key: str, reason: str) -> None:
         self.observer.problems[key] = TrialStatus(key=key, state="trying again", reason=reason)

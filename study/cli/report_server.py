@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import io
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from study.cli.study_observer import StudyObserver
 from study.record.layout import StudyFolder
 
 HOST = "127.0.0.1"
-ALLOWED_HOSTS = (HOST, "localhost")
+ALLOWED_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)  # a tunnel may have another port
 PORT = 8347  # fixed, so that bookmarks and tunnels keep working; a free one if it is taken
 REPORT_SHARE = 0.1  # of this machine's processor time
 PAGE, VERSION, ICON = "report.html", "/version", "/favicon.ico"
@@ -78,14 +79,9 @@ def open_server(root: Path, port: int = PORT) -> ThreadingHTTPServer:
     """Opens a server of the files below `root`, on the loopback interface only; on a free port if `port` is taken."""
     handler = partial(_Handler, directory=str(root.resolve()))
     try:
-        return _Server((HOST, port), handler)
+        return ThreadingHTTPServer((HOST, port), handler)
     except OSError:
-        return _Server((HOST, 0), handler)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
+        return ThreadingHTTPServer((HOST, 0), handler)
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -94,16 +90,17 @@ class _Handler(SimpleHTTPRequestHandler):
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Sends the headers; returns the content, or None after an error."""
         path, page = urlsplit(self.path).path, Path(self.directory, PAGE)
+        # Read before the page: if it is replaced in between, it is only loaded twice.
+        version = str(page.stat().st_mtime_ns) if page.is_file() else "0"
         # Protects from DNS rebinding: another site may have its name resolve to this machine, but a browser then sends
         # that name as the host.
-        if _host_name(self.headers.get("Host", "")) not in ALLOWED_HOSTS:
+        if not ALLOWED_HOST.fullmatch(self.headers.get("Host", "")):
             self.send_error(HTTPStatus.FORBIDDEN, "not a name of this machine")
         elif path == VERSION:
-            return self._send_content(_page_version(page).encode(), "text/plain")
+            return self._send_content(version.encode(), "text/plain")
         elif path == ICON:  # browsers ask for one, and would log an error
             return self._send_content(b"", "image/x-icon")
         elif path in ("/", f"/{PAGE}") and page.is_file():
-            version = _page_version(page)  # before the page is read: if it is replaced in between, it is loaded twice
             content = page.read_bytes() + SCRIPT.replace("VERSION", version).encode()
             return self._send_content(content, "text/html; charset=utf-8")
         elif self._is_served():
@@ -136,19 +133,3 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         return io.BytesIO(content)
-
-
-def _host_name(host: str) -> str | None:
-    """The name in a Host header, without the port, which differs at the near end of a tunnel."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
-
-
-def _page_version(page: Path) -> str:
-    """When the page was written; `0` if there is none yet."""
-    try:
-        return str(page.stat().st_mtime_ns)
-    except OSError:
-        return "0"

@@ -84,13 +84,13 @@ class StudySnapshot:
 class StudyObserver:
     """Collects what is known about a study, from its records or from a driver's events, for `take_snapshot`.
 
+    study: None observes the trials that are on disk. first_answers: seconds before the first interim answers.
     states: number of trials by state, without running and planned ones. running: running trials by key, or those in an
     engine's queue (`submitted`). costs: relative durations of the trials to do. places: trials that run at once; None:
     as many as run now. timed: number, seconds and cost of the finished trials whose duration is known.
     """
 
     def __init__(self, folder: StudyFolder, study: StudyConfig | None = None, *, first_answers: float = 0.0) -> None:
-        """`study`: None observes the trials that are on disk. `first_answers`: seconds before the first answers."""
         self.folder = folder
         self.plan: dict[str, PlannedTrial] = {}
         if study is not None and study.search is None:
@@ -211,12 +211,10 @@ def describe_running(record: TrialFolder, planned: PlannedTrial | None = None) -
     state = read_json(record.state) or {}
     started, place = state.get("started"), state.get("job") or state.get("host")
     return RunningTrial(
-        key=record.key,
-        epoch=read_last_epoch(record.metrics),
-        epochs=planned.config.epochs if planned else None,
+        key=record.key, epoch=read_last_epoch(record.metrics), epochs=planned.config.epochs if planned else None,
         seconds=max(0.0, time.time() - started) if isinstance(started, (int, float)) else None,
         place="" if place in (None, platform.node()) else str(place),
-    )
+    )  # fmt: skip
 
 
 def read_last_epoch(metrics: Path) -> int | None:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
-from study.record.environment import command_line, describe_environment
+from study.record import environment
+from study.record.environment import command_line, describe_environment, program_name
 
 
 def test_the_environment_states_versions_and_command_as_plain_json() -> None:
-    environment = json.loads(json.dumps(describe_environment("python run_study.py")))
-    assert environment["versions"]["torch"]
-    assert environment["command"] == "python run_study.py"
+    described = json.loads(json.dumps(describe_environment("python run_study.py")))
+    assert described["versions"]["torch"]
+    assert described["command"] == "python run_study.py"
 
 
 def test_a_command_can_be_typed_again() -> None:
     arguments = ["--study", "x", "--set", "norm=[sn, bn]"]
     assert shlex.split(command_line(arguments)) == ["python", "run_study.py", *arguments]
+
+
+def test_the_program_is_named_as_the_user_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert program_name() == "python run_study.py"  # in a checkout
+    monkeypatch.setattr(
+        environment, "__file__", str(tmp_path / "site-packages" / "study" / "record" / "environment.py")
+    )
+    assert program_name() == "run-study"
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.argv", ["/usr/bin/run-study", "plan"])
+    assert command_line(["plan", "--set", "norm=[sn, bn]"]) == "run-study plan --set 'norm=[sn, bn]'"
 
 
 @pytest.mark.parametrize(
