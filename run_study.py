@@ -1,4 +1,4 @@
-"""`python run_study.py --study depth_vs_batch`: plan, train what is missing, report. See `--help`."""
+"""Trains a study and writes its report: `python run_study.py --study depth_vs_batch`. See `--help`."""
 
 import sys
 

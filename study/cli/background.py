@@ -1,8 +1,4 @@
-"""Work beside a running study that must not slow it down: the answers so far, a fresh report.
-
-Each time in a process of its own at low priority, which gives back its memory, and whose cost decides how soon the next
-one may start.
-"""
+"""Computes interim answers or a new report in a low-priority process beside a running study."""
 
 from __future__ import annotations
 
@@ -12,109 +8,99 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from study.record.layout import StudyFolder
 from study.sweep.executors.resources import count_cores
 
-PATIENCE = 10  # niceness: training goes first, and this still comes to its end
-RETRY_SECONDS = 60.0  # after a failure, whose cost is not known
+NICENESS = 10  # training goes first, but a task still makes progress
+RETRY_SECONDS = 60.0  # after a task that did not report its cost
 
 
-class Background:
-    """Does one of `WORK` on a study again and again, with at most `share` of this machine's processor time.
+class BackgroundTask:
+    """Repeats `answers` or `report` in a low-priority process, with at most `share` of this machine's processor time.
 
-    result: what the last one has found. error: why it has not, in a line; empty where it has.
+    first: seconds before the first start. result: of the last success. error: why the last run failed, in one line;
+    empty after a success.
     """
 
-    def __init__(self, work: str, folder: StudyFolder, *, share: float, first: float) -> None:
-        """`first`: seconds before the first time."""
-        self.command = [sys.executable, "-m", "study.cli.background", work, str(folder.path)]
+    def __init__(self, task: str, folder: StudyFolder, *, share: float, first: float) -> None:
+        self.command = [sys.executable, "-m", "study.cli.background", task, str(folder.path)]
         self.share = share
         self.due = time.monotonic() + first
         self.process: subprocess.Popen[bytes] | None = None
-        self.output: IO[bytes] | None = None
-        self.stamp: object = None
+        self.version: object = None
         self.result: Any = None
         self.error = ""
 
-    def poll(self, stamp: object) -> bool:
-        """Collects what has ended, starts where it is time and `stamp` has changed; whether there is news."""
-        news = self._collect()
-        if self.process is None and stamp != self.stamp and time.monotonic() >= self.due:
-            self.stamp = stamp
-            self._start()
-        return news
+    def poll(self, version: object) -> bool:
+        """Starts the task if it is due and `version` differs from that of the last start; returns whether one ended."""
+        ended = self.process is not None and self.process.poll() is not None
+        if ended:
+            self._collect()
+        if self.process is None and version != self.version and time.monotonic() >= self.due:
+            self.version = version
+            # One thread, as the cores are for the trials.
+            environment = {**environment_with_package(), "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(  # noqa: S603
+                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env=environment,
+            )  # fmt: skip
+        return ended
 
     def close(self) -> None:
-        """Ends what is at work."""
+        """Kills a task that is running."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
             self.process = None
 
-    def _start(self) -> None:
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115  (read when the process has ended)
-        # One thread: the cores belong to the trials. The package that runs now, wherever the user is.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _with_package(os.environ)}
-        self.process = subprocess.Popen(  # noqa: S603
-            self.command, stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.DEVNULL, env=environment
-        )
-
-    def _collect(self) -> bool:
-        if self.process is None or self.output is None or self.process.poll() is None:
-            return False
-        self.output.seek(0)
+    def _collect(self) -> None:
+        assert self.process is not None
+        output = self.process.communicate()[0]  # far less than a pipe holds
         try:
-            said = json.loads(self.output.read())
-        except ValueError:  # killed, for its memory perhaps
-            said = {"error": f"ended with exit code {self.process.returncode}", "seconds": None}
-        self.output.close()
+            report = json.loads(output)
+        except ValueError:  # the process was killed, perhaps by the kernel because memory ran out
+            report = {"error": f"ended with exit code {self.process.returncode}", "seconds": None}
         self.process = None
-        self.error, self.result = said.get("error", ""), said.get("result", self.result)
-        cost = said["seconds"]
+        self.error, self.result = report.get("error", ""), report.get("result", self.result)
+        cost = report["seconds"]
         self.due = time.monotonic() + (RETRY_SECONDS if cost is None else cost / self.share / count_cores())
-        return True
 
 
-def _with_package(environment: Mapping[str, str]) -> str:
+def environment_with_package() -> dict[str, str]:
+    """Environment in which a new interpreter finds this package, whatever the working directory."""
     package = str(Path(__file__).parents[2])
-    return os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": paths}
 
 
-# ------------------------------------------------------------------------------------------- in the process
+# ------------------------------------------------------------------------------------- in the task's process
 
 
-def _answer(folder: StudyFolder) -> Any:
-    from study.analysis.report.interim_answers import compute_interim_answers
+def main(task: str, path: str) -> None:
+    """Runs a task and prints `{"result": ...}` or `{"error": ...}`, with the processor `seconds` it took."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which kills this one
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # on Linux: when memory runs out, the kernel kills this process first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    try:
+        report = {"result": _run_task(task, StudyFolder(Path(path)))}
+    except Exception as error:
+        report = {"error": (str(error) or type(error).__name__).splitlines()[0]}
+    print(json.dumps({**report, "seconds": time.process_time()}))
 
-    return compute_interim_answers(folder)
 
+def _run_task(task: str, folder: StudyFolder) -> Any:
+    if task == "answers":
+        from study.analysis.report.interim_answers import compute_interim_answers
 
-def _report(folder: StudyFolder) -> Any:
+        return compute_interim_answers(folder)
     from study.analysis.report.report import write_report
 
     return str(write_report(folder))
-
-
-WORK: Mapping[str, Callable[[StudyFolder], Any]] = {"answers": _answer, "report": _report}
-
-
-def main(work: str, path: str) -> None:
-    """Does one piece of work and prints `{"result": ...}`, or `{"error": ...}`, with the processor seconds it took."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who waits for this
-    os.nice(PATIENCE)
-    with contextlib.suppress(OSError):  # where memory ends, Linux is to end this and no trial
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    try:
-        said = {"result": WORK[work](StudyFolder(Path(path)))}
-    except Exception as error:
-        said = {"error": (str(error) or type(error).__name__).splitlines()[0]}
-    print(json.dumps({**said, "seconds": time.process_time()}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m study.cli.import_published 8,32=FILE ...`: published networks as a study, for `report` to draw.
+"""`python -m study.cli.import_published 8,32=FILE ...`: imports published networks as a study, for `report` to draw.
 
-A file says what its network is and what its layers chose; the reader says at which (G, B) it was trained. Recipe,
-accuracy and seeds are in no file: metrics are null, and the record says so.
+A file holds a network and what its layers chose; the command line gives the (G, B) it was trained with. No file holds
+the recipe, accuracy or seeds: metrics are null, and a note in the record explains why.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from study.sweep.study_file import planned_study, write_study
 
 UNKNOWN = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "fit_accuracy", "fit_loss", "test_accuracy",
            "test_loss", "generalization_gap")  # fmt: skip
-NOTE = "a published network: of config, what is not in levels is unknown, as are its seeds; epoch 0 is its last"
+NOTE = "a published network: its seeds and all of config that is not in levels are unknown; epoch 0 is its last epoch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published file, the network in it, and the factor levels of its cell."""
+    """A published file, its network, and the factor levels of its cell."""
 
     path: Path
     network: OfficialResNet
@@ -43,28 +43,28 @@ class Published:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the study folder. UserError for bad input."""
+    """Writes the study folder and returns 0. UserError for bad input."""
     parser = ArgumentParser(prog="python -m study.cli.import_published", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("files", metavar="G,B=FILE", nargs="+", help="devices, samples a device, and a published file")
+    parser.add_argument("files", metavar="G,B=FILE", nargs="+", help="devices, samples per device, published file")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/official"), help="default: %(default)s")
     options = parser.parse_args(arguments)
     command = shlex.join(["python", "-m", "study.cli.import_published", *arguments])
     folder = StudyFolder(options.out)
-    import_networks([_read(argument) for argument in options.files], folder, command)
+    import_networks([_load_published(argument) for argument in options.files], folder, command)
     report = format_command(["report", "--study", folder.path.name, "--out", str(folder.path.parent)])
-    print(f"{folder.path}; {report}")
+    print(f"{folder.path} is written. To draw it: {report}")
     return 0
 
 
 def import_networks(networks: Sequence[Published], folder: StudyFolder, command: str) -> None:
-    """Writes a study whose grid holds the networks, and a finished trial for each.
+    """Writes a study with one finished trial per network.
 
-    UserError for networks that the grid cannot tell apart, or a folder that holds another study.
+    UserError for two networks in the same cell, or a folder that holds another study.
     """
     study = _plan_study(networks, folder.path.name)
     if planned_study(folder) not in (None, study):
-        raise UserError(f"{folder.config}: planned with other networks; choose another folder with --out, or remove it")
+        raise UserError(f"{folder.config}: holds other networks; choose another folder with --out, or remove it")
     cells = [_plan_cell(study, published) for published in networks]
     environment = {**describe_environment(command), "device": "the authors' devices"}
     write_study(study, folder, environment)
@@ -72,10 +72,10 @@ def import_networks(networks: Sequence[Published], folder: StudyFolder, command:
         _write_record(folder, trial, published, study.name, environment)
 
 
-def _read(argument: str) -> Published:
+def _load_published(argument: str) -> Published:
     found = re.fullmatch(r"(\d+),(\d+)=(.+)", argument)
     if found is None:
-        raise UserError(f"{argument}: expected G,B=FILE: devices, samples a device, and a published file")
+        raise UserError(f"{argument}: expected G,B=FILE: devices, samples per device, and a published file")
     chunks, batch_size, path = int(found[1]), int(found[2]), Path(found[3])
     try:
         network = load_official(path)
@@ -89,9 +89,14 @@ def _plan_study(networks: Sequence[Published], name: str) -> StudyConfig:
     for index, published in enumerate(networks):
         for before in networks[:index]:
             if published.network.version != before.network.version:
-                raise UserError(f"{published.path}: its blocks are not of the version of {before.path}; one a study")
+                raise UserError(
+                    f"{published.path}: a ResNet v{published.network.version}, and {before.path} is a "
+                    f"v{before.network.version}; allowed: one version per study"
+                )
             if published.levels == before.levels:
-                raise UserError(f"{published.path}: {before.path} has the same norm, depth and (G, B); one a study")
+                raise UserError(
+                    f"{published.path}: {before.path} has the same norm, depth and (G, B); allowed: one file per cell"
+                )
     version = networks[0].network.version
     return study_from_dict({
         "name": name, "scale": "published", "replicates": 1,
@@ -108,8 +113,8 @@ def _plan_cell(study: StudyConfig, published: Published) -> PlannedTrial:
     trial = plan_trial(study, published.levels, 0)
     if trial.pool != published.network.pool:
         raise UserError(
-            f"{published.path}: its layers choose from {','.join(published.network.pool)}; at B = "
-            f"{trial.statistics_batch} that would be {','.join(trial.pool)}"
+            f"{published.path}: its layers choose from {','.join(published.network.pool)}; expected at "
+            f"B = {trial.statistics_batch}: {','.join(trial.pool)}"
         )
     return trial
 
@@ -131,10 +136,8 @@ def _write_record(
     write_yaml(record.trial, description)
     write_json(record.environment, environment)
     write_bytes(record.metrics, b"")
-    write_bytes(
-        record.switch_weights,
-        encode_parquet(history, [0], layers, trial.pool, trial.space, trial.trial_id, trial.replicate),
-    )
+    table = encode_parquet(history, [0], layers, trial.pool, trial.space, trial.trial_id, trial.replicate)
+    write_bytes(record.switch_weights, table)
     write_result(record, description, {
         "status": "done", "reason": None, "epochs": 0, "steps": 0, "seconds": None, "attempts": 0,
         "metrics": dict.fromkeys(UNKNOWN), "notes": [NOTE],

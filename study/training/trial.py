@@ -185,7 +185,8 @@ def _build_network(job: Job) -> nn.Module:
     the optimizer has.
     """
     if job.build_network is not None:
-        return job.build_network(job)
+        network: nn.Module = job.build_network(job)
+        return network
     config, seed = job.trial.config, job.trial.seeds["init"]
     network = build_network(config, seed, ranks=len(job.devices) * _count_micro_batches(job))
     if job.start is not None:

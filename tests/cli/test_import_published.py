@@ -1,4 +1,4 @@
-"""Published networks as a study that the report reads."""
+"""Import of published networks as a study, and the reports that show them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from study.analysis.report.figure_index import draw_published
 from study.analysis.report.report import write_report
 from study.cli.import_published import main
 from study.cli.main import main as run_study
@@ -30,15 +31,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_report_draws_what_published_layers_chose(
+def test_the_report_shows_what_published_layers_chose(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs"
     published = [f"8,32={files}/one.pth", f"8,32={files}/deep.pth", f"8,1={files}/alone.pth"]
-    for _ in range(2):  # a second time changes nothing
+    for _ in range(2):  # importing again changes nothing
         assert main([*published, "--out", str(out / "published")]) == 0
     assert run_study(["report", "--study", "published", "--out", str(out)]) == 0
-    assert "impacts: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"To draw it: python run_study.py report --study published --out {out}" in printed
+    assert "impacts: " in printed
     report = out / "published" / "report"
     trials = pd.read_parquet(report / "trials.parquet").query("state == 'done'")
     assert sorted(zip(trials["depth"], trials["batch_size"], trials["pool"], trials["norm_layers"], strict=True)) == [
@@ -55,15 +58,14 @@ def test_the_report_draws_what_published_layers_chose(
     assert "ResNet-101" in (report / "report.html").read_text()
 
 
-def test_the_report_of_a_study_draws_them_beside_its_own(files: Path, tmp_path: Path) -> None:
+def test_the_report_of_another_study_shows_them_too(files: Path, tmp_path: Path) -> None:
     study = write_study(tmp_path / "mine", build_study(replicates=2, **GRID))
-    title = "What the papers&#39; own networks chose"
-    assert title not in write_report(study).read_text()
+    assert list(draw_published(study)) == []
     main([f"8,32={files}/one.pth", "--out", str(tmp_path / "official")])
-    assert write_report(study).read_text().count(title) == 1  # a depth
+    assert write_report(study).read_text().count("What the papers&#39; own networks chose") == 1  # one depth
 
 
-def test_a_record_says_where_it_comes_from(files: Path, tmp_path: Path) -> None:
+def test_a_record_names_its_file_and_has_no_metrics(files: Path, tmp_path: Path) -> None:
     main([f"8,32={files}/second.pth", "--out", str(tmp_path / "second")])
     (record,) = tmp_path.glob("second/trials/*/r0")
     assert "second.pth" in (record / "trial.yaml").read_text()
@@ -77,10 +79,10 @@ def test_a_record_says_where_it_comes_from(files: Path, tmp_path: Path) -> None:
     [
         (["one.pth"], "one.pth: expected G,B=FILE"),
         (["8,32=none.pth"], "none.pth: cannot be read"),
-        (["8,1=one.pth"], "choose from in,ln,bn; at B = 1 that would be in,ln"),
-        (["8,2=alone.pth"], "choose from in,ln; at B = 2 that would be in,ln,bn"),
+        (["8,1=one.pth"], "choose from in,ln,bn; expected at B = 1: in,ln"),
+        (["8,2=alone.pth"], "choose from in,ln; expected at B = 2: in,ln,bn"),
         (["8,2=one.pth", "8,2=one.pth"], "one.pth has the same norm, depth and"),
-        (["8,2=one.pth", "8,4=second.pth"], "not of the version of one.pth"),
+        (["8,2=one.pth", "8,4=second.pth"], "a ResNet v2, and one.pth is a v1"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,4 +1,4 @@
-"""The report's server, by real HTTP on loopback."""
+"""The server of `report --serve`, over HTTP on the loopback interface."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import pytest
 
 from study.bench.synthetic_records import Truth, write_study
 from study.cli.report_server import open_server
-from study.plan.loading import load_study
-from study.record.io import write_json
+from study.config.schema import StudyConfig
+from study.plan.trials import plan_trials
 from study.record.layout import StudyFolder
+from tests.cli.conftest import STUDY, write_failed
 from tests.conftest import ROOT
 
-SECRET = "of nobody's business"
+SECRET = "not for others"
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def ask(
     return connection.getresponse()
 
 
-def test_the_page_is_the_file_and_a_script_that_is_not_in_the_file(server: ThreadingHTTPServer, root: Path) -> None:
+def test_the_page_is_the_file_with_a_script_appended(server: ThreadingHTTPServer, root: Path) -> None:
     answer = ask(server, "/")
     page = answer.read().decode()
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
@@ -85,13 +86,13 @@ NO_FILES = ["/%00", "/figures", "/nothing", "/" + "x" * 5000]
 
 
 @pytest.mark.parametrize("path", [*ELSEWHERE, *NO_FILES], ids=lambda path: path[:20])
-def test_nothing_else_is(server: ThreadingHTTPServer, path: str) -> None:
+def test_other_paths_are_not_found(server: ThreadingHTTPServer, path: str) -> None:
     answer = ask(server, path)
     assert answer.status == 404
     assert SECRET not in answer.read().decode()
 
 
-def test_a_head_has_no_body_and_other_methods_are_not_implemented(server: ThreadingHTTPServer) -> None:
+def test_head_sends_no_body_and_other_methods_are_not_implemented(server: ThreadingHTTPServer) -> None:
     head = ask(server, "/answers.json", "HEAD")
     assert (head.status, head.headers["Content-Length"], head.read()) == (200, "2", b"")
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
@@ -99,16 +100,16 @@ def test_a_head_has_no_body_and_other_methods_are_not_implemented(server: Thread
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost@evil.example:80", "[::1"])
-def test_a_page_of_another_name_cannot_read_it(server: ThreadingHTTPServer, host: str) -> None:
+def test_other_host_names_are_refused(server: ThreadingHTTPServer, host: str) -> None:
     assert ask(server, "/", host=host).status == 403
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8347", "localhost:9000", "LOCALHOST"])  # 9000: the near end of a tunnel
-def test_this_machine_can(server: ThreadingHTTPServer, host: str) -> None:
+def test_names_of_this_machine_are_answered(server: ThreadingHTTPServer, host: str) -> None:
     assert ask(server, "/", host=host).status == 200
 
 
-def test_only_loopback_is_listened_on_and_a_taken_port_is_left_for_a_free_one(
+def test_only_the_loopback_interface_is_used_and_a_free_port_if_the_usual_one_is_taken(
     server: ThreadingHTTPServer, root: Path
 ) -> None:
     address, port = server.server_address[:2]
@@ -119,19 +120,13 @@ def test_only_loopback_is_listened_on_and_a_taken_port_is_left_for_a_free_one(
 
 
 @pytest.mark.slow
-def test_the_command_serves_makes_the_report_anew_and_ends_on_ctrl_c(tmp_path: Path) -> None:
-    study = load_study("depth_vs_batch", "smoke")
+def test_the_command_serves_rewrites_the_report_and_ends_on_ctrl_c(study: StudyConfig, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / study.name)
     write_study(folder, study, Truth(), only=lambda trial: trial.config.norm == "sn")
-    command = [sys.executable, str(ROOT / "run_study.py"), "report", "--serve", "--study", study.name,
-               "--scale", "smoke", "--out", str(tmp_path)]  # fmt: skip
     process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+        [sys.executable, str(ROOT / "run_study.py"), "report", "--serve", *STUDY, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
     assert process.stdout is not None
     url = next(filter(None, (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in process.stdout)))
     assert f"ssh -L {url[1]}:127.0.0.1:{url[1]} " in process.stdout.readline()
@@ -140,12 +135,14 @@ def test_the_command_serves_makes_the_report_anew_and_ends_on_ctrl_c(tmp_path: P
     connection = http.client.HTTPConnection("127.0.0.1", int(url[1]), timeout=10)
     connection.request("GET", "/")
     assert b"location.reload()" in connection.getresponse().read()
-    write_json(next(folder.trials()).state, {"state": "failed", "reason": "of late"})
-    deadline = time.monotonic() + 60
+    planned = next(trial for trial in plan_trials(study) if trial.config.norm == "bn")
+    write_failed(folder.trial(planned.trial_id, planned.replicate), "MemoryError: 3 MiB")
+    deadline = time.monotonic() + 120
     while page.stat().st_mtime_ns == written and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert page.stat().st_mtime_ns > written
+    assert "MemoryError: 3 MiB" in page.read_text()
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=20)
+    printed, _ = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert "Traceback" not in said
+    assert "Stopped serving" in printed
+    assert "Traceback" not in printed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from study.cli.main import _parse
+from study.cli.main import parse_arguments
 from study.plan.loading import list_configs, load_study
 from study.plan.trials import plan_trials
 from tests.conftest import ROOT
@@ -55,7 +55,7 @@ def test_commands_are_understood(command: str) -> None:
     arguments = COMMANDS[command]
     if arguments[:1] == ["bench"]:
         return  # with flags of its own
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     if options.study in list_configs("studies"):
         load_study(options.study, options.scale, options.set)
 

@@ -167,7 +167,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does, to all processes in the foreground
     output, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert "the same command goes on" in errors
+    assert "Run the same command to resume" in errors
     assert "Traceback" not in output + errors
     assert trial_processes(folder) == []
     assert subprocess.run(long, capture_output=True).returncode == 0
@@ -181,4 +181,4 @@ def test_status_shows_a_failed_trial_with_its_reason(tmp_path: Path) -> None:
     write_json(folder.trial(trial.trial_id, 0).state, state)
     arguments = ["status", "--study", "depth_vs_batch", "--scale", "smoke", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, str(ROOT / "run_study.py"), *arguments], capture_output=True, text=True)
-    assert f"failed: {trial.key}: OutOfMemoryError: too big" in done.stdout
+    assert f"1 failed: OutOfMemoryError: too big ({trial.key})" in done.stdout

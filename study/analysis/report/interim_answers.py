@@ -1,8 +1,7 @@
-"""The answers as they stand, in the few lines that a terminal has room for."""
+"""Answers in the few lines that a terminal has room for, while a study runs and at its end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from study.analysis.questions.answers import Answer, Effect
@@ -11,11 +10,11 @@ from study.analysis.report.registry import QUESTIONS
 from study.analysis.wording import format_number, split_sentences
 from study.record.layout import StudyFolder
 
-LINES = 8  # of main numbers, and of what would settle an answer
+MAX_LINES = 8  # of main numbers, and of what would settle an answer
 
 
 def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
-    """Of each question of a study its verdict and its headline effects; plain values.
+    """The verdict and the decisive effects of each question, as plain values.
 
     `{"n": finished trials, "confidence": 0.95, "questions": [{"name", "verdict", "effects": [line, ...]}]}`
     """
@@ -23,35 +22,37 @@ def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
     questions = []
     for name in records.study.analysis.questions:
         answer = QUESTIONS[name].answer(records)
-        effects = [_say(effect) for effect in headlines(answer.effects)]
+        effects = [format_effect(effect) for effect in _find_extremes(_headline_effects(answer))]
         questions.append({"name": name, "verdict": answer.verdict, "effects": effects})
     return {"n": records.n_finished, "confidence": records.study.analysis.confidence, "questions": questions}
 
 
 def format_answer(name: str, answer: Answer) -> list[str]:
-    """An answer for the end of a run: its verdict, its first sentence, the main numbers, and what would settle it."""
-    measured = [item for item in answer.effects if item.measure.headline and item.estimate.value is not None]
-    shown = [f"  {_say(effect)}" for effect in measured[:LINES]]
-    if len(measured) > LINES:
-        shown.append(f"  and {len(measured) - LINES} more in the report")
-    needs = [f"  it would take {need}" for need in answer.needs[:LINES]]
-    return [f"{name}: {answer.verdict}", f"  {split_sentences(answer.answer)[0]}", *shown, *needs]
+    """Lines for the end of a run: verdict, first sentence, main numbers, and what would settle the answer."""
+    effects = _headline_effects(answer)
+    lines = [f"{name}: {answer.verdict}", f"  {split_sentences(answer.answer)[0]}"]
+    lines += [f"  {format_effect(effect)}" for effect in effects[:MAX_LINES]]
+    if len(effects) > MAX_LINES:
+        lines.append(f"  and {len(effects) - MAX_LINES} more in the report")
+    return lines + [f"  it would take {need}" for need in answer.needs[:MAX_LINES]]
 
 
-def headlines(effects: Sequence[Effect]) -> list[Effect]:
-    """The lowest and the highest number of the first headline measure: what decides a verdict is at an end."""
-    measured = [item for item in effects if item.measure.headline and item.estimate.value is not None]
-    first = sorted(
-        (item for item in measured if item.measure == measured[0].measure), key=lambda item: item.estimate.value or 0.0
-    )
-    return [first[0], first[-1]] if len(first) > 1 else first
-
-
-def _say(effect: Effect) -> str:
-    """`+0.012 (0.004 to 0.020, n = 4) validation accuracy, sn - bn`: the number first, which no terminal cuts."""
+def format_effect(effect: Effect) -> str:
+    """`+0.012 (0.004 to 0.020, n = 4) validation accuracy, sn - bn`. A narrow terminal cuts the end, not the number."""
     measure, estimate = effect.measure, effect.estimate
     assert estimate.value is not None
-    value, reach = format_number(estimate.value, sign=measure.line == 0), "no interval"
+    value, interval = format_number(estimate.value, sign=measure.line == 0), "no interval"
     if estimate.low is not None and estimate.high is not None:
-        reach = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
-    return f"{value} ({reach}, n = {estimate.n}) {measure.label}, {effect.comparison}"
+        interval = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
+    return f"{value} ({interval}, n = {estimate.n}) {measure.label}, {effect.comparison}"
+
+
+def _headline_effects(answer: Answer) -> list[Effect]:
+    return [item for item in answer.effects if item.measure.headline and item.estimate.value is not None]
+
+
+def _find_extremes(effects: list[Effect]) -> list[Effect]:
+    """The effects with the lowest and the highest estimate of the first measure: one of them decides the verdict."""
+    first = [item for item in effects if item.measure == effects[0].measure]
+    first.sort(key=lambda item: item.estimate.value or 0.0)
+    return [first[0], first[-1]] if len(first) > 1 else first

@@ -1,0 +1,315 @@
+"""What each verb of the command line does: one function per verb, which returns an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
+from study.config.schema import StudyConfig
+from study.config.yaml_input import read_yaml
+from study.plan.loading import DEFAULT_SCALE, list_configs, load_study
+from study.record.environment import describe_environment, format_command, program_name
+from study.record.io import read_json
+from study.record.layout import StudyFolder
+from study.sweep.study_file import check_folder
+
+if TYPE_CHECKING:
+    from study.analysis.report.report import Report
+    from study.plan.trials import PlannedTrial
+    from study.sweep.driver import SweepResult
+    from study.sweep.executors.base import Executor
+
+
+def list_studies() -> int:
+    """Lists the studies and scales that exist."""
+    for kind in ("studies", "scales"):
+        print(f"{kind}:")
+        for name, path in list_configs(kind).items():
+            print(f"  {name:16}{read_yaml(path).get('title', '')}")
+    print(f"\nTo run one: {program_name()} --study NAME [--scale {DEFAULT_SCALE}]. --help lists all verbs and flags.")
+    return DONE
+
+
+def run_study(options: argparse.Namespace) -> int:
+    """Trains the trials that have no result yet, and writes the report."""
+    from study.cli.progress import SweepProgress
+    from study.sweep.driver import Driver
+
+    study, folder = _load_study(options)
+    check_folder(study, folder)
+    _check_runnable(study)
+    console = _build_console()
+    executor = _executor(options, study, folder)
+    if options.detach and not executor.outlives_driver:
+        executor.close()
+        return _start_detached_driver(folder, [flag for flag in options.arguments if flag != "--detach"])
+    result = Driver(
+        study=study,
+        folder=folder,
+        executor=executor,
+        environment=describe_environment(format_command(options.arguments)),
+        console=console,
+        command_for=lambda trial: _build_reproduce_command(options, study, trial),
+        storage=options.storage,
+        retry_failed=options.retry_failed,
+        detach=options.detach,
+        listener=SweepProgress(console, folder),
+    ).run()
+    if result.left:
+        console.print(
+            f"{result.left} trials are queued. `status` shows their progress; the same command collects them."
+        )
+        return DONE
+    if result.stopped:
+        console.print(f"Stopped early: {result.stopped}", style="red", soft_wrap=True)
+    report = _write_report(console, folder)
+    from study.dashboard.summary import write_summary_once
+
+    write_summary_once(report, study.tracking)
+    if result.best:
+        console.print(result.best, soft_wrap=True)
+    _print_failures(console, result)
+    return SOME_FAILED if result.failed or result.stopped else DONE
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """Prints every cell of a grid with its batch sizes, network size and estimated time; of a search, its space."""
+    from study.cli.tables import print_plan, print_search_space
+    from study.plan.trials import plan_trials
+    from study.sweep.executors.resources import count_cores, count_places
+
+    study, folder = _load_study(options)
+    console = _build_console()
+    if study.search is not None:
+        print_search_space(console, study)
+        return DONE
+    trials = plan_trials(study)
+    check_folder(study, folder)
+    print_plan(console, study, trials, folder, options.workers or count_places(study.run, ["cpu"], count_cores()))
+    return DONE
+
+
+def show_status(options: argparse.Namespace) -> int:
+    """Prints the states of all trials; with --watch, keeps showing them until the study has ended."""
+    from study.cli.tables import print_status
+    from study.cli.watch import watch
+
+    study, folder = _load_study(options)
+    check_folder(study, folder)
+    if not options.watch:
+        print_status(_build_console(), study, folder)
+        return DONE
+    try:
+        return DONE if watch(_build_console(), study, folder) else SOME_FAILED
+    except KeyboardInterrupt:  # ends only the watching: there is nothing to resume
+        return INTERRUPTED
+
+
+def write_report(options: argparse.Namespace) -> int:
+    """Writes the report, figures as files, and with --compare a page beside other studies; with --serve, serves it."""
+    from study.analysis.records import read_study
+
+    folder, others = _find_run_folder(options), [StudyFolder(path) for path in options.compare or ()]
+    for other in others:  # raises before anything is written
+        read_study(other)
+    console = _build_console()
+    images = _write_report(console, folder).export()
+    console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
+    if others:
+        from study.analysis.report.comparison import write_comparison
+
+        console.print(f"side by side: {write_comparison(folder, others)}", soft_wrap=True)
+    if options.serve:
+        from study.cli.report_server import serve_report
+
+        serve_report(folder, lambda line: console.print(line, soft_wrap=True))
+    return DONE
+
+
+def publish_dashboard(options: argparse.Namespace) -> int:
+    """Creates or updates the study's pages on W&B."""
+    folder = _find_run_folder(options)
+    from study.dashboard.publish import publish
+
+    for kind, url in publish(folder).items():
+        print(f"{kind}: {url}")
+    from study.record.wandb_links import count_unsynced_runs
+
+    if unsynced := count_unsynced_runs(folder):
+        print(f"{unsynced} runs are not on W&B yet. To upload them: wandb sync {folder.wandb}/offline-run-*")
+    return DONE
+
+
+def show_difference(options: argparse.Namespace) -> int:
+    """Prints what differs between two trials."""
+    from study.cli.tables import print_difference
+
+    _, folder = _load_study(options)
+    if len(options.trials) != 2:
+        raise UserError(f"diff: expected two trials, as ID-r0 ID-r1, got {len(options.trials)}")
+    known = {trial.key: trial for trial in folder.trials()}
+    for key in options.trials:
+        if key not in known:
+            allowed = allowed_names(key, known)
+            nearest = allowed.partition("; ")[2] or "`status` shows how many there are"
+            raise UserError(f"diff {key}: no such trial in {folder.path}; {allowed if len(known) <= 12 else nearest}")
+    print_difference(_build_console(), known[options.trials[0]], known[options.trials[1]])
+    return DONE
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "run": run_study, "plan": show_plan, "status": show_status, "report": write_report,
+    "dashboard": publish_dashboard, "diff": show_difference,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- study and folder
+
+
+def _load_study(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:
+    launcher = [f"launch.launcher={options.launcher}"] if options.launcher else []
+    study = load_study(options.study, options.scale, [*options.set, *launcher])
+    return study, StudyFolder(options.out / study.name)
+
+
+def _find_run_folder(options: argparse.Namespace) -> StudyFolder:
+    """The folder of a study that has been run, or was imported. Raises `UserError` if there is none."""
+    known, folder = list_configs("studies"), StudyFolder(options.out / options.study)
+    existing = {path.parent.name for path in options.out.glob("*/study.yaml")}
+    if options.study not in {*known, *existing} and not options.study.endswith((".yaml", ".yml")):
+        names = sorted({*known, *existing})
+        raise UserError(f"--study {options.study}: unknown study; {allowed_names(options.study, names)}")
+    if options.study in known or not folder.config.exists():
+        study, folder = _load_study(options)
+        if not folder.config.exists():
+            raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
+    return folder
+
+
+def _build_console() -> Console:
+    # A pipe or a log file has no width, and tables must not be cut to 80 columns there. Without markup, as rich would
+    # take `[in,ln]` in `sn[in,ln]` for a tag.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+
+
+# ------------------------------------------------------------------------------------------------------- run
+
+
+def _check_runnable(study: StudyConfig) -> None:
+    """Raises `UserError` for an impossible cell or missing data, before anything is written."""
+    from study.data.data_root import resolve_data_root
+    from study.plan.trials import plan_corners, plan_trials
+
+    trials = plan_trials(study) if study.search is None else plan_corners(study)
+    datasets = {trial.config.dataset for trial in trials}
+    resolve_data_root(study.run.data_root)
+    if study.start.checkpoint is not None:
+        from study.training.warm_start import check_checkpoint
+
+        check_checkpoint(Path(study.start.checkpoint), [trial.config for trial in trials])
+    if datasets - {"digits"}:  # digits come with a library; the check of the others imports torch
+        from study.data.load import check_data
+
+        for dataset in sorted(datasets - {"digits"}):
+            samples = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
+            check_data(dataset, study.run.data_root, subset=None not in samples)
+
+
+def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFolder) -> Executor:
+    """The executor of the study's launcher. Raises `UserError` where it cannot be used."""
+    if study.launch.launcher != "local" and options.workers is not None:
+        raise UserError("--workers: of the local launcher; launch.jobs limits what Slurm runs at once, Ray the cluster")
+    if study.launch.launcher != "local":
+        _check_precision(study, on_cpu=not study.launch.gpus)
+    if study.launch.launcher == "slurm":
+        from study.sweep.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(folder, study.launch, study.run)
+    if study.launch.launcher == "ray":
+        from study.sweep.executors.ray import RayExecutor
+
+        return RayExecutor(study.launch, study.run)
+    from study.sweep.executors.local import LocalExecutor
+    from study.sweep.executors.resources import count_cores, count_places, find_devices, share_threads
+
+    devices = find_devices(study.run.device)
+    _check_precision(study, on_cpu=devices == ["cpu"])
+    places = options.workers or count_places(study.run, devices, count_cores())
+    return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
+
+
+def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
+    """On a CPU, float16 would silently be bfloat16."""
+    if on_cpu and "float16" in study.list_values("precision"):
+        raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
+
+
+def _start_detached_driver(folder: StudyFolder, arguments: Sequence[str]) -> int:
+    """Starts a driver that outlives the terminal; returns an exit code once it has started to work, or has ended."""
+    from study.cli.background import environment_with_package
+    from study.sweep.driver import DETACHED
+
+    if folder.is_locked():
+        raise UserError(f"{folder.path}: a driver is running this study already; `status` shows its progress")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with open(folder.driver_log, "a") as log:
+        driver = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "study", *arguments],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env={**environment_with_package(), DETACHED: "1"},
+        )  # fmt: skip
+    while driver.poll() is None and (read_json(folder.driver) or {}).get("pid") != driver.pid:
+        time.sleep(0.1)
+    if code := driver.poll():
+        print(f"process {driver.pid} ended with exit code {code}; see {folder.driver_log}", file=sys.stderr)
+        return code
+    print(f"Process {driver.pid} runs the study and prints to {folder.driver_log}. `status` shows its progress.")
+    return DONE
+
+
+def _build_reproduce_command(options: argparse.Namespace, study: StudyConfig, trial: PlannedTrial) -> str:
+    """The command that trains one trial again, with the trials it starts from and its lower replicates."""
+    from study.plan.warm_start import list_required_cells
+
+    cells = list_required_cells(study, trial.levels)
+    levels = [
+        f"factors.{factor}={json.dumps(list(dict.fromkeys(cell[factor] for cell in cells)))}" for factor in trial.levels
+    ]
+    settings = [*options.set, *levels, f"replicates={trial.replicate + 1}"]
+    if study.search is not None:
+        settings.append("search=null")
+    flags = [argument for setting in settings for argument in ("--set", setting)]
+    return format_command(["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"])
+
+
+def _write_report(console: Console, folder: StudyFolder) -> Report:
+    """Writes the report and prints its answers."""
+    from study.analysis.report.interim_answers import format_answer
+    from study.analysis.report.report import Report
+
+    report = Report(folder)
+    path = report.write()
+    for name, answer in report.answers.items():
+        console.print("\n" + "\n".join(format_answer(name, answer)), soft_wrap=True)
+    console.print(f"\nreport: {path}")
+    return report
+
+
+def _print_failures(console: Console, result: SweepResult) -> None:
+    from study.cli.live_view import format_problems, group_problems
+    from study.cli.study_observer import TrialStatus
+
+    failed = [TrialStatus(key=key, state="failed", reason=reason) for key, reason in result.failed.items()]
+    for group in group_problems(failed):
+        console.print(format_problems(group), style="red", soft_wrap=True)
+    if failed:
+        console.print("To run failed trials again: --retry-failed", style="red")

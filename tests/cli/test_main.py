@@ -1,0 +1,165 @@
+"""The command line itself: verbs and flags, help, the three ways to start it, exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from study.cli import commands
+from study.cli.main import FLAGS, VERBS, main, parse_arguments
+from tests.cli.conftest import STUDY, Command
+from tests.conftest import ROOT
+
+
+def test_the_command_line_is_a_frozen_set() -> None:
+    assert sorted(FLAGS) == [
+        "--compare", "--detach", "--help", "--launcher", "--out", "--retry-failed", "--scale", "--serve", "--set",
+        "--storage", "--study", "--version", "--watch", "--workers",
+    ]  # fmt: skip
+    assert list(VERBS) == ["run", "plan", "status", "report", "dashboard", "diff", "bench"]
+    assert [*commands.COMMANDS, "bench"] == list(VERBS)
+
+
+@pytest.mark.parametrize("start", ["run_study.py", "-m study", "run-study"])
+def test_three_programs_are_one(start: str, tmp_path: Path) -> None:
+    module, function = re.findall(r'^run-study = "(.+):(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
+    script = tmp_path / "run-study"  # as an installer writes it
+    script.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    program = {"run_study.py": [str(ROOT / "run_study.py")], "-m study": ["-m", "study"], "run-study": [str(script)]}
+    listed, refused = (
+        subprocess.run([sys.executable, *program[start], *arguments], capture_output=True, text=True, cwd=tmp_path,
+                       env={**os.environ, "PYTHONPATH": str(ROOT)})
+        for arguments in ([], ["--study", "nothing"])
+    )  # fmt: skip
+    assert listed.returncode == 0, listed.stderr
+    for word in ("depth_vs_batch", "distinct", "smoke", "laptop", "workstation", "paper"):
+        assert re.search(rf"^  {word} ", listed.stdout, re.MULTILINE)
+    hint = "run-study --study NAME" if start == "run-study" else "python run_study.py --study NAME"
+    assert f"To run one: {hint}" in listed.stdout
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+
+
+def test_the_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.setattr(sys, "argv", ["run-study", "--version"])
+    assert main() == 0
+    assert re.fullmatch(r"normalizer-study \S+( \(commit [0-9a-f]{40}(\+changes)?\))?\n", command("--version").out)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["status --watch --study x", "--study x status --watch", "--watch --study x status", "status --study=x --watch"],
+)
+def test_flags_may_come_before_and_after_the_verb(line: str) -> None:
+    options = parse_arguments(line.split())
+    assert (options.verb, options.study, options.watch, options.scale) == ("status", "x", True, "laptop")
+
+
+def test_settings_add_up_wherever_they_stand() -> None:
+    options = parse_arguments(["--set", "a=1", "diff", "x-r0", "--set", "b=2", "--study", "s", "y-r1", "--set", "c=3"])
+    assert (options.set, options.trials) == (["a=1", "b=2", "c=3"], ["x-r0", "y-r1"])
+
+
+def test_every_verb_accepts_the_flags_of_a_run() -> None:
+    line = "--study x --launcher slurm --workers 2 --storage sqlite:///x.db --retry-failed --detach"
+    for verb in ("plan", "status", "report", "dashboard"):
+        assert parse_arguments([verb, *line.split()]).verb == verb
+
+
+def test_the_help_of_a_verb_shows_its_own_flags(command: Command) -> None:
+    every = command("--help").out
+    assert all(name in every for name in (*VERBS, *FLAGS))
+    for line in ("status --help", "--help status", "status -h --study x"):
+        shown = command(*line.split()).out
+        assert {"--study", "--watch"} <= set(re.findall(r"--[\w-]+", shown))
+        assert not {"--serve", "--detach", "--workers"} & set(re.findall(r"--[\w-]+", shown))
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys\nfrom study.cli.main import main\n"
+        "assert main(['--help']) == main(['plan', '--help']) == 0\n"
+        "assert not {'torch', 'pandas', 'optuna', 'wandb', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--study", "depth_vs_batc"), ["unknown study", "nearest: depth_vs_batch"]),
+        (("--study", "distinct", "--scale", "laptp"), ["unknown scale", "nearest: laptop"]),
+        ((*STUDY, "--set", "epocs=1"), ["unknown key", "nearest: epochs"]),
+        ((*STUDY, "--set", "dataset=fashion_mnist", "--set", "data_root=nowhere"), ["nowhere", "no such folder"]),
+        ((*STUDY, "--set", "batch_size=4096"), ["gradient batch 32768"]),
+        (("--stdy", "x"), ["unknown flag", "nearest: --study"]),
+        (("runn", "--study", "distinct"), ["unknown verb", "nearest: run"]),
+        (("--study", "distinct", "bench"), ["bench: must come first"]),
+        (("status", "x-r0", *STUDY), ["x-r0: unexpected argument; status takes no trials"]),
+        (("report", *STUDY), ["no study has been run"]),
+        (("report", "--study", "distnct"), ["unknown study", "nearest: distinct"]),
+        (("diff", *STUDY, "a", "b"), ["no such trial"]),
+        (("diff", *STUDY, "a"), ["expected two trials"]),
+        (("plan",), ["--study is required"]),
+        (("plan", *STUDY, "--watch"), ["--watch: belongs to status, not to plan; nearest: status --watch"]),
+        ((*STUDY, "--serve"), ["--serve: belongs to report, not to run; nearest: report --serve"]),
+        (("report", *STUDY, "--serve"), ["no study has been run here"]),
+        ((*STUDY, "--set", "precision=float16", "--set", "device=cpu"), ["float16", "CUDA"]),
+        ((*STUDY, "--storage", "nonsense"), ["--storage nonsense", "cannot be opened"]),
+        (("--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"), ["gradient batch 32768"]),
+        ((*STUDY, "--workers", "0"), ["--workers 0"]),
+        ((*STUDY, "--launcher", "slrm"), ["--launcher", "slrm", "slurm"]),
+        ((*STUDY, "--launcher", "ray", "--workers", "2"), ["--workers", "local"]),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], parts: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    for part in parts:
+        assert part in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    def write(options: object) -> int:
+        raise OSError(28, "No space left on device", "runs/x/result.json")
+
+    monkeypatch.setitem(commands.COMMANDS, "run", write)
+    done = command(*STUDY)
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "no space left on runs/x/result.json" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_interrupts_once(number: int, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    def wait(options: object) -> int:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            if number != signal.SIGINT:
+                os.kill(os.getpid(), signal.SIGTERM)  # while trials save, a second signal changes nothing
+        return 0
+
+    monkeypatch.setitem(commands.COMMANDS, "run", wait)
+    done = command(*STUDY)
+    assert (done.code, done.err) == (130, "Interrupted. Run the same command to resume.\n")
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    def wait(options: object) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 0
+
+    monkeypatch.setitem(commands.COMMANDS, "run", wait)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert command(*STUDY).code == 0

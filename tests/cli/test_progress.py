@@ -1,0 +1,43 @@
+"""What a driver shows while it runs: a live view on a terminal, a line per trial elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from study.config.schema import StudyConfig
+from study.record.layout import TrialFolder
+from tests.sweep.test_driver import FakeExecutor, build
+
+
+def drive(study: StudyConfig, path: Path, act: Any, *, terminal: bool) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=30, color_system=None)
+    build(study, path, FakeExecutor(act), console).run()
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def fail_sn(record: TrialFolder, attempt: int) -> str:
+    return f"ValueError: {record.path}" if record.trial_id.startswith("sn") else "done"
+
+
+def test_a_terminal_shows_counts_and_causes_and_is_left_clean(study: StudyConfig, tmp_path: Path) -> None:
+    printed = drive(study, tmp_path, fail_sn, terminal=True)
+    assert "4 of 8 trials have a result" in printed
+    assert "4 failed: ValueError:" in printed
+    assert "validation accuracy" not in printed  # lines per trial are for log files
+    assert ": failed: " not in printed
+    assert printed.rindex("\x1b[?25h") > printed.rindex("\x1b[?25l")  # the cursor is visible again
+
+
+def test_a_log_file_has_a_line_per_trial(study: StudyConfig, tmp_path: Path) -> None:
+    printed = drive(study, tmp_path, fail_sn, terminal=False)
+    done = re.findall(r"^(\d)/8 bn-\S+-r\d: validation accuracy 0\.900, 1 s, about \d s left$", printed, re.MULTILINE)
+    assert done == ["1", "2", "3", "4"]
+    assert len(re.findall(r"^sn-\S+-r\d: failed: ValueError: .* \(see .*output\.log\)$", printed, re.MULTILINE)) == 4
+    assert len(re.findall(r"; trying again$", printed, re.MULTILINE)) == 8
+    assert "\x1b" not in printed
