@@ -181,22 +181,28 @@ def test_bad_input_is_one_line(
 # ------------------------------------------------------------------------------------------------ with training
 
 
-def inject(path: Path, *arguments: str) -> dict[str, Any]:
-    """Runs the command; checks that each fault was injected and nothing is wrong, and returns the JSON."""
-    file = path / "faults.json"
-    command = [sys.executable, str(ROOT / "run_study.py"), "bench", "faults", "--quick", "--json", str(file)]
-    done = subprocess.run([*command, "--out", str(path), *arguments], capture_output=True, text=True, timeout=900)
+def run_command(*arguments: str) -> None:
+    """Runs the command line in a process of its own: clusters keep state in the process that uses them."""
+    command = [sys.executable, str(ROOT / "run_study.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
+
+
+def inject(path: Path, *arguments: str, run: Callable[..., object] = run_command) -> dict[str, Any]:
+    """Runs the benchmark; checks that each fault was injected and nothing is wrong, and returns the JSON."""
+    file = path / "faults.json"
+    run("bench", "faults", "--quick", "--json", str(file), "--out", str(path), *arguments)
     result: dict[str, Any] = json.loads(file.read_text())
-    assert all(figure["met"] for figure in result["figures"]), done.stdout
-    assert all(row["injected"] == 1 for row in result["rows"][:-1]), done.stdout
+    assert all(figure["met"] for figure in result["figures"]), result
+    assert all(row["injected"] == 1 for row in result["rows"][:-1]), result
     assert not list(path.glob("faults-*"))  # deleted
     return result
 
 
 @pytest.mark.slow
 def test_local_faults_lose_nothing(tmp_path: Path) -> None:
-    result = inject(tmp_path, "--only", "truncate-checkpoint,kill-driver", "--set", "replicates=1")
+    faults = ("--only", "truncate-checkpoint,kill-driver", "--set", "replicates=1")
+    result = inject(tmp_path, *faults, run=lambda *arguments: main([*arguments]))
     truncated, killed = (row["trials hit"] for row in result["rows"][:2])
     assert truncated == 1
     assert killed in (1, 2)  # those that train at that moment
