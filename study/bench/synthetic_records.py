@@ -21,8 +21,10 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from study.analysis.records import BACKBONE, CURVES, METRICS, StudyRecords, load_study_records
+from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics.intervals import Floats
+from study.analysis.trial_files import CURVES, METRICS
+from study.analysis.weight_tables import BACKBONE
 from study.config.schema import StudyConfig, TrialConfig
 from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial, plan_trials

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a table is written without torch
 
 STATISTICS = ("mean", "var")
 
-SCHEMA = pa.schema([
+WEIGHTS_SCHEMA = pa.schema([
     ("trial_id", pa.string()), ("replicate", pa.int32()), ("epoch", pa.int32()), ("step", pa.int64()),
     ("layer", pa.string()), ("layer_index", pa.int32()), ("depth_fraction", pa.float64()), ("stage", pa.int32()),
     ("role", pa.string()), ("receptive_field", pa.int32()), ("statistic", pa.string()),
@@ -68,7 +68,9 @@ def parquet_bytes(
     rows = len(epoch)
 
     def of_layer(field: str) -> object:
-        return pa.array([getattr(place, field) for place in layers], SCHEMA.field(field).type).take(pa.array(layer))
+        return pa.array([getattr(place, field) for place in layers], WEIGHTS_SCHEMA.field(field).type).take(
+            pa.array(layer)
+        )
 
     columns = {
         "trial_id": [trial_id] * rows, "replicate": np.full(rows, replicate), "epoch": epoch,
@@ -79,7 +81,10 @@ def parquet_bytes(
         "normalizer": np.array(pool)[normalizer] if rows else [],
         "weight": history.ravel(),
     }  # fmt: skip
-    table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
+    table = pa.table(
+        {name: pa.array(columns[name], WEIGHTS_SCHEMA.field(name).type) for name in WEIGHTS_SCHEMA.names},
+        schema=WEIGHTS_SCHEMA,
+    )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
@@ -87,7 +92,7 @@ def parquet_bytes(
 
 def read_last_weights(file: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
     """What the layers of a finished trial choose in the end: their places, and weights (layers, statistics, pool)."""
-    table = pq.read_table(file, schema=SCHEMA)
+    table = pq.read_table(file, schema=WEIGHTS_SCHEMA)
     last = table.filter(pc.equal(table["epoch"], pc.max(table["epoch"])))
     layers = len(last["layer_index"].unique())
     weights = last["weight"].to_numpy().reshape(layers, len(STATISTICS), -1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from study.analysis.records import read_switch_weights
+from study.analysis.weight_tables import read_switch_weights
 from study.models import build_network, trace_geometry
 from study.norms import switch_weights
 from study.record.switch_weights import parquet_bytes, select_switch_layers, snapshot

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from study.analysis.questions.answers import Effect
 from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
-from study.analysis.records import BACKBONE, StudyRecords, load_study_records
+from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report import choice_figures, figures
+from study.analysis.weight_tables import BACKBONE
 from study.config.choice_space import ChoiceSpace
 from study.record.layout import StudyFolder
 

@@ -15,15 +15,16 @@ import pyarrow.parquet as pq
 
 from study.analysis.questions.answers import Answer
 from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
-from study.analysis.records import BACKBONE, StudyRecords, load_study_records
+from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report.figure_index import draw_published, finished_choices
 from study.analysis.report.page import render_page
 from study.analysis.report.registry import answer_questions, draw_figures
 from study.analysis.report.tables import write_tables
+from study.analysis.weight_tables import BACKBONE
 from study.record.io import write_bytes, write_json
 from study.record.layout import StudyFolder
 
-SCHEMA = 1
+ANSWERS_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Report:
         """
         folder, records = self.folder.report, self.records
         found = {name: answer.to_json() for name, answer in self.answers.items()}
-        write_json(folder / "answers.json", {"schema": SCHEMA, "study": records.study.name, "questions": found})
+        write_json(folder / "answers.json", {"schema": ANSWERS_SCHEMA, "study": records.study.name, "questions": found})
         write_bytes(folder / "trials.parquet", _parquet(_plain_table(records.trials)))
         write_bytes(folder / "switch_weights.parquet", _parquet(records.weights, store_schema=False))
         write_tables(folder / "tables", records, self.answers)

@@ -185,7 +185,7 @@ def test_a_result_of_another_version_says_so(tmp_path: Path) -> None:
     write_json(first, {**(read_json(first) or {}), "schema": 2})
     second.write_bytes(second.read_bytes()[:100])
     page = _Page(write_report(folder).read_text("utf-8"))
-    assert "of schema 2, and this version reads 1" in page.text
+    assert "has schema 2, but this version reads schema 1" in page.text
     assert "result.json: half-written" in page.text
     assert "2 damaged" in page.text
 
