@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from study.analysis.questions.answers import Answer
 from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
 from study.analysis.records import StudyRecords, load_study_records
-from study.analysis.report.figure_index import draw_published, finished_choices
+from study.analysis.report.figure_index import draw_published, select_finished_choices
 from study.analysis.report.page import render_page
 from study.analysis.report.registry import answer_questions, draw_figures
 from study.analysis.report.tables import write_tables
@@ -83,7 +83,7 @@ def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:
     """What heads chose, beside their backbones: a row a setting and role, with means over layers and finished runs."""
     if records.heads.empty:
         return []
-    trials = name_settings(finished_choices(records, *APART, *task_factors(records.study)))
+    trials = name_settings(select_finished_choices(records, *APART, *task_factors(records.study)))
     weights = pd.concat([records.switch, records.heads]).merge(trials[["key", TOGETHER]], on="key")
     with_heads = weights[weights["role"].ne(BACKBONE)][TOGETHER].unique()
     groups = weights[weights[TOGETHER].isin(with_heads)].groupby([TOGETHER, "role"], sort=False)

@@ -85,7 +85,7 @@ def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> t
 def mean_p_value(
     values: Sequence[float] | Floats, line: float = 0.0, alternative: Literal["two-sided", "less"] = "two-sided"
 ) -> float | None:
-    """p value of Student's t test that the mean of one value a replicate is at the line (`less`: at or above it).
+    """P value of Student's t test that the mean of one value a replicate is at the line (`less`: at or above it).
 
     It agrees with `replicate_interval`: p < 1 - confidence where the interval excludes the line, and with `less`
     p < (1 - confidence) / 2 where the interval lies below the line. None where there is no interval.
@@ -97,7 +97,7 @@ def mean_p_value(
 
 
 def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values of a family of tests, adjusted by Holm (1979), which controls the family-wise error rate.
+    """P values of a family of tests, adjusted by Holm (1979), which controls the family-wise error rate.
 
     None stands for a test that cannot be made yet: it counts as p = 1 and stays None.
     """

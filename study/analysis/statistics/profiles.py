@@ -29,7 +29,7 @@ def depth_profiles(switch: pd.DataFrame, space: ChoiceSpace) -> dict[str, Floats
     """The profile of every network by its key: arrays (axis, depth, member).
 
     switch: rows of one epoch and one role of each trial: key, depth_fraction (within the role), statistic, normalizer,
-    weight. Layers at equal depth are averaged; a member outside of the pool has weight 0; weights sum to 1 over members.
+    weight. Layers at equal depth are averaged; a member outside of the pool has weight 0; weights of members sum to 1.
     """
     if switch.empty:
         return {}

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 
 from study.analysis.questions.answers import Effect
+from study.analysis.report.effect_figures import draw_factor_ranking, draw_forest
 from study.analysis.report.export import (
     NO_BROWSER,
     ONE_COLUMN,
@@ -17,7 +18,6 @@ from study.analysis.report.export import (
     for_paper,
     without_chance,
 )
-from study.analysis.report.figures import factor_ranking, forest
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
 
@@ -40,8 +40,8 @@ def _with_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def drawn() -> list[go.Figure]:
     """A figure of one column of panels, and one of two."""
-    return [forest([_effect("val_accuracy")], "Gain & loss", "Small."),
-            factor_ranking([_effect("effect"), _effect("effect_mean")], RANKING, "Ranking", "Large.")]  # fmt: skip
+    return [draw_forest([_effect("val_accuracy")], "Gain & loss", "Small."),
+            draw_factor_ranking([_effect("effect"), _effect("effect_mean")], RANKING, "Ranking", "Large.")]  # fmt: skip
 
 
 def test_the_paper_has_neither_title_nor_slider(drawn: list[go.Figure]) -> None:
