@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,12 @@ def chosen(records: StudyRecords) -> pd.DataFrame:
     return trials[trials["depth"].eq(8)]
 
 
-def _evidence(records: StudyRecords) -> list[go.Figure]:
+@pytest.fixture(scope="module")
+def drawn(records: StudyRecords) -> list[go.Figure]:
+    return _draw(records)
+
+
+def _draw(records: StudyRecords) -> list[go.Figure]:
     questions = records.study.analysis.questions
     return [figure for name in questions for figure in draw_figures(name, records, QUESTIONS[name].answer(records))]
 
@@ -69,8 +75,7 @@ def test_groups_are_held_once() -> None:
     assert groups.n_trials == 3
 
 
-def test_every_figure_leads_to_trials_and_is_told_in_words(records: StudyRecords) -> None:
-    drawn = _evidence(records)
+def test_every_figure_leads_to_trials_and_is_told_in_words(drawn: list[go.Figure], records: StudyRecords) -> None:
     assert len(drawn) > 8
     for figure in drawn:
         meta = figure.layout.meta
@@ -81,6 +86,12 @@ def test_every_figure_leads_to_trials_and_is_told_in_words(records: StudyRecords
         assert 20 < len(meta["alt"]) < 2000
         assert "nan" not in meta["alt"] + figure.layout.title.subtitle.text
         assert figure.layout.title.text
+
+
+def test_figures_hold_lists_of_finite_numbers(drawn: list[go.Figure]) -> None:
+    """W&B's page shows neither NaN nor the packed arrays that plotly makes of numpy arrays."""
+    for figure in drawn:
+        assert "bdata" not in json.dumps(figure.to_dict(), allow_nan=False)
 
 
 def test_a_point_leads_to_the_trials_of_its_level(records: StudyRecords, chosen: pd.DataFrame) -> None:
@@ -227,13 +238,13 @@ def test_a_ranking_leaves_out_what_no_effect_has() -> None:
 
 def test_nothing_finished_draws_nothing(tmp_path: Path) -> None:
     study = build_study(2, ("useful", "impacts", "tasks"), norm=["sn", "bn"], batch_size=[2, 16])
-    assert _evidence(load_study_records(write_study(tmp_path, study, only=lambda trial: False))) == []
+    assert _draw(load_study_records(write_study(tmp_path, study, only=lambda trial: False))) == []
 
 
 @pytest.mark.parametrize("norm", ["sn", "sn[in,ln]", "sn[in,ln,bn,gn]", "bn"])
 def test_one_trial_of_any_pool(tmp_path: Path, norm: str) -> None:
     study = build_study(1, ("useful", "impacts", "tasks"), norm=[norm])
-    drawn = _evidence(load_study_records(write_study(tmp_path, study)))
+    drawn = _draw(load_study_records(write_study(tmp_path, study)))
     assert drawn
     triangles = [trace for figure in drawn for trace in figure.data if trace.type == "scatterternary"]
     assert bool(triangles) == (norm == "sn")  # a triangle has three corners
@@ -251,4 +262,4 @@ def test_figures_of_a_large_study_are_small(tmp_path: Path) -> None:
     """Of levels, that is: 3 depths, 7 levels of B and 30 epochs have 500 kB, whether of 21 trials or of 504."""
     factors = {"norm": ["sn"], "depth": [8, 20], "batch_size": [1, 2, 4, 8, 16, 32, 64]}
     records = load_study_records(write_study(tmp_path, build_study(1, **factors)))
-    assert sum(len(figure.to_json()) for figure in _evidence(records)) < 400_000
+    assert sum(len(figure.to_json()) for figure in _draw(records)) < 400_000
