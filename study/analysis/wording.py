@@ -1,4 +1,4 @@
-"""Numbers, estimates and lists as text, for pages, terminals and figures."""
+"""Numbers, estimates and lists as text, for pages, terminals, figures and file names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from study.analysis.statistics.intervals import Estimate
 
 
 def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """`-0.0123` as `-0.012`; a number that rounds to zero has no sign. ASCII, for any terminal."""
+    """`-0.012` for -0.0123; a number that rounds to zero has no sign. ASCII, for any terminal."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text
 
 
 def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:
-    """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`, or that there is no interval."""
+    """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`; without an interval the text says so."""
     if estimate.value is None:
         return "not measured"
     value = format_number(estimate.value, digits, sign)
@@ -24,11 +24,16 @@ def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign
     if estimate.low is None or estimate.high is None:
         return f"{value} (no interval from {replicates})"
     low, high = format_number(estimate.low, digits), format_number(estimate.high, digits)
-    return f"{value} ({confidence * 100:g} % interval {low} to {high}, {replicates})"
+    return f"{value} ({format_confidence(confidence)} interval {low} to {high}, {replicates})"
+
+
+def format_confidence(confidence: float) -> str:
+    """`95 %`."""
+    return f"{confidence * 100:g} %"
 
 
 def format_states(states: Iterable[str]) -> str:
-    """`3 planned, 2 failed`, the most frequent first; `none` where there is nothing."""
+    """`3 planned, 2 failed`, the most frequent first; `none` for an empty list."""
     ranked = sorted(Counter(states).items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{number} {state}" for state, number in ranked) or "none"
 
@@ -40,5 +45,10 @@ def join_words(words: Iterable[object]) -> str:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of an answer or a rule, as a page or a terminal sets them apart."""
+    """The sentences of an answer or a rule."""
     return re.split(r"(?<=[.?!])\s+(?=[A-Z])", text)
+
+
+def format_slug(text: str, most: int) -> str:
+    """Lower-case letters, digits and hyphens, at most `most` characters: for names of files and of figures on W&B."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].rstrip("-")

@@ -1,9 +1,10 @@
-"""The workspace and the report of a study: their sections and panels, from the study and the names that trials log."""
+"""The W&B workspace and W&B report of a study: sections and panels, built from the metrics that its trials log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
@@ -13,30 +14,30 @@ from wandb_workspaces import expr
 from study.analysis.records import StudyRecords
 from study.analysis.report.report import Report
 from study.config.choice_space import ChoiceSpace
-from study.dashboard.summary import COVERAGE, figures, tables
+from study.dashboard.summary import COVERAGE, build_tables, name_figures
 
-MOST_RUNS = 100  # that a panel draws; W&B's own limit of 10 would leave most of a study out
-SUMMARY, TRIALS = "summary", "train"  # job types
-ALL = "Group"  # all trials of a study are one group: curves are means over them
+MAX_RUNS = 100  # runs that a panel draws; W&B's default of 10 would leave out most of a study
+SUMMARY_JOB, TRIAL_JOB = "summary", "train"  # job types
+GROUP = "Group"  # all trials of a study are one group, so curves are means over them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A section of the workspace and a chapter of the report.
+class Section:
+    """A section of the workspace and of the report.
 
-    of: the job type of the runs that its panels are about. rows: whether the report shows these as a table, too.
+    job_type: of the runs that its panels show. show_runs: whether the report also shows a table of these runs.
     """
 
     title: str
     text: str = ""
     panels: Sequence[Any]
-    of: str = TRIALS
-    rows: bool = False
+    job_type: str = TRIAL_JOB
+    show_runs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logged:
-    """What the trials of a study log at the end of an epoch, as far as there are records of it."""
+class LoggedMetrics:
+    """The metrics that the trials of a study have logged at the end of epochs."""
 
     space: ChoiceSpace
     metrics: list[str]
@@ -45,12 +46,12 @@ class Logged:
     stages: list[int]
 
     @classmethod
-    def of(cls, records: StudyRecords) -> Logged:
-        """Read from the records: a panel of what no trial logs would stay empty."""
+    def from_records(cls, records: StudyRecords) -> LoggedMetrics:
+        """The metrics that occur in the records; panels of others would stay empty."""
         metrics = ("val_accuracy", "val_score", "val_loss", "train_accuracy", "train_loss")
         curves, switch = set(records.curves["name"]), records.switch
         if "val_accuracy" in curves and records.study.metric != "val_score":
-            curves -= {"val_score"}  # the same
+            curves -= {"val_score"}  # equal to val_accuracy
         return cls(
             space=records.space,
             metrics=[name for name in metrics if name in curves],
@@ -60,28 +61,28 @@ class Logged:
         )
 
     @property
-    def shares(self) -> list[str]:
-        """The metrics that stand for a choice: the share of the tracked member, or else of the first of the pool."""
+    def tracked_shares(self) -> list[str]:
+        """The metrics that represent a choice: the share of the tracked member, or of the first member of the pool."""
         tracked = self.space.tracked[0]
         member = tracked if tracked in self.pool else next(iter(self.pool), None)
         return [f"switch/{axis}/{member}" for axis in self.space.axis_names if member]
 
 
 def build_workspace(report: Report, entity: str) -> ws.Workspace:
-    """The workspace: one of the project's saved views, of the runs of this study alone."""
+    """The workspace: a saved view of the project that shows the runs of this study alone."""
     study = report.records.study
     return ws.Workspace(
         entity=entity, project=study.tracking.project, name=study.name,
         sections=[
             ws.Section(
-                name=part.title, is_open=True,
-                panels=[*([wr.MarkdownPanel(markdown=part.text)] if part.text else []), *part.panels],
+                name=section.title, is_open=True,
+                panels=[*([wr.MarkdownPanel(markdown=section.text)] if section.text else []), *section.panels],
             )
-            for part in _parts(report)
+            for section in _build_sections(report)
         ],
-        settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MOST_RUNS),
+        settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MAX_RUNS),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(expr.Metric("Group") == study.name), pinned_columns=_columns(report.records)
+            filters=expr.And(expr.Metric(GROUP) == study.name), pinned_columns=_list_run_columns(report.records)
         ),
     )  # fmt: skip
 
@@ -89,126 +90,131 @@ def build_workspace(report: Report, entity: str) -> ws.Workspace:
 def build_report(report: Report, entity: str) -> wr.Report:
     """The report: the answers, with the charts of all trials and their table below them."""
     study, blocks = report.records.study, []
-    for part in _parts(report):
-        runs = wr.Runset(  # of the report's own project
-            name=f"{study.name}: {part.of}",
-            filters=expr.And(expr.Metric("Group") == study.name, expr.Metric("JobType") == part.of),
-            pinned_columns=_columns(report.records) if part.of == TRIALS else [],
+    for section in _build_sections(report):
+        runs = wr.Runset(
+            name=f"{study.name}: {section.job_type}",
+            filters=expr.And(expr.Metric(GROUP) == study.name, expr.Metric("JobType") == section.job_type),
+            pinned_columns=_list_run_columns(report.records) if section.job_type == TRIAL_JOB else [],
         )
-        blocks += [wr.H2(part.title), *([wr.MarkdownBlock(part.text)] if part.text else [])]
-        if part.panels:
-            blocks += [wr.PanelGrid(runsets=[runs], panels=list(part.panels), hide_run_sets=not part.rows)]
+        blocks += [wr.H2(section.title), *([wr.MarkdownBlock(section.text)] if section.text else [])]
+        if section.panels:
+            blocks += [wr.PanelGrid(runsets=[runs], panels=list(section.panels), hide_run_sets=not section.show_runs)]
     return wr.Report(
         entity=entity, project=study.tracking.project, title=study.title[:128], description=study.question.strip(),
         blocks=[wr.TableOfContents(), *blocks], width="fluid",
     )  # fmt: skip
 
 
-def _parts(report: Report) -> list[Part]:
-    """All that is shown, the answers first. New panels at each call: laying them out changes them."""
+def _build_sections(report: Report) -> list[Section]:
+    """All sections, the answers first. Panels are new at each call, because their layout changes them."""
     records = report.records
-    logged = Logged.of(records)
-    parts = [
-        *_answers(report),
-        *(_by_factor(factor, logged) for factor in records.study.factors),
-        *_choices(logged),
-        _factors_and_choices(records, logged),
-        *_layers(logged),
+    logged = LoggedMetrics.from_records(records)
+    sections = [
+        *_build_answer_sections(report),
+        *(_build_factor_section(factor, logged) for factor in records.study.factors),
+        *_build_choice_sections(logged),
+        _build_result_section(records, logged),
+        *_build_layer_sections(logged),
     ]
-    return [part for part in parts if part.panels or part.text]
+    return [section for section in sections if section.panels or section.text]
 
 
-def _answers(report: Report) -> list[Part]:
-    shown = tables(report)
-    parts = [
-        Part(
-            title=answer.title, text=f"**{answer.verdict}.** {answer.answer}", of=SUMMARY,
+def _build_answer_sections(report: Report) -> list[Section]:
+    shown = build_tables(report)
+    sections = [
+        Section(
+            title=answer.title, text=f"**{answer.verdict}.** {answer.answer}", job_type=SUMMARY_JOB,
             panels=[
-                *(_media(name, figure.layout.title.text) for name, figure in figures(report).items()
+                *(_build_media_panel(name, figure.layout.title.text) for name, figure in name_figures(report).items()
                   if name.startswith(f"{question}/")),
-                *(_table(name) for name in shown if name == f"{question}/effects"),
+                *(_build_table_panel(name) for name in shown if name == f"{question}/effects"),
             ],
         )
         for question, answer in report.answers.items()
     ]  # fmt: skip
-    return [*parts, Part(title="What is done", panels=[_table(COVERAGE)], of=SUMMARY)]
+    return [*sections, Section(title="Coverage", panels=[_build_table_panel(COVERAGE)], job_type=SUMMARY_JOB)]
 
 
-def _by_factor(factor: str, logged: Logged) -> Part:
+def _build_factor_section(factor: str, logged: LoggedMetrics) -> Section:
     """Every metric, and the choice, with a curve a level: the mean over its trials, and their range."""
-    return Part(
-        title=f"By {factor.replace('_', ' ')}",
-        panels=[_curves([name], by=wr.Config(_level(factor))) for name in (*logged.metrics, *logged.shares)],
-    )
+    by = wr.Config(_name_level_key(factor))
+    panels = [_build_line_plot([name], by=by) for name in (*logged.metrics, *logged.tracked_shares)]
+    return Section(title=f"By {factor.replace('_', ' ')}", panels=panels)
 
 
-def _choices(logged: Logged) -> list[Part]:
+def _build_choice_sections(logged: LoggedMetrics) -> list[Section]:
     """Switch weights against the epoch: of the network, and the same by stage and by role."""
-    each = [(statistic, normalizer) for statistic in logged.space.axis_names for normalizer in logged.pool]
+    axes, pool = logged.space.axes, logged.pool
     network = [
-        _curves([f"switch/{statistic}/{normalizer}" for normalizer in logged.pool], f"{statistic} weights")
-        for statistic in logged.space.axis_names if logged.pool
-    ]  # fmt: skip
+        _build_line_plot([f"switch/{axis.name}/{member}" for member in pool], axis.label) for axis in axes if pool
+    ]
     stages = [
-        _curves([f"switch/stage{stage}/{s}/{n}" for stage in logged.stages], f"{n}, {s} weights, by stage")
-        for s, n in each
+        _build_line_plot(
+            [f"switch/stage{stage}/{axis.name}/{member}" for stage in logged.stages],
+            f"{member}, {axis.label}, by stage",
+        )
+        for axis, member in product(axes, pool)
     ]
     roles = [
-        _curves([f"switch/{s}/{n}", *(f"switch/{role}/{s}/{n}" for role in logged.heads)], f"{n}, {s} weights, by role")
-        for s, n in each if logged.heads
+        _build_line_plot(
+            [f"switch/{role}{axis.name}/{member}" for role in ("", *(f"{head}/" for head in logged.heads))],
+            f"{member}, {axis.label}, by role",
+        )
+        for axis, member in product(axes, pool) if logged.heads
     ]  # fmt: skip
     return [
-        Part(title="How the choice is made", panels=network),
-        Part(title="The choice by stage", panels=stages),
-        Part(title="The choice of backbone and heads", panels=roles),
+        Section(title="How the choice is made", panels=network),
+        Section(title="The choice by stage", panels=stages),
+        Section(title="The choice of backbone and heads", panels=roles),
     ]
 
 
-def _factors_and_choices(records: StudyRecords, logged: Logged) -> Part:
-    """How a trial's factors, its choice and its result go together, at the end of training."""
-    levels = {factor: wr.Config(_level(factor)) for factor in records.study.factors}
-    ends = {name: wr.SummaryMetric(name) for name in (*logged.shares, records.study.metric)}
+def _build_result_section(records: StudyRecords, logged: LoggedMetrics) -> Section:
+    """Factors, choice and result of every trial at the end of training, side by side."""
+    result, shares = records.study.metric, logged.tracked_shares
+    levels = {factor: wr.Config(_name_level_key(factor)) for factor in records.study.factors}
+    ends = {name: wr.SummaryMetric(name) for name in (*shares, result)}
     columns = [wr.ParallelCoordinatesPlotColumn(axis, display_name=name) for name, axis in {**levels, **ends}.items()]
-    result = records.study.metric
-    return Part(
-        title="Factors, choice and result", rows=True,
+    return Section(
+        title="Factors, choice and result", show_runs=True,
         panels=[
             wr.ParallelCoordinatesPlot(columns=columns, layout=wr.Layout(w=24, h=10)),
-            *(wr.ScatterPlot(x=ends[share], y=ends[result], title=f"{result}, {share}") for share in logged.shares),
+            *(wr.ScatterPlot(x=ends[share], y=ends[result], title=f"{result}, {share}") for share in shares),
         ],
     )  # fmt: skip
 
 
-def _layers(logged: Logged) -> list[Part]:
+def _build_layer_sections(logged: LoggedMetrics) -> list[Section]:
     if not logged.pool:
         return []
-    panels = [_media("switch_weights/heat_map", "Layers x normalizers"), _table("switch_weights/table")]
-    return [Part(title="Every layer, of each trial", panels=panels)]
+    title = f"Layers x {logged.space.noun}s"
+    panels = [_build_media_panel("switch_weights/heat_map", title), _build_table_panel("switch_weights/table")]
+    return [Section(title="Every layer of each trial", panels=panels)]
 
 
-def _curves(names: list[str], title: str | None = None, by: str | wr.Config = ALL) -> wr.LinePlot:
-    """Curves against the epoch: a line a name and level, the mean over its trials, in a band of their range."""
+def _build_line_plot(names: list[str], title: str | None = None, by: str | wr.Config = GROUP) -> wr.LinePlot:
+    """Curves against the epoch: a line for each name and level, the mean over trials, and a band of their range."""
     return wr.LinePlot(
         title=title or names[0], x="epoch", y=names, groupby=by, groupby_aggfunc="mean", groupby_rangefunc="minmax",
-        max_runs_to_show=MOST_RUNS,
+        max_runs_to_show=MAX_RUNS,
     )  # fmt: skip
 
 
-def _media(name: str, title: str) -> wr.MediaBrowser:
+def _build_media_panel(name: str, title: str) -> wr.MediaBrowser:
     return wr.MediaBrowser(title=title, media_keys=[name], num_columns=1, layout=wr.Layout(w=12, h=12))
 
 
-def _table(name: str) -> wr.WeavePanelSummaryTable:
+def _build_table_panel(name: str) -> wr.WeavePanelSummaryTable:
     return wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=24, h=10))
 
 
-def _columns(records: StudyRecords) -> list[str]:
-    """Of the table of runs: the levels, the result, the choice."""
+def _list_run_columns(records: StudyRecords) -> list[str]:
+    """Columns of the table of runs: levels, result and choice."""
     levels = [f"config:levels.value.{factor}" for factor in records.study.factors]
-    shown = [records.study.metric, *Logged.of(records).shares, "status"]
+    shown = [records.study.metric, *LoggedMetrics.from_records(records).tracked_shares, "status"]
     return ["run:displayName", *levels, *(f"summary:{name}" for name in shown)]
 
 
-def _level(factor: str) -> str:
-    """Where the config of a run has the level."""
+def _name_level_key(factor: str) -> str:
+    """The key of a factor's level in the config of a run."""
     return f"levels.{factor}"

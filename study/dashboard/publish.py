@@ -1,4 +1,4 @@
-"""Puts a study's pages on W&B, or, without a login or a server, into files to look at."""
+"""Publishes a study's pages on W&B; without a login or a server their specifications are written to files."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from study.record.io import read_json, write_bytes, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.record.wandb_mode import resolve_mode
 
-# Of a page; all else of one that was saved before stays as it is there.
-CONTENTS = ("name", "sections", "settings", "runset_settings", "title", "description", "blocks", "width")
+# The fields of a page that are replaced when it is saved again; all others keep their value on W&B.
+SAVED_FIELDS = ("name", "sections", "settings", "runset_settings", "title", "description", "blocks", "width")
 
 
 def publish(folder: StudyFolder) -> dict[str, str]:
-    """Makes or updates the workspace and the report of a study, and its summary run: the pages' addresses by kind.
+    """Creates or updates the workspace, the report and the summary run of a study; returns the pages' URLs by kind.
 
-    Whatever comes of it, what the pages are is in `report/dashboard/*.json`. Raises `UserError` where there is no
-    study, no trial of it has a W&B run, W&B is out of reach, or refuses.
+    The specifications of the pages are written to `report/dashboard/*.json` in any case. Raises `UserError` if the
+    folder holds no study, if no trial has a W&B run, or if W&B cannot be reached or refuses.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     report = Report(folder)
     tracking = report.records.study.tracking
     _check_runs(folder)
-    mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))  # what trained offline is synced now
+    # Not the study's own mode: trials that trained offline may have been synced since.
+    mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))
     if mode == "disabled":
         raise UserError("dashboard: WANDB_MODE=disabled is set; unset it")
-    with _in_one_line():
+    with _wandb_errors_in_one_line():
         write_summary(report, mode)
         entity = tracking.entity or (_default_entity() if mode == "online" else "")
-    pages = _build(report, entity)
+    pages = _build_pages(report, entity)
     _write_specs(folder.report / "dashboard", pages)
     if mode != "online":
-        raise UserError(_advice(folder))
-    with _in_one_line():
-        return _save(folder, pages)
+        raise UserError(_format_advice(folder))
+    with _wandb_errors_in_one_line():
+        return _save_pages(folder, pages)
 
 
 def _check_runs(folder: StudyFolder) -> None:
@@ -53,19 +54,22 @@ def _check_runs(folder: StudyFolder) -> None:
 
 
 def _is_tracked(trial: TrialFolder) -> bool:
-    """By its record, or by the run itself: `wandb sync --clean` removes it, and older records do not name it."""
+    """Whether its record names a W&B run, or run files exist.
+
+    `wandb sync --clean` removes run files, and older records do not name the run.
+    """
     where = (read_json(trial.environment) or {}).get("wandb") or {}
     return bool(where.get("run")) or any(trial.wandb.glob("*run-*"))
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """What the library and its transport raise, of every kind, as one line."""
+def _wandb_errors_in_one_line() -> Iterator[None]:
+    """Turns any error of wandb and its HTTP client into a `UserError` of one line."""
     try:
         yield
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"dashboard: W&B has refused it: {reason}") from error
+        raise UserError(f"dashboard: W&B refused: {reason}") from error
 
 
 def _default_entity() -> str:
@@ -74,8 +78,8 @@ def _default_entity() -> str:
     return str(wandb.Api().default_entity)
 
 
-def _build(report: Report, entity: str) -> dict[str, Any]:
-    """The report first: to save it makes a project that is not there yet."""
+def _build_pages(report: Report, entity: str) -> dict[str, Any]:
+    """The report comes first, because saving a report creates a missing project."""
     from study.dashboard.pages import build_report, build_workspace
 
     return {"report": build_report(report, entity), "workspace": build_workspace(report, entity)}
@@ -87,17 +91,17 @@ def _write_specs(path: Path, pages: dict[str, Any]) -> None:
         write_bytes(path / f"{kind}.json", spec.encode())
 
 
-def _advice(folder: StudyFolder) -> str:
-    set_so = os.environ.get("WANDB_MODE")
-    why = f"WANDB_MODE={set_so} is set" if set_so else "not logged in to W&B, or it does not answer"
+def _format_advice(folder: StudyFolder) -> str:
+    mode = os.environ.get("WANDB_MODE")
+    why = f"WANDB_MODE={mode} is set" if mode else "not logged in to W&B, or W&B does not answer"
     return (
-        f"dashboard: {why}; do `wandb login`, then `wandb sync {folder.wandb}/offline-run-*`, then this again. "
-        f"What it will make is in {folder.report / 'dashboard'}"
+        f"dashboard: {why}. Run `wandb login`, then `wandb sync {folder.wandb}/offline-run-*`, then this command "
+        f"again. The specifications of the pages are in {folder.report / 'dashboard'}"
     )
 
 
-def _save(folder: StudyFolder, pages: dict[str, Any]) -> dict[str, str]:
-    """Saves every page, in place of the one that was saved before; remembers where."""
+def _save_pages(folder: StudyFolder, pages: dict[str, Any]) -> dict[str, str]:
+    """Saves every page, replacing its earlier version, and records its URL in the study's folder."""
     for kind, page in pages.items():
         known = read_json(folder.dashboard) or {}
         write_json(folder.dashboard, {**known, kind: _save_page(page, known.get(kind))})
@@ -106,22 +110,25 @@ def _save(folder: StudyFolder, pages: dict[str, Any]) -> dict[str, str]:
 
 
 def _save_page(page: Any, url: str | None) -> str:
-    saved = _find(page, url)
-    for name in CONTENTS:
+    saved = _find_saved_page(page, url)
+    for name in SAVED_FIELDS:
         if hasattr(page, name):
             setattr(saved, name, getattr(page, name))
     saved.save()
-    # A report's address has its title, as it is: a question mark would end the path, and the id behind it be lost.
+    # A report's URL contains its title unquoted: a question mark would end the path and cut off the id behind it.
     start, reports, name = str(saved.url).partition("/reports/")
     return start + reports + quote(name, safe="=")
 
 
-def _find(page: Any, url: str | None) -> Any:
-    """The page that was saved at `url`, if it is still there and of the same project; else the new one."""
+def _find_saved_page(page: Any, url: str | None) -> Any:
+    """The page that was saved at `url`, if it still exists in the same project; otherwise the new page."""
     if url is None:
         return page
     try:
         found = type(page).from_url(url)
-    except (ValueError, TypeError):  # it was deleted; a report that is not there is read as None
+    except (
+        ValueError,
+        TypeError,
+    ):  # it was deleted; the library raises TypeError for reports
         return page
     return found if (found.entity, found.project) == (page.entity, page.project) else page

@@ -1,34 +1,34 @@
-"""The summary run of a study: its verdicts, and the figures and tables of its report, beside the runs of its trials."""
+"""The summary run of a study on W&B: its verdicts, and the figures and tables of its report."""
 
 from __future__ import annotations
 
-import base64
 import logging
-import math
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from study.analysis.report.report import Report
-from study.analysis.report.tables import coverage_table, effects_table
+from study.analysis.report.tables import build_coverage_table, build_effects_table
+from study.analysis.wording import format_slug
 from study.config.schema import TrackingConfig
 from study.record.io import file_digest, read_json, write_json
 from study.record.wandb_links import link_wandb_runs
 
-if TYPE_CHECKING:  # a study that is finished needs no W&B
+if TYPE_CHECKING:  # a finished study must not pay for importing W&B
     import plotly.graph_objects as go
     import wandb
 
     from study.record.wandb_mode import Mode
 
-COVERAGE = "coverage/cells"  # the name of a table
+COVERAGE = "coverage/cells"  # the name of the coverage table on W&B
 
 
 def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
-    """Writes the summary run of a written report, unless it is written already: a finished study costs nothing."""
+    """Writes the summary run of a written report, unless one with the same answers exists.
+
+    A failure of W&B is logged and not raised.
+    """
     folder = report.folder
     known, answers = read_json(folder.dashboard) or {}, file_digest(folder.report / "answers.json")
     if tracking.mode == "disabled" or answers is None or known.get("summary") == answers["sha256"]:
@@ -39,14 +39,14 @@ def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
     try:
         if mode != "disabled":
             write_summary(report, mode)
-    except Exception as error:  # W&B may fail in any way, and is not what a study is run for
-        logging.getLogger("study").warning("W&B failed, there is no summary run: %s", error)
+    except Exception as error:  # W&B may fail in any way, which must not fail the study
+        logging.getLogger("study").warning("W&B failed, so there is no summary run: %s", error)
 
 
 def write_summary(report: Report, mode: Mode) -> None:
-    """Writes the summary run of a study, in place of an older one, and notes of which answers it is.
+    """Writes or replaces the summary run of a study, and records the digest of its answers in the study's folder.
 
-    Its id is `summary-<study>`, its group the study. Raises what W&B raises.
+    The run's id is `summary-<study>`, its group the study's name. Passes on all errors of W&B.
     """
     import wandb
 
@@ -62,65 +62,44 @@ def write_summary(report: Report, mode: Mode) -> None:
     )  # fmt: skip
     with run:
         run.log({
-            **{name: wandb.Plotly(plain(figure)) for name, figure in figures(report).items()},
-            **{name: _table(table) for name, table in tables(report).items()},
+            **{name: wandb.Plotly(figure) for name, figure in name_figures(report).items()},
+            **{name: _build_wandb_table(table) for name, table in build_tables(report).items()},
         })  # fmt: skip
-        run.summary.update(verdicts(report))
+        run.summary.update(summarize_verdicts(report))
     link_wandb_runs(folder)
     answers = file_digest(folder.report / "answers.json") or {}
     write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers.get("sha256")})
 
 
-def figures(report: Report) -> dict[str, go.Figure]:
+def name_figures(report: Report) -> dict[str, go.Figure]:
     """The report's figures by their name on W&B, `useful/<title>`."""
     return {
-        f"{question}/{_slug(figure.layout.title.text)}": figure
-        for question, drawn in report.evidence.items()
+        f"{question}/{format_slug(figure.layout.title.text, 80)}": figure
+        for question, drawn in report.figures.items()
         for figure in drawn
     }
 
 
-def verdicts(report: Report) -> dict[str, Any]:
-    """What the run table shows of a study: its verdicts, and how much of it is done."""
-    said = {
+def summarize_verdicts(report: Report) -> dict[str, Any]:
+    """The summary values of the run: verdicts and answers, and the numbers of finished and planned trials."""
+    verdicts = {
         f"{question}/{name}": getattr(answer, name)
         for question, answer in report.answers.items()
         for name in ("verdict", "answer")
     }
-    return {**said, "trials/finished": report.records.n_finished, "trials/planned": report.records.n_planned}
+    return {**verdicts, "trials/finished": report.records.n_finished, "trials/planned": report.records.n_planned}
 
 
-def tables(report: Report) -> dict[str, pd.DataFrame]:
-    """The effects of every answer, and how many trials of each cell are in which state."""
-    effects = {f"{question}/effects": effects_table(answer.effects) for question, answer in report.answers.items()}
+def build_tables(report: Report) -> dict[str, pd.DataFrame]:
+    """The tables of effects, one an answer, and the coverage table, by their names on W&B."""
+    effects = {
+        f"{question}/effects": build_effects_table(answer.effects) for question, answer in report.answers.items()
+    }
     filled = {name: table for name, table in effects.items() if len(table)}
-    return {**filled, COVERAGE: coverage_table(report.records)}
+    return {**filled, COVERAGE: build_coverage_table(report.records)}
 
 
-def plain(figure: go.Figure) -> go.Figure:
-    """The figure with lists in place of plotly's packed arrays, which W&B's page does not unpack."""
-    import plotly.graph_objects as go
-
-    return go.Figure(_unpack(figure.to_dict()), skip_invalid=True)
-
-
-def _unpack(value: Any) -> Any:
-    if isinstance(value, dict) and "bdata" in value:
-        packed = np.frombuffer(base64.b64decode(value["bdata"]), value["dtype"])
-        shape = str(value.get("shape", packed.size)).split(",")
-        return _unpack(packed.reshape([int(size) for size in shape]).tolist())
-    if isinstance(value, dict):
-        return {name: _unpack(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_unpack(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _table(frame: pd.DataFrame) -> wandb.Table:
+def _build_wandb_table(frame: pd.DataFrame) -> wandb.Table:
     import wandb
 
     return wandb.Table(dataframe=frame.astype(object).where(frame.notna(), None))
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80]

@@ -119,7 +119,7 @@ def test_the_report_answers_for_the_other_choice(study: tuple[StudyConfig, Study
 
 def test_records_of_another_choice_are_read_by_their_own_space(study: tuple[StudyConfig, StudyFolder]) -> None:
     """A table with members that the study does not have is damaged, whatever other studies choose from."""
-    from study.analysis.records import read_switch_weights
+    from study.analysis.weight_tables import read_switch_weights
 
     record: Path = next(iter(study[1].trials())).switch_weights
     with pytest.raises(ValueError, match="unknown"):

@@ -10,7 +10,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from study.analysis.records import METRICS, load_study_records, read_switch_weights
+from study.analysis.records import load_study_records
+from study.analysis.trial_files import METRICS
+from study.analysis.weight_tables import read_switch_weights
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.plan.trials import plan_trials
@@ -102,8 +104,8 @@ def _break_result(record: TrialFolder) -> None:
     record.result.write_text('{"schema": 1, "status": "done"', encoding="utf-8")
 
 
-def _unvouched(record: TrialFolder) -> None:
-    """A parquet file that no result vouches for, and that is none."""
+def _damage_unlisted_file(record: TrialFolder) -> None:
+    """A parquet file whose digest is not in result.json, and that is no parquet file."""
     result = read_json(record.result)
     assert result is not None
     del result["files"]["switch_weights.parquet"]
@@ -122,7 +124,7 @@ def _misshape(record: TrialFolder) -> None:
         (_truncate, "switch_weights.parquet"),
         (_flip, "metrics.jsonl"),
         (_break_result, "result.json"),
-        (_unvouched, "switch_weights.parquet: unreadable"),
+        (_damage_unlisted_file, "switch_weights.parquet: unreadable"),
         (_misshape, "state.json"),
     ],
 )
@@ -183,7 +185,11 @@ def test_no_study(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
-    [("weight", 0.9, "sum to 1"), ("normalizer", "xx", "unknown"), ("statistic", "median", "unknown")],
+    [
+        ("weight", 0.9, "sum to 1"),
+        ("normalizer", "xx", "normalizer: unknown: xx; allowed: in, ln, bn, gn"),
+        ("statistic", "median", "unknown"),
+    ],
 )
 def test_switch_weights_that_cannot_be(planted: StudyFolder, column: str, value: object, message: str) -> None:
     file = next(planted.path.glob("trials/sn-*/r0/switch_weights.parquet"))

@@ -1,4 +1,4 @@
-"""The study's pages on W&B: what they show, saved to a server that is played, and what is said without one."""
+"""The study's pages on W&B: what they show, how they are saved to a fake server, and the errors without one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
 import pytest
 import wandb
 
@@ -19,7 +17,7 @@ from study.config.errors import UserError
 from study.dashboard import publish as publishing
 from study.dashboard.pages import build_report, build_workspace
 from study.dashboard.publish import publish
-from study.dashboard.summary import figures, plain, tables, verdicts, write_summary_once
+from study.dashboard.summary import build_tables, name_figures, summarize_verdicts, write_summary_once
 from study.record.io import read_json
 from study.record.layout import StudyFolder
 from tests.analysis.conftest import build_study, write_study
@@ -67,8 +65,8 @@ def sections_of(report: Report) -> dict[str, Any]:
 
 def test_a_workspace_has_answers_factors_choices_and_layers(report: Report) -> None:
     assert list(sections_of(report)) == [
-        *(answer.title for answer in report.answers.values()), "What is done", "By norm", "By depth",
-        "How the choice is made", "The choice by stage", "Factors, choice and result", "Every layer, of each trial",
+        *(answer.title for answer in report.answers.values()), "Coverage", "By norm", "By depth",
+        "How the choice is made", "The choice by stage", "Factors, choice and result", "Every layer of each trial",
     ]  # fmt: skip
 
 
@@ -98,8 +96,8 @@ def test_a_section_a_factor_has_a_curve_a_level_with_mean_and_range(report: Repo
 
 def test_every_figure_and_table_of_the_summary_run_has_a_panel(report: Report) -> None:
     text = json.dumps(spec_of(build_workspace(report, "me")))
-    assert len(figures(report)) > 3
-    for name in (*figures(report), *tables(report)):
+    assert len(name_figures(report)) > 3
+    for name in (*name_figures(report), *build_tables(report)):
         assert f'"{name}"' in text
 
 
@@ -130,19 +128,12 @@ def test_a_study_without_a_choice_has_no_panel_of_one(tmp_path: Path) -> None:
 
 
 def test_verdicts_and_tables_are_the_answers(report: Report) -> None:
-    said = verdicts(report)
+    said = summarize_verdicts(report)
     assert said["useful/verdict"] == report.answers["useful"].verdict
     assert (said["trials/finished"], said["trials/planned"]) == (8, 8)
-    shown = tables(report)
+    shown = build_tables(report)
     assert len(shown["useful/effects"]) == len(report.answers["useful"].effects)
     assert (len(shown["coverage/cells"]), shown["coverage/cells"]["done"].sum()) == (4, 8)
-
-
-def test_a_figure_keeps_its_numbers_as_lists() -> None:
-    figure = go.Figure(go.Heatmap(z=np.array([[0.25, np.nan], [1.0, 2.0]]), x=np.array([1, 2])))
-    assert "bdata" in figure.to_json()
-    (trace,) = json.loads(plain(figure).to_json())["data"]
-    assert (trace["z"], trace["x"]) == ([[0.25, None], [1.0, 2.0]], [1, 2])
 
 
 def test_a_study_that_is_not_tracked_has_no_summary_run(tracked: StudyFolder) -> None:
@@ -166,7 +157,7 @@ def test_a_failure_of_wandb_is_not_the_studys(
 
 
 class Server:
-    """W&B's side, as far as pages go: views by id."""
+    """A fake of W&B's server that stores views by id."""
 
     def __init__(self) -> None:
         self.views: dict[str, dict[str, Any]] = {}
@@ -202,10 +193,10 @@ def test_pages_are_saved_once_and_then_updated(tracked: StudyFolder, server: Ser
     assert first["workspace"].startswith("https://wandb.example/me/normalizer-study?nw=")
     assert read_json(tracked.dashboard) == first
     for view in server.views.values():
-        view["spec"] = view["spec"].replace("What is done", "as it was")
+        view["spec"] = view["spec"].replace("Coverage", "as it was")
     assert publish(tracked) == first
     assert len(server.views) == 2
-    assert all("What is done" in view["spec"] for view in server.views.values())
+    assert all("Coverage" in view["spec"] for view in server.views.values())
 
 
 def test_a_page_that_was_deleted_is_made_anew(tracked: StudyFolder, server: Server) -> None:
@@ -222,7 +213,7 @@ def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, mo
         raise RuntimeError("permission denied\nand a stack")
 
     monkeypatch.setattr(wandb.Api()._service_api, "execute_graphql", refuse)
-    with pytest.raises(UserError, match=r"refused it: permission denied$"):
+    with pytest.raises(UserError, match=r"refused: permission denied$"):
         publish(tracked)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from study.analysis.records import read_switch_weights
+from study.analysis.weight_tables import read_switch_weights
 from study.config.choice_space import NORMALIZATION
 from study.models import build_network, trace_geometry
 from study.models.geometry import LayerGeometry

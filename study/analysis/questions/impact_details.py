@@ -12,7 +12,7 @@ import pandas as pd
 from study.analysis.questions import sentences
 from study.analysis.questions.answers import Effect, difference_effect
 from study.analysis.questions.factor_question import Details
-from study.analysis.records import BACKBONE, StudyRecords
+from study.analysis.records import StudyRecords
 from study.analysis.statistics.dynamics import network_dynamics
 from study.analysis.statistics.intervals import (
     Block,
@@ -27,6 +27,7 @@ from study.analysis.statistics.intervals import (
 )
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
 from study.analysis.statistics.trends import axis_slopes, batch_trends, network_means, rank_trends, tracked_shares
+from study.analysis.weight_tables import BACKBONE
 from study.analysis.wording import format_number
 
 CHANGES = ("convergence", "flips")  # the numbers of the dynamics that are compared between levels

@@ -27,7 +27,7 @@ from study.analysis.statistics.intervals import (
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.analysis.statistics.permanova import PERMUTATIONS, varied
 from study.analysis.statistics.profiles import FLOOR
-from study.analysis.statistics.trends import AXES, Axis, leading_axis
+from study.analysis.statistics.trends import AXES, BatchAxis, leading_axis
 from study.analysis.wording import format_estimate, format_number, format_states, join_words
 from study.config.schema import SCORE_MARGIN, StudyConfig
 from study.plan.trials import find_factor_fields
@@ -419,7 +419,7 @@ def format_inseparable(label: str, cells: pd.DataFrame) -> str:
 
 def format_followed(label: str, slopes: Floats, confidence: float) -> str:
     """Which of B and G x B the share follows, with numbers and rule. slopes: (axis, replicate)."""
-    each: dict[Axis, Floats] = {"B": slopes[0], "G x B": slopes[1]}
+    each: dict[BatchAxis, Floats] = {"B": slopes[0], "G x B": slopes[1]}
     estimates = {axis: replicate_interval(values, confidence) for axis, values in each.items()}
     moves = {
         axis: f"{'rises' if item.above(0) else 'falls'} with {axis}"

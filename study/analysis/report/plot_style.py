@@ -1,4 +1,4 @@
-"""What all figures of the report share: colours, symbols, hover texts, and the trials behind each point.
+"""What all figures of the report share: grids of panels, colours, symbols, and the trials behind each point.
 
 A title states what is shown, its subtitle what is averaged, what an interval holds and how many trials there are.
 Text and grid lines have no colour here: the page sets them for a light screen, a dark one, or paper.
@@ -14,11 +14,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from study.analysis.statistics.intervals import Estimate
-from study.config.choice_space import NORMALIZATION
+from study.config.choice_space import NORMALIZATION, ChoiceSpace
 
-# Okabe and Ito (2008): told apart with every kind of colour vision, on white and on black.
-COLOURS = {**NORMALIZATION.colours, "sn": "#D55E00", "ssn": "#56B4E9"}
-GREY = "#8C8C8C"  # seen on white and on black; controls have it, and differ by symbol and dash
+# Colours of norms. Okabe and Ito (2008): distinct with every kind of colour vision, on white and on black.
+NORM_COLOURS = {**NORMALIZATION.colours, "sn": "#D55E00", "ssn": "#56B4E9"}
+ACCENT = NORM_COLOURS["sn"]
+GREY = "#8C8C8C"  # visible on white and on black; all controls have it and differ by symbol and dash
 FAINT = "rgba(140,140,140,0.3)"
 SYMBOLS = (
     *("circle", "square", "diamond", "triangle-up", "star", "hexagon"),
@@ -28,13 +29,13 @@ DASHES = ("solid", "dot", "dash", "longdash", "dashdot")
 
 
 class TrialGroups:
-    """The trials that a figure's points are made of: groups of rows of the trial table, each held once."""
+    """The trials behind the points of a figure: groups of rows of the trial table, each stored once."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, ...], int] = {}
 
     def number(self, rows: Iterable[int]) -> int:
-        """The number of the group of these rows, with which a point's customdata starts; -1 without a row."""
+        """The number of the group of these rows, with which a point's customdata starts; -1 for no rows."""
         group = tuple(sorted({int(row) for row in rows}))
         return self._numbers.setdefault(group, len(self._numbers)) if group else -1
 
@@ -45,16 +46,19 @@ class TrialGroups:
 
     @property
     def n_trials(self) -> int:
-        """Trials in any group."""
+        """Number of trials in any group."""
         return len({row for group in self._numbers for row in group})
 
 
-def panels(
+# ------------------------------------------------------------------------------------------ panels and layout
+
+
+def build_panels(
     heights: Sequence[int], columns: int, *, gap: int = 24, labels: Sequence[str] = (), lift: int = 0, **options: Any
 ) -> go.Figure:
     """An empty grid of panels that share their axes, with rows of these heights in pixels.
 
-    gap: pixels between rows. labels: a title a row, at the left. lift: pixels of room under the titles of columns.
+    gap: pixels between rows. labels: a title a row, at the left. lift: pixels between the titles of columns and panels.
     """
     gap, lift = (gap + 18, lift + 18) if labels else (gap, lift)
     gap = gap if len(heights) > 1 else 0
@@ -73,13 +77,33 @@ def panels(
     return figure.update_layout(height=whole + room, margin_t=room)
 
 
-def finish(
+def build_axis_panels(heights: Sequence[int], space: ChoiceSpace, **options: Any) -> go.Figure:
+    """`build_panels` with a column for each axis of the choice space."""
+    return build_panels(heights, len(space.axes), column_titles=list(space.labels.values()), **options)
+
+
+def build_epoch_panels(
+    rows: pd.DataFrame, trials: pd.DataFrame, heights: Sequence[int]
+) -> tuple[go.Figure, pd.DataFrame, list[int]]:
+    """An empty grid with a column for the smallest and the largest B, the rows of their trials, and the two B.
+
+    The rows get the columns norm, batch_size, and row: the row number in the trial table.
+    """
+    batches = sorted({trials["batch_size"].min(), trials["batch_size"].max()})
+    selected = trials[trials["batch_size"].isin(batches)][["key", "norm", "batch_size"]]
+    table = rows.merge(selected.rename_axis("row").reset_index(), on="key")
+    figure = build_panels(heights, len(batches), column_titles=[f"B = {batch}" for batch in batches])
+    figure.update_xaxes(title_text="epoch", row=len(heights))
+    return figure, table, batches
+
+
+def finish_figure(
     figure: go.Figure, groups: TrialGroups, *, title: str, subtitle: str, alt: str, below: int = 76
 ) -> go.Figure:
-    """What all figures share. A legend entry shows once, however many panels have it.
+    """Adds title, legend, fonts and the groups of trials. A legend entry is shown once, however many panels have it.
 
-    alt: the main numbers in one or two sentences, for who cannot see the figure. below: pixels under the panels,
-    for ticks, axis title and legend.
+    alt: the main numbers in one or two sentences, for screen readers. below: pixels under the panels, for ticks, axis
+    title and legend.
     """
     seen: set[str] = set()
     for trace in figure.data:
@@ -101,8 +125,11 @@ def finish(
     )  # fmt: skip
 
 
-def style(name: str, names: Sequence[str] = (), colours: Mapping[str, str] = COLOURS) -> dict[str, Any]:
-    """Name, colour, symbol and dash. Names in `colours` look the same in every figure of every study."""
+# -------------------------------------------------------------------------------------------- marks and lines
+
+
+def choose_style(name: str, names: Sequence[str] = (), colours: Mapping[str, str] = NORM_COLOURS) -> dict[str, Any]:
+    """Name, colour, symbol and dash of a trace. Names in `colours` look the same in every figure of every study."""
     rank = list(dict.fromkeys([*colours, *names])).index(name)
     dash = "solid" if name in colours else DASHES[rank % len(DASHES)]
     colour, symbol = colours.get(name, GREY), SYMBOLS[rank % len(SYMBOLS)]
@@ -113,8 +140,8 @@ def style(name: str, names: Sequence[str] = (), colours: Mapping[str, str] = COL
     }  # fmt: skip
 
 
-def error_bars(estimates: Iterable[Estimate]) -> dict[str, Any]:
-    """Error bars from the value to the interval's ends; none where there is no interval."""
+def build_error_bars(estimates: Iterable[Estimate]) -> dict[str, Any]:
+    """Error bars from the value to the interval's ends; of length 0 where there is no interval."""
     items = [(item.value or 0.0, item.low, item.high) for item in estimates]
     return {
         "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
@@ -124,23 +151,36 @@ def error_bars(estimates: Iterable[Estimate]) -> dict[str, Any]:
 
 
 def add_band(
-    figure: go.Figure, rows: pd.DataFrame, value: str, group: int, looks: dict[str, Any], *, row: int, col: int
+    figure: go.Figure, rows: pd.DataFrame, value: str, group: int, style: dict[str, Any], *, row: int, col: int
 ) -> None:
-    """Median (line) and range (band) of a value by epoch."""
+    """Adds the median (line) and the range (band) of a value by epoch."""
     by_epoch = rows.groupby("epoch")[value].agg(["min", "median", "max"]).dropna().round(5)
-    epochs, colour = by_epoch.index.to_list(), looks["marker"]["color"]
+    epochs, colour = by_epoch.index.to_list(), style["marker"]["color"]
     figure.add_scatter(
         x=epochs + epochs[::-1], y=[*by_epoch["max"], *by_epoch["min"][::-1]], fill="toself", fillcolor=colour,
-        opacity=0.2, mode="none", hoverinfo="skip", showlegend=False, legendgroup=looks["name"], row=row, col=col,
+        opacity=0.2, mode="none", hoverinfo="skip", showlegend=False, legendgroup=style["name"], row=row, col=col,
     )  # fmt: skip
     figure.add_scatter(
-        x=epochs, y=by_epoch["median"].to_list(), mode="lines", row=row, col=col, **looks,
+        x=epochs, y=by_epoch["median"].to_list(), mode="lines", row=row, col=col, **style,
         customdata=[[group, low, high] for low, high in zip(by_epoch["min"], by_epoch["max"], strict=True)],
         hovertemplate="%{fullData.name}, epoch %{x}: median %{y:.3f}, "
         "range %{customdata[1]:.3f} to %{customdata[2]:.3f}<extra></extra>",
     )  # fmt: skip
 
 
-def groups_of(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Groups by one column (keys) or several (tuples)."""
+def add_colour_bar(figure: go.Figure, title: str, side: str, **place: Any) -> None:
+    """Adds a colour scale from 0 to 1 for the traces that use `coloraxis`, with its bar at the bottom left."""
+    bar = {"title": {"text": title, "side": side}, "orientation": "h", "thickness": 10, "len": 0.5, "x": 0,
+           "xanchor": "left", **place}  # fmt: skip
+    figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar})
+
+
+def iterate_groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """Groups by one column (its values) or several (tuples of values)."""
     yield from table.groupby(columns[0] if len(columns) == 1 else list(columns), observed=True)
+
+
+def sort_levels(levels: pd.Series) -> list[Any]:
+    """The distinct levels: numbers in ascending order, text in order of appearance."""
+    found = list(levels.unique())
+    return found if any(isinstance(level, str) for level in found) else sorted(found)

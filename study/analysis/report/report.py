@@ -15,22 +15,23 @@ import pyarrow.parquet as pq
 
 from study.analysis.questions.answers import Answer
 from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_factors
-from study.analysis.records import BACKBONE, StudyRecords, load_study_records
-from study.analysis.report.figure_index import draw_published, finished_choices
+from study.analysis.records import StudyRecords, load_study_records
+from study.analysis.report.figure_index import draw_published, select_finished_choices
 from study.analysis.report.page import render_page
 from study.analysis.report.registry import answer_questions, draw_figures
 from study.analysis.report.tables import write_tables
+from study.analysis.weight_tables import BACKBONE
 from study.record.io import write_bytes, write_json
 from study.record.layout import StudyFolder
 
-SCHEMA = 1
+ANSWERS_SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Report:
-    """A study's records, the answers they give and the figures that show them, each made once, when it is needed.
+    """A study's records, answers and figures, each computed once, when it is first needed.
 
-    Works on any part of a study. Raises `UserError` where there is no study.
+    Works on studies of any completeness. Raises `UserError` if the folder holds no study.
     """
 
     folder: StudyFolder
@@ -45,44 +46,45 @@ class Report:
         return answer_questions(self.records)
 
     @cached_property
-    def evidence(self) -> dict[str, list[go.Figure]]:
+    def figures(self) -> dict[str, list[go.Figure]]:
         """The figures of each question."""
         return {name: draw_figures(name, self.records, answer) for name, answer in self.answers.items()}
 
     def write(self) -> Path:
         """Writes report.html, answers.json, switch_weights.parquet, trials.parquet and tables; returns the page's path.
 
-        `answers.json` depends on the records alone: same records, same bytes.
+        The same records give the same bytes.
         """
         folder, records = self.folder.report, self.records
         found = {name: answer.to_json() for name, answer in self.answers.items()}
-        write_json(folder / "answers.json", {"schema": SCHEMA, "study": records.study.name, "questions": found})
-        write_bytes(folder / "trials.parquet", _parquet(_plain_table(records.trials)))
-        write_bytes(folder / "switch_weights.parquet", _parquet(records.weights, store_schema=False))
+        write_json(folder / "answers.json", {"schema": ANSWERS_SCHEMA, "study": records.study.name, "questions": found})
+        write_bytes(folder / "trials.parquet", _encode_parquet(_build_arrow_table(records.trials)))
+        write_bytes(folder / "switch_weights.parquet", _encode_parquet(records.weights, store_schema=False))
         write_tables(folder / "tables", records, self.answers)
         page, published = folder / "report.html", list(draw_published(self.folder))
-        html = render_page(records, self.answers, self.evidence, published, _choices_by_role(records))
+        html = render_page(records, self.answers, self.figures, published, _average_heads(records))
         write_bytes(page, html.encode())
         return page
 
     def export(self) -> list[Path] | str:
-        """Writes the figures as SVG and PDF; returns the files, or why there are none. It takes a browser."""
+        """Writes the figures as SVG and PDF, which needs a browser; returns the files, or why there are none."""
         from study.analysis.report.export import export_figures
 
-        figures = [figure for each in self.evidence.values() for figure in each]
-        return export_figures(figures, self.folder.report / "figures")
+        return export_figures(
+            [figure for drawn in self.figures.values() for figure in drawn], self.folder.report / "figures"
+        )
 
 
 def write_report(folder: StudyFolder) -> Path:
-    """Writes all of a study's report that needs no browser; returns the page's path. Raises `UserError`."""
+    """Writes everything of a study's report that needs no browser; returns the page's path. Raises `UserError`."""
     return Report(folder).write()
 
 
-def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:
-    """What heads chose, beside their backbones: a row a setting and role, with means over layers and finished runs."""
+def _average_heads(records: StudyRecords) -> list[dict[str, Any]]:
+    """What heads and their backbones chose: a row a setting and role, with means over layers and finished runs."""
     if records.heads.empty:
         return []
-    trials = name_settings(finished_choices(records, *APART, *task_factors(records.study)))
+    trials = name_settings(select_finished_choices(records, *APART, *task_factors(records.study)))
     weights = pd.concat([records.switch, records.heads]).merge(trials[["key", TOGETHER]], on="key")
     with_heads = weights[weights["role"].ne(BACKBONE)][TOGETHER].unique()
     groups = weights[weights[TOGETHER].isin(with_heads)].groupby([TOGETHER, "role"], sort=False)
@@ -93,12 +95,12 @@ def _choices_by_role(records: StudyRecords) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _plain_table(frame: pd.DataFrame) -> pa.Table:
+def _build_arrow_table(frame: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(frame.infer_objects(), preserve_index=False)
 
 
-def _parquet(table: pa.Table, store_schema: bool = True) -> bytes:
-    """A table as a file. Without Arrow's own schema in it, coded text is read back as text."""
+def _encode_parquet(table: pa.Table, store_schema: bool = True) -> bytes:
+    """A table as the bytes of a parquet file. Without Arrow's schema, dictionary-encoded text is read back as text."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", store_schema=store_schema)
     return sink.getvalue()

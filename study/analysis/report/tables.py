@@ -1,4 +1,4 @@
-"""The report's tables as files: CSV to compute with, LaTeX to print."""
+"""The report's tables as files: CSV with all data, LaTeX for print."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords
 from study.record.io import write_bytes
 
-STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
-_SOMETIMES = ("bootstrap_low", "bootstrap_high", "probability", "p_value")
+# The states of trials in the order in which the report lists them.
+REPORT_STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
+_OPTIONAL_COLUMNS = ("bootstrap_low", "bootstrap_high", "probability", "p_value")
 _EFFECT_COLUMNS = (
     *("measure", "rule", "comparison", "estimate", "low", "high", "replicates", "pairs", "pairs_planned", "missing"),
-    *(*_SOMETIMES, "trials"),
+    *(*_OPTIONAL_COLUMNS, "trials"),
 )
 
 
 def write_tables(folder: Path, records: StudyRecords, answers: Mapping[str, Answer]) -> None:
     """Writes `effects_<question>`, `coverage` and `trials`, each as .csv and as .tex (for LaTeX's booktabs)."""
-    tables = {f"effects_{name}": effects_table(answer.effects) for name, answer in answers.items()}
-    tables |= {"coverage": coverage_table(records), "trials": trials_table(records)}
-    # What a page has room for; the CSV has it all.
+    tables = {f"effects_{name}": build_effects_table(answer.effects) for name, answer in answers.items()}
+    tables |= {"coverage": build_coverage_table(records), "trials": build_trials_table(records)}
+    # LaTeX gets the columns for which a printed page has room.
     narrow = ["key", *records.study.factors, "state", records.study.metric, "train_loss", "generalization_gap"]
     for name, table in tables.items():
         write_bytes(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
         shown = table[narrow] if name == "trials" else table.drop(columns=["rule", "trials"], errors="ignore")
-        write_bytes(folder / f"{name}.tex", to_latex(shown, label=name).encode())
+        write_bytes(folder / f"{name}.tex", format_latex(shown, label=name).encode())
 
 
-def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
-    """A row an effect; columns of what only some questions have stand where it is known of any row."""
+def build_effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
+    """A row an effect; optional columns are left out where no row has a value."""
     rows = [
         {"measure": effect.measure.name, "rule": effect.measure.rule_name, "comparison": effect.comparison,
          "estimate": effect.estimate.value, "low": effect.estimate.low, "high": effect.estimate.high,
@@ -46,28 +47,28 @@ def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
         for effect in effects
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=list(_EFFECT_COLUMNS))
-    known: pd.DataFrame = table.drop(columns=[name for name in _SOMETIMES if table[name].isna().all()])
-    return known
+    filled: pd.DataFrame = table.drop(columns=[name for name in _OPTIONAL_COLUMNS if table[name].isna().all()])
+    return filled
 
 
-def coverage_table(records: StudyRecords) -> pd.DataFrame:
-    """A row a cell: its levels, and its replicates by state."""
+def build_coverage_table(records: StudyRecords) -> pd.DataFrame:
+    """A row a cell: its levels, and its number of replicates in each state."""
     factors = list(records.study.factors)
     cells = count_states(records.trials, factors)
-    states = [state for state in STATES if any(counts[state] for _, counts in cells)]
+    states = [state for state in REPORT_STATES if any(counts[state] for _, counts in cells)]
     rows = [[*levels, *(len(counts[state]) for state in states)] for levels, counts in cells]
     table: pd.DataFrame = pd.DataFrame(rows, columns=[*factors, *states])
     return table
 
 
-def trials_table(records: StudyRecords) -> pd.DataFrame:
-    """The trial table, with the row numbers that effects name theirs by."""
+def build_trials_table(records: StudyRecords) -> pd.DataFrame:
+    """The trial table with the row numbers by which effects name their trials."""
     table: pd.DataFrame = records.trials.rename_axis("row").reset_index()
     return table
 
 
 def count_states(trials: pd.DataFrame, factors: Sequence[str]) -> list[tuple[list[str], defaultdict[str, list[int]]]]:
-    """Every cell with its row numbers by state; a state that it lacks has none."""
+    """The levels of every cell, and the row numbers of its trials by state."""
     cells: dict[tuple[str, ...], defaultdict[str, list[int]]] = {}
     for number, row in enumerate(trials.to_dict("records")):
         levels = tuple(str(row[factor]) for factor in factors)
@@ -75,8 +76,8 @@ def count_states(trials: pd.DataFrame, factors: Sequence[str]) -> list[tuple[lis
     return [(list(levels), states) for levels, states in cells.items()]
 
 
-def to_latex(table: pd.DataFrame, label: str) -> str:
-    """A table with booktabs' rules over as many pages as it takes, everything in it escaped."""
+def format_latex(table: pd.DataFrame, label: str) -> str:
+    """A table with booktabs rules that may span pages, with all text escaped."""
     text = table.to_latex(
         index=False, escape=True, na_rep="", longtable=True, float_format="{:.4g}".format, label=f"tab:{label}",
         caption=label.replace("_", " "),

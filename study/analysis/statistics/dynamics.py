@@ -1,4 +1,4 @@
-"""How the choice is made in time: when the weights of a layer settle, and how often their largest changes."""
+"""How a choice develops during training: when a layer's weights settle, and how often the largest one changes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from study.analysis.statistics.intervals import Floats, Numbers
 from study.config.choice_space import ChoiceSpace
 
-SETTLED = 0.05  # total variation distance: so much weight lies with other normalizers than in the end
-TIED = 1e-6  # weights that differ by less are equal: float32 of a softmax
-NUMBERS = ("convergence_epoch", "convergence", "flips")
+SETTLED = 0.05  # total variation distance: the weight that lies on other members than in the last epoch
+TIED = 1e-6  # weights that differ by less count as equal: the precision of a softmax in float32
+DYNAMICS = ("convergence_epoch", "convergence", "flips")
 
 
 def network_dynamics(weights: pa.Table, role: str, space: ChoiceSpace) -> pd.DataFrame:
-    """The dynamics of each network, means over its layers of a role: a row a key, a column a (number, statistic).
+    """`DYNAMICS` of each network, means over its layers of a role: a row a key, a column a (number, axis).
 
-    weights: the columns of `switch_weights.parquet`, text coded; a trial's rows lie together, in any order. Networks
-    with one recorded epoch have no dynamics.
+    weights: the columns of `switch_weights.parquet`, text dictionary-encoded; the rows of a trial are contiguous, in
+    any order. Networks with a single recorded epoch are left out.
     """
     rows = {key: _network_numbers(*history) for key, history in _histories(weights, role, space) if len(history[0]) > 1}
-    columns = pd.MultiIndex.from_product([NUMBERS, space.axis_names])
+    columns = pd.MultiIndex.from_product([DYNAMICS, space.axis_names])
     values = np.reshape(list(rows.values()), (len(rows), len(columns)))
     table: pd.DataFrame = pd.DataFrame(values, index=list(rows), columns=columns)
     return table
 
 
 def settle_epochs(weights: Floats, epochs: Numbers) -> NDArray[np.float64]:
-    """The first epoch from which weights stay within `SETTLED` of the last epoch's, to the end.
+    """The first epoch from which the weights stay within `SETTLED` of the last epoch's: an array (...).
 
-    weights: (epoch, ..., normalizer) at the numbers `epochs`, ascending. Distance: total variation. Returns (...).
+    weights: (epoch, ..., member). epochs: their numbers, ascending. Distance: total variation.
     """
     far = np.abs(weights - weights[-1]).sum(axis=-1) / 2 > SETTLED
     last_far = np.where(far.any(axis=0), len(far) - 1 - far[::-1].argmax(axis=0), -1)
@@ -43,10 +43,10 @@ def settle_epochs(weights: Floats, epochs: Numbers) -> NDArray[np.float64]:
 
 
 def count_flips(weights: Floats) -> NDArray[np.intp]:
-    """How often the largest weight becomes another. weights: (epoch, ..., normalizer); returns (...).
+    """How often another member gets the largest weight: an array (...). weights: (epoch, ..., member).
 
-    An epoch in which several are largest keeps the largest of before: a way through a tie is one flip, a tie and back
-    is none, and neither is the first largest after the even weights of the start.
+    While several weights are largest, the member before the tie stays the leader: a change through a tie is one flip,
+    and a tie followed by the same leader is none. Leaving the even weights of the start is no flip either.
     """
     largest = weights.max(axis=-1, keepdims=True)
     alone = (weights > largest - TIED).sum(axis=-1) == 1
@@ -57,20 +57,20 @@ def count_flips(weights: Floats) -> NDArray[np.intp]:
 
 
 def _network_numbers(weights: Floats, epochs: Numbers) -> Floats:
-    """`NUMBERS` by statistic, flat: means over layers."""
+    """`DYNAMICS` by axis, flat: means over layers."""
     settled = settle_epochs(weights, epochs)
     part = (settled - epochs[0]) / (epochs[-1] - epochs[0])
     return np.asarray(np.mean([settled, part, count_flips(weights)], axis=1).ravel())
 
 
 def _histories(weights: pa.Table, role: str, space: ChoiceSpace) -> Iterator[tuple[str, tuple[Floats, Numbers]]]:
-    """The weights (epoch, layer, statistic, normalizer) of each trial, by key, and the numbers of its epochs."""
-    names, trial = _coded(weights["trial_id"])
+    """The key of each trial, its weights (epoch, layer, axis, member), and the numbers of its epochs."""
+    names, trial = _decode(weights["trial_id"])
     replicate, epoch, layer, weight = (
         weights[name].combine_chunks().to_numpy() for name in ("replicate", "epoch", "layer_index", "weight")
     )
-    (statistics, statistic), (normalizers, normalizer) = (_coded(weights[name]) for name in ("statistic", "normalizer"))
-    slot = np.array([space.axis_names.index(name) for name in statistics], np.intp)
+    (axes, axis), (members, member) = (_decode(weights[name]) for name in ("statistic", "normalizer"))
+    axis_place = np.array([space.axis_names.index(name) for name in axes], np.intp)
     kept = pc.equal(weights["role"].cast(pa.string()), role).to_numpy()
     starts = np.flatnonzero((np.diff(trial, prepend=-1) != 0) | (np.diff(replicate, prepend=-1) != 0))
     for start, end in pairwise([*starts, len(trial)]):
@@ -79,12 +79,12 @@ def _histories(weights: pa.Table, role: str, space: ChoiceSpace) -> Iterator[tup
             continue
         epochs, epoch_at = np.unique(epoch[rows], return_inverse=True)
         layers, layer_at = np.unique(layer[rows], return_inverse=True)
-        history = np.zeros((len(epochs), len(layers), len(space.axes), len(normalizers)))
-        history[epoch_at, layer_at, slot[statistic[rows]], normalizer[rows]] = weight[rows]
+        history = np.zeros((len(epochs), len(layers), len(space.axes), len(members)))
+        history[epoch_at, layer_at, axis_place[axis[rows]], member[rows]] = weight[rows]
         yield f"{names[trial[start]]}-r{replicate[start]}", (history, epochs)
 
 
-def _coded(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int32]]:
-    """The words of a coded column, and the number of each row's."""
+def _decode(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int32]]:
+    """The values of a dictionary-encoded column, and the index of each row's value."""
     coded = column.combine_chunks()
     return coded.dictionary.to_pylist(), coded.indices.to_numpy()

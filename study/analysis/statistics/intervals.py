@@ -1,4 +1,4 @@
-"""Rules that turn replicates into intervals: pure functions, each saying what varies in its interval.
+"""Intervals and p values over replicates: pure functions, each of which states what varies in its interval.
 
 The unit is always the replicate: one draw of every seed (initialization, data order, split), shared by all
 cells. Cells of one replicate are therefore not independent, and no interval treats them as if they were.
@@ -21,7 +21,7 @@ Numbers = NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number, the interval it may lie in, and the replicates `n` that say so. None where there is none."""
+    """A value, its interval, and the number `n` of replicates behind it. What is not defined is None."""
 
     value: float | None = None
     low: float | None = None
@@ -35,6 +35,10 @@ class Estimate:
     def below(self, line: float) -> bool:
         """Whether the whole interval lies below the line; False without an interval."""
         return self.high is not None and self.high < line
+
+    def excludes(self, line: float) -> bool:
+        """Whether the whole interval lies on one side of the line; False without an interval."""
+        return self.above(line) or self.below(line)
 
     def contains(self, value: float) -> bool:
         """Whether the interval holds the value; False without an interval."""
@@ -63,10 +67,10 @@ def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> t
     """Percentile bootstrap interval of the mean of one value a replicate; None below three distinct ones.
 
     Each value is a replicate's mean over all cells of the complete block, so a resample draws whole replicates and
-    keeps every cell: stratified by cell, as cells are those of the plan. Cells of a replicate share its seeds; to draw
-    each cell's replicates by itself, as for runs that share nothing (Agarwal et al. 2021, rliable), would make it too
-    narrow. It is too narrow at few replicates even so: on normal values 95 % intervals cover 79, 89 and 93 % at 4, 8
-    and 20 replicates, where Student's t covers 95 %. So it is shown beside the t interval and decides nothing.
+    keeps every cell, because the cells are fixed by the plan. Cells of a replicate share its seeds: resampling each
+    cell's replicates separately, as is right for independent runs (Agarwal et al. 2021, rliable), would make the
+    interval too narrow. With few replicates it is too narrow even so: on normal values 95 % intervals cover 79, 89 and
+    93 % at 4, 8 and 20 replicates, where Student's t covers 95 %. It is shown beside the t interval and never decides.
     """
     array = np.asarray(values, dtype=float)
     if np.unique(array).size < 3 or is_identical(array):
@@ -81,10 +85,10 @@ def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> t
 def mean_p_value(
     values: Sequence[float] | Floats, line: float = 0.0, alternative: Literal["two-sided", "less"] = "two-sided"
 ) -> float | None:
-    """Student t test of one value a replicate: p of a mean at the line (or, with `less`, at it or above).
+    """P value of Student's t test that the mean of one value a replicate is at the line (`less`: at or above it).
 
-    It agrees with `replicate_interval`: below 1 - confidence (`less`: half of that) where the interval leaves the
-    line out (below it). None where there is no interval.
+    It agrees with `replicate_interval`: p < 1 - confidence where the interval excludes the line, and with `less`
+    p < (1 - confidence) / 2 where the interval lies below the line. None where there is no interval.
     """
     array = np.asarray(values, dtype=float)
     if array.size < 2 or is_identical(array):
@@ -93,9 +97,9 @@ def mean_p_value(
 
 
 def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjusted p-values of a family (Holm 1979): the chance of any false rejection stays at the level.
+    """P values of a family of tests, adjusted by Holm (1979), which controls the family-wise error rate.
 
-    A None is a test of the family that cannot be made yet: it counts as p = 1 and stays None.
+    None stands for a test that cannot be made yet: it counts as p = 1 and stays None.
     """
     known = np.array([1.0 if value is None else value for value in p_values])
     order = np.argsort(known, kind="stable")
@@ -105,9 +109,9 @@ def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def replicates_needed(half_width: float, target: float, n: int, confidence: float) -> int | None:
-    """Replicates that would narrow a t interval from `half_width` at `n` to `target`, at the same spread.
+    """Number of replicates that would narrow a t interval from `half_width` at `n` to `target`, at the same spread.
 
-    None where 1000 would not do.
+    None if more than 1000 would be needed.
     """
     quantile = (1 + confidence) / 2
     spread = half_width * np.sqrt(n) / stats.t.ppf(quantile, n - 1)
@@ -117,7 +121,7 @@ def replicates_needed(half_width: float, target: float, n: int, confidence: floa
 
 
 def cell_numbers(trials: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
-    """A number for each combination of the factors' levels, one a row; all 0 without factors."""
+    """For each row the number of its combination of the factors' levels; all 0 without factors."""
     numbers: pd.Series = pd.Series(0, index=trials.index)
     if factors:
         numbers = trials.groupby(list(factors), sort=False, dropna=False).ngroup()
@@ -125,10 +129,10 @@ def cell_numbers(trials: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
 
 
 def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
-    """Cells and replicates of a (cells, replicates) table that are all present, chosen by presence alone.
+    """Row and column numbers of a block of a (cell, replicate) table in which everything is present.
 
-    Replicates join in order of completeness while (replicates - 1) * cells, the number of comparisons between
-    replicates, grows and at least half of the best replicate's cells remain. Returns row and column numbers.
+    Replicates are added in order of completeness while (replicates - 1) * cells, the number of comparisons between
+    replicates, grows and at least half of the best replicate's cells remain. Only presence matters, never a value.
     """
     order = np.argsort(-present.sum(axis=0), kind="stable")
     best: tuple[Numbers, Numbers] = (np.empty(0, np.intp), np.empty(0, np.intp))
@@ -156,7 +160,7 @@ class Block:
 
 
 def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
-    """The complete block of cells and replicates of `trials`; `numbers` has a row a key, NaN where there is none."""
+    """The complete block of cells and replicates of `trials`; `numbers` has a row a key, NaN for missing values."""
     table = numbers.reindex(trials["key"]).to_numpy(dtype=float)
     present = trials["state"].eq("done").to_numpy() & np.isfinite(table).all(axis=1)
     cells = cell_numbers(trials, ["trial_id"])
@@ -169,8 +173,9 @@ def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
 
 
 def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """A statistic over replicates, given by their numbers, with its delete-one jackknife interval (Student t).
+    """A statistic of replicates with its delete-one jackknife interval (Student t).
 
+    statistic: takes the numbers of the replicates to use, of 0 to n - 1.
     What varies: the replicate. Fewer than three give no interval, and neither do identical ones.
     """
     everyone = np.arange(n)
@@ -186,7 +191,7 @@ def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) 
 
 
 def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """Exponential of a statistic over replicates, with that of its jackknife interval."""
+    """The exponential of a statistic of replicates, and of its jackknife interval."""
     log = jackknife(log_statistic, n, confidence)
     with np.errstate(over="ignore"):
         ends = [None if end is None else float(np.exp(end)) for end in (log.value, log.low, log.high)]
@@ -195,10 +200,10 @@ def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidenc
 
 
 def ratio_p_value(ratio: Estimate, line: float, confidence: float) -> float | None:
-    """One-sided p value of a ratio that is no larger than the line; that of one no smaller is 1 - p.
+    """One-sided p value of the hypothesis that a ratio is no larger than the line; 1 - p is that of the opposite one.
 
-    From the t interval of its logarithm, of which it says the same: p < (1 - confidence) / 2 where all of it lies above
-    the line. None without an interval.
+    Computed from the t interval of the ratio's logarithm, and consistent with it: p < (1 - confidence) / 2 where the
+    whole interval lies above the line. None without an interval.
     """
     if not (ratio.value and ratio.low and ratio.high):
         return None

@@ -1,4 +1,4 @@
-"""Every kind of number that an answer may hold: its label, its definition, and the function that computes it."""
+"""The kinds of numbers that an answer may hold: label, definition, and the function that computes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Measure:
     """A kind of number.
 
     name: identifies it in `answers.json`. rule: the function that computes it.
-    line: the value that means "no difference". headline: whether it is in the table at the top of the report.
+    line: the value that means "no difference". headline: whether it is in the table of main numbers.
     """
 
     name: str
@@ -118,11 +118,11 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
         "Change of the weight of {} in {} for each doubling of B or of G x B while the other stays: least squares in "
         "each replicate, over cells that agree in all else."
     )
-    over = "both statistics" if len(space.axes) == 2 else "all choices of a layer"
     weights = {"": "all weights", **{f"_{axis.name}": axis.label for axis in space.axes}}
     return [
         _difference(
-            f"{member}_share", f"{label} share of all weights", f"Weight of {member}, mean over layers and {over}", True
+            f"{member}_share", f"{label} share of all weights",
+            f"Weight of {member}, mean over layers and over all choices of a layer", True,
         ),
         *(
             _difference(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from study.analysis.statistics.intervals import (
     Estimate,
@@ -23,13 +24,13 @@ from study.analysis.statistics.intervals import (
 class PairedDifference:
     """Reference minus other, paired at equal cell (every other factor) and equal replicate.
 
-    `missing` counts the planned pairs without a number by the side and state that caused it ("bn diverged").
-    `n_cells` are in the estimate; `n_cells_diverged` are not, for a run that diverged; `cells_missing` names all that
-    are not, with their pairs that lack a number. `bootstrap`: see `bootstrap_interval`. `probability`: the share of
-    pairs above 0, ties half. Of pairs, as their runs share seeds: rliable's takes every run of one side with every run
-    of the other. In a complete block the mean over cells is that over pairs. `p_value`: two-sided, of no difference,
-    not adjusted.
-    `trials` are the rows of the pairs. `censored` of them never reached a target.
+    missing: planned pairs without a number, counted by the side and state that caused it ("bn diverged").
+    n_cells: cells in the estimate. n_cells_diverged: cells that are not in it because of a run that diverged.
+    cells_missing: all cells that are not in it, by name, with their number of missing pairs.
+    bootstrap: see `bootstrap_interval`. probability: the share of pairs above 0, ties counting half. (Pairs, because
+    their runs share seeds: rliable compares every run of one side with every run of the other.)
+    p_value: two-sided, of no difference, not adjusted. trials: rows of the trial table in the pairs.
+    censored: how many of these trials never reached a target.
     """
 
     reference: object
@@ -64,25 +65,22 @@ def paired_differences(
 
     What varies in the interval: the replicate. The cells are those of the plan, not a sample of cells. Only
     cells that every counted replicate holds enter (`complete_block`), so replicates differ by seeds alone.
-    `trials` has one row a planned trial: a column a factor, `replicate`, `state`, and `metric`.
+    trials: a row a planned trial; a column a factor, `replicate`, `state`, and `metric`.
     """
     others = [name for name in factors if name != factor]
     cells = cell_numbers(trials, others)
-    done = trials["state"].eq("done")
-    values = trials[metric].astype(float).where(done)
-    states = trials["state"].mask(done & values.isna(), f"without {metric}")
-    index = [cells.rename("cell"), trials["replicate"]]
-    table = pd.DataFrame({"level": trials[factor], "value": values, "state": states}).set_index(index)
-    first, second = (table[[item == level for item in table["level"]]] for level in (reference, other))
+    first, second = (_select_level(trials, cells, factor, level, metric) for level in (reference, other))
     planned = first.index.intersection(second.index)
     difference = first["value"].loc[planned] - second["value"].loc[planned]
-    causes = _missing_causes(difference, {_say(factor, reference): first, _say(factor, other): second})
+    causes = _find_missing_causes(
+        difference, {_format_level(factor, reference): first, _format_level(factor, other): second}
+    )
     grid = difference.unstack("replicate")
     rows, columns = complete_block(grid.notna().to_numpy())
     block = grid.iloc[rows, columns]
     per_replicate = block.to_numpy().mean(axis=0) if rows.size else np.empty(0)
     compared = cells.isin(block.index) & trials["replicate"].isin(block.columns)
-    compared &= np.array([level in (reference, other) for level in trials[factor]], dtype=bool)
+    compared &= _has_level(trials, factor, reference) | _has_level(trials, factor, other)
     diverged = {cell for (cell, _), cause in causes.items() if "diverged" in cause} - set(grid.index[rows])
     return PairedDifference(
         reference=reference, other=other,
@@ -97,7 +95,22 @@ def paired_differences(
     )  # fmt: skip
 
 
-def _missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) -> dict[tuple[int, int], str]:
+def _select_level(trials: pd.DataFrame, cells: pd.Series, factor: str, level: object, metric: str) -> pd.DataFrame:
+    """Value and state of the trials at a level of the factor, by (cell, replicate)."""
+    done = trials["state"].eq("done")
+    values = trials[metric].astype(float).where(done)
+    states = trials["state"].mask(done & values.isna(), f"without {metric}")
+    table = pd.DataFrame({"value": values, "state": states}).set_index([cells.rename("cell"), trials["replicate"]])
+    selected: pd.DataFrame = table[_has_level(trials, factor, level)]
+    return selected
+
+
+def _has_level(trials: pd.DataFrame, factor: str, level: object) -> NDArray[np.bool_]:
+    """Whether each trial is at the level; None is a level like any other."""
+    return np.array([item == level for item in trials[factor]], dtype=bool)
+
+
+def _find_missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) -> dict[tuple[int, int], str]:
     """Why a pair (cell, replicate) has no difference: "sn planned and bn diverged"."""
     missing = difference.index[difference.isna()]
     if missing.empty:
@@ -109,7 +122,7 @@ def _missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) ->
 
 
 def _name_cells(levels: pd.DataFrame, cells: pd.Series, counts: pd.Series) -> dict[str, int]:
-    """Counts of some cells by their levels of the factors that vary: {"B = 2, depth = 8": 3}."""
+    """Counts by cell, with cells named by their levels of the factors that vary: {"B = 2, depth = 8": 3}."""
     if counts.empty:
         return {}
     first = levels[~cells.duplicated()].set_index(cells[~cells.duplicated()])
@@ -119,5 +132,5 @@ def _name_cells(levels: pd.DataFrame, cells: pd.Series, counts: pd.Series) -> di
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def _say(factor: str, level: object) -> str:
+def _format_level(factor: str, level: object) -> str:
     return level if isinstance(level, str) else f"{factor} {level!r}"

@@ -1,8 +1,8 @@
-"""Which share of the differences between networks each factor explains: PERMANOVA, in a complete block.
+"""The share of the variance between networks that each factor explains: PERMANOVA in a complete block.
 
-Anderson (2001) and McArdle & Anderson (2001): sums of squares need no coordinates, squared distances between all
-networks will do. Each factor's are marginal, what it adds to all others and the replicate (type II): in a study of
-blocks, too, where factors are not crossed with each other.
+Anderson (2001) and McArdle & Anderson (2001): sums of squares are computed from squared distances between networks,
+without coordinates. They are marginal (type II): what a factor adds to all others and the replicate. So they are
+defined in a study of blocks, too, where factors are not crossed with each other.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ REPLICATE, RESIDUAL = "replicate", "residual"
 
 
 def variance_shares(products: Floats, cells: pd.DataFrame, confidence: float) -> dict[str, Estimate]:
-    """The share of the variance between networks of each factor, of the replicate, and of the residual.
+    """The share of the variance between networks that each factor, the replicate and the residual explain.
 
     products: inner products of networks, (cell, replicate, cell, replicate), from any origin: of coordinates, or
-    squared distances times -1/2. cells: a row a cell, a column a factor; at least two replicates.
-    The share of a factor is omega squared: what it explains beyond what chance does, from 0 to 1. The residual holds
-    what factors do together, and seeds beyond what cells of one replicate share. In a study of blocks shares need not
-    sum to 1. What varies in the interval: the replicate (jackknife, Student t); the shares of the replicate and
-    the residual are about replicates themselves, of which a study has too few for an interval.
+    squared distances times -1/2. cells: a row a cell, a column a factor. At least two replicates are needed.
+    The share is omega squared: what a factor explains beyond chance, from 0 to 1. The residual holds interactions of
+    factors and the effect of seeds beyond what cells of one replicate share. In a study of blocks shares need not sum
+    to 1. What varies in the interval: the replicate (jackknife, Student t). The shares of the replicate and of the
+    residual have no interval: they describe the replicates themselves, of which a study has too few.
     """
-    n, model = products.shape[1], _Model.of(cells)
+    n, model = products.shape[1], _Model.build(cells)
 
     @cache
     def shares(keep: tuple[int, ...]) -> dict[str, float]:
@@ -49,18 +49,21 @@ def variance_shares(products: Floats, cells: pd.DataFrame, confidence: float) ->
 
 def sums_of_squares(products: Floats, cells: pd.DataFrame) -> tuple[dict[str, float], dict[str, int]]:
     """Marginal sums of squares of every factor, the replicate and the residual, and their degrees of freedom."""
-    return _partition(products, _Model.of(cells))
+    return _partition(products, _Model.build(cells))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """What levels say about cells: orthonormal bases (cell, dimension) of all factors, and of all others than each."""
+    """Orthonormal bases (cell, dimension) of the levels' indicators.
+
+    everything: of all factors. others: for each factor, of all the others.
+    """
 
     everything: Floats
     others: Mapping[str, Floats]
 
     @classmethod
-    def of(cls, cells: pd.DataFrame) -> _Model:
+    def build(cls, cells: pd.DataFrame) -> _Model:
         indicators = _indicators(cells)
         others = {name: _basis([columns for other, columns in indicators.items() if other != name], len(cells))
                   for name in indicators}  # fmt: skip
@@ -69,7 +72,7 @@ class _Model:
 
 def _partition(products: Floats, model: _Model) -> tuple[dict[str, float], dict[str, int]]:
     n_cells, n = products.shape[:2]
-    # In a complete block all that factors say is in the means over replicates, and the other way round.
+    # In a complete block factors only affect the means over replicates, and replicates only the means over cells.
     of_cells, of_replicates = n * products.mean(axis=(1, 3)), n_cells * products.mean(axis=(0, 2))
     total = np.einsum("crcr->", products) - products.sum() / (n_cells * n)
     explained, dimensions = _explained(of_cells, model.everything), model.everything.shape[1]
@@ -83,14 +86,14 @@ def _partition(products: Floats, model: _Model) -> tuple[dict[str, float], dict[
 
 
 def _omega_squared(products: Floats, model: _Model) -> dict[str, float]:
-    """The share of every term; none where nothing varies, or nothing is left to compare with."""
+    """The share of every term; empty where nothing varies, or the residual has no degree of freedom."""
     squares, degrees = _partition(products, model)
     n_networks = products.shape[0] * products.shape[1]
     total = float(np.einsum("crcr->", products) - products.sum() / n_networks)
     if degrees[RESIDUAL] < 1 or products.shape[1] < 2 or total <= 1e-18:
         return {}
     chance = squares[RESIDUAL] / degrees[RESIDUAL]  # what a degree of freedom explains without an effect
-    # Of the residual all networks', so that shares of crossed factors sum to 1.
+    # The residual counts a degree of freedom for every network, so that the shares of crossed factors sum to 1.
     explained = {name: squares[name] - degrees[name] * chance for name in squares} | {RESIDUAL: n_networks * chance}
     return {name: value / (total + chance) for name, value in explained.items()}
 
@@ -98,11 +101,11 @@ def _omega_squared(products: Floats, model: _Model) -> dict[str, float]:
 def permutation_p_value(
     products: Floats, cells: pd.DataFrame, factor: str, random: np.random.Generator, permutations: int = PERMUTATIONS
 ) -> float:
-    """The p value of a factor that makes no difference to any network: how often chance explains as much.
+    """The p value of the hypothesis that a factor has no effect: how often a permutation explains as much.
 
-    Levels of the factor change places between networks that agree in all other factors and in the replicate: without
-    an effect those have the same distribution, seeds in common included. A small block has few permutations: two cells
-    and three replicates have eight, of which half explain the same, and no p value below 1 / 4.
+    Levels of the factor are permuted between networks that agree in all other factors and in the replicate: without an
+    effect these have the same distribution, shared seeds included. A small block has few distinct permutations: two
+    cells and three replicates have eight, of which half explain the same, so no p value is below 1 / 4.
     """
     n_cells, n = products.shape[:2]
     networks = (
@@ -122,7 +125,7 @@ def permutation_p_value(
 
 
 def _permute_within(strata: Numbers, labels: Numbers, random: np.random.Generator, permutations: int) -> Numbers:
-    """Labels as they are, and then dealt anew within strata: (1 + permutation, network)."""
+    """The labels as observed, followed by permutations of them within strata: (1 + permutation, network)."""
     order = np.argsort(strata + random.random((permutations, strata.size)), axis=1)
     dealt = np.tile(labels, (1 + permutations, 1))
     dealt[1:, np.argsort(strata, kind="stable")] = labels[order]
@@ -130,7 +133,7 @@ def _permute_within(strata: Numbers, labels: Numbers, random: np.random.Generato
 
 
 def _explained_by_each(inner: Floats, left: Floats, indicators: Floats) -> Floats:
-    """The sum of squares that each set of indicators, (set, network, level), explains of what others leave."""
+    """The sum of squares that each set of indicators, (set, network, level), adds to the other factors."""
     permutations, networks, levels = indicators.shape
     flat = indicators.swapaxes(0, 1).reshape(networks, -1)
     squares, norms = (
@@ -145,14 +148,14 @@ def _explained(products: Floats, basis: Floats) -> float:
 
 
 def _basis(indicators: Sequence[Floats], rows: int) -> Floats:
-    """An orthonormal basis, (row, dimension), of what factors say about rows beyond their mean."""
+    """An orthonormal basis, (row, dimension), of the centred indicators of factors."""
     columns = np.column_stack([np.zeros(rows), *indicators])
     left, size, _ = np.linalg.svd(columns - columns.mean(axis=0), full_matrices=False)
     return np.asarray(left[:, size > 1e-9 * max(1.0, size.max())], dtype=float)
 
 
 def _indicators(frame: pd.DataFrame) -> dict[str, Floats]:
-    """Of each column that varies, (row, level): 1 where the row has the level."""
+    """For each column with more than one level its indicators, (row, level): 1 where the row has the level."""
     codes = {str(name): cell_numbers(frame, [str(name)]).to_numpy() for name in frame}
     return {
         name: (code[:, None] == np.unique(code)).astype(float)
@@ -167,7 +170,7 @@ def varied(cells: pd.DataFrame) -> list[str]:
 
 
 def _bound(share: Estimate) -> Estimate:
-    """A share lies between 0 and 1: chance alone may put its estimate a little outside."""
+    """The share limited to 0 to 1: chance may put the estimate a little outside."""
     value, low, high = (
         None if end is None else min(max(end, 0.0), 1.0) for end in (share.value, share.low, share.high)
     )

@@ -1,4 +1,7 @@
-"""What networks chose, as profiles over relative depth, and how far apart profiles are."""
+"""Profiles of switch weights over relative depth, the distances between them, and the effects of factors.
+
+Profiles are arrays (..., axis, depth, member): the axes and members of the choice space, at the depths of `DEPTH_GRID`.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,23 @@ from study.analysis.statistics.intervals import Estimate, Floats, Numbers, cell_
 from study.config.choice_space import ChoiceSpace
 
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
-FLOOR = 0.01  # a weight has a logarithm from here on: one below, down to the zeros of sparse norms, counts as this
-
-NOTHING = (
-    1e-18  # a squared distance: seeds that move nothing (fixed or untrained weights) leave nothing to compare with
-)
+FLOOR = 0.01  # smaller weights, including the zeros of sparse norms, are raised to this before a logarithm is taken
+# A squared distance up to this counts as 0: where seeds move nothing (fixed or untrained weights), no ratio is defined.
+NOTHING = 1e-18
 
 ByDepth = Callable[[Floats, Floats], Floats]
 CellPairs = list[list[tuple[int, int]]]
 
 
 def depth_profiles(switch: pd.DataFrame, space: ChoiceSpace) -> dict[str, Floats]:
-    """What every network chose, by key and relative depth: arrays (statistic, depth of `DEPTH_GRID`, normalizer).
+    """The profile of every network by its key: arrays (axis, depth, member).
 
-    `switch` has the rows of one epoch and one role of each trial: key, depth_fraction (within the role), statistic,
-    normalizer, weight. Layers at equal depth are averaged; a normalizer outside the pool has weight 0; weights sum to 1
-    over normalizers.
+    switch: rows of one epoch and one role of each trial: key, depth_fraction (within the role), statistic, normalizer,
+    weight. Layers at equal depth are averaged; a member outside of the pool has weight 0; weights of members sum to 1.
     """
     if switch.empty:
         return {}
-    # All networks in one table: a table a network takes longer to make than to fill.
+    # One table for all networks: building a table for each would take longer than filling it.
     by = ["key", "depth_fraction", "statistic", "normalizer"]
     wanted = pd.MultiIndex.from_product([space.axis_names, space.member_names])
     table = switch.groupby(by, observed=True)["weight"].mean().unstack(["statistic", "normalizer"])
@@ -48,7 +48,7 @@ def depth_profiles(switch: pd.DataFrame, space: ChoiceSpace) -> dict[str, Floats
 
 
 def _profile(depths: Floats, weights: Floats, space: ChoiceSpace) -> Floats:
-    """Weights (layer, statistic and normalizer) of one network, interpolated to `DEPTH_GRID`."""
+    """The profile of one network, interpolated from weights (layer, axis and member) at `depths`."""
     columns = [np.interp(DEPTH_GRID, depths, column) for column in weights.T]
     profile = np.stack(columns).reshape(len(space.axes), len(space.members), DEPTH_GRID.size).swapaxes(1, 2)
     return np.asarray(profile / profile.sum(axis=-1, keepdims=True), dtype=float)
@@ -58,18 +58,17 @@ def _profile(depths: Floats, weights: Floats, space: ChoiceSpace) -> Floats:
 
 
 def profile_divergence(first: Floats, second: Floats) -> Floats:
-    """Jensen-Shannon divergence (base 2, from 0 to 1) of profiles (..., statistic, depth, normalizer).
+    """Jensen-Shannon divergence (base 2, from 0 to 1) of profiles, averaged over depth: (..., axis).
 
-    Averaged over depth; returns (..., statistic). Leading axes are broadcast. It is a squared distance in a Hilbert
-    space (Fuglede and Topsoe, 2004): between two sets of networks its mean is the mean within them, and the squared
-    distance of their centres on top. Sets that differ in their spread alone lie no further apart than they are wide;
-    with distances that are not squared, they would.
+    Leading dimensions are broadcast. It is a squared distance in a Hilbert space (Fuglede and Topsoe, 2004): its mean
+    between two sets of networks is the mean within the sets plus the squared distance of their centres. So sets that
+    differ in their spread alone are no further apart than they are wide, which does not hold for unsquared distances.
     """
     return np.asarray((jensen_shannon(first, second) ** 2).mean(axis=-1), dtype=float)
 
 
 def jensen_shannon(first: Floats, second: Floats) -> Floats:
-    """The Jensen-Shannon distance of weights (..., normalizer), at each depth of each statistic."""
+    """The Jensen-Shannon distance of weights (..., member), at each depth of each axis."""
     first, second = np.broadcast_arrays(first, second)
     with np.errstate(invalid="ignore"):  # equal profiles may round to the root of a tiny negative number
         distance = np.asarray(jensenshannon(first, second, base=2, axis=-1), dtype=float)
@@ -77,15 +76,15 @@ def jensen_shannon(first: Floats, second: Floats) -> Floats:
 
 
 def euclidean(first: Floats, second: Floats) -> Floats:
-    """The Euclidean distance of coordinates (..., normalizer): that of Aitchison, where they are `log_ratios`."""
+    """The Euclidean distance of coordinates (..., member); of `log_ratios` it is the Aitchison distance."""
     return np.asarray(np.linalg.norm(first - second, axis=-1), dtype=float)
 
 
 def log_ratios(profiles: Floats) -> Floats:
-    """Centred log-ratios (..., member) of weights (..., normalizer): of the members that any of these networks has.
+    """Centred log-ratios (..., member) of weights, over the members that any of these networks has.
 
-    Their Euclidean distance is that of Aitchison (1986), and of ilr coordinates. A weight below `FLOOR` is replaced by
-    it and the others shrink in proportion (multiplicative replacement: Martin-Fernandez et al., 2003).
+    Their Euclidean distance is the Aitchison distance (1986), as is that of ilr coordinates. A weight below `FLOOR` is
+    replaced by it, and the others shrink in proportion (multiplicative replacement: Martin-Fernandez et al., 2003).
     """
     if not profiles.size:
         return profiles
@@ -99,9 +98,9 @@ def log_ratios(profiles: Floats) -> Floats:
 
 
 def squared_distances(profiles: Floats, by_depth: ByDepth = jensen_shannon) -> Floats:
-    """Between every two networks, the mean over depth of their squared distance.
+    """The squared distance of every two networks, averaged over depth: (cell, replicate, cell, replicate, axis).
 
-    `profiles` is (cell, replicate, statistic, depth, normalizer); (cell, replicate, cell, replicate, statistic) comes.
+    profiles: (cell, replicate, axis, depth, member).
     """
     networks = profiles.reshape(profiles.shape[0] * profiles.shape[1], *profiles.shape[2:])
     table = np.zeros((len(networks), len(networks), profiles.shape[2]))
@@ -115,9 +114,9 @@ def squared_distances(profiles: Floats, by_depth: ByDepth = jensen_shannon) -> F
 
 @dataclass(frozen=True, kw_only=True)
 class FactorDistances:
-    """Squared distances between replicates r and s, arrays (replicate, replicate, statistic), averaged over cells.
+    """Squared distances between replicates, averaged over cells: arrays (replicate, replicate, axis).
 
-    `between`: two cells that differ in the factor alone; `within`: one cell with itself, over the same cells.
+    between: of two cells that differ in the factor alone. within: of a cell and itself, over the same cells.
     """
 
     between: Floats
@@ -125,9 +124,9 @@ class FactorDistances:
 
 
 def comparable_pairs(cells: pd.DataFrame, factor: str) -> CellPairs:
-    """Pairs of cells, by row number, that differ in the factor alone; grouped by where they agree in all others.
+    """Pairs of row numbers of cells that differ in the factor alone, grouped by the levels of all other factors.
 
-    `cells` has a row a cell and a column a factor.
+    cells: a row a cell, a column a factor.
     """
     numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
     levels = cells[factor].tolist()
@@ -137,14 +136,14 @@ def comparable_pairs(cells: pd.DataFrame, factor: str) -> CellPairs:
 
 
 def count_cell_pairs(cells: pd.DataFrame, factor: str) -> int:
-    """Pairs of cells that differ in the factor alone."""
+    """Number of pairs of cells that differ in the factor alone."""
     return sum(map(len, comparable_pairs(cells, factor)))
 
 
 def factor_distances(squared: Floats, pairs: CellPairs) -> FactorDistances:
-    """Squared distances that a factor's levels make and those that seeds make, over the same cells.
+    """Squared distances between levels of a factor, and those between seeds over the same cells.
 
-    `squared` are `squared_distances`, `pairs` those of `comparable_pairs`; each group counts equally.
+    squared: from `squared_distances`. pairs: from `comparable_pairs`; each group counts equally.
     Raises `ValueError` without any pair.
     """
     if not pairs:
@@ -159,12 +158,12 @@ def factor_distances(squared: Floats, pairs: CellPairs) -> FactorDistances:
 
 
 def factor_effect(distances: FactorDistances, confidence: float, axis: int | None = None) -> Estimate:
-    """How far a factor moves the choice over how far seeds alone move it: D_factor / D_seed, 1 for no effect.
+    """How far a factor moves the choice, relative to how far seeds move it: D_factor / D_seed, 1 without an effect.
 
-    Root mean squares, of distances between different replicates: at equal replicate, cells share their seeds and lie
-    closer than seeds would put them. `axis`: the number of the one statistic to measure (0: mean weights).
+    Both are root mean squares of distances between different replicates: at equal replicate cells share their seeds
+    and lie closer together. axis: the number of the one axis to measure; by default the mean over all.
     What varies in the interval: the replicate (jackknife of the log ratio, Student t; at least 3 replicates).
-    It is wide rather than narrow: without an effect, fewer than 5 % of 95 % intervals miss 1.
+    The interval is conservative: without an effect, fewer than 5 % of 95 % intervals miss 1.
     """
     return jackknife_ratio(lambda keep: _log_ratio(distances, keep, axis), len(distances.between), confidence)
 
@@ -172,7 +171,7 @@ def factor_effect(distances: FactorDistances, confidence: float, axis: int | Non
 def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: float) -> Estimate:
     """The ratio of two factors' effects: above 1 where the first moves the choice further than the second.
 
-    Both need the same replicates in the same order. What varies in the interval: as in `factor_effect`.
+    Both must hold the same replicates in the same order. What varies in the interval: as in `factor_effect`.
     """
     return jackknife_ratio(
         lambda keep: _log_ratio(strong, keep) - _log_ratio(weak, keep), len(strong.between), confidence
@@ -180,11 +179,11 @@ def effect_contrast(strong: FactorDistances, weak: FactorDistances, confidence: 
 
 
 def transfer_distance(before: Floats, after: Floats, confidence: float) -> Estimate:
-    """How far profiles move from before to after, over how far replicates lie apart before (root mean squares).
+    """How far profiles move from before to after, relative to the distance of replicates before (root mean squares).
 
-    Both arrays are (cell, replicate, statistic, depth, normalizer). At 0 all is kept; at 1 networks lie as far from
-    what they were as from a network of another seed. What varies in the interval: the replicate (jackknife of the
-    log ratio, Student t).
+    Both arrays are (cell, replicate, axis, depth, member). At 0 networks keep their choice; at 1 they are as far from
+    their former choice as from that of a network of another seed. What varies in the interval: the replicate
+    (jackknife of the log ratio, Student t).
     """
     moved = profile_divergence(before, after).mean(axis=(0, 2))
     seeds = profile_divergence(before[:, :, None], before[:, None]).mean(axis=(0, 3))

@@ -1,4 +1,4 @@
-"""How soon networks learn: epochs until the validation score first reaches a target that is fair to both sides."""
+"""Time to target: epochs until the validation score first reaches a target that treats both sides alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from study.analysis.statistics.intervals import Floats, cell_numbers
 
 TIME = "epochs_to_target"
-TARGET = 0.95  # of the lower of two levels' mean last scores: what both can be asked for, and reach before the end
+TARGET = 0.95  # share of the lower of the two levels' mean last scores, which both levels can reach before the end
 
 
 def epochs_to_target(
@@ -25,12 +25,13 @@ def epochs_to_target(
     """Epochs of training until `metric` first reaches its target: columns `epochs_to_target` and `censored`.
 
     The target of a cell (its levels of all other factors) is `TARGET` times the lower of the two levels' mean scores
-    after the last epoch, over finished runs: it treats both sides alike, and no third level moves it. Between two
-    evaluations the score counts as a line; a target that the first evaluation finds reached is reached there. A run
-    that never reaches it counts as its last epoch + 1 and is `censored`: it takes that long at least, so a difference
-    to one that does reach it is too small rather than too large. What has no curve, or another level, has NaN.
+    after the last epoch, over finished runs: it treats both sides alike, and no third level moves it. The score is
+    interpolated linearly between evaluations; a target that is already reached at the first evaluation is reached
+    there. A run that never reaches it counts as its last epoch + 1 and is `censored`: it takes at least that long, so
+    its difference from a run that does reach the target is too small rather than too large. Trials without a curve, or
+    at another level, have NaN.
 
-    `curves` has key, epoch, name and value; the index is that of `trials`.
+    curves: key, epoch, name and value. The result has the index of `trials`.
     """
     compared = trials[trials["state"].eq("done") & np.array([level in levels for level in trials[factor]], dtype=bool)]
     values = curves[curves["name"].eq(metric) & curves["key"].isin(compared["key"])].dropna().sort_values("epoch")
@@ -41,7 +42,7 @@ def epochs_to_target(
     last = pd.Series([scores[key][1][-1] for key in compared["key"]], index=compared.index, dtype=float)
     means = last.groupby([cells, compared[factor].map(repr)]).mean().groupby(level=0).min()
     found = {
-        row: _first_at(*scores[key], TARGET * means[cell])
+        row: _find_first(*scores[key], TARGET * means[cell])
         for row, key, cell in zip(compared.index, compared["key"], cells, strict=True)
     }
     table = pd.DataFrame.from_dict(found, orient="index", columns=["epochs_to_target", "censored"])
@@ -49,10 +50,10 @@ def epochs_to_target(
     return times
 
 
-def _first_at(epochs: Floats, scores: Floats, target: float) -> tuple[float, bool]:
-    """When a curve first reaches the target, and whether it never does."""
+def _find_first(epochs: Floats, scores: Floats, target: float) -> tuple[float, bool]:
+    """The epoch in which a curve first reaches the target, and whether it never does."""
     reached = np.flatnonzero(scores >= target)
     if not reached.size:
         return float(epochs[-1] + 1), True
-    at = slice(max(reached[0] - 1, 0), reached[0] + 1)  # the evaluations before and after
-    return float(np.interp(target, scores[at], epochs[at])), False
+    around = slice(max(reached[0] - 1, 0), reached[0] + 1)  # the evaluations before and after
+    return float(np.interp(target, scores[around], epochs[around])), False

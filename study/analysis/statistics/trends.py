@@ -1,4 +1,4 @@
-"""Trends of the choice: rules for how switch weights run with depth, with receptive field, with B and with G x B."""
+"""Trends of switch weights with depth, with receptive field, with B and with G x B."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from scipy import stats
 from study.analysis.statistics.intervals import Floats, adjust_holm, cell_numbers, mean_p_value, replicate_interval
 from study.config.choice_space import ChoiceSpace
 
-Axis = Literal["B", "G x B"]
-AXES: tuple[Axis, Axis] = ("B", "G x B")
+BatchAxis = Literal["B", "G x B"]
+AXES: tuple[BatchAxis, BatchAxis] = ("B", "G x B")
 
 
 def network_means(switch: pd.DataFrame) -> pd.DataFrame:
-    """The switch weights of each network (key), means over its layers: a column a (statistic, normalizer)."""
+    """Means of the switch weights over the layers of each network: a row a key, a column a (statistic, normalizer)."""
     means = switch.groupby(["key", "statistic", "normalizer"], observed=True)["weight"].mean()
     table: pd.DataFrame = means.astype(float).unstack(["statistic", "normalizer"])
     return table
 
 
 def tracked_shares(switch: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
-    """The weight of the tracked member in each network, a mean over layers: over all axes, and of each axis.
+    """The weight of the tracked member in each network, a mean over layers: over all axes, and for each axis.
 
-    A row a network (key); the columns are `bn_share`, `bn_share_mean`, `bn_share_var` where `bn` is tracked.
+    A row a key; the columns are `bn_share`, `bn_share_mean`, `bn_share_var` where `bn` is tracked.
     """
     share = f"{space.tracked[0]}_share"
     shares = network_means(switch[switch["normalizer"].eq(space.tracked[0])]).droplevel("normalizer", axis=1)
@@ -36,10 +36,10 @@ def tracked_shares(switch: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
 
 
 def rank_trends(switch: pd.DataFrame, place: str, value: str = "weight") -> pd.DataFrame:
-    """Spearman's rank correlation of a column with a place in the network, over its layers.
+    """Spearman's rank correlation of a column with the column `place`, over the layers of each network.
 
-    A row a network (key), a column a (statistic, normalizer). Layers without a place are left out, and so are networks
-    with fewer than 3 of them, or all at one place. A value that is the same in every layer has no trend: 0.
+    A row a key, a column a (statistic, normalizer). Layers without a place are left out, and so are networks with fewer
+    than 3 layers that have one, or with all layers at one place. A value that is the same in every layer has trend 0.
     """
     known = switch[switch[place].notna()]
     networks = known.groupby(["key", "statistic", "normalizer"], observed=True)
@@ -55,11 +55,11 @@ def rank_trends(switch: pd.DataFrame, place: str, value: str = "weight") -> pd.D
 
 
 def batch_trends(values: Floats, levels: Floats) -> tuple[Floats, list[float | None]]:
-    """What a doubling of B changes, and the p values of a monotone trend: one for each number.
+    """The change of each number for a doubling of B, and the p values of a monotone trend.
 
     values: (replicate, level, number), means over cells that agree in all but B. Returns least-squares slopes on
-    log2 B, (replicate, number), and p values adjusted by Holm: of Page's test, both ways, with replicates as blocks; of
-    a paired t test where there are two levels. None where there is one replicate.
+    log2 B, (replicate, number), and p values adjusted by Holm: of Page's two-sided test with replicates as blocks, or
+    of a paired t test where there are two levels. The p values are None where there is one replicate.
     """
     doublings = np.log2(levels)
     doublings = doublings - doublings.mean()
@@ -70,15 +70,15 @@ def batch_trends(values: Floats, levels: Floats) -> tuple[Floats, list[float | N
 
 
 def page_p_value(values: Floats) -> float:
-    """Page's test of a trend over the columns of (block, level), 3 levels or more: rising or falling, two-sided."""
+    """The two-sided p value of Page's trend test over the levels of a table (block, level) with 3 levels or more."""
     rising, falling = (stats.page_trend_test(table).pvalue for table in (values, values[:, ::-1]))
     return float(min(1.0, 2 * min(rising, falling)))
 
 
 def axis_slopes(cells: pd.DataFrame, others: Sequence[str], values: Floats) -> Floats | None:
-    """Least squares of values (cell, replicate) on log2 B and log2 G x B, in each replicate: (axis, replicate).
+    """Least-squares slopes of values (cell, replicate) on log2 B and log2 G x B in each replicate: (axis, replicate).
 
-    Cells are compared where they agree in `others`. None where the two axes cannot be told apart.
+    Cells are compared where they agree in `others`. None where B and G x B do not vary independently.
     """
     axes = np.log2(cells[["statistics_batch", "gradient_batch"]].to_numpy(dtype=float))
     groups = cell_numbers(cells, others).to_numpy()
@@ -91,10 +91,11 @@ def axis_slopes(cells: pd.DataFrame, others: Sequence[str], values: Floats) -> F
     return np.asarray(np.linalg.lstsq(centred, target, rcond=None)[0], dtype=float)
 
 
-def leading_axis(slopes: Mapping[Axis, Floats], confidence: float) -> Axis | None:
-    """The axis that the BN share follows more than the other; None where intervals do not tell.
+def leading_axis(slopes: Mapping[BatchAxis, Floats], confidence: float) -> BatchAxis | None:
+    """Which of B and G x B the share of the tracked member follows more; None where the intervals leave it open.
 
-    Its slope lies on one side of 0, and so does it minus, and plus, the other's: that is smaller, whatever its sign.
+    The slope of the leading one lies on one side of 0, and so do its difference from and its sum with the other slope:
+    then the other is smaller in absolute value.
     """
     for axis, other in (AXES, AXES[::-1]):
         lead = slopes[axis] * np.sign(slopes[axis].mean())

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from study.analysis.records import BACKBONE
 from study.analysis.statistics.intervals import Floats
+from study.analysis.weight_tables import BACKBONE
 from study.bench.synthetic_records.truth import SimulatedRun
 from study.config.schema import TrialConfig
 from study.plan.trials import PlannedTrial

@@ -13,8 +13,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from study.analysis.records import BACKBONE, CURVES, METRICS, StudyRecords, load_study_records
+from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics.intervals import Floats
+from study.analysis.trial_files import CURVES, METRICS
+from study.analysis.weight_tables import BACKBONE
 from study.bench.synthetic_records.contents import (
     DIVERGED_REASON,
     FAILED_REASON,

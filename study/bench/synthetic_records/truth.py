@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.analysis.records import BACKBONE
 from study.analysis.statistics.intervals import Floats
+from study.analysis.weight_tables import BACKBONE
 from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial
 

@@ -9,15 +9,15 @@ import plotly.graph_objects as go
 import pytest
 
 from study.analysis.questions.answers import Effect
+from study.analysis.report.effect_figures import draw_factor_ranking, draw_forest
 from study.analysis.report.export import (
     NO_BROWSER,
     ONE_COLUMN,
     TWO_COLUMNS,
+    build_paper_figure,
     export_figures,
-    for_paper,
-    without_chance,
+    remove_random_parts,
 )
-from study.analysis.report.figures import factor_ranking, forest
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
 
@@ -40,25 +40,28 @@ def _with_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def drawn() -> list[go.Figure]:
     """A figure of one column of panels, and one of two."""
-    return [forest([_effect("val_accuracy")], "Gain & loss", "Small."),
-            factor_ranking([_effect("effect"), _effect("effect_mean")], RANKING, "Ranking", "Large.")]  # fmt: skip
+    return [draw_forest([_effect("val_accuracy")], "Gain & loss", "Small."),
+            draw_factor_ranking([_effect("effect"), _effect("effect_mean")], RANKING, "Ranking", "Large.")]  # fmt: skip
 
 
 def test_the_paper_has_neither_title_nor_slider(drawn: list[go.Figure]) -> None:
     figure = drawn[0].update_layout(sliders=[{"steps": []}])
-    paper = for_paper(figure)
+    paper = build_paper_figure(figure)
     assert paper.layout.title.text is None
     assert not paper.layout.sliders
     assert figure.layout.title.text == "Gain & loss"  # the page's own figure stays as it was
 
 
 def test_the_width_follows_the_panels(drawn: list[go.Figure]) -> None:
-    assert [for_paper(figure).layout.width for figure in drawn] == [ONE_COLUMN, TWO_COLUMNS]
+    assert [build_paper_figure(figure).layout.width for figure in drawn] == [ONE_COLUMN, TWO_COLUMNS]
 
 
 def test_a_date_of_the_same_length_takes_the_place_of_now() -> None:
     image = b"<< /CreationDate (D:20261123015500+00'00') /ModDate (D:20261123015501+00'00') >>"
-    assert without_chance(image) == b"<< /CreationDate (D:20000101000000+00'00') /ModDate (D:20000101000000+00'00') >>"
+    assert (
+        remove_random_parts(image)
+        == b"<< /CreationDate (D:20000101000000+00'00') /ModDate (D:20000101000000+00'00') >>"
+    )
 
 
 def test_without_a_browser_it_says_what_is_missing(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from study.analysis.report.comparison import write_comparison
-from study.analysis.report.page import place_interval, show_ranges
+from study.analysis.report.page import format_ranges, place_interval
 from study.analysis.report.report import Report, write_report
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
@@ -68,7 +68,7 @@ def _strict_json(path: Path) -> dict[str, object]:
 def test_the_page_holds_answers_evidence_and_plan(report: Path, planted: StudyFolder) -> None:
     page = _Page(report.read_text(encoding="utf-8"))
     assert page.count("article") == 2
-    assert page.count("figure") == sum(len(figures) for figures in Report(planted).evidence.values()) > 8
+    assert page.count("figure") == sum(len(figures) for figures in Report(planted).figures.values()) > 8
     for text in ("A planted study", "supported", "Plan and coverage", "How it was made", "abc123", "the last epoch",
                  f"python run_study.py --study {planted.path.name} --set replicates=1"):  # fmt: skip
         assert text in page.text
@@ -146,7 +146,7 @@ def test_five_hundred_trials_are_less_than_ten_megabytes(tmp_path: Path) -> None
     ("rows", "text"), [([], ""), ([4], "4"), ([0, 1, 2, 8], "0-2,8"), ([5, 3, 4, 9, 9, 10], "3-5,9-10")]
 )
 def test_row_numbers_in_a_link(rows: list[int], text: str) -> None:
-    assert show_ranges(rows) == text
+    assert format_ranges(rows) == text
 
 
 def test_intervals_of_a_table_share_a_scale() -> None:
@@ -185,7 +185,7 @@ def test_a_result_of_another_version_says_so(tmp_path: Path) -> None:
     write_json(first, {**(read_json(first) or {}), "schema": 2})
     second.write_bytes(second.read_bytes()[:100])
     page = _Page(write_report(folder).read_text("utf-8"))
-    assert "of schema 2, and this version reads 1" in page.text
+    assert "has schema 2, but this version reads schema 1" in page.text
     assert "result.json: half-written" in page.text
     assert "2 damaged" in page.text
 

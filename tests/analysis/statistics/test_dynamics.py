@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from study.analysis.records import read_switch_weights
 from study.analysis.statistics.dynamics import count_flips, network_dynamics, settle_epochs
+from study.analysis.weight_tables import read_switch_weights
 from study.config.choice_space import NORMALIZATION
 from study.record.switch_weights import encode_parquet
 

@@ -17,7 +17,8 @@ SCENARIOS = {scenario.name: scenario for scenario in build_scenarios()}
 def test_counts_are_of_sides_and_false_alarms() -> None:
     def effect(comparison: str, low: float, high: float, p_value: float | None) -> Effect:
         return Effect(
-            measure=build_measures()["val_accuracy"], comparison=comparison, n_pairs=1, n_pairs_planned=1, p_value=p_value,
+            measure=build_measures()["val_accuracy"], comparison=comparison,
+            n_pairs=1, n_pairs_planned=1, p_value=p_value,
             estimate=Estimate(value=(low + high) / 2, low=low, high=high, n=3), bootstrap=(low, high),
         )  # fmt: skip
 

@@ -1,19 +1,19 @@
 "use strict";
 
 // ------------------------------------------------------------------------------- the trials behind a number
-// `#trials=0-3,8` shows these rows of the trial table alone, `#trial-8` opens one; any other fragment shows all.
+// `#trials=0-3,8` shows only these rows of the trial table, `#trial-8` opens one row; any other hash shows all rows.
 
 const trials = [...document.querySelectorAll(".trials > tbody")];
 const list = document.getElementById("trial-list"), shown = document.getElementById("shown");
 const showAll = document.getElementById("show-all");
 
-function follow() {
+function applyHash() {
   const fragment = decodeURIComponent(location.hash.slice(1));
   const rows = fragment.startsWith("trials=") ? readRanges(fragment.slice(7)) : null;
-  filter(rows);
+  filterTrials(rows);
   const row = /^trial-\d+$/.test(fragment) && document.getElementById(fragment);
-  if (row) open(row.parentElement, true);
-  if (rows && rows.size === 1) open(trials[[...rows][0]], true);
+  if (row) openTrial(row.parentElement, true);
+  if (rows && rows.size === 1) openTrial(trials[[...rows][0]], true);
   if (rows || row) list.open = true;
   const place = rows ? document.getElementById("trials-title") : row || document.getElementById(fragment);
   if (!place) return;
@@ -30,13 +30,13 @@ function readRanges(text) {
   return rows;
 }
 
-function filter(rows) {
+function filterTrials(rows) {
   trials.forEach((trial, row) => (trial.hidden = rows !== null && !rows.has(row)));
   shown.textContent = rows ? `${rows.size} of ${trials.length} trials are shown: those behind the number or point.` : "";
   showAll.hidden = !rows;
 }
 
-function open(trial, wanted) {
+function openTrial(trial, wanted) {
   if (!trial) return;
   const opened = trial.classList.toggle("open", wanted), button = trial.querySelector(".toggle");
   button.setAttribute("aria-expanded", opened);
@@ -45,30 +45,30 @@ function open(trial, wanted) {
 
 for (const link of document.querySelectorAll("a[data-trials]")) {
   link.href = `#trials=${link.dataset.trials}`;
-  link.addEventListener("click", () => link.hash === location.hash && follow());
+  link.addEventListener("click", () => link.hash === location.hash && applyHash());
 }
 list.addEventListener("click", ({target}) => {
-  if (target.matches(".toggle")) open(target.closest("tbody"));
-  if (target.matches(".copy")) copy(target.previousElementSibling.textContent, target);
+  if (target.matches(".toggle")) openTrial(target.closest("tbody"));
+  if (target.matches(".copy")) copyText(target.previousElementSibling.textContent, target);
 });
-addEventListener("hashchange", follow);
+addEventListener("hashchange", applyHash);
 
-async function copy(text, button) {
+async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "copied";
-  } catch {  // not allowed: the text is marked, for Ctrl-C
+  } catch {  // the browser forbids it: select the text, for Ctrl-C
     getSelection().selectAllChildren(button.previousElementSibling);
-    button.textContent = "marked";
+    button.textContent = "selected";
   }
   setTimeout(() => (button.textContent = "copy"), 2000);
 }
 
 // ------------------------------------------------------------------------------------------------- figures
-// They take the page's colours, and follow when the screen turns dark or the page is printed. Those that hold groups
-// of trials lead to them: by a click on a point, or by arrow keys and Enter. Page up and down move a slider.
+// Figures have the page's colours, also after a switch to dark mode and in print. Points of figures with groups of
+// trials link to these: by click, or by arrow keys and Enter. Page up and Page down move a slider.
 
-const paper = matchMedia("print"), PAPER_WIDTH = 660;  // of A4, in CSS pixels, within its margins
+const paper = matchMedia("print"), PAPER_WIDTH = 660;  // width of A4 without margins, in CSS pixels
 const plots = [];
 
 function draw(script) {
@@ -76,13 +76,13 @@ function draw(script) {
   plots.push(plot);
   const config = {displaylogo: false, responsive: true, displayModeBar: false};
   Plotly.newPlot(plot, spec.data, {...spec.layout, autosize: true}, config);
-  plot.firstElementChild.setAttribute("aria-hidden", "true");  // the figure's description stands for it
+  plot.firstElementChild.setAttribute("aria-hidden", "true");  // screen readers get the description
   const groups = spec.layout.meta && spec.layout.meta.trials;
-  if (groups) lead(plot, groups);
-  if (spec.layout.sliders) plot.addEventListener("keydown", (event) => slide(plot, event));
+  if (groups) linkPoints(plot, groups);
+  if (spec.layout.sliders) plot.addEventListener("keydown", (event) => moveSlider(plot, event));
 }
 
-function lead(plot, groups) {
+function linkPoints(plot, groups) {
   const points = findPoints(plot);
   let at = -1;
   const show = (group) => groups[group] && (location.hash = `trials=${groups[group]}`);
@@ -98,9 +98,9 @@ function lead(plot, groups) {
     event.preventDefault();
     at = at < 0 ? (step > 0 ? 0 : points.length - 1) : (at + step + points.length) % points.length;
     Plotly.Fx.hover(plot, [points[at]], points[at].panel);
-    setTimeout(say, 100);  // Plotly draws its label within 50 ms
+    setTimeout(announce, 100);  // Plotly draws its label within 50 ms
   });
-  function say() {
+  function announce() {
     const texts = [...plot.querySelectorAll(".hoverlayer text")];
     const lines = texts.flatMap((text) => (text.children.length ? [...text.children] : text));
     const said = lines.map((line) => line.textContent).join(", ");
@@ -108,7 +108,7 @@ function lead(plot, groups) {
   }
 }
 
-function slide(plot, event) {
+function moveSlider(plot, event) {
   const by = {PageDown: 1, PageUp: -1}[event.key], [{active, steps, currentvalue}] = plot.layout.sliders;
   if (!by) return;
   event.preventDefault();
@@ -118,24 +118,26 @@ function slide(plot, event) {
   document.getElementById("live").textContent = currentvalue.prefix + steps[to].label;
 }
 
+// The points that link to trials, in the form that Plotly.Fx.hover takes.
 function findPoints(plot) {
   const points = [];
-  plot._fullData.forEach((trace, curveNumber) => {
-    if (trace.visible !== true || !trace.customdata) return;
-    const panel = trace.subplot || (trace.xaxis ? trace.xaxis + trace.yaxis : "xy");
-    const add = (data, place) => data && data[0] >= 0 && points.push({curveNumber, group: data[0], panel, ...place});
-    if (trace.type !== "heatmap") {
-      [...trace.customdata].forEach((data, pointNumber) => add(data, {pointNumber}));
-      return;
-    }
-    const {x, y} = plot.calcdata[curveNumber][0], middle = (edges, n) => (edges[n] + edges[n + 1]) / 2;
-    trace.customdata.forEach((cells, row) =>
-      cells.forEach((data, column) => add(data, {xval: middle(x, column), yval: middle(y, row)})));
+  plot.data.forEach((trace, curveNumber) => {
+    const panel = trace.subplot || (trace.xaxis || "x") + (trace.yaxis || "y");
+    const add = (data, place) => data[0] >= 0 && points.push({curveNumber, group: data[0], panel, ...place});
+    (trace.customdata || []).forEach((data, number) => {
+      if (trace.type !== "heatmap") return add(data, {pointNumber: number});
+      data.forEach((cell, column) => add(cell, {xval: getCentre(trace.x, column), yval: getCentre(trace.y, number)}));
+    });
   });
   return points;
 }
 
-function paint() {
+// The centre of a heat map's cell on an axis; text and missing values are numbered from 0.
+function getCentre(values, number) {
+  return values && typeof values[number] === "number" ? values[number] : number;
+}
+
+function applyColours() {
   const style = getComputedStyle(document.documentElement);
   const text = style.getPropertyValue("--text").trim(), line = style.getPropertyValue("--line").trim();
   for (const plot of plots) {
@@ -148,8 +150,8 @@ function paint() {
 }
 
 document.querySelectorAll("script[data-figure]").forEach(draw);
-paint();
-follow();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-paper.addEventListener("change", paint);
+applyColours();
+applyHash();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyColours);
+paper.addEventListener("change", applyColours);
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));

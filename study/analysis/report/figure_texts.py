@@ -1,0 +1,62 @@
+"""Texts of figures: what a point shows on hover, and descriptions for screen readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from study.analysis.questions.answers import Effect
+from study.analysis.statistics.intervals import Estimate
+from study.analysis.wording import format_confidence, format_number, join_words
+
+MAX_DESCRIBED = 4  # effects that the description of a figure names; it counts the others
+
+
+def format_effect(effect: Effect) -> str:
+    """All that is known of an effect, a line each: for hovering."""
+    lines = [f"{effect.measure.label}: {format_number(effect.estimate.value or 0.0, 4)}"]
+    if effect.estimate.low is not None and effect.estimate.high is not None:
+        lines.append(f"interval {format_number(effect.estimate.low, 4)} to {format_number(effect.estimate.high, 4)}")
+    if effect.bootstrap:
+        lines.append(f"bootstrap {format_number(effect.bootstrap[0], 4)} to {format_number(effect.bootstrap[1], 4)}")
+    if effect.probability is not None:
+        lines.append(f"probability of a pair above the line: {format_number(effect.probability, 2)}")
+    if effect.p_value is not None:
+        lines.append(f"adjusted p {effect.p_value:.2g}")
+    lines.append(f"{effect.estimate.n} replicates, {effect.n_pairs} of {effect.n_pairs_planned} pairs")
+    return "<br>".join(lines)
+
+
+def format_effects(effects: Sequence[Effect]) -> str:
+    """The first numbers of a figure of effects."""
+    shown = [effect for effect in effects if effect.measure == effects[0].measure][:MAX_DESCRIBED]
+    numbers = []
+    for effect in shown:
+        low, high = effect.estimate.low, effect.estimate.high
+        interval = "no interval" if low is None or high is None else f"{format_number(low)} to {format_number(high)}"
+        numbers.append(f"{effect.comparison} {format_number(effect.estimate.value or 0.0)} ({interval})")
+    more = f" {len(effects) - len(shown)} more numbers are in the table." if len(effects) > len(shown) else ""
+    return f"{effects[0].measure.label.capitalize()}: {join_words(numbers)}.{more}"
+
+
+def format_interval(estimate: Estimate) -> str:
+    """`interval 0.004 to 0.020, 5 replicates`: for hovering."""
+    if estimate.low is None or estimate.high is None:
+        return f"no interval from {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
+    return f"interval {estimate.low:.3f} to {estimate.high:.3f}, {estimate.n} replicates"
+
+
+def format_level(factor: str, level: object) -> str:
+    """A level of a factor: `B = 16`, `segmentation on scenes`."""
+    return f"B = {level}" if factor == "batch_size" else str(level)
+
+
+def format_weights(weights: pd.Series) -> str:
+    """Weights by member: `in 0.20, ln 0.50, bn 0.30`."""
+    return ", ".join(f"{name} {format_number(weight, 2)}" for name, weight in weights.items())
+
+
+def format_bars(confidence: float) -> str:
+    """What error bars show."""
+    return f"Bars: {format_confidence(confidence)} intervals over replicates"

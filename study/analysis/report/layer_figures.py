@@ -1,0 +1,294 @@
+"""Figures of what each layer chose: maps of switch weights, triangles, and a slider over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from study.analysis.report.figure_texts import format_level, format_weights
+from study.analysis.report.plot_style import (
+    FAINT,
+    GREY,
+    SYMBOLS,
+    TrialGroups,
+    add_colour_bar,
+    build_axis_panels,
+    choose_style,
+    finish_figure,
+    sort_levels,
+)
+from study.analysis.statistics.profiles import DEPTH_GRID, depth_profiles
+from study.analysis.wording import join_words
+from study.config.choice_space import ChoiceSpace
+
+LAYER_COLUMNS = ["statistic", "place", "layer", "depth_fraction", "stage"]
+
+
+def compute_layer_means(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
+    """Mean switch weights of trials by axis and layer: `LAYER_COLUMNS`, and a column for each member of the pool.
+
+    switch: rows of one epoch of each trial. Networks with the same layers are averaged layer by layer, in order; others
+    at the relative depths of `DEPTH_GRID`, and then stage is missing. place: from 0, the first, to 1, the last. Only
+    trials with the largest pool are averaged.
+    """
+    rows = switch[switch["key"].isin(select_largest_pool(trials)["key"])]
+    layers = rows.drop_duplicates(["key", "layer_index", "layer"])
+    same = layers.groupby(["layer_index", "layer"], observed=True).size().eq(rows["key"].nunique()).all()
+    rows = rows if same else _interpolate_depths(rows, space)
+    order = rows["layer_index"].rank(method="dense") - 1
+    rows = rows.assign(place=(order / max(order.max(), 1)).round(4))
+    groups = rows.groupby([*LAYER_COLUMNS, "normalizer"], observed=True, dropna=False)
+    means = groups["weight"].mean().unstack("normalizer")
+    table = means.reindex(columns=[name for name in space.member_names if name in means]).reset_index()
+    in_order: pd.DataFrame = table.sort_values(["statistic", "place"], ignore_index=True)
+    return in_order
+
+
+def select_largest_pool(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials with the largest pool."""
+    largest: pd.DataFrame = trials[trials["pool"].eq(_find_largest_pool(trials))]
+    return largest
+
+
+# ------------------------------------------------------------------------------------------------------ maps
+
+
+def draw_weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, rows: str, what: str) -> go.Figure:
+    """Switch weights by layer: a row of maps for each level of the column `rows` of `trials`, a column an axis.
+
+    what: the networks ("ResNet-14").
+    """
+    levels, groups, tables = sort_levels(trials[rows]), TrialGroups(), {}
+    names = [format_level(rows, level) for level in levels]
+    figure = build_axis_panels([64] * len(levels), space, gap=12, labels=names)
+    for row, (level, name) in enumerate(zip(levels, names, strict=True), start=1):
+        group = select_largest_pool(trials[trials[rows].eq(level)])
+        tables[name] = compute_layer_means(switch, group, space)
+        _add_maps(figure, tables[name], space, row, name=name, group=groups.number(group.index), n_trials=len(group))
+    _label_depth_axis(figure, list(tables.values()), len(levels))
+    add_colour_bar(figure, "weight", "right", yref="container", y=0, yanchor="bottom")
+    figure.update_yaxes(showgrid=False, ticks="").update_xaxes(showgrid=False, zeroline=False, ticks="")
+    size = len(_find_largest_pool(trials).split(","))
+    return finish_figure(
+        figure, groups, title=f"What the layers chose, from input to output: {what}",
+        subtitle="Last epoch; mean over replicates and all other factors. "
+        f"With {size} {space.noun}s, equal weights are {1 / size:.2f} each.",
+        alt=_describe_means(tables), below=90,
+    )  # fmt: skip
+
+
+def _add_maps(
+    figure: go.Figure, table: pd.DataFrame, space: ChoiceSpace, row: int, *, name: str, group: int, n_trials: int
+) -> None:
+    """Adds a map for each axis. table: from `compute_layer_means`."""
+    for col, axis in enumerate(space.axes, start=1):
+        part = table[table["statistic"].eq(axis.name)]
+        members = [str(member) for member in reversed(part.columns[len(LAYER_COLUMNS) :])]
+        figure.add_heatmap(
+            z=part[members].T.round(4).to_numpy().tolist(), x=part["place"].to_list(), y=members, xgap=1, ygap=1,
+            coloraxis="coloraxis", row=row, col=col,
+            customdata=[[[group, layer] for layer in part["layer"]]] * len(members),
+            hovertemplate=f"%{{customdata[1]}}, {name}<br>%{{y}}, {axis.label}: %{{z:.3f}}"
+            f"<br>mean of {n_trials} trials<extra></extra>",
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- triangles
+
+
+def draw_triangles(
+    switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, symbol: str, what: str
+) -> go.Figure | None:
+    """Switch weights in the triangle of a pool of three: a point a layer, coloured by depth; None for other pools.
+
+    symbol: the column of `trials` whose levels have a symbol each. Levels with a smaller pool are left out.
+    """
+    trials = select_largest_pool(trials)
+    pool = _find_largest_pool(trials).split(",")
+    if len(pool) != 3:
+        return None
+    groups, tables, columns = TrialGroups(), {}, len(space.axes)
+    figure = build_axis_panels([270], space, lift=20, specs=[[{"type": "ternary"}] * columns], horizontal_spacing=0.08)
+    for rank, level in enumerate(sort_levels(trials[symbol])):
+        group, name = trials[trials[symbol].eq(level)], format_level(symbol, level)
+        tables[name] = compute_layer_means(switch, group, space)
+        mark = {"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 9, "line": {"width": 0.8, "color": GREY}}
+        number = groups.number(group.index)
+        _add_triangle_points(figure, tables[name], space, pool, mark, name=name, group=number, n_trials=len(group))
+    for number in range(1, columns + 1):
+        figure.update_layout({_name_triangle(number): _style_triangle(pool)})
+    add_colour_bar(figure, "relative depth", "top", y=-0.08, yanchor="top", tickvals=[0, 0.5, 1])
+    return finish_figure(
+        figure, groups, title=f"Where the layers lie between {join_words(pool)}: {what}",
+        subtitle="Last epoch. A point is a layer, a mean over replicates and all other factors; in a corner a layer "
+        f"uses one {space.noun} alone, in the middle all equally.",
+        alt=_describe_means(tables), below=110,
+    ).update_layout(margin_l=20, margin_r=20)  # fmt: skip
+
+
+def _add_triangle_points(
+    figure: go.Figure, table: pd.DataFrame, space: ChoiceSpace, pool: Sequence[str], mark: dict[str, Any], *, name: str,
+    group: int, n_trials: int,
+) -> None:  # fmt: skip
+    """Adds the layers of a level to the triangle of each axis, and the level to the legend."""
+    for col, axis in enumerate(space.axes, start=1):
+        part = table[table["statistic"].eq(axis.name)]
+        weights = {corner: part[member].round(4).to_list() for corner, member in zip("abc", pool, strict=True)}
+        figure.add_scatterternary(
+            **weights, mode="markers", name=name, legendgroup=name, showlegend=False,
+            marker={**mark, "color": part["depth_fraction"].round(3).to_list(), "coloraxis": "coloraxis"},
+            customdata=[[group, layer] for layer in part["layer"]], subplot=_name_triangle(col),
+            hovertemplate=f"%{{customdata[1]}}, {name}<br>{pool[0]} %{{a:.3f}}, {pool[1]} %{{b:.3f}}, "
+            f"{pool[2]} %{{c:.3f}}<br>mean of {n_trials} trials<extra></extra>",
+        )  # fmt: skip
+    # An empty trace for the legend, which then shows the symbol in grey instead of the colour of a depth.
+    figure.add_scatterternary(
+        a=[None], b=[None], c=[None], mode="markers", name=name, legendgroup=name, marker={**mark, "color": GREY}
+    )
+
+
+def _name_triangle(number: int) -> str:
+    """Plotly's name of the triangle in a column: `ternary`, `ternary2`, ..."""
+    return f"ternary{number if number > 1 else ''}"
+
+
+def _style_triangle(pool: Sequence[str]) -> dict[str, Any]:
+    side = {"tickvals": [1 / 3, 2 / 3], "ticks": "", "gridcolor": FAINT, "showticklabels": False, "linecolor": GREY}
+    sides = {f"{corner}axis": {"title": {"text": member}, **side} for corner, member in zip("abc", pool, strict=True)}
+    return {**sides, "bgcolor": "rgba(0,0,0,0)"}
+
+
+# ---------------------------------------------------------------------------------------------------- epochs
+
+
+def draw_layers_by_epoch(
+    weights: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, what: str, most: int = 21
+) -> go.Figure:
+    """Switch weights by layer at one epoch, with a slider over epochs: a row the smallest and the largest B.
+
+    weights: rows of every epoch. most: the number of epochs shown, evenly spaced and with the last.
+    """
+    batches, groups = sorted({trials["batch_size"].min(), trials["batch_size"].max()}), TrialGroups()
+    by_batch = {batch: select_largest_pool(trials[trials["batch_size"].eq(batch)]) for batch in batches}
+    epochs = _select_epochs(weights, list(by_batch.values()), most)
+    by_epoch = dict(tuple(weights[weights["epoch"].isin(epochs)].groupby("epoch")))
+    tables = {
+        (epoch, batch): compute_layer_means(by_epoch[epoch], group, space)
+        for epoch in epochs for batch, group in by_batch.items()
+    }  # fmt: skip
+    last = [tables[epochs[-1], batch] for batch in batches]
+    figure = build_axis_panels([170] * len(batches), space, gap=12, labels=[f"B = {batch}" for batch in batches])
+    lines = [
+        (batch, axis, str(member))
+        for batch, table in zip(batches, last, strict=True)
+        for axis in space.axis_names for member in table.columns[len(LAYER_COLUMNS):]
+    ]  # fmt: skip
+    for batch, axis, member in lines:
+        row = batches.index(batch) + 1
+        _add_layer_line(figure, last[row - 1], space, axis, member, row=row, batch=batch,
+                        group=groups.number(by_batch[batch].index), n_trials=len(by_batch[batch]))  # fmt: skip
+    parts = {key: dict(tuple(table.groupby("statistic"))) for key, table in tables.items()}
+    steps = {
+        str(epoch): [_round_line(parts[epoch, batch][axis], member) for batch, axis, member in lines]
+        for epoch in epochs
+    }  # fmt: skip
+    _label_depth_axis(figure, last, len(batches))
+    figure.update_yaxes(range=[0, 1], tickvals=[0, 0.5, 1]).update_yaxes(title_text="weight", col=1)
+    figure.update_xaxes(zeroline=False)
+    figure.update_layout(sliders=[_build_slider(steps)])
+    first, end = (format_weights(_average_layers(tables[epoch, batches[-1]])) for epoch in (epochs[0], epochs[-1]))
+    return finish_figure(
+        figure, groups, title=f"What each layer chose, epoch by epoch: {what}",
+        subtitle="The slider moves through the epochs; 0 is before training. A point is a layer, a mean over "
+        "replicates and all other factors.",
+        alt=f"At B = {batches[-1]}, means over layers at epoch {epochs[0]}: {first}; at epoch {epochs[-1]}: {end}.",
+        below=165,
+    )  # fmt: skip
+
+
+def _select_epochs(weights: pd.DataFrame, groups: Sequence[pd.DataFrame], most: int) -> list[int]:
+    """The epochs that all groups of trials have; at most `most`, evenly spaced and with the last."""
+    found = [set(weights["epoch"][weights["key"].isin(group["key"])]) for group in groups]
+    epochs = sorted(int(epoch) for epoch in set.intersection(*found))
+    return [epochs[place] for place in sorted({*np.linspace(0, len(epochs) - 1, most).round().astype(int)})]
+
+
+def _add_layer_line(
+    figure: go.Figure, table: pd.DataFrame, space: ChoiceSpace, axis: str, member: str, *, row: int, batch: int,
+    group: int, n_trials: int,
+) -> None:  # fmt: skip
+    part, style = table[table["statistic"].eq(axis)], choose_style(member, colours=space.colours)
+    style["marker"] |= {"size": 5}
+    style["line"] |= {"width": 1.5}
+    figure.add_scatter(
+        x=part["place"].to_list(), y=_round_line(part, member), mode="lines+markers", **style,
+        row=row, col=space.axis_names.index(axis) + 1,
+        customdata=[[group, layer] for layer in part["layer"]],
+        hovertemplate=f"%{{customdata[1]}}, B = {batch}<br>{member}, {space.labels[axis]}: %{{y:.3f}}"
+        f"<br>mean of {n_trials} trials<extra></extra>",
+    )  # fmt: skip
+
+
+def _build_slider(steps: Mapping[str, list[list[float]]]) -> dict[str, Any]:
+    """A slider that replaces the y values of all traces. steps: by label, the y values in the order of the traces."""
+    return {
+        "active": len(steps) - 1, "currentvalue": {"prefix": "epoch "}, "pad": {"t": 58}, "len": 1, "x": 0,
+        "bgcolor": FAINT, "activebgcolor": GREY, "bordercolor": GREY, "tickcolor": GREY,
+        "steps": [{"label": name, "method": "restyle", "args": [{"y": lines}]} for name, lines in steps.items()],
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- shared
+
+
+def _interpolate_depths(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
+    """Rows of networks whose layers differ, at the depths of `DEPTH_GRID` in place of layers."""
+    profiles = depth_profiles(rows, space)
+    members = [name for name in space.member_names if name in set(rows["normalizer"])]
+    index = pd.MultiIndex.from_product(
+        [list(profiles), space.axis_names, range(len(DEPTH_GRID)), space.member_names],
+        names=["key", "statistic", "layer_index", "normalizer"],
+    )
+    table = pd.Series(np.stack(list(profiles.values())).ravel(), index, name="weight").reset_index()
+    table = table[table["normalizer"].isin(members)]
+    depth = DEPTH_GRID[table["layer_index"].to_numpy()]
+    named: pd.DataFrame = table.assign(
+        depth_fraction=depth, layer=[f"relative depth {at:.1f}" for at in depth], stage=np.nan
+    )
+    return named
+
+
+def _find_largest_pool(trials: pd.DataFrame) -> str:
+    """The largest pool as text: `in,ln,bn`."""
+    return max(trials["pool"], key=len, default="")
+
+
+def _average_layers(table: pd.DataFrame) -> pd.Series:
+    """Mean weights by member, over layers and axes."""
+    means: pd.Series = table[table.columns[len(LAYER_COLUMNS) :]].mean()
+    return means
+
+
+def _describe_means(tables: Mapping[str, pd.DataFrame]) -> str:
+    levels = [f"{name}: {format_weights(_average_layers(table))}" for name, table in tables.items()]
+    return f"Mean weights over layers. {'; '.join(levels)}."
+
+
+def _round_line(table: pd.DataFrame, member: str) -> list[float]:
+    return [float(value) for value in table[member].round(3)]
+
+
+def _label_depth_axis(figure: go.Figure, tables: Sequence[pd.DataFrame], rows: int) -> None:
+    """Ticks where stages begin; relative depths where the networks of the panels differ in their stages."""
+    layers = [table.drop_duplicates("place") for table in tables]
+    stages = {tuple(zip(table["place"], table["stage"], strict=True)) for table in layers}
+    if len(stages) > 1 or layers[0]["stage"].isna().any():
+        figure.update_xaxes(tickvals=[0, 0.5, 1]).update_xaxes(title_text="relative depth", row=rows)
+        return
+    firsts = layers[0].drop_duplicates("stage")
+    figure.update_xaxes(tickvals=firsts["place"].to_list(), ticktext=[f"{stage:g}" for stage in firsts["stage"]])
+    figure.update_xaxes(title_text="layers by stage", row=rows)

@@ -1,0 +1,100 @@
+"""Switch weights as tables: read from the files of trials, joined, and reduced to the frames that analysis needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from study.config.choice_space import NORMALIZATION, ChoiceSpace
+from study.record.switch_weights import SWITCH_WEIGHTS_SCHEMA
+
+BACKBONE = "backbone"  # the role that answers compare; heads are shown apart
+
+# Text that repeats in every row is dictionary-encoded: ten thousand trials have millions of rows.
+_CODED = pa.dictionary(pa.int32(), pa.string())
+_TEXT = [field.name for field in SWITCH_WEIGHTS_SCHEMA if field.type == pa.string()]
+_CODED_SCHEMA = pa.schema(
+    [(field.name, _CODED if field.name in _TEXT else field.type) for field in SWITCH_WEIGHTS_SCHEMA]
+)
+
+
+def read_switch_weights(file: Any, space: ChoiceSpace = NORMALIZATION) -> pa.Table:
+    """The switch weights of one trial, every epoch, with text dictionary-encoded. Raises `ValueError` if damaged."""
+    try:
+        table = _read_table(file)
+        groups = table.group_by(["epoch", "layer_index", "statistic"], use_threads=False)
+        sums = groups.aggregate([("weight", "sum")])["weight_sum"]
+        values = {name: table[name].unique().to_pylist() for name in ("statistic", "normalizer")}
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ValueError(f"unreadable: {str(error).splitlines()[0]}") from None
+    for name, allowed in (("statistic", space.axis_names), ("normalizer", space.member_names)):
+        if unknown := set(values[name]) - set(allowed):
+            raise ValueError(f"{name}: unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
+    if not np.allclose(sums.to_numpy(), 1, atol=1e-3):
+        raise ValueError(f"weight: does not sum to 1 over the {space.noun}s of a layer")
+    return table
+
+
+def join_weights(weights: Iterable[tuple[str, pa.Table]]) -> pa.Table:
+    """The switch weights of several trials, given with their keys, in one table with a column `key`."""
+    tables = [_CODED_SCHEMA.append(pa.field("key", _CODED)).empty_table()]
+    for key, table in weights:
+        keys = pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, np.int32), pa.array([key]))
+        tables.append(table.append_column("key", keys))
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def split_roles(weights: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows of backbones, and all others."""
+    if weights["role"].unique().to_pylist() in ([], [BACKBONE]):  # avoids a copy
+        return weights, weights.slice(0, 0)
+    is_backbone = pc.equal(weights["role"].cast(pa.string()), BACKBONE)
+    return weights.filter(is_backbone), weights.filter(pc.invert(is_backbone))
+
+
+def select_last_epochs(weights: pa.Table) -> pd.DataFrame:
+    """The rows of each trial's last epoch; `weights` has a column `key`."""
+    epochs = weights["epoch"].to_pandas()
+    last = epochs.groupby(weights["key"].combine_chunks().indices.to_numpy()).transform("max")
+    frame: pd.DataFrame = _decode(weights.filter(pa.array(epochs.eq(last)))).to_pandas()
+    return frame
+
+
+def compute_epoch_means(weights: pa.Table) -> pd.DataFrame:
+    """Means over layers, each layer counted once, of the network and of every stage.
+
+    Columns: key, epoch, statistic, normalizer, weight, scope ("network", "stage 1").
+    """
+    by, mean = ["key", "epoch", "statistic", "normalizer"], [("weight", "mean")]
+    network, stages = (
+        _decode(weights.group_by(names, use_threads=False).aggregate(mean)).to_pandas()
+        for names in (by, [*by, "stage"])
+    )
+    network["scope"], stages["scope"] = "network", "stage " + stages.pop("stage").astype(str)
+    means: pd.DataFrame = pd.concat([network, stages], ignore_index=True).rename(columns={"weight_mean": "weight"})
+    return means
+
+
+def _read_table(file: Any) -> pa.Table:
+    """The columns of `SWITCH_WEIGHTS_SCHEMA`, with text dictionary-encoded; empty where layers have no choice."""
+    metadata = pq.read_metadata(file)
+    if missing := set(SWITCH_WEIGHTS_SCHEMA.names) - set(metadata.schema.names):
+        raise ValueError(f"lacks the columns {', '.join(sorted(missing))}")
+    if not metadata.num_rows:
+        return _CODED_SCHEMA.empty_table()
+    # One thread: distributing a small file over several takes longer than reading it.
+    with pq.ParquetFile(file, metadata=metadata, read_dictionary=_TEXT) as source:
+        table = source.read(SWITCH_WEIGHTS_SCHEMA.names, use_threads=False)
+    return table if table.schema == _CODED_SCHEMA else table.cast(_CODED_SCHEMA)
+
+
+def _decode(table: pa.Table) -> pa.Table:
+    """The table with plain instead of dictionary-encoded text."""
+    fields = [(field.name, pa.string() if field.type == _CODED else field.type) for field in table.schema]
+    return table.cast(pa.schema(fields))
