@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,11 @@ pytest_plugins = ["tests.services.fixtures"]
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores, and OpenMP's threads spin as they wait
+MEMORY = Path("/dev/shm")  # of Linux; SQLite waits for a disk at every commit
+if "TMPDIR" not in os.environ and MEMORY.is_dir():
+    about = os.statvfs(MEMORY)
+    if about.f_bavail * about.f_frsize > 8 * 2**30 and not about.f_flag & os.ST_NOEXEC:  # containers may have neither
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 os.environ["BROWSER_PATH"] = "none"  # reports without images, which take ten seconds; test_export makes them
 SLOW_MARKS = ("slow", "slurm", "ray", "postgres")
 
