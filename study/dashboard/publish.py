@@ -126,9 +126,6 @@ def _find_saved_page(page: Any, url: str | None) -> Any:
         return page
     try:
         found = type(page).from_url(url)
-    except (
-        ValueError,
-        TypeError,
-    ):  # it was deleted; the library raises TypeError for reports
+    except (ValueError, TypeError):  # it was deleted; for a report the library raises TypeError
         return page
     return found if (found.entity, found.project) == (page.entity, page.project) else page

@@ -189,11 +189,6 @@ def test_the_report_shows_heads_apart(tmp_path: Path) -> None:
     assert bn_of_means["backbone"] < 0.5 < 0.95 < bn_of_means["fpn"]
 
 
-def test_a_study_without_heads_has_no_table_of_them(tmp_path: Path) -> None:
-    study = build_study(replicates=1, questions=("tasks",), dataset=["digits", "scenes"])
-    assert "What the heads chose" not in write_report(write_study(tmp_path, study)).read_text(encoding="utf-8")
-
-
 # ------------------------------------------------------------------------------------- heads and transfer
 
 

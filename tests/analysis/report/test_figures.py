@@ -241,7 +241,7 @@ def test_nothing_finished_draws_nothing(tmp_path: Path) -> None:
     assert _draw(load_study_records(write_study(tmp_path, study, only=lambda trial: False))) == []
 
 
-@pytest.mark.parametrize("norm", ["sn", "sn[in,ln]", "sn[in,ln,bn,gn]", "bn"])
+@pytest.mark.parametrize("norm", ["sn", "sn[in,ln,bn,gn]", "bn"])
 def test_one_trial_of_any_pool(tmp_path: Path, norm: str) -> None:
     study = build_study(1, ("useful", "impacts", "tasks"), norm=[norm])
     drawn = _draw(load_study_records(write_study(tmp_path, study)))
