@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from study.analysis.report.report import Report
     from study.plan.trials import PlannedTrial
     from study.record.layout import StudyFolder
-    from study.sweep.executors.base import Executor
 
 
 VERBS = {
@@ -173,13 +172,14 @@ def _run(options: argparse.Namespace) -> int:
     from study.cli.progress import SweepProgress
     from study.record.environment import command_line, describe_environment
     from study.sweep.driver import Driver
+    from study.sweep.executors.build import build_executor
     from study.sweep.study_file import check_folder
 
     study, folder = _study(options)
     check_folder(study, folder)
     _check_runnable(study)
     console = _console()
-    executor = _executor(options, study, folder)
+    executor = build_executor(study, folder, options.workers)
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _run_in_background(folder, options)
@@ -332,29 +332,6 @@ def _on_terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFolder) -> Executor:
-    """What the study's launcher stands for. Raises `UserError` where it is not to be had."""
-    if study.launch.launcher != "local" and options.workers is not None:
-        raise UserError("--workers: of the local launcher; launch.jobs limits what Slurm runs at once, Ray the cluster")
-    if study.launch.launcher != "local":
-        _check_precision(study, on_cpu=not study.launch.gpus)
-    if study.launch.launcher == "slurm":
-        from study.sweep.executors.slurm import SlurmExecutor
-
-        return SlurmExecutor(folder, study.launch, study.run)
-    if study.launch.launcher == "ray":
-        from study.sweep.executors.ray import RayExecutor
-
-        return RayExecutor(study.launch, study.run)
-    from study.sweep.executors.local import LocalExecutor
-    from study.sweep.executors.resources import count_cores, count_places, find_devices, share_threads
-
-    devices = find_devices(study.run.device)
-    _check_precision(study, on_cpu=devices == ["cpu"])
-    places = options.workers or count_places(study.run, devices, count_cores())
-    return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
-
-
 def _run_in_background(folder: StudyFolder, options: argparse.Namespace) -> int:
     """Has a driver that no terminal can take along do the work; returns when it is at it, or has ended."""
     from study.record.io import read_json
@@ -397,12 +374,6 @@ def _check_runnable(study: StudyConfig) -> None:
         for dataset in sorted(datasets - {"digits"}):
             wanted = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
             check_data(dataset, study.run.data_root, subset=None not in wanted)
-
-
-def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
-    """On a CPU, float16 would silently be bfloat16."""
-    if on_cpu and "float16" in study.values("precision"):
-        raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
 
 
 def _reproduce(options: argparse.Namespace, study: StudyConfig, trial: PlannedTrial) -> str:

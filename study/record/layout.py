@@ -16,6 +16,7 @@ from study.record.io import file_digest, read_json, write_json
 
 SCHEMA = 1
 FINISHED = ("done", "diverged", "pruned")  # a result; `failed` is none
+LOCK_SECONDS = 1.0  # for drivers and trials; longer than `status` holds a lock to see whether it is free
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from study.plan.trials import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
 from study.record.environment import describe_machine
 from study.record.io import append_line, quarantine, read_json, write_json, write_yaml
-from study.record.layout import TrialFolder, write_result
+from study.record.layout import LOCK_SECONDS, TrialFolder, write_result
 from study.record.switch_weights import select_switch_layers
 from study.record.wandb_run import Tracker, finish_open_run, start_wandb_service
 from study.tasks import TASKS, DivergedError
@@ -38,7 +38,6 @@ from study.training.preemption import PreemptedError, StopRequest, handle_signal
 from study.training.recorder import FollowerRankCallback, Recorder, nan_to_none
 from study.training.warm_start import FreezeSwitchWeights, start_network
 
-LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
 NOTED_LINES = 20
 SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}

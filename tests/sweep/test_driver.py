@@ -153,7 +153,7 @@ def test_a_damaged_database_is_set_aside_and_made_anew_from_the_records(tmp_path
     folder.storage.write_bytes(b"x" * 40_000)
     _, executor, said = drive(tmp_path, done)
     assert executor.started == []
-    assert "study.db: damaged, set aside" in said
+    assert "study.db: damaged, moved to" in said
     assert list(tmp_path.glob("study.db.damaged-*"))
     assert folder.storage.read_bytes()[:6] == b"SQLite"
 
@@ -240,7 +240,7 @@ def test_a_trial_that_is_trained_elsewhere_is_waited_for_and_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that an earlier driver left holds its lock for a while, then leaves its result."""
-    monkeypatch.setattr("study.sweep.driver.ELSEWHERE_SECONDS", 0.01)
+    monkeypatch.setattr("study.sweep.attempts.LOCK_POLL_SECONDS", 0.01)
     study = load_study("depth_vs_batch", "smoke", ["tracking.mode=disabled", "norm=sn", "batch_size=2"])
     (trial,) = plan_trials(study)
     record = StudyFolder(tmp_path).trial(trial.trial_id, 0)
@@ -286,7 +286,7 @@ def test_a_detached_driver_is_waited_for(tmp_path: Path) -> None:
     threading.Thread(target=hold).start()
     held.wait()
     outcome, executor, said = drive(tmp_path, done)
-    assert "a detached driver, process 1 on h, is at work" in said
+    assert "detached driver (process 1 on h) is running this study" in said
     assert (outcome.failed, len(executor.started)) == ({}, 8)
 
 

@@ -46,7 +46,7 @@ def test_what_the_cluster_will_never_have_is_one_line(ray_cluster: Cluster, run_
     asked = ("--launcher", "ray", "--set", f"launch.address={ray_cluster.address}", "--set", "launch.gpus=2")
     refused = run_study(*STUDY, *asked)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
-    assert "a trial asks for 2 GPU; the cluster has 1" in refused.stderr
+    assert "a trial needs 2 GPU; the cluster has 1" in refused.stderr
 
 
 def test_an_address_where_nothing_answers_is_one_line(run_study: Run) -> None:
@@ -62,5 +62,5 @@ def test_places_are_what_the_cluster_runs_at_once() -> None:
     assert engine._count_places(cluster, LaunchConfig(cpus=2)) == 4
     assert engine._count_places(cluster, LaunchConfig(gpus=0.25)) == 8
     assert engine._count_places(cluster, LaunchConfig(memory="8G")) == 2
-    with pytest.raises(UserError, match="asks for 16 CPU; the cluster has 8"):
+    with pytest.raises(UserError, match="needs 16 CPU; the cluster has 8"):
         engine._count_places(cluster, LaunchConfig(cpus=16))

@@ -122,7 +122,7 @@ class Slurm:
         self.dependencies: list[Any] = []
         monkeypatch.setattr(engine, "_call", self.call)
         monkeypatch.setattr(engine, "_submit", self.submit)
-        monkeypatch.setattr(engine, "LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(engine, "QUEUE_POLL_SECONDS", 0.0)
         monkeypatch.setattr(engine.shutil, "which", lambda name: name)
 
     def call(self, *command: str) -> str:
@@ -194,7 +194,7 @@ def test_a_job_that_is_gone_ends_its_trials_and_a_slurm_that_is_silent_ends_none
     fake.queue = "1_1|PENDING|Resources|\n"
     (gone,) = executor.wait(0).items()
     assert gone[0] == first.trial.key
-    assert gone[1] == f"has gone with Slurm job 1_0 ({tmp_path}/jobs/1_0_*.out)"
+    assert gone[1] == f"ended with Slurm job 1_0 ({tmp_path}/jobs/1_0_*.out)"
     fake.queue = "1_1|RUNNING|None|node1\n"
     write_json(second.folder / "result.json", {**RESULT, "files": {"metrics.jsonl": {"bytes": 7}}})
     assert executor.wait(0) == {}  # damaged: that is why it is queued
@@ -252,7 +252,7 @@ def test_a_job_that_was_asked_to_leave_requeues_itself_up_to_a_cap(
     [("infinite", float("inf")), ("1:00:00", 60), ("30:00", 30), ("2-00:30:00", 2910), ("10", 1 / 6)],
 )
 def test_time_limits_are_read(text: str, minutes: float) -> None:
-    assert engine._minutes(text) == pytest.approx(minutes)
+    assert engine._parse_minutes(text) == pytest.approx(minutes)
 
 
 def test_without_slurm_it_is_one_line(run_study: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,22 +49,22 @@ def kill(record: TrialFolder) -> str:
 
 def fates(tmp_path: Path, acts: Sequence[Act], **limits: int) -> list[str]:
     retries, record = RetryPolicy(**{"max_attempts": 3, "requeues": 2, **limits}), TrialFolder(tmp_path / "cell" / "r0")
-    return [retries.judge(record, act(record))[0] for act in acts]
+    return [retries.next_step(record, act(record))[0] for act in acts]
 
 
 def test_a_trial_is_tried_again_until_a_limit_and_leaving_counts_apart(tmp_path: Path) -> None:
-    assert fates(tmp_path / "a", [fail, fail, fail]) == ["again", "again", "given up"]
-    assert fates(tmp_path / "b", [kill, kill, kill]) == ["again", "again", "given up"]
-    assert fates(tmp_path / "c", [leave, leave, leave]) == ["again", "again", "given up"]
-    assert fates(tmp_path / "d", [leave, kill, leave, fail, finish]) == ["again"] * 4 + ["done"]
-    assert fates(tmp_path / "e", [leave], requeues=0) == ["given up"]
+    assert fates(tmp_path / "a", [fail, fail, fail]) == ["retry", "retry", "give up"]
+    assert fates(tmp_path / "b", [kill, kill, kill]) == ["retry", "retry", "give up"]
+    assert fates(tmp_path / "c", [leave, leave, leave]) == ["retry", "retry", "give up"]
+    assert fates(tmp_path / "d", [leave, kill, leave, fail, finish]) == ["retry"] * 4 + ["done"]
+    assert fates(tmp_path / "e", [leave], requeues=0) == ["give up"]
 
 
 def test_a_trial_that_something_else_trains_is_left_to_it(tmp_path: Path) -> None:
     record = TrialFolder(tmp_path / "cell" / "r0")
     kill(record)
     with record.lock():
-        assert RetryPolicy(max_attempts=1, requeues=0).judge(record, "ended") == ("elsewhere", "")
+        assert RetryPolicy(max_attempts=1, requeues=0).next_step(record, "ended") == ("elsewhere", "")
 
 
 class Pool:
@@ -75,7 +75,8 @@ class Pool:
     graces: list[float]
 
     def __init__(self, places: int, devices: Sequence[str], threads: int) -> None:
-        self.places, self.ended = places, {}
+        self.places = self.limit = places
+        self.ended: dict[str, str] = {}
 
     def submit(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

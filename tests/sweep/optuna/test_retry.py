@@ -25,7 +25,7 @@ from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.layout import StudyFolder
 from study.sweep.optuna import retry
-from study.sweep.optuna.studies import open_trial_source
+from study.sweep.optuna.connection import open_trial_source
 from tests.conftest import ROOT, Run
 from tests.services.daemons import free_ports
 from tests.services.fixtures import Postgres
@@ -38,7 +38,7 @@ FEW = ["--set", "norm=[sn, bn]", "--set", "batch_size=2", "--set", "epochs=2"]
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long pauses."""
-    monkeypatch.setattr(retry, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_SECONDS", 0.01)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def test_a_full_disk_ends_a_study_with_one_line(tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
 
-    monkeypatch.setattr("study.sweep.optuna.studies.add_trials", full)
+    monkeypatch.setattr("study.sweep.optuna.grid.add_trials", full)
     for trials in book.rounds():
         book.record_result(trials[0], result(0.5))
         with pytest.raises(UserError, match=r"study\.db: database or disk is full"):

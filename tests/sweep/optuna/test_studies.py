@@ -15,8 +15,9 @@ from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial
 from study.record.io import write_bytes
 from study.record.layout import SCHEMA, StudyFolder
-from study.sweep.optuna.bulk_insert import add_trials, remove_trials, stored_attributes
-from study.sweep.optuna.studies import WORST, TrialSource, open_trial_source
+from study.sweep.optuna.base import WORST, TrialSource
+from study.sweep.optuna.bulk_insert import add_trials, read_attribute, remove_trials
+from study.sweep.optuna.connection import open_trial_source
 
 
 @pytest.fixture
@@ -137,11 +138,11 @@ def test_mirrored_trials_are_as_optuna_itself_would_add_them(tmp_path: Path) -> 
         for norm in ("sn", "bn") for depth in (8, 14)
     ]  # fmt: skip
     for some in (trials[:1], trials[1:]):
-        add_trials(ours, storages[0].engine, some)
+        add_trials(ours, storages[0], some)
         optunas.add_trials(some)
     assert ours.trials == optunas.trials
-    assert stored_attributes(ours, storages[0].engine, "key") == {"sn8", "sn14", "bn8", "bn14"}
-    remove_trials(ours, storages[0].engine)
+    assert read_attribute(ours, storages[0], "key") == {"sn8", "sn14", "bn8", "bn14"}
+    remove_trials(ours, storages[0])
     assert optuna.load_study(study_name=ours.study_name, storage=storages[0]).trials == []
 
 
@@ -176,7 +177,7 @@ def test_the_pruner_compares_with_earlier_rounds_alone(folder: StudyFolder) -> N
                 for epoch, value in values.items()
             )
             write_bytes(folder.trial(trial.trial_id, trial.replicate).metrics, rows.encode())
-            pruned.append(book.prune_at(trial, values))
+            pruned.append(book.find_prune_epoch(trial))
             book.record_result(trial, result(values[3]))
     assert pruned[:8] == [None] * 8
     assert pruned[8:] == [1] * 4
