@@ -11,19 +11,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import optuna
 from optuna.distributions import distribution_to_json
-from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import Engine, delete, func, insert, select
 from sqlalchemy.orm import Session
 
 
-def add_trials(study: optuna.Study, storage: RDBStorage, trials: Sequence[FrozenTrial]) -> None:
-    """Does what `study.add_trials` does, for finished trials with one value, in one transaction."""
-    study_id = storage.get_study_id_from_name(study.study_name)
-    with Session(storage.engine) as session, session.begin():
+def add_trials(engine: Engine, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+    """Does what `optuna.Study.add_trials` does, for finished trials with one value, in one transaction."""
+    with Session(engine) as session, session.begin():
         count = select(func.count()).where(models.TrialModel.study_id == study_id)
         first_number = session.scalar(count) or 0
         rows = [
@@ -45,22 +42,22 @@ def add_trials(study: optuna.Study, storage: RDBStorage, trials: Sequence[Frozen
                 session.execute(insert(model), values)
 
 
-def read_attribute(study: optuna.Study, storage: RDBStorage, name: str) -> set[Any]:
+def read_attribute(engine: Engine, study_id: int, name: str) -> set[Any]:
     """Returns the values that a user attribute has over the trials of a study."""
     attribute = models.TrialUserAttributeModel
     query = select(attribute.value_json).join(models.TrialModel).where(
-        models.TrialModel.study_id == storage.get_study_id_from_name(study.study_name), attribute.key == name
+        models.TrialModel.study_id == study_id, attribute.key == name
     )  # fmt: skip
-    with Session(storage.engine) as session:
+    with Session(engine) as session:
         return {json.loads(value) for value in session.scalars(query)}
 
 
-def remove_trials(study: optuna.Study, storage: RDBStorage) -> None:
+def remove_trials(engine: Engine, study_id: int) -> None:
     """Removes all trials of a study. `optuna.delete_study` loads every row first: a minute for 10,000 trials."""
     trial = models.TrialModel
     tables = [model for model in models.BaseModel.__subclasses__() if "trial_id" in model.__table__.columns]
-    ids = select(trial.trial_id).where(trial.study_id == storage.get_study_id_from_name(study.study_name))
-    with Session(storage.engine) as session, session.begin():
+    ids = select(trial.trial_id).where(trial.study_id == study_id)
+    with Session(engine) as session, session.begin():
         for table in sorted(tables, key=lambda table: table is trial):  # trials last: the other tables refer to them
             session.execute(delete(table).where(table.trial_id.in_(ids)))
 

@@ -26,11 +26,12 @@ class GridStudy:
     def __init__(
         self, study: StudyConfig, folder: StudyFolder, storage: optuna.storages.RDBStorage, retry: StorageRetry
     ) -> None:
-        self.folder, self.trials, self.retry, self.storage = folder, plan_trials(study), retry, storage
+        self.folder, self.trials, self.retry, self.engine = folder, plan_trials(study), retry, storage.engine
         self.total = len(self.trials)
         self.metric = study.metric
         self.distributions = build_distributions(study)
         self.optuna_study = open_optuna_study(study, folder, storage, "maximize")
+        self.study_id = storage.get_study_id_from_name(study.name)
         self._remove_trials_of_other_factors(study)
         self.written = self._read_keys()
         self.pending: dict[str, FrozenTrial] = {}
@@ -64,16 +65,16 @@ class GridStudy:
             self.written = self._read_keys()
         new = [trial for key, trial in self.pending.items() if key not in self.written]
         if new:
-            add_trials(self.optuna_study, self.storage, new)
+            add_trials(self.engine, self.study_id, new)
         self.written.update(self.pending)
         self.pending.clear()
 
     def _read_keys(self) -> set[Any]:
-        return read_attribute(self.optuna_study, self.storage, "key")
+        return read_attribute(self.engine, self.study_id, "key")
 
     def _remove_trials_of_other_factors(self, study: StudyConfig) -> None:
         """Empties the Optuna study if a factor has gained levels: Optuna cannot widen a categorical parameter."""
         factors = json.dumps({factor: str(levels) for factor, levels in study.factors.items()}, sort_keys=True)
         if self.optuna_study.user_attrs.get("factors", factors) != factors:
-            remove_trials(self.optuna_study, self.storage)
+            remove_trials(self.engine, self.study_id)
         self.optuna_study.set_user_attr("factors", factors)

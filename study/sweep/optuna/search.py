@@ -36,7 +36,9 @@ class SearchStudy:
         self.optuna_study = open_optuna_study(study, folder, storage, study.search.direction)
         self.pruner = optuna.pruners.MedianPruner() if study.search.pruner == "median" else optuna.pruners.NopPruner()
         self.optuna_study.pruner = self.pruner
+        self.study_id = storage.get_study_id_from_name(study.name)
         self.results: dict[str, dict[str, Any]] = {}
+        self.optuna_trials: dict[int, Trial] = {}  # unfinished ones, by number
 
     def rounds(self) -> Iterator[list[PlannedTrial]]:
         for start in range(0, self.settings.n_trials, self.settings.round_size):
@@ -79,12 +81,12 @@ class SearchStudy:
         for factor, distribution in self.distributions.items():
             self.optuna_study.sampler = self._build_sampler(number, factor)
             _suggest_value(trial, factor, distribution)
+        self.optuna_trials[number] = trial
         return dict(trial.params)
 
     def _open_trial(self, number: int) -> Trial:
-        """Returns an unfinished trial, to go on with. `Study.ask` only makes new ones."""
-        study_id = self.storage.get_study_id_from_name(self.study.name)
-        return Trial(self.optuna_study, self.storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        """Returns an unfinished trial that is in the storage; `Study.ask` only creates new ones."""
+        return Trial(self.optuna_study, self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number))
 
     def _build_sampler(self, *counter: int | str) -> optuna.samplers.BaseSampler:
         seed = derive_seed("search", *counter) % 2**32
@@ -114,7 +116,7 @@ class SearchStudy:
 
         A trial that ended before the pruner could stop it counts as pruned all the same: timing must not matter.
         """
-        optuna_trial = self._open_trial(number)
+        optuna_trial = self.optuna_trials[number]
         records = [self.folder.trial(trial.trial_id, trial.replicate) for trial in trials]
         for name, value in user_attributes(trials, records, results).items():
             optuna_trial.set_user_attr(name, value)
