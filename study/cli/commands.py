@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from study.analysis.report.report import Report
     from study.plan.trials import PlannedTrial
     from study.sweep.driver import SweepResult
-    from study.sweep.executors.base import Executor
 
 
 def list_studies() -> int:
@@ -43,12 +42,13 @@ def run_study(options: argparse.Namespace) -> int:
     """Trains the trials that have no result yet, and writes the report."""
     from study.cli.progress import SweepProgress
     from study.sweep.driver import Driver
+    from study.sweep.executors.build import build_executor
 
     study, folder = _load_study(options)
     check_folder(study, folder)
     _check_runnable(study)
     console = _build_console()
-    executor = _executor(options, study, folder)
+    executor = build_executor(study, folder, options.workers)
     if options.detach and not executor.outlives_driver:
         executor.close()
         return _start_detached_driver(folder, [flag for flag in options.arguments if flag != "--detach"])
@@ -222,35 +222,6 @@ def _check_runnable(study: StudyConfig) -> None:
         for dataset in sorted(datasets - {"digits"}):
             samples = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
             check_data(dataset, study.run.data_root, subset=None not in samples)
-
-
-def _executor(options: argparse.Namespace, study: StudyConfig, folder: StudyFolder) -> Executor:
-    """The executor of the study's launcher. Raises `UserError` where it cannot be used."""
-    if study.launch.launcher != "local" and options.workers is not None:
-        raise UserError("--workers: of the local launcher; launch.jobs limits what Slurm runs at once, Ray the cluster")
-    if study.launch.launcher != "local":
-        _check_precision(study, on_cpu=not study.launch.gpus)
-    if study.launch.launcher == "slurm":
-        from study.sweep.executors.slurm import SlurmExecutor
-
-        return SlurmExecutor(folder, study.launch, study.run)
-    if study.launch.launcher == "ray":
-        from study.sweep.executors.ray import RayExecutor
-
-        return RayExecutor(study.launch, study.run)
-    from study.sweep.executors.local import LocalExecutor
-    from study.sweep.executors.resources import count_cores, count_places, find_devices, share_threads
-
-    devices = find_devices(study.run.device)
-    _check_precision(study, on_cpu=devices == ["cpu"])
-    places = options.workers or count_places(study.run, devices, count_cores())
-    return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
-
-
-def _check_precision(study: StudyConfig, *, on_cpu: bool) -> None:
-    """On a CPU, float16 would silently be bfloat16."""
-    if on_cpu and "float16" in study.list_values("precision"):
-        raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
 
 
 def _start_detached_driver(folder: StudyFolder, arguments: Sequence[str]) -> int:

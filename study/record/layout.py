@@ -15,6 +15,7 @@ from study.record.io import file_digest, read_json
 
 SCHEMA_VERSION = 1  # of result.json and metrics.jsonl
 FINISHED = ("done", "diverged", "pruned")  # statuses of a result; a failed trial has no result
+LOCK_SECONDS = 1.0  # timeout of a driver and of a trial; longer than `status` holds a lock to see whether it is free
 
 
 @dataclass(frozen=True)

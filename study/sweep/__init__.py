@@ -1,1 +1,1 @@
-"""The driver: plan -> what is missing -> submit -> tell; Optuna's storage; the executors."""
+"""Runs a study: the driver, the queue of trials, retries, the executors, and the study's Optuna storage."""

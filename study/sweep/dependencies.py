@@ -1,4 +1,4 @@
-"""Which trials can run now: one that starts from another of its study waits for that one's end."""
+"""Which trials can run now: a trial that starts from another trial of its study waits until that one has ended."""
 
 from __future__ import annotations
 
@@ -7,55 +7,64 @@ from collections.abc import Iterator, Sequence
 
 from study.plan.trials import PlannedTrial
 
-DONE = "done"
+HAS_WEIGHTS = "done"  # the only status of a result whose weights another trial can start from
 
 
 class DependencyQueue:
-    """Trials that wait for a place, in order, and those that wait for another trial first.
+    """Queue of trials in which a trial becomes ready once the trial that it starts from is done.
 
-    ready: those that can run. lost: those that never can, and why; whoever sees them takes them out.
+    Attributes:
+        ready: Trials that can run now, in order.
     """
 
     def __init__(self) -> None:
         self.ready: deque[PlannedTrial] = deque()
-        self.lost: dict[str, str] = {}
-        self.held: defaultdict[str, list[PlannedTrial]] = defaultdict(list)
-        self.ended: dict[str, str] = {}
+        self._blocked: defaultdict[str, list[PlannedTrial]] = defaultdict(list)
+        self._hopeless: list[tuple[PlannedTrial, str]] = []
+        self._ended: dict[str, str] = {}
 
     def put(self, trial: PlannedTrial) -> None:
-        """Takes a trial in, for the first time or again."""
-        source = trial.waits_for
-        end = DONE if source is None else self.ended.get(source)
-        if end is None:
-            self.held[str(source)].append(trial)
-        elif end == DONE:
+        """Adds a trial, for its first attempt or for another one."""
+        start = trial.waits_for
+        status = HAS_WEIGHTS if start is None else self._ended.get(start)
+        if status is None:
+            self._blocked[str(start)].append(trial)
+        elif status == HAS_WEIGHTS:
             self.ready.append(trial)
         else:
-            self.lost[trial.key] = f"its start trial {source} has no weights: {end}"
-            self.settle(trial.key, "failed")
+            self._hopeless.append((trial, f"its start trial {start} has no weights: {status}"))
+            self.mark_ended(trial.key, "failed")
 
-    def settle(self, key: str, end: str) -> None:
-        """Nothing more is expected of a trial: the status of its result, or `failed` for good."""
-        self.ended[key] = end
-        for trial in self.held.pop(key, []):
+    def mark_ended(self, key: str, status: str) -> None:
+        """Releases the trials that wait for `key`; `status` is that of its result, or `failed` if it is given up."""
+        self._ended[key] = status
+        for trial in self._blocked.pop(key, []):
             self.put(trial)
 
-    def take_held(self) -> list[PlannedTrial]:
-        """Those that wait for another trial, for an engine that keeps them back itself."""
-        held = [trial for trials in self.held.values() for trial in trials]
-        self.held.clear()
-        return held
+    def pop_blocked(self) -> list[PlannedTrial]:
+        """Removes and returns the trials that wait for another one, for an engine that handles dependencies itself."""
+        blocked = [trial for trials in self._blocked.values() for trial in trials]
+        self._blocked.clear()
+        return blocked
+
+    def pop_hopeless(self) -> list[tuple[PlannedTrial, str]]:
+        """Removes and returns the trials that can never run because their start trial has no weights, with reasons."""
+        hopeless, self._hopeless = self._hopeless, []
+        return hopeless
 
 
 def topological_batches(trials: Sequence[PlannedTrial]) -> Iterator[list[PlannedTrial]]:
-    """Trials such that each wave needs only what is in waves before it; in one by themselves those that others need."""
+    """Yields batches in an order such that no trial starts from a trial of its own batch or a later one.
+
+    Trials that others start from come in batches without other trials, so that nothing else delays their dependents.
+    """
     needed = {trial.waits_for for trial in trials}
     left = {trial.key: trial for trial in trials}
     while left:
         free = [trial for trial in left.values() if trial.waits_for not in left]
-        assert free, "no trial waits for itself"
-        for wave in ([trial for trial in free if trial.key in needed], [t for t in free if t.key not in needed]):
-            if wave:
-                yield wave
+        assert free, "no trial starts from itself"
+        for batch in ([trial for trial in free if trial.key in needed], [t for t in free if t.key not in needed]):
+            if batch:
+                yield batch
         for trial in free:
             del left[trial.key]

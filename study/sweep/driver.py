@@ -1,7 +1,7 @@
-"""The driver: takes the trials that have no finished record, has them trained, and tells what became of them.
+"""The driver: runs the trials of a study that have no finished record, and writes their results to the Optuna study.
 
-There is one driver a study, by a lock on the study's folder, and it is the only writer of Optuna's storage. Killed at
-any moment, it is started again by the same command: what is done is read from the records.
+There is one driver per study, by a file lock on the study's folder, and it is the only writer of the Optuna study. It
+can be killed at any moment: the same command starts another one, which reads from the records what is done.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -23,29 +23,30 @@ from study.config.schema import StudyConfig
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
 from study.record.io import read_json, write_json
-from study.record.layout import StudyFolder, TrialFolder
+from study.record.layout import LOCK_SECONDS, StudyFolder, TrialFolder
 from study.record.outcome import record_failure
 from study.record.wandb_links import link_wandb_runs
-from study.sweep.dependencies import DependencyQueue
+from study.sweep.executors.attempts import POLL_SECONDS, AttemptHandler, AttemptLoop
 from study.sweep.executors.base import Executor
 from study.sweep.listener import SweepListener
-from study.sweep.optuna.studies import TrialSource, check_storage, objective_curve, open_trial_source
+from study.sweep.optuna.connection import check_storage, open_trial_source
 from study.sweep.retries import RetryPolicy
 from study.sweep.study_file import check_folder, check_locks, write_study
 
-SAME_FAILURE_LIMIT = 3  # this many trials that fail alike, and none that succeeds: the fault is not in a trial
-POLL_SECONDS = 0.5
-FREE_BYTES = 2**20  # less is none: not even a state can be relied on to be written
-LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
-DETACHED = "STUDY_DETACHED"  # tells a driver in the background what it is
-ELSEWHERE_SECONDS = 2.0  # between looks at trials that something else works on
+SAME_FAILURE_LIMIT = 3  # if so many trials fail alike and none succeeds, the fault is not in a trial
+MIN_FREE_BYTES = 2**20  # with less than this, not even a trial's state can be written
+DETACHED = "STUDY_DETACHED"  # environment variable, set for a driver that runs in the background
 
 
 @dataclass(kw_only=True)
 class SweepResult:
-    """What a run of the driver leaves: trials without a result and why, and what a search has found.
+    """What a run of the driver returns.
 
-    left: trials that were left in a cluster's queue, for a later run to collect.
+    Attributes:
+        failed: Trials without a result, and why.
+        stopped: Why the driver stopped early; empty if it did not.
+        best: What a search has found, in a line; empty for a grid.
+        left: Number of trials left in a cluster's queue, for a later run to collect.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class SweepResult:
 
 
 @dataclass(kw_only=True)
-class Driver:
+class Driver(AttemptHandler):
     """Runs one study to its end."""
 
     study: StudyConfig
@@ -69,133 +70,78 @@ class Driver:
     detach: bool = False
     listener: SweepListener = field(default_factory=SweepListener)
 
+    def __post_init__(self) -> None:
+        self.result = SweepResult()
+        self.retries = RetryPolicy(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
+        self.first_tracebacks: list[str] = []
+        self.successes = 0
+
     def run(self) -> SweepResult:
-        """Plans, runs what is not done, tells. Raises `UserError` where another driver runs the study."""
+        """Runs what has no result yet. Raises `UserError` if another driver runs the study."""
         check_folder(self.study, self.folder)
         if self.storage is not None:
             check_storage(self.storage)
-        try:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            check_locks(self.folder)
-            lock = self._take_lock()
-        except OSError as error:
-            raise UserError(f"--out {self.folder.path}: cannot be written: {error.strerror}") from None
-        with lock:
+        with self._take_lock():
             self._write_driver_pid()
-            book = open_trial_source(self.study, self.folder, self.storage, self.console.print)
+            self.trial_source = open_trial_source(self.study, self.folder, self.storage, self.console.print)
             write_study(self.study, self.folder, self.environment)
-            stops = "leaves the queue alone" if self.executor.outlives_driver else "stops"
-            self.console.print(
-                f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, up to {self.executor.places} "
-                f"trials at once. Ctrl-C {stops}; the same command goes on."
-            )
-            return self._run(book)
+            self._print_start()
+            self.listener.begin(self.trial_source.total, self.executor.places, queued=self.executor.outlives_driver)
+            with self.listener:
+                self._run_rounds()
+            self.result.best = self.trial_source.best()
+        return self.result
 
-    def _take_lock(self) -> Any:
-        """The study's lock. A detached driver is waited for: it does what this one would do."""
+    def _run_rounds(self) -> None:
         try:
-            return self.folder.lock().acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            other = read_json(self.folder.driver) or {}
-        who = f"process {other.get('pid')} on {other.get('host')}"
-        if not other.get("detached"):
-            raise UserError(f"{self.folder.path}: another driver is running this study ({who}); status shows how far")
-        self.console.print(
-            f"a detached driver, {who}, is at work on this study; waiting for it. Ctrl-C leaves it alone.\n"
-            f"It prints to {self.folder.driver_log}"
-        )
-        return self.folder.lock().acquire(poll_interval=POLL_SECONDS)
+            for trials in self.trial_source.rounds():
+                self._run_round(trials)
+                if self.result.stopped:
+                    self.executor.cancel()
+                if self.result.stopped or self.result.left:
+                    break
+        except KeyboardInterrupt:
+            saving = "" if self.executor.outlives_driver else "; trials write a checkpoint"
+            self.listener.stopping(f"stopping{saving}")
+            raise
+        finally:
+            self.executor.close()
+            link_wandb_runs(self.folder)
 
-    def _write_driver_pid(self) -> None:
-        me = {"pid": os.getpid(), "host": platform.node(), "started": time.time()}
-        detached = bool(os.environ.get(DETACHED))
-        write_json(self.folder.driver, {**me, "detached": detached})
-
-    def _run(self, book: TrialSource) -> SweepResult:
-        self.outcome = SweepResult()
-        self.retries = RetryPolicy(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
-        self.tracebacks: list[str] = []
-        self.successes = 0
-        queued = self.executor.outlives_driver
-        self.listener.begin(book.total, self.executor.places, queued=queued)
-        with self.listener:
-            try:
-                for trials in book.rounds():
-                    self._run_round(book, trials)
-                    if self.outcome.stopped:
-                        self.executor.cancel()
-                    if self.outcome.stopped or self.outcome.left:
-                        break
-            except KeyboardInterrupt:
-                self.listener.stopping("stopping" if queued else "stopping; trials save and leave")
-                raise
-            finally:
-                self.executor.close()
-                link_wandb_runs(self.folder)
-        self.outcome.best = book.best()
-        return self.outcome
-
-    def _run_round(self, book: TrialSource, trials: Sequence[PlannedTrial]) -> None:
-        """Runs the trials of a round that have no result, several at a time, each until it has one or is given up."""
-        waiting = DependencyQueue()
-        missing = {trial.key: trial for trial in self._missing(book, trials, waiting)}
-        running = {key: missing.pop(key) for key in self.executor.reattach(missing.keys())}
+    def _run_round(self, trials: Sequence[PlannedTrial]) -> None:
+        """Runs the trials of a round that have no result, several at a time."""
+        loop = AttemptLoop(self.executor, self.retries, self)
+        missing = {trial.key: trial for trial in self._find_missing(trials, loop)}
+        loop.running.update({key: missing.pop(key) for key in self.executor.reattach(missing.keys())})
         for trial in missing.values():
-            waiting.put(trial)
-        self.listener.follow(running)
-        elsewhere: list[PlannedTrial] = []
-        looked = 0.0
-        self._give_up(waiting)
-        while (waiting.ready or running or elsewhere) and not self.outcome.stopped:
-            free = max(0, self.executor.limit - len(running))
-            starting = [waiting.ready.popleft() for _ in range(min(free, len(waiting.ready)))]
-            if self.detach:  # nobody will be there to submit the others later
-                starting += waiting.take_held()
-            running |= {trial.key: trial for trial in starting}
-            if starting:
-                self.executor.submit([self._job(trial) for trial in starting])
-            if self.detach:
-                self.outcome.left = len(running)
-                return
-            for key, how in self.executor.wait(POLL_SECONDS).items():
-                self._handle_finished(book, running.pop(key), how, waiting, elsewhere)
-            if time.monotonic() - looked > ELSEWHERE_SECONDS:
-                looked = time.monotonic()
-                for trial in [trial for trial in elsewhere if not self._record(trial).is_locked()]:
-                    elsewhere.remove(trial)
-                    self._handle_finished(book, trial, "was started elsewhere", waiting, elsewhere)
-            self._give_up(waiting)
-            book.flush()
-            self._prune(book, running)
+            loop.queue.put(trial)
+        self.listener.follow(loop.running)
+        if self.detach:
+            loop.submit_all()
+            self.result.left = len(loop.running)
+        else:
+            loop.run()
 
-    def _give_up(self, waiting: DependencyQueue) -> None:
-        """Notes trials that start from one that has come to nothing: tried again when that one is, and has weights."""
-        for key, reason in waiting.lost.items():
-            self.outcome.failed[key] = reason
-            trial_id, _, replicate = key.rpartition("-r")
-            record_failure(self.folder.trial(trial_id, int(replicate)), reason)
-            self.listener.failed(key, reason)
-        waiting.lost.clear()
+    def _find_missing(self, trials: Sequence[PlannedTrial], loop: AttemptLoop) -> list[PlannedTrial]:
+        """Returns the trials to run: those without an intact result that have not failed for good.
 
-    def _missing(
-        self, book: TrialSource, trials: Sequence[PlannedTrial], waiting: DependencyQueue
-    ) -> list[PlannedTrial]:
-        """Trials without a finished record; finished ones are told, failed ones stay failed unless to be retried."""
+        Records the results of the others.
+        """
         missing = []
         for trial in trials:
-            record = self._record(trial)
+            record = self.record_of(trial)
             damaged = record.damaged_files()
             result = None if damaged else record.read_result()
             if damaged:
-                self.listener.message(f"{record.path}: damaged: {', '.join(damaged)}; the trial goes on", "yellow")
+                self.listener.message(f"{record.path}: damaged: {', '.join(damaged)}; the trial is resumed", "yellow")
             if result is not None:
-                book.record_result(trial, result)
-                waiting.settle(trial.key, result["status"])
+                self.trial_source.record_result(trial, result)
+                loop.queue.mark_ended(trial.key, result["status"])
                 self.listener.skip(result["status"])
             elif record.attempts()[1] >= self.study.run.max_attempts and not self.retry_failed:
-                self.outcome.failed[trial.key] = record.status()[1]
-                self.listener.failed(trial.key, self.outcome.failed[trial.key], before=True)
-                waiting.settle(trial.key, "failed")
+                self.result.failed[trial.key] = record.status()[1]
+                loop.queue.mark_ended(trial.key, "failed")
+                self.listener.failed(trial.key, self.result.failed[trial.key], before=True)
             else:
                 if self.retry_failed:
                     record.state.unlink(missing_ok=True)
@@ -203,79 +149,15 @@ class Driver:
                 missing.append(trial)
         return missing
 
-    def _handle_finished(
-        self, book: TrialSource, trial: PlannedTrial, how: str, waiting: DependencyQueue, elsewhere: list[PlannedTrial]
-    ) -> None:
-        """Reads what became of a trial on which nothing works any more: a result, another attempt, or the end."""
-        record = self._record(trial)
-        fate, reason = self.retries.judge(record, how)
-        if fate == "done":
-            waiting.settle(trial.key, self._record_result(book, trial, record))
-            return
-        if fate == "elsewhere":
-            elsewhere.append(trial)
-            return
-        if reason.startswith(NO_SPACE) or shutil.disk_usage(self.folder.path).free < FREE_BYTES:
-            self.outcome.stopped = f"{NO_SPACE} {self.folder.path}; free some, and the same command goes on"
-            return
-        state = read_json(record.state) or {}
-        if state.get("state") == "failed" and state.get("failures") == 1:
-            self.tracebacks.append(str(state.get("traceback")))
-            if self._all_fail_alike():
-                self.outcome.failed[trial.key] = reason
-                self.outcome.stopped = f"the first {SAME_FAILURE_LIMIT} trials failed in the same way: {reason}"
-                return
-        if fate == "again":
-            self.listener.retrying(trial.key, reason)
-            waiting.put(trial)
-            return
-        self.outcome.failed[trial.key] = reason
-        waiting.settle(trial.key, "failed")
-        self.listener.failed(trial.key, reason, record.log)
+    # ------------------------------------------------------------------------------- what the loop of attempts calls
 
-    def _record_result(self, book: TrialSource, trial: PlannedTrial, record: TrialFolder) -> str:
-        """Takes in the result of a trial; returns its status."""
-        result = record.read_result()
-        assert result is not None
-        self.successes += 1
-        for note in result.get("notes", []):
-            self.listener.message(note, "yellow")
-        book.record_result(trial, result)
-        self.listener.finished(trial.key, result)
-        return str(result["status"])
-
-    def _all_fail_alike(self) -> bool:
-        seen = self.tracebacks
-        return self.successes == 0 and len(seen) >= SAME_FAILURE_LIMIT and len(set(seen)) == 1
-
-    def _prune(self, book: TrialSource, running: dict[str, PlannedTrial]) -> None:
-        if self.study.search is None or self.study.search.pruner == "none":
-            return
-        for trial in running.values():
-            record = self._record(trial)
-            epoch = book.prune_at(trial, objective_curve(record, self.study.search.objective))
-            if epoch is not None:
-                write_json(record.prune, {"epoch": epoch})
-
-    @cached_property
-    def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
-        """Asked when the first trial is to run: a finished study needs neither W&B nor its server."""
-        from study.record.wandb_mode import requested_mode, resolve_mode
-
-        mode = resolve_mode(self.study.tracking)
-        if requested_mode(self.study.tracking) == "online" and mode == "offline":
-            self.listener.message(
-                "W&B does not answer: trials are recorded offline; `wandb sync` brings them there", "yellow"
-            )
-        return mode
-
-    def _record(self, trial: PlannedTrial) -> TrialFolder:
+    def record_of(self, trial: PlannedTrial) -> TrialFolder:
         return self.folder.trial(trial.trial_id, trial.replicate)
 
-    def _job(self, trial: PlannedTrial) -> Job:
+    def build_job(self, trial: PlannedTrial) -> Job:
         return Job(
             trial=trial,
-            folder=self._record(trial).path,
+            folder=self.record_of(trial).path,
             study=self.study.name,
             run=self.study.run,
             tracking=self.study.tracking,
@@ -284,3 +166,99 @@ class Driver:
             command=self.command_for(trial),
             start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
         )
+
+    def is_stopped(self) -> bool:
+        return bool(self.result.stopped)
+
+    def stop_on_failure(self, trial: PlannedTrial, reason: str) -> bool:
+        """Stops the study if the disk is full, or if the first trials all fail with the same traceback."""
+        if reason.startswith(NO_SPACE) or shutil.disk_usage(self.folder.path).free < MIN_FREE_BYTES:
+            self.result.stopped = f"{NO_SPACE} {self.folder.path}; free some space, then run the same command to resume"
+            return True
+        state = read_json(self.record_of(trial).state) or {}
+        if state.get("state") != "failed" or state.get("failures") != 1:
+            return False
+        self.first_tracebacks.append(str(state.get("traceback")))
+        if not self._all_fail_alike():
+            return False
+        self.result.failed[trial.key] = reason
+        self.result.stopped = f"the first {SAME_FAILURE_LIMIT} trials failed in the same way: {reason}"
+        return True
+
+    def on_result(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
+        self.successes += 1
+        for note in result.get("notes", []):
+            self.listener.message(note, "yellow")
+        self.trial_source.record_result(trial, result)
+        self.listener.finished(trial.key, result)
+
+    def on_retry(self, trial: PlannedTrial, reason: str) -> None:
+        self.listener.retrying(trial.key, reason)
+
+    def on_give_up(self, trial: PlannedTrial, reason: str, *, started: bool) -> None:
+        record = self.record_of(trial)
+        self.result.failed[trial.key] = reason
+        if not started:
+            record_failure(record, reason)
+        self.listener.failed(trial.key, reason, record.log if started else None)
+
+    def on_poll(self, running: Mapping[str, PlannedTrial]) -> None:
+        """Writes new results to the Optuna study, and prunes trials of a search."""
+        self.trial_source.flush()
+        for trial in running.values():
+            epoch = self.trial_source.find_prune_epoch(trial)
+            if epoch is not None:
+                write_json(self.record_of(trial).prune, {"epoch": epoch})
+
+    # --------------------------------------------------------------------------------------------------------- helpers
+
+    def _all_fail_alike(self) -> bool:
+        tracebacks = self.first_tracebacks
+        return self.successes == 0 and len(tracebacks) >= SAME_FAILURE_LIMIT and len(set(tracebacks)) == 1
+
+    def _take_lock(self) -> Any:
+        """Acquires the study's lock. Waits for a detached driver, as it does what this one would do."""
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            check_locks(self.folder)
+            return self.folder.lock().acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            pass
+        except OSError as error:
+            raise UserError(f"--out {self.folder.path}: cannot be written: {error.strerror}") from None
+        other = read_json(self.folder.driver) or {}
+        name = f"process {other.get('pid')} on {other.get('host')}"
+        if not other.get("detached"):
+            raise UserError(f"{self.folder.path}: another driver ({name}) is running this study; see `status`")
+        self.console.print(
+            f"A detached driver ({name}) is running this study; waiting for it. Ctrl-C ends the waiting only.\n"
+            f"Its output goes to {self.folder.driver_log}"
+        )
+        return self.folder.lock().acquire(poll_interval=POLL_SECONDS)
+
+    def _write_driver_pid(self) -> None:
+        write_json(self.folder.driver, {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "started": time.time(),
+            "detached": bool(os.environ.get(DETACHED)),
+        })  # fmt: skip
+
+    def _print_start(self) -> None:
+        ctrl_c = "leaves submitted jobs in the queue" if self.executor.outlives_driver else "stops the study"
+        self.console.print(
+            f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, up to {self.executor.places} "
+            f"trials at once. Ctrl-C {ctrl_c}; run the same command to resume."
+        )
+
+    @cached_property
+    def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
+        """Found out when the first trial is submitted: a finished study needs neither W&B nor its server."""
+        from study.record.wandb_mode import requested_mode, resolve_mode
+
+        mode = resolve_mode(self.study.tracking)
+        if requested_mode(self.study.tracking) == "online" and mode == "offline":
+            self.listener.message(
+                "W&B does not answer: trials are recorded offline; upload them later with `wandb sync`", "yellow"
+            )
+        return mode

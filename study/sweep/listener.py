@@ -1,4 +1,4 @@
-"""What a driver reports while it runs, for whoever shows it."""
+"""The events that a driver reports while it runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ class SweepListener:
     """
 
     def begin(self, total: int, places: int, *, queued: bool) -> None:
-        """`total` trials are planned and up to `places` run at once; `queued`: an engine's queue decides which."""
+        """The sweep begins: `total` trials are planned and up to `places` run at once.
+
+        `queued`: an engine's queue decides which of the submitted trials run.
+        """
 
     def __enter__(self) -> SweepListener:
         return self
@@ -27,25 +30,25 @@ class SweepListener:
         """The sweep is over."""
 
     def expect(self, key: str, cost: float) -> None:
-        """A trial is to be trained; the unit of `cost` is any, the same for all."""
+        """A trial is to be trained; `cost` is its relative duration."""
 
     def follow(self, running: Mapping[str, PlannedTrial]) -> None:
-        """`running` holds the trials that run, or wait in an engine's queue; the driver keeps it up to date."""
+        """`running` holds the trials that run or wait in an engine's queue; the driver keeps it up to date."""
 
     def skip(self, status: str) -> None:
-        """A trial was finished before, with this status."""
+        """A trial already had a result with this status."""
 
     def finished(self, key: str, result: dict[str, Any]) -> None:
         """A trial has a result."""
 
     def retrying(self, key: str, reason: str) -> None:
-        """A trial has ended without a result and is tried again."""
+        """A trial ended without a result and is tried again."""
 
     def failed(self, key: str, reason: str, where: object = None, *, before: bool = False) -> None:
-        """A trial is given up; `where` to read more. before: it had failed when the study was taken up."""
+        """A trial is given up; `where` names its log. `before`: it had already failed when this driver started."""
 
     def stopping(self, note: str) -> None:
-        """The sweep was interrupted and waits for its trials to save."""
+        """The sweep was interrupted and waits for its trials to write a checkpoint."""
 
     def message(self, text: str, style: str = "") -> None:
         """Something that the user should know."""

@@ -1,4 +1,4 @@
-"""How often a trial that has ended without a result is tried again."""
+"""Decides what follows when a trial's process or job has ended: its result, another attempt, or giving it up."""
 
 from __future__ import annotations
 
@@ -9,33 +9,39 @@ from typing import Literal
 from study.record.io import read_json
 from study.record.layout import TrialFolder
 
-NextStep = Literal["done", "elsewhere", "again", "given up"]
+NextStep = Literal["done", "elsewhere", "retry", "give up"]
 
 
 @dataclass(kw_only=True)
 class RetryPolicy:
-    """How often a trial that has ended without a result is tried again.
+    """How often a trial that ended without a result is tried again.
 
-    A trial may fail by itself `max_attempts` times, counted in its record over all restarts. It may be killed as
-    often, and leave on a signal `requeues` times, counted here: neither is held against it.
+    A trial may fail by an exception `max_attempts` times; its record counts these failures over all restarts of the
+    driver. It may be killed as often, and be interrupted by a signal `requeues` times; these are counted here only, so
+    that a restarted driver tries the trial again.
     """
 
     max_attempts: int
     requeues: int
-    ends: Counter[str] = field(default_factory=Counter)
-    leaves: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)  # by trial key; failures count too
+    interruptions: Counter[str] = field(default_factory=Counter)
 
-    def judge(self, record: TrialFolder, how: str) -> tuple[NextStep, str]:
-        """What is to become of a trial on which nothing works any more, and why it has no result."""
+    def next_step(self, record: TrialFolder, ending: str) -> tuple[NextStep, str]:
+        """Returns what follows the end of a trial's process or job, and why there is no result.
+
+        `elsewhere` means that another process holds the trial's lock, such as one that an earlier driver or another
+        node left: its record will come. `ending` describes the end, for a trial whose record gives no reason.
+        """
         if record.read_result() is not None:
             return "done", ""
-        if record.is_locked():  # by a process that another driver left, or another node: its record will come
+        if record.is_locked():
             return "elsewhere", ""
         state = read_json(record.state) or {}
         if state.get("state") == "interrupted":
-            self.leaves[record.key] += 1
-            return "again" if self.leaves[record.key] <= self.requeues else "given up", str(state.get("reason"))
-        self.ends[record.key] += 1
-        worst = max(self.ends[record.key], record.attempts()[1])
-        reason = str(state.get("reason")) if state.get("state") == "failed" else f"its process {how}"
-        return "again" if worst < self.max_attempts else "given up", reason
+            self.interruptions[record.key] += 1
+            retry = self.interruptions[record.key] <= self.requeues
+            return "retry" if retry else "give up", str(state.get("reason"))
+        self.kills[record.key] += 1
+        attempts = max(self.kills[record.key], record.attempts()[1])
+        reason = str(state.get("reason")) if state.get("state") == "failed" else f"its process {ending}"
+        return "retry" if attempts < self.max_attempts else "give up", reason

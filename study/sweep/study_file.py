@@ -1,4 +1,4 @@
-"""A study's folder and the study it was planned with. Imports no Optuna: `plan` and `status` ask here."""
+"""study.yaml: the study that a folder was planned with. Imports no Optuna, so that `plan` and `status` start fast."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
@@ -19,76 +20,84 @@ from study.record.layout import StudyFolder
 
 
 def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
-    """Raises `UserError` if the folder was planned with another base or other factors.
+    """Raises `UserError` if the folder was planned with another base, other factors or another search.
 
-    Levels and replicates may change: a wider plan runs only what is new.
+    Levels and replicates of a grid may change: only new trials run.
     """
-    planned = planned_study(folder)
+    planned = load_planned_study(folder)
     if planned is None:
         return
-    hint = f"choose another folder with --out, or remove {folder.path}"
+    change = next(_find_changes(planned, study), None)
+    if change is not None:
+        hint = f"choose another folder with --out, or remove {folder.path}"
+        raise UserError(f"{folder.config}: {change}; {hint}")
+
+
+def _find_changes(planned: StudyConfig, study: StudyConfig) -> Iterator[str]:
+    """Yields the differences that make records of the two studies incomparable."""
     if list(planned.factors) != list(study.factors):
-        raise UserError(
-            f"{folder.config}: planned with the factors {', '.join(planned.factors)}, now "
-            f"{', '.join(study.factors)}; {hint}"
-        )
+        yield f"planned with the factors {', '.join(planned.factors)}, now {', '.join(study.factors)}"
     for name, before in planned.base.model_dump().items():
         now = getattr(study.base, name)
         if now != before and name not in study.factors:
-            raise UserError(f"{folder.config}: planned with {name}={before}, now {name}={now}; {hint}")
-    starts = [each.start.model_dump(exclude={"trial", "checkpoint"}) for each in (planned, study)]  # they may move
+            yield f"planned with {name}={before}, now {name}={now}"
+    starts = [each.start.model_dump(exclude={"trial", "checkpoint"}) for each in (planned, study)]  # paths may change
     for name, before in starts[0].items():
         if before != starts[1][name]:
-            raise UserError(f"{folder.config}: planned with start.{name}={before}, now {starts[1][name]}; {hint}")
+            yield f"planned with start.{name}={before}, now {starts[1][name]}"
     for factor, levels in planned.factors.items():
         for level in levels if isinstance(levels, list) else []:
             before, now = (one.joint.get(factor, {}).get(str(level), {}) for one in (planned, study))
             if now != before:
-                raise UserError(f"{folder.config}: planned with {before} for {factor}={level}, now {now}; {hint}")
-    if planned.search is None and study.search is None:
-        return
-    # Later suggestions follow from earlier ones: only the number of trials may grow.
+                yield f"planned with {before} for {factor}={level}, now {now}"
+    if planned.search is not None or study.search is not None:
+        yield from _find_search_changes(planned, study)
+
+
+def _find_search_changes(planned: StudyConfig, study: StudyConfig) -> Iterator[str]:
+    """Yields what has changed of a search, apart from more trials: later suggestions depend on earlier ones."""
     for name in ("factors", "replicates", "search"):
         before, now = getattr(planned, name), getattr(study, name)
         if name == "search" and before is not None and now is not None and now.n_trials >= before.n_trials:
             before = before.model_copy(update={"n_trials": now.n_trials})
         if before != now:
-            raise UserError(f"{folder.config}: a search planned with {name}={before}, now {name}={now}; {hint}")
+            yield f"a search planned with {name}={before}, now {name}={now}"
 
 
 def check_locks(folder: StudyFolder) -> None:
-    """Raises `UserError` where the file system has no locks, or such that lock nobody out.
+    """Raises `UserError` if the file system has no file locks, or locks that do not exclude other processes.
 
-    Asked of another process: some network file systems have locks that bind processes and not handles.
+    Another process tries to take the lock, because some network file systems grant locks to a process, not to a file
+    handle, and would grant this process its own lock a second time.
     """
     path = folder.path / f".lock-test-{os.getpid()}"
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            answer = subprocess.run([sys.executable, "-SEc", _TRY_LOCK, path], capture_output=True)  # noqa: S603
-            locked_out = answer.returncode == _LOCKED_OUT
+            other = subprocess.run([sys.executable, "-SEc", _TRY_LOCK, path], capture_output=True)  # noqa: S603
+            works = other.returncode == _LOCK_REFUSED
         except OSError:
-            locked_out = False
+            works = False
     path.unlink()
-    if not locked_out:
+    if not works:
         raise UserError(
             f"--out {folder.path}: this file system has no file locks, which keep a trial from being trained twice; "
-            "choose another with --out, or have it mounted with locks (Lustre: -o flock)"
+            "choose another folder with --out, or have it mounted with locks (Lustre: -o flock)"
         )
 
 
-_LOCKED_OUT = 3
+_LOCK_REFUSED = 3  # exit code
 _TRY_LOCK = f"""
 import fcntl, sys
 try:
     fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    sys.exit({_LOCKED_OUT})
+    sys.exit({_LOCK_REFUSED})
 """
 
 
-def planned_study(folder: StudyFolder) -> StudyConfig | None:
-    """The study that a folder was planned with; None for a new folder. Raises `UserError` where it is damaged."""
+def load_planned_study(folder: StudyFolder) -> StudyConfig | None:
+    """Returns the study that a folder was planned with; None for a new folder. Raises `UserError` if it is damaged."""
     if not folder.config.exists():
         return None
     content = read_yaml(folder.config)
@@ -100,7 +109,7 @@ def planned_study(folder: StudyFolder) -> StudyConfig | None:
 def write_study(
     study: StudyConfig, folder: StudyFolder, environment: dict[str, Any], space: ChoiceSpace = NORMALIZATION
 ) -> None:
-    """study.yaml: the resolved study, what layers choose from, and with what it was run last."""
+    """Writes study.yaml: the resolved study, what layers choose from, and the environment of its latest run."""
     created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     if folder.config.exists():
         before = read_yaml(folder.config).get("provenance")

@@ -18,7 +18,7 @@ from study.models import build_network, trace_geometry
 from study.plan.job import Job
 from study.record.checkpoint import find_newest_checkpoint, read_step
 from study.record.io import nan_to_none, write_json, write_yaml
-from study.record.layout import TrialFolder
+from study.record.layout import LOCK_SECONDS, TrialFolder
 from study.record.outcome import write_result
 from study.record.switch_weights import select_switch_layers
 from study.record.wandb_run import Tracker, finish_open_run, start_wandb_service
@@ -33,7 +33,6 @@ from study.training.process_setup import redirect_output, set_up_process
 from study.training.recorder import Recorder
 from study.training.warm_start import FreezeSwitchWeights, start_network
 
-LOCK_SECONDS = 1.0  # longer than `status` holds a lock to see whether it is free
 SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
 
 

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from study.config.schema import StudyConfig
 from study.record.layout import TrialFolder
-from tests.sweep.test_driver import FakeExecutor, build
+from tests.sweep.test_driver import FakeExecutor, build_driver
 
 
 def drive(study: StudyConfig, path: Path, act: Any, *, terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=30, color_system=None)
-    build(study, path, FakeExecutor(act), console).run()
+    build_driver(study, path, FakeExecutor(act), console).run()
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

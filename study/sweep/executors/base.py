@@ -1,4 +1,4 @@
-"""The interface between the driver and whatever places work: a local pool here, a cluster's engine elsewhere."""
+"""The interface between the driver and whatever places trials: a pool of processes here, an engine on a cluster."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Protocol
 
 from study.plan.job import Job
 
+STOP_GRACE_SECONDS = 30.0  # for a trial to finish its step and write a checkpoint
+
 
 class Executor(Protocol):
-    """Places jobs. What became of a job is read from its record; this says only that nothing works on it any more.
+    """Places jobs, and reports which trials no process works on any more. Their outcome is read from their records.
 
-    places: trials that run at once, to forecast from. limit: trials that it takes, running or in its queue.
-    outlives_driver: whether jobs go on when the driver has gone.
+    Attributes:
+        places: Number of trials that run at once, for estimates of time.
+        limit: Number of trials that it takes at once, running or in its queue.
+        outlives_driver: Whether jobs continue after the driver has ended.
     """
 
     places: int
@@ -20,16 +24,16 @@ class Executor(Protocol):
     outlives_driver: bool
 
     def reattach(self, keys: Collection[str]) -> set[str]:
-        """Those of the trials that an earlier driver has left with the engine: they count as submitted."""
+        """Returns those of the trials that an earlier driver submitted and that are still queued or running."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Starts jobs, or queues them with the engine."""
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Keys of the trials that have ended, after `seconds` at most, and how."""
+        """Waits at most `seconds` for trials to end; returns their keys and how they ended."""
 
     def cancel(self) -> None:
-        """Ends everything, in the queue too."""
+        """Ends all jobs, also those in the queue."""
 
     def close(self) -> None:
-        """The driver goes: ends what cannot go on without it."""
+        """Ends the jobs that do not outlive the driver. Called when the driver ends."""

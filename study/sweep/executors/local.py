@@ -1,4 +1,4 @@
-"""Runs trials on this machine: a forkserver with everything imported, and one process a trial."""
+"""Runs trials on this machine, each in a process that is forked from a server with everything imported."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 
+from study.config.schema import StudyConfig
 from study.plan.job import Job
-from study.record.layout import TrialFolder
+from study.record.layout import StudyFolder, TrialFolder
+from study.sweep.executors.base import STOP_GRACE_SECONDS
+from study.sweep.executors.resources import count_cores, count_places, find_devices, share_threads
 
-GRACE_SECONDS = 30.0  # for a step and a checkpoint
+
+def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None) -> LocalExecutor:
+    """Builds an executor that uses all cores or GPUs of this machine, or runs `workers` trials at once."""
+    devices = find_devices(study.run.device)
+    places = workers or count_places(study.run, devices, count_cores())
+    return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
 
 
 class LocalExecutor:
-    """At most `places` trials at once, dealt to `devices` in turn.
+    """Runs at most `places` trials at once, each on the devices with the fewest trials.
 
-    A fork of a process that has imported torch, Lightning and W&B starts in a tenth of a second; a fresh interpreter
-    takes many. Each trial has a process of its own, so nothing that one does to itself reaches another.
+    A fork of a process that has imported torch, Lightning and W&B starts in a tenth of a second; a new interpreter
+    takes many seconds. Every trial has a process of its own, so that one cannot affect another.
     """
 
     outlives_driver = False
@@ -32,41 +40,41 @@ class LocalExecutor:
     def __init__(self, places: int, devices: Sequence[str], threads: int) -> None:
         self.places = self.limit = places
         self.devices, self.threads = list(devices), threads
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, in the forkserver
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the forkserver imports torch
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["study.sweep.executors.preload"])
         self.running: dict[str, tuple[ForkServerProcess, tuple[str, ...]]] = {}
 
     def reattach(self, keys: Collection[str]) -> set[str]:
-        """None: trials do not outlive their driver."""
+        """Returns no trials: none outlives its driver."""
         return set()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Starts each trial on the devices with the fewest."""
+        """Starts a process for each trial."""
         for job in jobs:
-            devices = self._idlest(job.run.devices_per_trial)
+            devices = self._pick_devices(job.run.devices_per_trial)
             process = self.context.Process(
                 target=_train, name=job.trial.key,
                 args=(job.assign(devices, self.threads), os.environ.get("CUDA_VISIBLE_DEVICES")),
             )  # fmt: skip
-            with _holding_interrupts():
+            with _blocked_interrupts():
                 process.start()
                 self.running[job.trial.key] = process, devices
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Trials that have ended, with how their process ended; empty after `seconds`. The record says the rest."""
+        """Returns the trials whose process has ended, and its signal or exit code; empty after `seconds`."""
         wait([process.sentinel for process, _ in self.running.values()], timeout=seconds)
         ended = {key: process for key, (process, _) in self.running.items() if not process.is_alive()}
         for key in ended:
             del self.running[key]
-        return {key: _describe(process.exitcode) for key, process in ended.items()}
+        return {key: _describe_exit(process.exitcode) for key, process in ended.items()}
 
     def cancel(self) -> None:
-        """As `close`."""
+        """Does the same as `close`."""
         self.close()
 
-    def close(self, grace: float = GRACE_SECONDS) -> None:
-        """Asks every trial to leave, which it does after its next step; kills what is there after `grace` seconds."""
+    def close(self, grace: float = STOP_GRACE_SECONDS) -> None:
+        """Sends SIGTERM to every trial, so that it stops after its step; kills what runs after `grace` seconds."""
         processes = [process for process, _ in self.running.values()]
         try:
             for process in processes:
@@ -74,23 +82,23 @@ class LocalExecutor:
             deadline = time.monotonic() + grace
             for process in processes:
                 process.join(max(0.0, deadline - time.monotonic()))
-        finally:  # of a second Ctrl-C, too
+        finally:  # also after a second Ctrl-C
             for process in processes:
                 if process.is_alive():
                     process.kill()
                     process.join()
             self.running.clear()
 
-    def _idlest(self, count: int) -> tuple[str, ...]:
+    def _pick_devices(self, count: int) -> tuple[str, ...]:
         if self.devices == ["cpu"]:
             return ("cpu",) * count
-        busy = Counter(device for _, devices in self.running.values() for device in devices)
-        return tuple(sorted(self.devices, key=lambda device: busy[device])[:count])
+        load = Counter(device for _, devices in self.running.values() for device in devices)
+        return tuple(sorted(self.devices, key=lambda device: load[device])[:count])
 
 
 @contextmanager
-def _holding_interrupts() -> Iterator[None]:
-    """Lets Ctrl-C wait: it would kill a forkserver that is still importing. What is started inside never sees it."""
+def _blocked_interrupts() -> Iterator[None]:
+    """Delays Ctrl-C, which would kill a forkserver during its imports. Processes started inside never receive it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -98,20 +106,20 @@ def _holding_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _describe(exit_code: int | None) -> str:
+def _describe_exit(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
     return f"ended with exit code {exit_code}"
 
 
 def _train(job: Job, visible_gpus: str | None) -> None:
-    """The trial's process. What a terminal sends is the driver's business; what it prints goes to its folder."""
+    """Runs in the trial's process. Writes output to a file; the terminal's signals are for the driver only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if visible_gpus is not None:  # the forkserver may be older than the task that it starts this for
+    if visible_gpus is not None:  # the forkserver may have started before the variable was set
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
-    gc.freeze()  # what was imported before the fork is no garbage, and looking through it takes time again and again
-    threading.Thread(target=_follow_driver, daemon=True).start()
+    gc.freeze()  # objects from before the fork are no garbage; collections would scan them every time
+    threading.Thread(target=_stop_with_driver, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
     from study.training.process_setup import redirect_output  # imported already, by the forkserver
     from study.training.trial import run_job
@@ -120,11 +128,11 @@ def _train(job: Job, visible_gpus: str | None) -> None:
     run_job(job)
 
 
-def _follow_driver() -> None:
-    """A trial must not outlive a killed driver: the next one would find its cores taken and its folder locked."""
+def _stop_with_driver() -> None:
+    """Ends this process once the driver has died; else the next driver would find cores and trial locks taken."""
     driver = multiprocessing.parent_process()
     assert driver is not None
     driver.join()
-    os.kill(os.getpid(), signal.SIGTERM)  # leaves after its next step
-    time.sleep(GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)  # stops after its step
+    time.sleep(STOP_GRACE_SECONDS)
     os._exit(1)

@@ -1,6 +1,6 @@
-"""Imported by the forkserver: what a trial would import or read at its first use of it is there when it is forked.
+"""Imported by the forkserver, so that the processes forked from it need not import or read these things themselves.
 
-Only imports and plain arithmetic: a thread or a connection that is opened here would be broken in every trial.
+Only imports and plain computations: a thread or connection opened here would be broken in every forked process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 
 with contextlib.suppress(ImportError):
     import requests  # noqa: F401
-    import wandb.sdk.launch.inputs.internal  # noqa: F401  # by `wandb.init`, offline too: 80 modules, a second
+    import wandb.sdk.launch.inputs.internal  # noqa: F401  # by `wandb.init`, also offline: 80 modules, one second
 
 import torch
 
@@ -19,6 +19,6 @@ from study.data import digits
 from study.norms.kernels import dispatch
 from study.record.wandb_run import build_heat_map
 
-dispatch.available("cpu")  # compiles the kernels, once a machine
+dispatch.available("cpu")  # compiles the kernels, once per machine
 digits.load()
 build_heat_map(torch.empty(0, 2, 1), [], ["bn"], NORMALIZATION)  # plotly imports each kind of trace when it is drawn

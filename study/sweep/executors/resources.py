@@ -1,4 +1,4 @@
-"""What the machine that trials run on has, and how many fit on it at once. Imports torch only to count GPUs."""
+"""Cores and devices of a machine, and how many trials fit on them at once. Imports torch only to count GPUs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from study.config.schema import LaunchConfig, RunConfig
 
 
 def count_cores() -> int:
-    """Cores that this process may use, which a container or a job may have narrowed."""
+    """Returns the number of cores that this process may use, which a container or a job may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_devices(wanted: str) -> list[str]:
-    """The devices that `run.device` means here: every visible GPU, or the CPU. Raises `UserError` where there is none.
+    """Returns the devices that `run.device` stands for on this machine: every visible GPU, or `["cpu"]`.
 
-    A cluster names the GPUs of a job in $CUDA_VISIBLE_DEVICES.
+    In a cluster's job, $CUDA_VISIBLE_DEVICES limits them to its own. Raises `UserError` if there is no such device.
     """
     if wanted == "cpu" or (wanted == "auto" and shutil.which("nvidia-smi") is None):
         return ["cpu"]
@@ -30,30 +30,30 @@ def find_devices(wanted: str) -> list[str]:
 
 
 def count_places(run: RunConfig, devices: list[str], cores: int) -> int:
-    """Trials at once: one for every few cores, or so many a GPU. Raises `UserError` where not even one fits."""
+    """Returns how many trials run at once on these devices or cores. Raises `UserError` if not even one fits."""
     if devices == ["cpu"]:
         return max(1, cores // (run.threads * run.devices_per_trial))
     if run.devices_per_trial > len(devices):
         raise UserError(
-            f"run.devices_per_trial={run.devices_per_trial}: allowed: 1 to {len(devices)}, the GPUs there are"
+            f"run.devices_per_trial={run.devices_per_trial}: allowed: 1 to {len(devices)}, the number of GPUs"
         )
     return len(devices) * run.trials_per_device // run.devices_per_trial
 
 
-def check_room(launch: LaunchConfig, run: RunConfig) -> None:
-    """Raises `UserError` where a job of a cluster would have no room for one trial."""
+def check_job_resources(launch: LaunchConfig, run: RunConfig) -> None:
+    """Raises `UserError` if a cluster's job is too small for one trial."""
     needed = run.devices_per_trial
     if launch.gpus and run.device != "cpu":
         if needed > max(1, launch.gpus):
-            raise UserError(f"launch.gpus={launch.gpus:g}: a trial takes run.devices_per_trial={needed}")
+            raise UserError(f"launch.gpus={launch.gpus:g}: a trial needs run.devices_per_trial={needed}")
     elif run.device == "cuda":
-        raise UserError("run.device=cuda: a job has no GPU; launch.gpus gives it some")
+        raise UserError("run.device=cuda: jobs have no GPU; set launch.gpus")
     elif needed * run.threads > launch.cpus:
         raise UserError(
-            f"launch.cpus={launch.cpus}: a trial takes {needed * run.threads}: run.devices_per_trial x run.threads"
+            f"launch.cpus={launch.cpus}: a trial needs {needed * run.threads}: run.devices_per_trial x run.threads"
         )
 
 
 def share_threads(run: RunConfig, places: int, cores: int) -> int:
-    """Threads of one process, where so many trials run at once."""
+    """Returns the number of threads per process if `places` trials share the cores."""
     return min(run.threads, max(1, cores // (places * run.devices_per_trial)))

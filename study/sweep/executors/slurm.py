@@ -1,4 +1,4 @@
-"""Runs trials as job arrays of Slurm, through submitit. Jobs outlive the driver: another one collects them."""
+"""Runs trials as Slurm job arrays, through submitit. Jobs outlive the driver; another driver collects their results."""
 
 from __future__ import annotations
 
@@ -14,87 +14,81 @@ from contextlib import redirect_stderr
 from typing import Any, NamedTuple
 
 from study.config.errors import UserError, allowed_names
-from study.config.schema import LaunchConfig, RunConfig
+from study.config.schema import LaunchConfig, RunConfig, StudyConfig
 from study.plan.job import Job
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
-from study.sweep.executors.resources import check_room
+from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
 
-LOOK_SECONDS = 5.0  # between two questions to Slurm, one for all jobs
-ANSWER_SECONDS = 60.0
-GRACE_SHARE = 0.8  # of the warning before a time limit, for trials to leave in
-SUBMITIT = "'normalizer-study[slurm]'"
+QUEUE_POLL_SECONDS = 5.0  # between calls of squeue, one for all jobs
+COMMAND_TIMEOUT_SECONDS = 60.0
+GRACE_SHARE = 0.8  # share of `launch.warning_seconds` in which trials may stop by themselves
 
 
 class QueuedJob(NamedTuple):
-    """What Slurm says of a job that is waiting or running."""
+    """A job in Slurm's queue: its state, such as PENDING or RUNNING, the reason, and the node it runs on."""
 
     state: str
     reason: str
     node: str
 
 
-class SlurmExecutor:
-    """Queues everything at once, `launch.trials_per_job` trials a job; Slurm and the jobs see to the rest.
+def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None) -> SlurmExecutor:
+    """Builds an executor that submits from this machine."""
+    return SlurmExecutor(folder, study.launch, study.run)
 
-    A job has its trials trained by `worker.work` and requeues itself when it runs out of time. Which job has which
-    trials is kept in the study's folder.
+
+class SlurmExecutor:
+    """Submits all trials at once, `launch.trials_per_job` per job.
+
+    A job trains its trials with `worker.work`, and requeues itself when its time runs out. queue.json in the study's
+    folder lists the trials of every job.
     """
 
     outlives_driver = True
-    limit = 10**9
+    limit = 10**9  # Slurm has a queue
 
     def __init__(self, folder: StudyFolder, launch: LaunchConfig, run: RunConfig) -> None:
         check_slurm(launch, run)
         self.folder, self.launch = folder, launch
-        at_once = run.trials_per_device * int(launch.gpus) or launch.cpus // run.threads
-        at_once = max(1, at_once // run.devices_per_trial)
-        self.places = launch.jobs * min(launch.trials_per_job, at_once)
-        self.jobs: dict[str, set[str]] = {}  # job -> trials that are waited for
-        self.looked = self.changed = 0.0
-        self.queue: dict[str, QueuedJob] = {}
+        trials_at_once = run.trials_per_device * int(launch.gpus) or launch.cpus // run.threads
+        trials_at_once = max(1, trials_at_once // run.devices_per_trial)
+        self.places = launch.jobs * min(launch.trials_per_job, trials_at_once)
+        self.jobs: dict[str, set[str]] = {}  # job -> its trials that have not ended
+        self.queue: dict[str, QueuedJob] = {}  # the latest answer of squeue
+        self.polled = self.submitted = 0.0  # times of the latest squeue and sbatch
 
     def reattach(self, keys: Collection[str]) -> set[str]:
-        """Trials in jobs of an earlier driver that are still in Slurm's queue."""
-        queued = read_queue(self.folder)
-        mine = {key: job for key, (job, _) in queued.items() if key in keys}
-        for key, job in mine.items():
+        """Returns the trials whose job an earlier driver submitted and that is still in Slurm's queue."""
+        jobs = {key: job for key, (job, _) in read_queue(self.folder).items() if key in keys}
+        for key, job in jobs.items():
             self.jobs.setdefault(job, set()).add(key)
-        return set(mine)
+        return set(jobs)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues jobs as arrays, those that start from others behind these. Raises `UserError` where Slurm refuses."""
-        by_key, largest, size = {job.trial.key: job for job in jobs}, _largest_array(), self.launch.trials_per_job
-        for wave in topological_batches([job.trial for job in jobs]):
-            after = self._arrays({trial.waits_for for trial in wave})
-            batches = [
-                [by_key[trial.key] for trial in wave[start : start + size]] for start in range(0, len(wave), size)
+        """Submits job arrays; trials that start from others depend on their arrays. Raises `UserError` if refused."""
+        by_key, largest, size = {job.trial.key: job for job in jobs}, _read_array_limit(), self.launch.trials_per_job
+        for batch in topological_batches([job.trial for job in jobs]):
+            after = self._find_arrays({trial.waits_for for trial in batch})
+            packed = [
+                [by_key[trial.key] for trial in batch[start : start + size]] for start in range(0, len(batch), size)
             ]
-            for start in range(0, len(batches), largest):
-                self._submit_array(batches[start : start + largest], after)
-        self.changed = time.monotonic()
-
-    def _submit_array(self, batches: Sequence[Sequence[Job]], after: Sequence[str]) -> None:
-        names = _submit(batches, self.folder, with_dependency(self.launch, after))
-        self.jobs |= {name: {job.trial.key for job in batch} for name, batch in zip(names, batches, strict=True)}
-        _note_jobs(self.folder, {name: sorted(self.jobs[name]) for name in names})
-
-    def _arrays(self, keys: Collection[str | None]) -> list[str]:
-        """The arrays that have trials which are waited for."""
-        return sorted({name.partition("_")[0] for name, held in self.jobs.items() if held & set(keys)})
+            for start in range(0, len(packed), largest):
+                self._submit_array(packed[start : start + largest], after)
+        self.submitted = time.monotonic()
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Trials with a result, and those whose job has left Slurm's queue."""
+        """Returns the trials that have a result, and those whose job has left Slurm's queue."""
         time.sleep(seconds)
-        if time.monotonic() - self.looked >= LOOK_SECONDS:
-            self._check_losses()
+        if time.monotonic() - self.polled >= QUEUE_POLL_SECONDS:
+            self._poll_queue()
         ended: dict[str, str] = {}
         for name, keys in list(self.jobs.items()):
             queued = self.queue.get(name)
-            if queued is None and self.looked > self.changed:
-                ended |= dict.fromkeys(keys, f"has gone with Slurm job {name} ({self.folder.jobs}/{name}_*.out)")
+            if queued is None and self.polled > self.submitted:
+                ended |= dict.fromkeys(keys, f"ended with Slurm job {name} ({self.folder.jobs}/{name}_*.out)")
                 del self.jobs[name]
             elif queued is not None and queued.state != "PENDING":
                 finished = {key for key in keys if self._has_result(key)}
@@ -103,18 +97,27 @@ class SlurmExecutor:
         return ended
 
     def cancel(self) -> None:
-        """Takes the jobs that are waited for from the queue."""
+        """Cancels all jobs whose trials have not ended."""
         if self.jobs:
             _call("scancel", *self.jobs)
             self.jobs.clear()
 
     def close(self) -> None:
-        """Leaves the queue as it is."""
+        """Does nothing: jobs continue without the driver."""
 
-    def _check_losses(self) -> None:
-        answer = ask_queue()
-        if answer is not None:  # Slurm restarting is no reason to take its jobs for lost
-            self.queue, self.looked = answer, time.monotonic()
+    def _submit_array(self, batches: Sequence[Sequence[Job]], after: Sequence[str]) -> None:
+        names = _submit(batches, self.folder, with_dependency(self.launch, after))
+        self.jobs |= {name: {job.trial.key for job in batch} for name, batch in zip(names, batches, strict=True)}
+        _write_queue(self.folder, {name: sorted(self.jobs[name]) for name in names})
+
+    def _find_arrays(self, keys: Collection[str | None]) -> list[str]:
+        """Returns the job arrays that train any of these trials."""
+        return sorted({name.partition("_")[0] for name, trials in self.jobs.items() if trials & set(keys)})
+
+    def _poll_queue(self) -> None:
+        queue = query_queue()
+        if queue is not None:  # None while Slurm restarts: its jobs are not lost
+            self.queue, self.polled = queue, time.monotonic()
 
     def _has_result(self, key: str) -> bool:
         trial_id, _, replicate = key.rpartition("-r")
@@ -122,12 +125,12 @@ class SlurmExecutor:
 
 
 def is_complete(record: TrialFolder) -> bool:
-    """Whether a trial is done; one with a damaged record is in the queue to be trained again."""
+    """Whether a trial has an intact record; one with a damaged record is in the queue to be trained again."""
     return record.read_result() is not None and not record.damaged_files()
 
 
 def with_dependency(launch: LaunchConfig, after: Sequence[str]) -> LaunchConfig:
-    """Jobs that wait for the end of others, however that is: what starts from a trial looks itself what it has left."""
+    """Returns a copy whose jobs wait for other jobs to end in any way; the worker checks whether they succeeded."""
     if not after:
         return launch
     given = [str(launch.sbatch["dependency"])] if "dependency" in launch.sbatch else []
@@ -135,55 +138,56 @@ def with_dependency(launch: LaunchConfig, after: Sequence[str]) -> LaunchConfig:
     return launch.model_copy(update={"sbatch": {**launch.sbatch, "dependency": dependency}})
 
 
-# --------------------------------------------------------------------------------------------- in the job
+# ---------------------------------------------------------------------------------------------------- inside a job
 
 
 def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
-    """A job's work. What it leaves unfinished when it is told to go, it goes on with in its next life.
+    """Runs in the job: trains its trials, and requeues the job if a signal stopped it before they were done.
 
-    Slurm requeues by itself what it preempts, and a user who cancels wants no next life: in both cases the job is not
-    running any more. A time limit, and a signal from anywhere else, find it running.
+    Only if the job is still RUNNING, as it is at the warning before its time limit. Slurm itself requeues jobs that it
+    preempts, and jobs that a user cancels must not come back; both have another state.
     """
-    name = _own_name()
+    name = _read_own_name()
     grace = GRACE_SHARE * launch.warning_seconds
-    was_asked = work(jobs, launch, place=f"slurm {name}", grace=grace)
-    lives = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if not was_asked or all(is_complete(TrialFolder(job.folder)) for job in jobs):
+    stopped = work(jobs, launch, place=f"slurm {name}", grace=grace)
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if not stopped or all(is_complete(TrialFolder(job.folder)) for job in jobs):
         return
     state = _call("squeue", "--noheader", "--format=%T", f"--jobs={name}").strip()
-    if state == "RUNNING" and lives < launch.requeues:
-        print(f"{name}: requeued, {lives + 1} of {launch.requeues} times", flush=True)
+    if state == "RUNNING" and restarts < launch.requeues:
+        print(f"{name}: requeued, {restarts + 1} of {launch.requeues} times", flush=True)
         _call("scontrol", "requeue", name)
     else:
-        print(f"{name}: not requeued: {state or 'gone from the queue'}, {lives} of {launch.requeues} times", flush=True)
+        state = state or "no longer in the queue"
+        print(f"{name}: not requeued: {state}, {restarts} of {launch.requeues} times", flush=True)
 
 
-def _own_name() -> str:
+def _read_own_name() -> str:
     array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
     return f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
 
 
-# ------------------------------------------------------------------------------------------- Slurm's commands
+# ------------------------------------------------------------------------------------------------ Slurm's commands
 
 
 def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
-    """Raises `UserError` where there is no Slurm to run on, or where it has no such partition."""
+    """Raises `UserError` if there is no Slurm on this machine, or if it cannot run jobs of these settings."""
     if shutil.which("sbatch") is None:
-        raise UserError("--launcher slurm: no sbatch on this machine; run it where Slurm is, or take --launcher local")
+        raise UserError("--launcher slurm: no sbatch on this machine; use a login node, or --launcher local")
     try:
         import submitit  # noqa: F401
     except ImportError:
-        raise UserError(f"--launcher slurm: submitit is not installed; pip install {SUBMITIT}") from None
+        raise UserError("--launcher slurm: submitit is not installed; pip install 'normalizer-study[slurm]'") from None
     if launch.gpus != int(launch.gpus):
         raise UserError(
-            f"launch.gpus={launch.gpus}: Slurm gives whole GPUs; run.trials_per_device puts several trials on one"
+            f"launch.gpus={launch.gpus}: Slurm allocates whole GPUs; run.trials_per_device runs several trials on one"
         )
-    check_room(launch, run)
+    check_job_resources(launch, run)
     try:
         lines = _call("sinfo", "--noheader", "--format=%R %l %P").splitlines()
     except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"--launcher slurm: Slurm does not answer: {_said(error)}") from None
-    limits = {name: _minutes(limit) for name, limit, _ in map(str.split, lines)}
+        raise UserError(f"--launcher slurm: Slurm does not answer: {_first_line(error)}") from None
+    limits = {name: _parse_minutes(limit) for name, limit, _ in map(str.split, lines)}
     default = ",".join({name for name, _, marked in map(str.split, lines) if marked.endswith("*")})
     for name in (launch.partition or default).split(","):
         if name not in limits:
@@ -192,8 +196,8 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
             raise UserError(f"launch.minutes={launch.minutes}: allowed in partition {name}: 1 to {limits[name]:.0f}")
 
 
-def ask_queue() -> dict[str, QueuedJob] | None:
-    """The user's jobs in Slurm's queue by name, `12_3` for task 3 of array 12; None where Slurm does not answer."""
+def query_queue() -> dict[str, QueuedJob] | None:
+    """Returns the user's jobs in the queue by name, `12_3` for task 3 of array 12; None if Slurm does not answer."""
     try:
         lines = _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N").splitlines()
     except (OSError, subprocess.SubprocessError):
@@ -203,23 +207,24 @@ def ask_queue() -> dict[str, QueuedJob] | None:
 
 
 def read_queue(folder: StudyFolder) -> dict[str, tuple[str, QueuedJob]]:
-    """Trial -> its job, for trials whose job is in Slurm's queue now."""
-    noted: Mapping[str, Any] = (read_json(folder.queue) or {}).get("slurm", {})
-    queue = ask_queue() if noted and shutil.which("squeue") else None
+    """Returns the name and state of a job for every trial of the study that is in Slurm's queue now."""
+    submitted: Mapping[str, Any] = (read_json(folder.queue) or {}).get("slurm", {})
+    queue = query_queue() if submitted and shutil.which("squeue") else None
     if not queue:
         return {}
-    return {key: (job, queue[job]) for job, keys in noted.items() if job in queue for key in keys}
+    return {key: (job, queue[job]) for job, keys in submitted.items() if job in queue for key in keys}
 
 
-def _note_jobs(folder: StudyFolder, jobs: dict[str, list[str]]) -> None:
-    """Adds jobs to the study's queue file, and forgets those that have left Slurm's queue."""
-    noted = (read_json(folder.queue) or {}).get("slurm", {})
-    queue = ask_queue()
-    known = {name: keys for name, keys in noted.items() if queue is None or name in queue}
+def _write_queue(folder: StudyFolder, jobs: dict[str, list[str]]) -> None:
+    """Adds jobs to the study's queue.json, and removes those that have left Slurm's queue."""
+    submitted = (read_json(folder.queue) or {}).get("slurm", {})
+    queue = query_queue()
+    known = {name: keys for name, keys in submitted.items() if queue is None or name in queue}
     write_json(folder.queue, {"slurm": {**known, **jobs}})
 
 
 def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: LaunchConfig) -> list[str]:
+    """Submits a job array with a job per batch; returns the jobs' names. Raises `UserError` if Slurm refuses it."""
     import submitit
 
     executor = submitit.SlurmExecutor(folder=folder.jobs)
@@ -231,12 +236,15 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
         gpus_per_node=int(launch.gpus) or None,
         array_parallelism=launch.jobs,
         signal_delay_s=launch.warning_seconds,
-        setup=[*launch.setup, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],  # srun does not take it from sbatch
+        setup=[
+            *launch.setup,
+            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+        ],  # srun does not inherit it
         stderr_to_stdout=True,
         additional_parameters={"requeue": True, **({"mem": launch.memory} if launch.memory else {}), **launch.sbatch},
     )
     try:
-        with redirect_stderr(io.StringIO()):  # where submitit repeats what sbatch complains of
+        with redirect_stderr(io.StringIO()):  # submitit repeats sbatch's message there
             jobs = executor.map_array(_run_batch, batches, [launch] * len(batches))
     except submitit.core.utils.FailedJobError as error:
         reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error).splitlines()[0])
@@ -244,13 +252,13 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
     return [job.job_id for job in jobs]
 
 
-def _largest_array() -> int:
+def _read_array_limit() -> int:
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"))
     return max(1, int(found[1]) - 1) if found else 1000
 
 
-def _minutes(limit: str) -> float:
-    """`1-02:30:00` -> 1590; `infinite` is that."""
+def _parse_minutes(limit: str) -> float:
+    """Parses Slurm's time limits: `1-02:30:00` -> 1590, `infinite` -> inf."""
     if not limit[0].isdigit():
         return math.inf
     days, _, clock = limit.rpartition("-")
@@ -260,9 +268,9 @@ def _minutes(limit: str) -> float:
 
 
 def _call(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS).stdout  # noqa: S603
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMMAND_TIMEOUT_SECONDS).stdout  # noqa: S603
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

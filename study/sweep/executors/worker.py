@@ -1,81 +1,76 @@
-"""What runs inside a cluster's job: its trials, in a pool of its own, until they are done or a signal comes."""
+"""Trains the trials of a cluster's job in a local pool of processes, until they are done or a signal ends the job."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from study.config.schema import LaunchConfig
 from study.plan.job import Job
+from study.plan.trials import PlannedTrial
 from study.record.layout import FINISHED, TrialFolder
 from study.record.outcome import record_failure
 from study.sweep.dependencies import DependencyQueue
+from study.sweep.executors.attempts import AttemptHandler, AttemptLoop
 from study.sweep.executors.local import LocalExecutor
 from study.sweep.executors.resources import count_places, find_devices, share_threads
 from study.sweep.retries import RetryPolicy
-from study.training.preemption import handle_signals
+from study.training.preemption import StopRequest, handle_signals
 
-POLL_SECONDS = 0.5
-ELSEWHERE_SECONDS = 60.0  # how long a trial that something else works on is waited for
+ELSEWHERE_LIMIT_SECONDS = 60.0  # how long a job waits for a trial that another process trains
 
 
 def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float) -> bool:
     """Trains the trials of `jobs`, as many at once as its cores or GPUs allow, each until it is done or given up.
 
-    On SIGTERM, SIGUSR1 or SIGUSR2 every trial leaves after its next step, or is killed after `grace` seconds. Returns
-    whether it was such a signal that ended the work. What has become of the trials, their records say.
+    On SIGTERM, SIGUSR1 or SIGUSR2 every trial stops after its step, or is killed after `grace` seconds. Returns whether
+    such a signal ended the work. The outcomes of the trials are in their records.
     """
-    placed = {job.trial.key: replace(job, place=place) for job in jobs}
-    waiting = _queue(jobs)
     run = jobs[0].run
-    # Without GPUs of its own a job may see those of others.
+    # Without GPUs of its own, a job may still see those of others.
     devices = find_devices(run.device) if launch.gpus else ["cpu"]
     places = min(count_places(run, devices, launch.cpus), len(jobs))
-    pool = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
+    executor = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
     retries = RetryPolicy(max_attempts=run.max_attempts, requeues=launch.requeues)
-    running: dict[str, Job] = {}
-    elsewhere: dict[str, float] = {}  # since when
-    with handle_signals() as leave:  # in place of the engine's handlers, which would go on, or pickle
+    with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
+        worker = _Worker({job.trial.key: replace(job, place=place) for job in jobs}, stop_request)
+        loop = AttemptLoop(executor, retries, worker, ELSEWHERE_LIMIT_SECONDS)
+        _fill(loop.queue, jobs)
         try:
-            while (waiting.ready or running) and not leave.signal:
-                while waiting.ready and len(running) < places:
-                    job = placed[waiting.ready.popleft().key]
-                    running[job.trial.key] = job
-                    pool.submit([job])
-                for key, how in pool.wait(POLL_SECONDS).items():
-                    job = running.pop(key)
-                    record = TrialFolder(job.folder)
-                    fate, reason = retries.judge(record, how)
-                    if fate == "given up":
-                        record_failure(record, reason)
-                    if fate in ("done", "given up"):
-                        waiting.settle(key, _end(record))
-                    since = elsewhere.setdefault(key, time.monotonic()) if fate == "elsewhere" else 0.0
-                    if fate == "again" or (fate == "elsewhere" and time.monotonic() - since < ELSEWHERE_SECONDS):
-                        waiting.put(job.trial)
-                for key, reason in waiting.lost.items():
-                    record_failure(TrialFolder(placed[key].folder), reason)
-                waiting.lost.clear()
+            loop.run()
         finally:
-            pool.close(grace)
-    return leave.signal is not None
+            executor.close(grace)
+    return stop_request.signal is not None
 
 
-def _queue(jobs: Sequence[Job]) -> DependencyQueue:
-    """The trials of a job. What others start from has ended before, or is among them."""
-    waiting, own = DependencyQueue(), {job.trial.key for job in jobs}
+@dataclass
+class _Worker(AttemptHandler):
+    """Trains given jobs. No driver may be watching: the record says why a trial was given up."""
+
+    jobs: dict[str, Job]
+    stop_request: StopRequest
+
+    def build_job(self, trial: PlannedTrial) -> Job:
+        return self.jobs[trial.key]
+
+    def record_of(self, trial: PlannedTrial) -> TrialFolder:
+        return TrialFolder(self.jobs[trial.key].folder)
+
+    def is_stopped(self) -> bool:
+        return self.stop_request.signal is not None
+
+    def on_give_up(self, trial: PlannedTrial, reason: str, *, started: bool) -> None:
+        record_failure(self.record_of(trial), reason)
+
+
+def _fill(queue: DependencyQueue, jobs: Sequence[Job]) -> None:
+    """Puts the trials of a job into the queue. A trial that they start from is among them, or has ended before."""
+    own = {job.trial.key for job in jobs}
     for job in jobs:
         source = job.trial.waits_for
         if source is not None and source not in own:
             assert job.start is not None
-            waiting.settle(source, _end(TrialFolder(job.start)))
+            state = TrialFolder(job.start).status()[0]
+            queue.mark_ended(source, state if state in (*FINISHED, "failed") else "unfinished")
     for job in jobs:
-        waiting.put(job.trial)
-    return waiting
-
-
-def _end(record: TrialFolder) -> str:
-    """What has become of a trial on which nothing works any more."""
-    state = record.status()[0]
-    return state if state in (*FINISHED, "failed") else "unfinished"
+        queue.put(job.trial)

@@ -1,7 +1,8 @@
-"""Finished trials into Optuna's tables, many at once.
+"""Writes finished trials into Optuna's tables many at a time, through Optuna's private table models.
 
-`Study.add_trial` asks the database about every row that it is to write, some 30 questions a trial, 20 ms on SQLite and
-40 to 100 on PostgreSQL. A grid's driver is the only writer and adds only finished trials: it need not ask.
+MEASURED
+`Study.add_trial` runs about 30 statements per trial, each through SQLAlchemy's ORM, to allow for concurrent writers and
+unfinished trials. A grid has one writer and finished trials only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import optuna
 from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
@@ -18,55 +18,56 @@ from sqlalchemy import Engine, delete, func, insert, select
 from sqlalchemy.orm import Session
 
 
-def add_trials(study: optuna.Study, engine: Engine, trials: Sequence[FrozenTrial]) -> None:
-    """What `study.add_trials` does, for finished trials with one value, in one transaction: all or none."""
+def add_trials(engine: Engine, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+    """Does what `optuna.Study.add_trials` does, for finished trials with one value, in one transaction."""
     with Session(engine) as session, session.begin():
-        of_study = select(func.count()).where(models.TrialModel.study_id == study._study_id)
-        number = session.scalar(of_study) or 0
+        count = select(func.count()).where(models.TrialModel.study_id == study_id)
+        first_number = session.scalar(count) or 0
         rows = [
             models.TrialModel(
-                study_id=study._study_id, number=number + index, state=trial.state,
+                study_id=study_id, number=first_number + index, state=trial.state,
                 datetime_start=trial.datetime_start, datetime_complete=trial.datetime_complete,
             ) for index, trial in enumerate(trials)
         ]  # fmt: skip
         session.add_all(rows)
-        session.flush()  # gives them their ids
-        numbered: list[tuple[Any, FrozenTrial]] = [
-            (row.trial_id, trial) for row, trial in zip(rows, trials, strict=True)
-        ]
-        for model, describe in ((models.TrialValueModel, _value), (models.TrialParamModel, _params),
-                                (models.TrialUserAttributeModel, _attributes)):  # fmt: skip
-            described = [row for trial_id, trial in numbered for row in describe(trial_id, trial)]
-            if described:
-                session.execute(insert(model), described)
+        session.flush()  # assigns their ids
+        ids: list[Any] = [row.trial_id for row in rows]
+        for model, build_rows in (
+            (models.TrialValueModel, _build_value_rows),
+            (models.TrialParamModel, _build_param_rows),
+            (models.TrialUserAttributeModel, _build_attribute_rows),
+        ):
+            values = [value for id, trial in zip(ids, trials, strict=True) for value in build_rows(id, trial)]
+            if values:
+                session.execute(insert(model), values)
 
 
-def stored_attributes(study: optuna.Study, engine: Engine, name: str) -> set[Any]:
-    """The values that a user attribute has in the trials of a study."""
+def read_attribute(engine: Engine, study_id: int, name: str) -> set[Any]:
+    """Returns the values that a user attribute has over the trials of a study."""
     attribute = models.TrialUserAttributeModel
     query = select(attribute.value_json).join(models.TrialModel).where(
-        models.TrialModel.study_id == study._study_id, attribute.key == name
+        models.TrialModel.study_id == study_id, attribute.key == name
     )  # fmt: skip
     with Session(engine) as session:
         return {json.loads(value) for value in session.scalars(query)}
 
 
-def remove_trials(study: optuna.Study, engine: Engine) -> None:
-    """Empties a study. `optuna.delete_study` loads every row first: a minute for 10,000 trials."""
+def remove_trials(engine: Engine, study_id: int) -> None:
+    """Removes all trials of a study. `optuna.delete_study` loads every row first: a minute for 10,000 trials."""
     trial = models.TrialModel
     tables = [model for model in models.BaseModel.__subclasses__() if "trial_id" in model.__table__.columns]
-    ids = select(trial.trial_id).where(trial.study_id == study._study_id)
+    ids = select(trial.trial_id).where(trial.study_id == study_id)
     with Session(engine) as session, session.begin():
-        for table in sorted(tables, key=lambda table: table is trial):  # the trials last: the others refer to them
+        for table in sorted(tables, key=lambda table: table is trial):  # trials last: the other tables refer to them
             session.execute(delete(table).where(table.trial_id.in_(ids)))
 
 
-def _value(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
+def _build_value_rows(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
     value, kind = models.TrialValueModel.value_to_stored_repr(trial.values[0])
     return [{"trial_id": trial_id, "objective": 0, "value": value, "value_type": kind}]
 
 
-def _params(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
+def _build_param_rows(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
     return [
         {
             "trial_id": trial_id, "param_name": name, "distribution_json": distribution_to_json(distribution),
@@ -75,7 +76,7 @@ def _params(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _attributes(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
+def _build_attribute_rows(trial_id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
     return [
         {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in trial.user_attrs.items()
     ]

@@ -1,8 +1,7 @@
-"""A study on Slurm: queued, collected, warned, cancelled; the numbers are those of this machine alone."""
+"""A study on Slurm: submitted, collected, interrupted, cancelled. Its numbers are those of one machine."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,117 +12,124 @@ import pytest
 
 from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig
+from study.plan.loading import load_study
+from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
 from study.record.layout import SCHEMA_VERSION, StudyFolder
-from study.sweep.executors import slurm as engine
+from study.sweep.executors import slurm as executor_module
+from study.sweep.executors.slurm import SlurmExecutor
 from tests.conftest import Run
-from tests.training.trials import all_numbers
+from tests.sweep.jobs import build_job, build_jobs
 
-STUDY = ("--study", "depth_vs_batch", "--scale", "smoke", "--set", "tracking.mode=disabled", "--set", "norm=sn",
-         "--set", "checkpoint_seconds=0")  # fmt: skip
-ON_SLURM = ("--launcher", "slurm", "--set", "launch.cpus=2", "--set", "launch.memory=2G")
+SETTINGS = ("tracking.mode=disabled", "norm=sn", "checkpoint_seconds=0")
 
 
 def on_slurm(*settings: str) -> tuple[str, ...]:
-    return (*STUDY, *ON_SLURM, *(part for setting in settings for part in ("--set", setting)))
+    settings = (*SETTINGS, "launch.cpus=2", "launch.memory=2G", *settings)
+    flags = (part for setting in settings for part in ("--set", setting))
+    return ("--study", "depth_vs_batch", "--scale", "smoke", "--launcher", "slurm", *flags)
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
-def said(*command: str) -> str:
+def call(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-# --------------------------------------------------------------------------------------------- a real Slurm
+# -------------------------------------------------------------------------------------------------------- a real Slurm
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_detached_study_is_collected_later_and_has_the_numbers_of_a_local_one(
-    slurm: Path, run_study: Run, tmp_path: Path
+    slurm: Path, run_study: Run, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
 ) -> None:
+    from tests.training.test_resume import all_numbers
+
     queued = run_study(*on_slurm("epochs=1", "launch.trials_per_job=2"), "--detach")
     assert queued.returncode == 0, queued.stderr
     assert "2 trials are queued" in queued.stdout
     status = run_study("status", *on_slurm("epochs=1"))
     assert "Slurm job" in status.stdout
-    collected = run_study(*on_slurm("epochs=1", "batch_size=[2, 16, 8]"))  # a level more: only that is new
+    more = ("epochs=1", "batch_size=[2, 16, 8]")  # one level more, which is all that is submitted
+    collected = run_study(*on_slurm(*more))
     assert collected.returncode == 0, collected.stderr
     folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
-    on_cluster = all_numbers(folder)
-    assert len(on_cluster) == 3
-    assert {read_json(trial.state)["attempt"] for trial in folder.trials()} == {1}
-    jobs = {read_json(trial.state)["job"] for trial in folder.trials()}
-    assert len(jobs) == 2  # two trials of the first job, one of the second
+    states = [read_json(trial.state) for trial in folder.trials()]
+    assert {state["attempt"] for state in states} == {1}
+    jobs = {state["job"] for state in states}
+    assert len(jobs) == 2  # two trials in the first job, one in the second
     assert all(job.startswith("slurm ") for job in jobs)
-    shutil.rmtree(folder.path)
-    assert run_study(*STUDY, "--set", "epochs=1", "--set", "batch_size=[2, 16, 8]").returncode == 0
-    assert all_numbers(folder) == on_cluster
+    assert all_numbers(folder) == local_numbers(*SETTINGS, *more)
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
-def test_a_job_out_of_time_goes_on_in_its_next_life_and_a_cancelled_one_does_not(
-    slurm: Path, run_study: Run, tmp_path: Path
+def test_a_job_out_of_time_requeues_itself_and_a_cancelled_one_does_not(
+    slurm: Path, run_study: Run, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
 ) -> None:
+    from tests.training.test_resume import all_numbers
+
     long = ("batch_size=2", "epochs=16")
     folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
     assert run_study(*on_slurm(*long), "--detach").returncode == 0
     (job,) = read_json(folder.queue)["slurm"]
     wait_until(lambda: [trial for trial in folder.trials() if trial.is_locked()])
-    said("scancel", "--signal=USR2", job)  # as Slurm does before the end of the time limit
+    call("scancel", "--signal=USR2", job)  # as Slurm does before the end of the time limit
     (trial,) = folder.trials()
     wait_until(lambda: read_json(trial.state)["state"] == "interrupted")
-    wait_until(lambda: read_json(trial.state)["attempt"] == 2 and trial.is_locked())  # in the job's second life
-    said("scancel", job)
-    wait_until(lambda: job not in said("squeue", "--noheader", "--format=%i"))
+    wait_until(lambda: read_json(trial.state)["attempt"] == 2 and trial.is_locked())  # in the requeued job
+    call("scancel", job)
+    wait_until(lambda: job not in call("squeue", "--noheader", "--format=%i"))
     assert not trial.result.exists()
     assert "not requeued" in next(folder.jobs.glob(f"{job}*.out")).read_text()
     assert run_study(*on_slurm(*long)).returncode == 0
-    after = all_numbers(folder)
     assert read_json(trial.result)["attempts"] == 3
-    shutil.rmtree(folder.path)
-    assert run_study(*STUDY, *(part for setting in long for part in ("--set", setting))).returncode == 0
-    assert all_numbers(folder) == after
+    assert all_numbers(folder) == local_numbers(*SETTINGS, *long)
 
 
 @pytest.mark.slurm
-def test_what_slurm_cannot_give_is_one_line(slurm: Path, run_study: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for setting, parts in {
-        "launch.partition=mian": ["launch.partition=mian", "nearest: main"],
-        "launch.minutes=100000": ["launch.minutes=100000", "partition main"],
-        "launch.gpus=0.5": ["launch.gpus=0.5", "whole GPUs"],
-        "launch.memory=900G": ["Slurm refuses the jobs"],
-        "launch.sbatch={frobnicate: 1}": ["Slurm refuses the jobs", "frobnicate"],
-    }.items():
-        refused = run_study(*on_slurm(setting))
-        assert refused.returncode == 2, setting
-        assert len(refused.stderr.splitlines()) == 1, refused.stderr
-        assert all(part in refused.stderr for part in parts), refused.stderr
+@pytest.mark.parametrize(
+    ("launch", "complaint"),
+    [
+        ({"partition": "mian"}, "launch.partition=mian: .* nearest: main"),
+        ({"minutes": 100_000}, "launch.minutes=100000: .* partition main"),
+        ({"gpus": 0.5}, "launch.gpus=0.5: .* whole GPUs"),
+        ({"memory": "900G"}, "Slurm refuses the jobs"),
+        ({"sbatch": {"frobnicate": 1}}, "Slurm refuses the jobs: .*frobnicate"),
+    ],
+)
+def test_what_slurm_cannot_give_is_an_error(
+    slurm: Path, tmp_path: Path, launch: dict[str, Any], complaint: str
+) -> None:
+    folder = StudyFolder(tmp_path)
+    with pytest.raises(UserError, match=complaint) as caught:
+        SlurmExecutor(folder, LaunchConfig(**launch), RunConfig()).submit(build_jobs(folder, 1))
+    assert "\n" not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------- its rules
+# -------------------------------------------------------------------------------------------------------- a fake Slurm
 
 
 RESULT = {"schema": SCHEMA_VERSION, "status": "done", "metrics": {}, "files": {}}
 
 
-class Slurm:
-    """Slurm's answers, made up."""
+class FakeSlurm:
+    """Answers Slurm's commands; `queue` is the output of squeue, None if Slurm does not answer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.queue: str | None = ""
         self.submitted: list[list[str]] = []
         self.dependencies: list[Any] = []
-        monkeypatch.setattr(engine, "_call", self.call)
-        monkeypatch.setattr(engine, "_submit", self.submit)
-        monkeypatch.setattr(engine, "LOOK_SECONDS", 0.0)
-        monkeypatch.setattr(engine.shutil, "which", lambda name: name)
+        monkeypatch.setattr(executor_module, "_call", self.call)
+        monkeypatch.setattr(executor_module, "_submit", self.submit)
+        monkeypatch.setattr(executor_module, "QUEUE_POLL_SECONDS", 0.0)
+        monkeypatch.setattr(executor_module.shutil, "which", lambda name: name)
 
     def call(self, *command: str) -> str:
         if command[0] == "squeue":
@@ -139,77 +145,60 @@ class Slurm:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    return Slurm(monkeypatch)
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    return FakeSlurm(monkeypatch)
 
 
-def jobs(tmp_path: Path, count: int) -> list[Any]:
-    from study.bench.speed.trial import make_job
-    from study.plan.loading import load_study
-    from study.plan.trials import plan_trials
-
-    study = load_study("depth_vs_batch", "laptop")
+def test_trials_are_packed_into_jobs_and_jobs_into_arrays_that_slurm_allows(fake: FakeSlurm, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    return [make_job(trial, folder.trial(trial.trial_id, trial.replicate).path, threads=1)
-            for trial in plan_trials(study)[:count]]  # fmt: skip
-
-
-def test_trials_are_packed_into_jobs_and_jobs_into_arrays_that_slurm_allows(fake: Slurm, tmp_path: Path) -> None:
-    executor = engine.SlurmExecutor(StudyFolder(tmp_path), LaunchConfig(trials_per_job=2), RunConfig())
-    every = jobs(tmp_path, 9)
-    fake.queue = None  # jobs that Slurm says nothing of are not forgotten
-    executor.submit(every)
+    executor = SlurmExecutor(folder, LaunchConfig(trials_per_job=2), RunConfig())
+    jobs = build_jobs(folder, 9)
+    fake.queue = None  # jobs stay in queue.json while Slurm does not answer
+    executor.submit(jobs)
     assert [len(array) for array in fake.submitted] == [3, 2]
-    assert " ".join(batch for array in fake.submitted for batch in array).split() == [job.trial.key for job in every]
-    noted = read_json(StudyFolder(tmp_path).queue)["slurm"]
-    assert sorted(key for keys in noted.values() for key in keys) == sorted(job.trial.key for job in every)
+    assert " ".join(batch for array in fake.submitted for batch in array).split() == [job.trial.key for job in jobs]
+    queued = read_json(folder.queue)["slurm"]
+    assert sorted(key for keys in queued.values() for key in keys) == sorted(job.trial.key for job in jobs)
 
 
-def test_jobs_that_start_from_others_are_queued_behind_these_alone(fake: Slurm, tmp_path: Path) -> None:
-    from study.bench.speed.trial import make_job
-    from study.plan.loading import load_study
-    from study.plan.trials import plan_trials
-
+def test_jobs_depend_on_those_of_their_start_trials_only(fake: FakeSlurm, tmp_path: Path) -> None:
     settings = ["norm=bn", "batch_size=2", "factors.start_rule=[fine_tune, scratch]"]
-    starts = plan_trials(load_study("depth_vs_batch", "smoke", settings))
-    others = jobs(tmp_path, 2)
-    every = [make_job(trial, StudyFolder(tmp_path).trial(trial.trial_id, 0).path, threads=1) for trial in starts]
-    executor = engine.SlurmExecutor(
-        StudyFolder(tmp_path), LaunchConfig(sbatch={"dependency": "singleton"}), RunConfig()
-    )
-    executor.submit([*every, *others])
-    tune, scratch = (trial.key for trial in starts)
+    folder = StudyFolder(tmp_path)
+    trials = plan_trials(load_study("depth_vs_batch", "smoke", settings))
+    others = build_jobs(folder, 2)
+    executor = SlurmExecutor(folder, LaunchConfig(sbatch={"dependency": "singleton"}), RunConfig())
+    executor.submit([*(build_job(trial, folder) for trial in trials), *others])
+    tune, scratch = (trial.key for trial in trials)
     assert fake.submitted == [[scratch], [job.trial.key for job in others], [tune]]
     assert fake.dependencies == ["singleton", "singleton", "singleton,afterany:1"]
 
 
-def test_a_job_that_is_gone_ends_its_trials_and_a_slurm_that_is_silent_ends_none(fake: Slurm, tmp_path: Path) -> None:
-    executor = engine.SlurmExecutor(StudyFolder(tmp_path), LaunchConfig(), RunConfig())
-    first, second = jobs(tmp_path, 2)
+def test_a_job_that_left_the_queue_ends_its_trials(fake: FakeSlurm, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    executor = SlurmExecutor(folder, LaunchConfig(), RunConfig())
+    first, second = build_jobs(folder, 2)
     executor.submit([first, second])
     fake.queue = "1_0|RUNNING|None|node1\n1_1|PENDING|Resources|\n"
     assert executor.wait(0) == {}
-    fake.queue = None
+    fake.queue = None  # Slurm does not answer: that ends no trial
     assert executor.wait(0) == {}
     fake.queue = "1_1|PENDING|Resources|\n"
-    (gone,) = executor.wait(0).items()
-    assert gone[0] == first.trial.key
-    assert gone[1] == f"has gone with Slurm job 1_0 ({tmp_path}/jobs/1_0_*.out)"
+    assert executor.wait(0) == {first.trial.key: f"ended with Slurm job 1_0 ({tmp_path}/jobs/1_0_*.out)"}
     fake.queue = "1_1|RUNNING|None|node1\n"
     write_json(second.folder / "result.json", {**RESULT, "files": {"metrics.jsonl": {"bytes": 7}}})
-    assert executor.wait(0) == {}  # damaged: that is why it is queued
+    assert executor.wait(0) == {}  # a damaged record, which the job is about to replace
     write_json(second.folder / "result.json", RESULT)
     assert executor.wait(0) == {second.trial.key: "has a result"}
     fake.queue = ""
     assert executor.wait(0) == {}
 
 
-def test_a_second_driver_adopts_what_is_queued(fake: Slurm, tmp_path: Path) -> None:
+def test_a_second_driver_reattaches_to_queued_trials(fake: FakeSlurm, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    first, second = jobs(tmp_path, 2)
-    engine.SlurmExecutor(folder, LaunchConfig(), RunConfig()).submit([first, second])
+    first, second = build_jobs(folder, 2)
+    SlurmExecutor(folder, LaunchConfig(), RunConfig()).submit([first, second])
     fake.queue = "1_1|PENDING|Resources|\n"
-    executor = engine.SlurmExecutor(folder, LaunchConfig(), RunConfig())
+    executor = SlurmExecutor(folder, LaunchConfig(), RunConfig())
     assert executor.reattach([first.trial.key, second.trial.key, "other-r0"]) == {second.trial.key}
     assert executor.wait(0) == {}
     fake.queue = ""
@@ -217,18 +206,18 @@ def test_a_second_driver_adopts_what_is_queued(fake: Slurm, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("state", "lives", "finished", "requeued"),
+    ("state", "restarts", "finished", "requeued"),
     [
         ("RUNNING", 0, False, True),
         ("RUNNING", 1, False, True),
-        ("RUNNING", 2, False, False),  # the cap
-        ("COMPLETING", 0, False, False),  # Slurm requeues what it preempts, and nobody what a user cancels
+        ("RUNNING", 2, False, False),  # launch.requeues reached
+        ("COMPLETING", 0, False, False),  # preempted, which Slurm requeues itself, or cancelled
         ("", 0, False, False),
         ("RUNNING", 0, True, False),
     ],
 )
-def test_a_job_that_was_asked_to_leave_requeues_itself_up_to_a_cap(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, lives: int, finished: bool, requeued: bool
+def test_an_interrupted_job_requeues_itself_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, restarts: int, finished: bool, requeued: bool
 ) -> None:
     calls: list[tuple[str, ...]] = []
 
@@ -236,14 +225,14 @@ def test_a_job_that_was_asked_to_leave_requeues_itself_up_to_a_cap(
         calls.append(command)
         return f"{state}\n"
 
-    monkeypatch.setattr(engine, "_call", call)
-    monkeypatch.setattr(engine, "work", lambda *_, **__: True)
-    for name, value in {"ARRAY_JOB_ID": 7, "ARRAY_TASK_ID": 3, "RESTART_COUNT": lives}.items():
+    monkeypatch.setattr(executor_module, "_call", call)
+    monkeypatch.setattr(executor_module, "work", lambda *_, **__: True)
+    for name, value in {"ARRAY_JOB_ID": 7, "ARRAY_TASK_ID": 3, "RESTART_COUNT": restarts}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    (job,) = jobs(tmp_path, 1)
+    (job,) = build_jobs(StudyFolder(tmp_path), 1)
     if finished:
         write_json(job.folder / "result.json", RESULT)
-    engine._run_batch([job], LaunchConfig(requeues=2))
+    executor_module._run_batch([job], LaunchConfig(requeues=2))
     assert (("scontrol", "requeue", "7_3") in calls) == requeued
 
 
@@ -251,11 +240,13 @@ def test_a_job_that_was_asked_to_leave_requeues_itself_up_to_a_cap(
     ("text", "minutes"),
     [("infinite", float("inf")), ("1:00:00", 60), ("30:00", 30), ("2-00:30:00", 2910), ("10", 1 / 6)],
 )
-def test_time_limits_are_read(text: str, minutes: float) -> None:
-    assert engine._minutes(text) == pytest.approx(minutes)
+def test_time_limits_are_parsed(text: str, minutes: float) -> None:
+    assert executor_module._parse_minutes(text) == pytest.approx(minutes)
 
 
-def test_without_slurm_it_is_one_line(run_study: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_slurm_the_command_ends_before_it_writes_anything(
+    run_study: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     refused = run_study(*on_slurm())
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
@@ -263,10 +254,10 @@ def test_without_slurm_it_is_one_line(run_study: Run, monkeypatch: pytest.Monkey
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_slurm_that_does_not_answer_is_one_line(fake: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(*command: str) -> str:
+def test_a_slurm_that_does_not_answer_is_an_error(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*command: str) -> str:
         raise subprocess.CalledProcessError(1, command, stderr="slurm_load_partitions: Unable to contact controller\n")
 
-    monkeypatch.setattr(engine, "_call", silent)
+    monkeypatch.setattr(executor_module, "_call", fail)
     with pytest.raises(UserError, match="does not answer: slurm_load_partitions: Unable to contact"):
-        engine.check_slurm(LaunchConfig(), RunConfig())
+        executor_module.check_slurm(LaunchConfig(), RunConfig())

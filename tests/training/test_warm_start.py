@@ -1,4 +1,4 @@
-"""Trials that start from other trials: their plan, their numbers, and what is refused."""
+"""Trials that start from other trials: their plan, their numbers, and their errors."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def start_from(source: Path, folder: Path, *overrides: str) -> Any:
 
 
 def test_without_training_on_a_start_has_the_numbers_of_its_source(source: TrialFolder, tmp_path: Path) -> None:
-    """But for statistics, which are averaged anew here: of ones that were averaged, the same."""
+    """With batch statistics that are averaged at the end of training: those of the source were, too."""
     averaged = job(planned("bn_statistics=batch")[0], tmp_path / "averaged" / "r0")
     run_job(averaged)
     rules = ("factors.start_rule=[scratch, fine_tune]", "bn_statistics=batch", "start.base={epochs: 0}")
@@ -100,7 +100,7 @@ def test_without_training_on_a_start_has_the_numbers_of_its_source(source: Trial
     assert TrialFolder(again.folder).last_checkpoint.exists()
 
 
-def test_frozen_weights_learn_until_an_epoch_and_stay_from_there(source: TrialFolder, tmp_path: Path) -> None:
+def test_switch_weights_change_until_the_epoch_in_which_they_are_frozen(source: TrialFolder, tmp_path: Path) -> None:
     overrides = ("factors.start_rule=[scratch, frozen]", "start.epoch=1", "start.base={epochs: 3}")
     work = start_from(source.path, tmp_path / "r0", *overrides)
     run_job(work)
@@ -133,7 +133,7 @@ def test_a_resumed_start_is_an_uninterrupted_one_bit_for_bit(
     assert numbers(TrialFolder(killed.folder)) == numbers(TrialFolder(whole.folder))
 
 
-def test_a_fresh_start_takes_the_choices_and_draws_the_rest(source: TrialFolder, tmp_path: Path) -> None:
+def test_a_fresh_start_takes_the_switch_weights_and_initializes_the_rest(source: TrialFolder, tmp_path: Path) -> None:
     rules = ("factors.start_rule=[scratch, frozen]", "start.fresh=true", "start.base={epochs: 0}")
     work = start_from(source.path, tmp_path / "r0", *rules)
     run_job(work)
@@ -144,7 +144,7 @@ def test_a_fresh_start_takes_the_choices_and_draws_the_rest(source: TrialFolder,
     assert not torch.equal(*weights)
 
 
-def test_a_start_whose_weights_are_gone_fails_with_a_line(source: TrialFolder, tmp_path: Path) -> None:
+def test_a_damaged_start_checkpoint_fails_the_trial(source: TrialFolder, tmp_path: Path) -> None:
     broken = tmp_path / "r0"
     broken.mkdir()
     (broken / "trial.yaml").write_bytes(source.trial.read_bytes())
@@ -162,19 +162,17 @@ STUDY = """
 title: t
 question: q
 factors: {norm: [sn], start_rule: [shared, scratch, fine_tune]}
-base: {batch_size: 16, epochs: 1}
+base: {batch_size: 2, epochs: 1, train_samples: 64}
 """
 
 
-def test_a_study_of_starts_runs_from_the_command_line_in_the_order_that_it_needs(
-    run_study: Run, tmp_path: Path
-) -> None:
+def test_a_study_of_warm_starts_runs_its_trials_in_the_order_that_they_need(run_study: Run, tmp_path: Path) -> None:
     (tmp_path / "starts.yaml").write_text(STUDY)
     done = run_study("--study", str(tmp_path / "starts.yaml"), "--scale", "smoke", "--set", "tracking.mode=disabled")
     assert done.returncode == 0, done.stderr
     trials = {trial.trial_id.split("-")[1]: trial for trial in StudyFolder(tmp_path / "runs" / "starts").trials()}
     started = {rule: read_json(trial.state)["started"] for rule, trial in trials.items()}
-    assert min(started, key=lambda rule: started[rule]) == "scratch"  # whatever the order of levels
+    assert min(started, key=lambda rule: started[rule]) == "scratch"  # although its level is second
     assert 'factors.start_rule=["scratch", "shared"]' in read_yaml(trials["shared"].trial)["command"]
 
 
@@ -187,7 +185,7 @@ def test_a_trial_starts_from_a_file_of_weights(source: TrialFolder, tmp_path: Pa
     assert set(np.unique(read_last_weights(TrialFolder(work.folder).switch_weights)[1])) == {0.0, 1.0}
 
 
-def test_choices_that_a_sparse_norm_has_fixed_can_learn_again(tmp_path: Path) -> None:
+def test_switch_weights_that_a_sparse_norm_has_fixed_can_be_trained_again(tmp_path: Path) -> None:
     ssn = ("norm=ssn", "start.base={epochs: 1}")
     source = job(planned(*ssn[:1])[0], tmp_path / "source" / "r0")
     run_job(source)
@@ -199,14 +197,14 @@ def test_choices_that_a_sparse_norm_has_fixed_can_learn_again(tmp_path: Path) ->
         assert (first.max(-1) == 1.0).all() == (thaw == "false")
 
 
-def test_a_published_file_has_the_names_of_our_network(tmp_path: Path) -> None:
+def test_the_names_in_a_published_file_are_mapped_to_those_of_our_network(tmp_path: Path) -> None:
     state = {"state_dict": {f"module.{name}": value for name, value in official_state().items()}}
     torch.save(state, tmp_path / "sn.pth", _use_new_zipfile_serialization=False)  # as files of 2018 are
     network = build_network(planned()[0].config.model_copy(update={"depth": 50}), 0)
     assert read_weights(tmp_path / "sn.pth").keys() == network.state_dict().keys()
 
 
-def test_a_file_that_holds_no_weights_or_others_is_one_line(
+def test_a_checkpoint_without_fitting_weights_is_one_line(
     source: TrialFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "no.pt").write_bytes(b"no weights")
@@ -217,6 +215,6 @@ def test_a_file_that_holds_no_weights_or_others_is_one_line(
     ):
         settings = ("norm=sn", f"depth={depth}", "start.rule=argmax", f"start.checkpoint={checkpoint}")
         assert main([*flags, *(part for setting in settings for part in ("--set", setting))]) == 2
-        said = capsys.readouterr().err
-        assert part in said
-        assert len(said.splitlines()) == 1
+        error = capsys.readouterr().err
+        assert part in error
+        assert len(error.splitlines()) == 1

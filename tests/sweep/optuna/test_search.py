@@ -1,0 +1,86 @@
+"""The Optuna study of a search: suggestions that no interruption changes, values, pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from study.record.io import write_bytes
+from study.record.layout import SCHEMA_VERSION, StudyFolder
+from study.sweep.optuna.base import WORST
+from study.sweep.optuna.connection import open_trial_source
+from tests.sweep.optuna.searches import play, result, search, stored_trials, undisturbed_suggestions
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    return StudyFolder(tmp_path)
+
+
+def stored(folder: StudyFolder) -> list[optuna.trial.FrozenTrial]:
+    return stored_trials(search(), f"sqlite:///{folder.storage}")
+
+
+@pytest.mark.parametrize(("sampler", "n_trials"), [("tpe", 14), ("random", 6)])
+def test_a_search_interrupted_in_every_round_suggests_the_same(
+    folder: StudyFolder, sampler: str, n_trials: int
+) -> None:
+    study = search(sampler, n_trials)
+    for stop in range(n_trials // 2):
+        play(open_trial_source(study, folder, None), stop)
+    assert play(open_trial_source(study, folder, None)) == undisturbed_suggestions(sampler, n_trials)
+
+
+def test_an_interrupted_suggestion_is_completed(folder: StudyFolder) -> None:
+    study = search()
+    play(open_trial_source(study, folder, None), stop=5)
+    half = optuna.load_study(study_name=study.name, storage=f"sqlite:///{folder.storage}")
+    half.ask()  # a trial without any of its parameters
+    assert play(open_trial_source(study, folder, None)) == undisturbed_suggestions()
+
+
+def test_a_search_finds_better_cells_than_chance(folder: StudyFolder) -> None:
+    play(open_trial_source(search(n_trials=30), folder, None))
+    values = [trial.value for trial in stored(folder)]
+    assert len(values) == 30
+    assert sum(values[20:]) / 10 > sum(values[:10]) / 10
+
+
+def test_a_cell_of_several_replicates_is_one_optuna_trial(folder: StudyFolder) -> None:
+    source = open_trial_source(search(n_trials=1).model_copy(update={"replicates": 2}), folder, None)
+    for trials in source.rounds():
+        for trial, weight in zip(trials, (0.2, 0.4), strict=True):
+            source.record_result(trial, {**result(0.5), "metrics": {"val_accuracy": 0.5, "switch/mean/bn": weight}})
+    (cell,) = stored(folder)
+    assert cell.user_attrs["replicates"] == [0, 1]
+    assert cell.user_attrs["switch_weights"]["switch/mean/bn"] == pytest.approx(0.3)
+    assert cell.user_attrs["record"] == str(folder.path / "trials" / cell.user_attrs["trial_id"])
+
+
+def test_a_diverged_cell_has_the_worst_value_and_one_without_result_fails(folder: StudyFolder) -> None:
+    source = open_trial_source(search(n_trials=2), folder, None)
+    for first, _ in source.rounds():
+        source.record_result(first, result(None, "diverged"))
+    diverged, failed = stored(folder)
+    assert diverged.value == WORST["maximize"]
+    assert failed.state == optuna.trial.TrialState.FAIL
+
+
+def test_the_pruner_compares_only_with_earlier_rounds(folder: StudyFolder) -> None:
+    source = open_trial_source(search(n_trials=12, pruner="median"), folder, None)
+    pruned = []
+    for number, trials in enumerate(source.rounds()):
+        for trial in trials:
+            base = 0.9 if number < 4 else 0.1
+            values = {epoch: base + epoch / 100 for epoch in range(1, 4)}
+            rows = "".join(
+                f'{{"schema": {SCHEMA_VERSION}, "epoch": {epoch}, "name": "val_accuracy", "value": {value}}}\n'
+                for epoch, value in values.items()
+            )
+            write_bytes(folder.trial(trial.trial_id, trial.replicate).metrics, rows.encode())
+            pruned.append(source.find_prune_epoch(trial))
+            source.record_result(trial, result(values[3]))
+    assert pruned == [None] * 8 + [1] * 4
+    assert [trial.state.name for trial in stored(folder)] == ["COMPLETE"] * 8 + ["PRUNED"] * 4
