@@ -22,7 +22,7 @@ from study.config.errors import FULL_DISK, NO_SPACE
 from study.data.batches import Data, SplitName
 from study.data.load import load_data
 from study.models import build_network, count_norms, trace_geometry
-from study.norms.kernels.dispatch import form
+from study.norms.kernels.dispatch import kernel_kind
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
 from study.record.checkpoint import AtomicCheckpointIO, newest_checkpoint, step_of
@@ -295,7 +295,7 @@ def _quarantine_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None
 def _describe_environment(job: Job) -> dict[str, Any]:
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
     sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
-    kernels = form(torch.device(job.devices[0]).type, sync=sync)
+    kernels = kernel_kind(torch.device(job.devices[0]).type, sync=sync)
     elsewhere = platform.node() != job.environment["host"]
     environment = {**job.environment, **(describe_machine() if elsewhere else {})}
     return {**environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}

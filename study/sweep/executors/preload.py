@@ -18,6 +18,6 @@ from study.data import digits
 from study.norms.kernels import dispatch
 from study.record.wandb_run import heat_map
 
-dispatch.available("cpu")  # compiles the kernels, once a machine
+dispatch.load_kernels("cpu")  # compiles the kernels, once a machine
 digits.load()
 heat_map(torch.empty(0, 2, 1), [], ["bn"])  # plotly imports each kind of trace when it is drawn
