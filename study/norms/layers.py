@@ -1,36 +1,21 @@
-"""Switch layers: one core takes the statistics of a pool in one pass and mixes them.
+"""Switch layers: one pass over the input takes the statistics of a pool of normalizers, learned weights mix them.
 
-`SwitchNorm1d/2d/3d` mix by softmax, `SparseSwitchNorm2d` by SparsestMax. A pool of one is BN, IN, LN or GN.
+`SwitchNorm1d/2d/3d` mix by softmax; `study.norms.sparse` has the layer that mixes by SparsestMax.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from study.norms.kernels.dispatch import fix_choice, normalize, sparse_switch, track
+from study.norms.kernels.dispatch import normalize, update_running_statistics
 from study.norms.mixing import random_weights, softmax
 from study.norms.names import DEFAULT_POOL, NORMALIZERS, POOLS
-
-
-class SwitchWeights(NamedTuple):
-    """What one layer chooses now: weights (K,) over its pool, for means and for variances, detached."""
-
-    pool: tuple[str, ...]
-    mean: Tensor
-    var: Tensor
-
-
-@runtime_checkable
-class SwitchLayer(Protocol):
-    """A layer that chooses: whatever has this method, and logits `mean_weight` and `var_weight`."""
-
-    def switch_weights(self) -> SwitchWeights:
-        """The weights over the pool, after the mixing rule."""
+from study.norms.protocol import SwitchWeights
 
 
 class SwitchNorm(nn.Module):
@@ -38,35 +23,36 @@ class SwitchNorm(nn.Module):
 
         y = weight * (x - sum_k w_k mean_k) / sqrt(sum_k w'_k var_k + eps) + bias
 
-    Statistics are in float32 or better whatever the dtype of x, free of cancellation, and defined for one
-    sample and for one pixel (variance 0). y has the dtype and the memory format of x.
+    A pool of one is BN, IN, LN or GN. Statistics are in float32 or better whatever the dtype of x, are computed without
+    cancellation, and are defined for one sample and for one pixel (variance 0). y has the dtype and the memory format
+    of x.
 
     Args:
-        num_features: channels C.
+        num_features: number of channels C.
         eps: added to the variance, inside the root.
         momentum: weight of the new batch in running statistics, as in torch.
         pool: the K normalizers to choose from, a non-empty subset of in, ln, bn, gn in this order.
-        correction: 0, the paper's formula, takes biased variances; `running_var` is then unbiased, which is
-            torch's convention, so that a pool of bn is `nn.BatchNorm2d` in training, evaluation and buffers.
-            1, the official code, takes the variance of in unbiased over its pixels and derives the others
-            from it; `running_var` is then what the bn member used.
-        chunks: in training, batch statistics are taken over this many consecutive chunks of the batch, and
-            running statistics move once, by their average: what as many devices would do.
+        correction: 0, the paper's formula, uses biased variances; `running_var` is then unbiased, which is torch's
+            convention, so that a pool of bn equals `nn.BatchNorm2d` in training, in evaluation and in its buffers.
+            1, the official code, uses the variance of in that is unbiased over its pixels and derives the others
+            from it; `running_var` is then the variance that the bn member used.
+        chunks: in training, batch statistics are taken over this many consecutive chunks of the batch, and running
+            statistics move once, towards the average over chunks, as on that many devices.
         sync: in training, batch statistics are taken over the batches of all ranks of torch.distributed's default
-            process group, which are of one size (SyncSN; in, ln and gn are per sample anyway). With one process it
-            changes nothing; with several the layer runs its plain form. Not with chunks.
-        groups: of the gn member; gcd(groups, C) are used, a number that divides C.
-        logit_init: `ones` for uniform weights; `random` for weights drawn uniformly from the simplex,
-            separately for means and variances.
-        trainable: whether logits learn.
+            process group, which must be of one size (SyncSN; in, ln and gn are per sample in any case). In a single
+            process it changes nothing; over several ranks the layer runs the reference implementation. Not with chunks.
+        groups: number of groups of the gn member; gcd(groups, C) are used, a number that divides C.
+        logit_init: `ones` for uniform weights; `random` for weights drawn uniformly from the simplex, separately for
+            means and variances.
+        trainable: whether the logits require a gradient.
         tied: whether means and variances share their logits.
-        generator: for random logits.
+        generator: source of random logits.
 
-    Parameters are `weight`, `bias` (C,) and the logits `mean_weight`, `var_weight` (K,); buffers, with bn in
-    the pool, `running_mean`, `running_var` (C,).
+    Parameters are `weight`, `bias` (C,) and the logits `mean_weight`, `var_weight` (K,); buffers, with bn in the pool,
+    are `running_mean`, `running_var` (C,).
 
     Raises:
-        ValueError: for an argument, or in `forward` an input, that is not allowed.
+        ValueError: for an argument that is not allowed, and in `forward` for an input that is not allowed.
     """
 
     input_dims: ClassVar[tuple[int, ...]]
@@ -113,8 +99,8 @@ class SwitchNorm(nn.Module):
 
         def build_logits() -> nn.Parameter:
             size = len(self.pool)
-            ones = logit_init == "ones"
-            logits = torch.ones(size) if ones else self._invert(random_weights(size, generator))
+            uniform = logit_init == "ones"
+            logits = torch.ones(size) if uniform else self._logits_from_weights(random_weights(size, generator))
             return nn.Parameter(logits, requires_grad=trainable)
 
         self.mean_weight = build_logits()
@@ -125,11 +111,11 @@ class SwitchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, *spatial) to the same shape; in training, N must be divisible by `chunks`."""
-        self._check(x)
+        self._check_input(x)
         running = None
         if self.running_mean is not None and self.running_var is not None:
             running = self.running_mean, self.running_var
-        switch, softmax = self._switch()
+        switch, softmax = self._switch_inputs()
         y, batch = normalize(
             x,
             switch,
@@ -144,49 +130,52 @@ class SwitchNorm(nn.Module):
             sync=self.sync and self.training,
         )
         if batch is not None and running is not None:
-            track(*running, batch, self.momentum)
+            update_running_statistics(*running, batch, self.momentum)
         return y
 
     def switch_weights(self) -> SwitchWeights:
-        """The weights over the pool, after the mixing rule, detached."""
+        """Returns the weights over the pool, after the mixing rule, detached."""
         with torch.no_grad():
-            return SwitchWeights(self.pool, *self._mix())
+            return SwitchWeights(self.pool, *self._compute_weights())
 
     @torch.no_grad()
     def fix_weights(self, mean: Tensor, var: Tensor) -> None:
-        """Fixes the weights (K,) at points of the simplex, one-hot or transplanted; logits learn no more."""
+        """Sets the weights (K,) to points of the simplex, such as one-hot or another layer's, and stops training them.
+
+        ValueError if their shape does not fit the pool.
+        """
         for logits, weights in ((self.mean_weight, mean), (self.var_weight, var)):
             if weights.shape != logits.shape:
                 raise ValueError(f"weights of shape {tuple(weights.shape)} do not fit the pool {self.pool}")
-            logits.copy_(self._invert(weights))
+            logits.copy_(self._logits_from_weights(weights))
             logits.requires_grad_(False)
 
     def freeze(self) -> None:
-        """Fixes the weights as they are."""
+        """Stops training the weights, at their current values."""
         for logits in (self.mean_weight, self.var_weight):
             logits.requires_grad_(False)
 
     def extra_repr(self) -> str:
-        """The arguments that matter, as torch prints them."""
+        """Returns the main arguments, in the style of torch's layers."""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, pool={','.join(self.pool)}, "
             f"correction={self.correction}, chunks={self.chunks}, sync={self.sync}"
         )
 
-    def _mix(self) -> tuple[Tensor, Tensor]:
-        """The mixing rule: weights for means and for variances."""
+    def _compute_weights(self) -> tuple[Tensor, Tensor]:
+        """Applies the mixing rule: weights for means and for variances."""
         return softmax(self.mean_weight), softmax(self.var_weight)
 
-    def _switch(self) -> tuple[tuple[Tensor, Tensor], bool]:
-        """What `normalize` gets: logits, and that it is to take their softmax, or weights."""
+    def _switch_inputs(self) -> tuple[tuple[Tensor, Tensor], bool]:
+        """Returns the arguments `switch` and `softmax` of `normalize`: logits and True, or weights and False."""
         return (self.mean_weight, self.var_weight), True
 
     @staticmethod
-    def _invert(weights: Tensor) -> Tensor:
-        """Logits that the mixing rule turns into `weights`: of a weight of 0, one that is finite as a parameter is."""
+    def _logits_from_weights(weights: Tensor) -> Tensor:
+        """Inverts the mixing rule; the logit of a weight of 0 is large and negative, but finite."""
         return weights.log().clamp(min=torch.finfo(weights.dtype).min / 2)
 
-    def _check(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor) -> None:
         if x.dim() not in self.input_dims or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} input of shape {tuple(x.shape)} is not allowed: "
@@ -197,7 +186,7 @@ class SwitchNorm(nn.Module):
 
 
 class SwitchNorm1d(SwitchNorm):
-    """`SwitchNorm` of (N, C) or (N, C, L). Without L, in has nothing to average: the pool is ln, bn."""
+    """`SwitchNorm` of (N, C) or (N, C, L). Without L, in has nothing to average: the default pool is ln, bn."""
 
     input_dims = (2, 3)
 
@@ -224,96 +213,3 @@ class SwitchNorm3d(SwitchNorm):
     """`SwitchNorm` of (N, C, D, H, W)."""
 
     input_dims = (5,)
-
-
-class SparseSwitchNorm2d(SwitchNorm):
-    """`SwitchNorm` of (N, C, H, W) with sparse weights, one-hot in the end (Shao et al., 1903.03793).
-
-    Its mixing rule is `sparsestmax`. Further buffers: the scalar `radius`; whether the choice is made, the scalars
-    `mean_fixed` and `var_fixed`, and which, `mean_choice` and `var_choice` (K,). `set_radius` fixes one-hot ones.
-    """
-
-    input_dims = (4,)
-    radius: Tensor
-    mean_fixed: Tensor
-    var_fixed: Tensor
-    mean_choice: Tensor
-    var_choice: Tensor
-
-    def __init__(self, num_features: int, *args: Any, **options: Any) -> None:
-        super().__init__(num_features, *args, **options)
-        self.register_buffer("radius", torch.zeros(()))
-        self.register_buffer("mean_fixed", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("var_fixed", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("mean_choice", torch.zeros(len(self.pool)))
-        self.register_buffer("var_choice", torch.zeros(len(self.pool)))
-
-    @torch.no_grad()
-    def set_radius(self, radius: float) -> None:
-        """Sets the radius, fixes weights that are one-hot, and puts the logits of fixed ones back on them."""
-        self.radius.fill_(radius)
-        fix_choice(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice)
-        fix_choice(self.var_weight, self.radius, self.var_fixed, self.var_choice)
-
-    @torch.no_grad()
-    def unfreeze(self) -> None:
-        """Lets a choice that was made be made again: nothing is fixed, the radius is 0, and logits learn.
-
-        At one-hot weights no logit has a gradient. They move halfway to the centre of the simplex, where the member
-        that was chosen still leads and every member has a weight and a gradient: (2/3, 1/6, 1/6) in a pool of three.
-        Weights that are not one-hot are what their logits say at radius 0. A solver's state of old logits is stale.
-        """
-        for logits, weights in zip((self.mean_weight, self.var_weight), self._mix(), strict=True):
-            if weights.amax() >= 1.0:
-                logits.copy_((weights + 1 / len(self.pool)) / 2)
-            logits.requires_grad_(True)
-        for state in (self.radius, self.mean_fixed, self.var_fixed, self.mean_choice, self.var_choice):
-            state.zero_()
-
-    def fix_weights(self, mean: Tensor, var: Tensor) -> None:
-        """As `SwitchNorm.fix_weights`, whatever the radius becomes."""
-        super().fix_weights(mean, var)
-        self.mean_choice.copy_(mean)
-        self.var_choice.copy_(var)
-        self.mean_fixed.fill_(True)
-        self.var_fixed.fill_(True)
-
-    def freeze(self) -> None:
-        """Fixes the weights as they are, whatever the radius becomes."""
-        self.fix_weights(*self.switch_weights()[1:])
-
-    def _mix(self) -> tuple[Tensor, Tensor]:
-        # A choice that is fixed is kept apart from its logits: the solver's momentum goes on moving those.
-        return (
-            sparse_switch(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice),
-            sparse_switch(self.var_weight, self.radius, self.var_fixed, self.var_choice),
-        )
-
-    def _switch(self) -> tuple[tuple[Tensor, Tensor], bool]:
-        return self._mix(), False
-
-    @staticmethod
-    def _invert(weights: Tensor) -> Tensor:
-        return weights
-
-
-def set_radius(model: nn.Module, radius: float) -> None:
-    """Sets the radius of all sparse layers of `model`, to be called before each step with step / total steps.
-
-    Weights are then one-hot from sqrt(1 - 1/K) of training on, 81.65 % for a pool of three, if not before.
-    Once one-hot, weights for means or for variances are fixed; nothing moves them any more.
-
-    ValueError if `radius` is negative.
-    """
-    if not radius >= 0.0:
-        raise ValueError(f"radius {radius} is not allowed: at least 0")
-    for module in model.modules():
-        if isinstance(module, SparseSwitchNorm2d):
-            module.set_radius(radius)
-
-
-def unfreeze_switches(model: nn.Module) -> None:
-    """Thaws all sparse layers of `model`: to be called before a solver is built; `set_radius` fixes them again."""
-    for module in model.modules():
-        if isinstance(module, SparseSwitchNorm2d):
-            module.unfreeze()

@@ -1,4 +1,4 @@
-"""Mixing rules: from logits to switch weights on the simplex."""
+"""Mixing rules: functions from logits to switch weights, which are points of the simplex."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from torch import Tensor
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension, in float32 or better (SN: Luo et al., 1806.10779)."""
+    """Computes softmax over the last dimension, in float32 or better (SN: Luo et al., 1806.10779)."""
     return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
-    """Weights on the simplex at least `radius` away from its centre (SSN: Shao et al., 1903.03793).
+    """Computes weights on the simplex, at least `radius` away from its centre (SSN: Shao et al., 1903.03793).
 
     logits: (..., K); radius: at least 0, a float or a tensor (...). Returns weights like `logits`.
 
-    Radius 0 is sparsemax; from the circumradius sqrt(1 - 1/K) on, weights are one-hot. In between the paper
-    pushes the sparsemax away from the centre and, where that leaves the simplex, projects and goes on in the
-    face that is left. All its steps lie on one path, sparsemax(t * logits), which has to be followed to the
-    smallest t >= 1 that is far enough. With V_n the sum of squared deviations of the n largest logits from
-    their mean, the squared distance along the path is the minimum over n of 1/n - 1/K + t^2 V_n, so that
+    At radius 0 this is sparsemax; from the circumradius sqrt(1 - 1/K) on, weights are one-hot. In between, the paper
+    pushes the sparsemax away from the centre and, where the result leaves the simplex, projects it and repeats both
+    steps in the remaining face. All of these points lie on one path, sparsemax(t * logits), so it suffices to find the
+    smallest t >= 1 whose point is far enough from the centre. With V_n the sum of squared deviations of the n largest
+    logits from their mean, the squared distance along the path is the minimum over n of 1/n - 1/K + t^2 V_n. Hence
 
         t = max over n of sqrt((radius^2 + 1/K - 1/n) / V_n)
 
-    without recursion or branching on data. Where the largest logits tie, no direction leads on: the first in
-    pool order is then taken as larger by a rounding error, and the gradient, unbounded there, is sparsemax's.
+    which needs neither recursion nor branching on data. Where the largest logits tie, the path has no direction: the
+    first of them in pool order is then treated as larger by a rounding error, and the gradient, which is unbounded
+    there, is that of sparsemax.
 
-    The authors' last revision differs where sparsemax itself drops members: it takes the same radius from
-    the centre of the face that is left: where two of three are left, weights are one-hot from sqrt(1/2) on.
+    The latest version of the authors' code differs where sparsemax itself drops members: it measures the same radius
+    from the centre of the remaining face. Where two of three members remain, weights are one-hot from sqrt(1/2) on.
     """
     size = logits.shape[-1]
     if size == 1:
@@ -37,20 +38,20 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
     epsilon = torch.finfo(dtype).eps
     counts = torch.arange(1, size + 1, dtype=dtype, device=logits.device)
 
-    # Sparsemax depends on differences of logits only, and a logit 1 below the largest has weight 0 already.
+    # Sparsemax depends only on differences of logits, and a logit that is 1 below the largest already has weight 0.
     ordered, order = logits.to(dtype).sort(dim=-1, descending=True, stable=True)
     gaps = (ordered - ordered[..., :1].detach()).clamp(min=-1.0)
     untied = torch.where(counts > 1, gaps.clamp(max=-epsilon), gaps)
 
-    # The stretch, over n = 2 to K: at n = 1 weights are one-hot, which is far enough.
+    # The stretch t, over n = 2 to K: at n = 1 weights are one-hot, which is far enough.
     if isinstance(radius, Tensor):
         radius = radius.to(dtype).unsqueeze(-1)
     excess = (radius * radius + (counts - size) / (size * counts))[..., 1:].clamp(0.0, 1.0)
     spread = (untied.square().cumsum(-1) - untied.cumsum(-1).square() / counts)[..., 1:]
-    # sqrt and rsqrt apart: the gradient of sqrt(0 / V) would be 0 * inf. The margin outweighs rounding.
+    # Separate sqrt and rsqrt, because the gradient of sqrt(0 / V) is 0 * inf. The margin exceeds the rounding error.
     stretch = (excess.sqrt() * spread.rsqrt()).amax(-1, keepdim=True) * (1.0 + 8.0 * epsilon)
 
-    # Where the top is tied, stretch is huge and its gradient noise: there only gaps carry one.
+    # Where the largest logits tie, the stretch is huge and its gradient is noise: only the gaps have a gradient.
     push = stretch * untied - gaps
     push = torch.where(gaps[..., 1:2] > -epsilon, push.detach(), push)
     weights = _sorted_sparsemax(torch.where(stretch > 1.0, gaps + push, gaps), counts)
@@ -58,13 +59,13 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
 
 
 def random_weights(size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Weights (size,) drawn uniformly from the simplex, that is from Dirichlet(1, ..., 1)."""
+    """Draws weights (size,) uniformly from the simplex, that is from Dirichlet(1, ..., 1)."""
     draws = torch.empty(size).exponential_(generator=generator).clamp(min=torch.finfo(torch.float32).tiny)
     return draws / draws.sum()
 
 
 def _sorted_sparsemax(ordered: Tensor, counts: Tensor) -> Tensor:
-    """Sparsemax of (..., K) logits in descending order (Martins and Astudillo, 1602.02068)."""
+    """Computes sparsemax of logits (..., K) in descending order (Martins and Astudillo, 1602.02068)."""
     support = 1.0 + counts * ordered > ordered.cumsum(-1)
     total = torch.where(support, ordered, 0.0).sum(-1, keepdim=True)
     return (ordered - (total - 1.0) / support.sum(-1, keepdim=True)).clamp(min=0.0)

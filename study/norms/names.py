@@ -1,7 +1,7 @@
 """Norm names, without torch: what a configuration may write and what it means.
 
-A name is a kind, for a switch norm with an optional control and an optional pool: `bn`, `sn`, `sn-uniform`,
-`ssn[in,ln]`, `sn-shared[in,bn,gn]`. Every spelling is listed once, in `_SPECS`, so one norm has one name.
+A name is a kind, followed for switch norms by an optional control and an optional pool: `bn`, `sn`, `sn-uniform`,
+`ssn[in,ln]`, `sn-shared[in,bn,gn]`. `_SPECS` lists every allowed spelling.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from itertools import combinations
 
 NORMALIZERS = ("in", "ln", "bn", "gn")
-"""What a pool may hold, in the order of switch weights."""
+"""The normalizers that a pool may contain, in the order of switch weights."""
 
 POOLS = tuple(pool for size in range(1, 5) for pool in combinations(NORMALIZERS, size))
-"""Every pool: a non-empty subset of `NORMALIZERS`, in its order."""
+"""All pools: the non-empty subsets of `NORMALIZERS`, in its order."""
 
 DEFAULT_POOL = ("in", "ln", "bn")
 
@@ -23,15 +23,15 @@ NORM_NAMES = (
     *("bn", "gn", "in", "ln", "sn", "ssn"),
     *("sn-uniform", "sn-random", "sn-shared", "sn-stage", "sn-tied"),
 )
-"""Norms a model can be built with; those that start with `sn` or `ssn` take a pool in brackets."""
+"""The norms that a model can be built with; after those that start with `sn` or `ssn` a pool in brackets may follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormSpec:
-    """What a norm name says.
+    """The meaning of a norm name.
 
     kind: `bn`, `gn`, `in`, `ln`, `sn` or `ssn`.
-    control: how an `sn` is held back (`uniform`, `random`, `shared`, `stage`, `tied`), else None.
+    control: how the weights of an `sn` are restricted (`uniform`, `random`, `shared`, `stage`, `tied`), or None.
     pool: the normalizers to choose from; a single norm is a pool of one.
     """
 
@@ -45,9 +45,9 @@ class NormSpec:
 
 
 def parse_norm(name: str) -> NormSpec:
-    """The meaning of a norm name; ValueError (one line, with the nearest valid name) if it has none."""
+    """Parses a norm name. ValueError (one line, with the nearest valid name) if it is unknown."""
     if name not in _SPECS:
-        nearest = get_close_matches(_tidy(name), _SPECS, n=1, cutoff=0.0)[0]
+        nearest = get_close_matches(_clean_spelling(name), _SPECS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"norm {name!r} is unknown: allowed are {', '.join(NORM_NAMES)}, and after sn* or ssn a pool "
             f"[...] of {', '.join(NORMALIZERS)} in this order; nearest is {nearest!r}"
@@ -56,12 +56,12 @@ def parse_norm(name: str) -> NormSpec:
 
 
 def effective_pool(norm: NormSpec | str, statistics_batch: int | None) -> tuple[str, ...]:
-    """The pool of `norm` when batch statistics are taken over `statistics_batch` samples.
+    """Returns the pool of `norm` if batch statistics are taken over `statistics_batch` samples (None: unknown).
 
-    Over one sample BN equals IN in training, so the bn member leaves the pool of a switch norm, as in the
-    authors' (8, 1) models; a plain `bn` keeps its bn. None: the statistics batch is unknown, nothing leaves.
+    Over one sample BN equals IN in training, so bn is removed from the pool of a switch norm, as in the authors' (8, 1)
+    models. The single norm `bn` and an unknown statistics batch leave the pool unchanged.
 
-    ValueError if the name is unknown, `statistics_batch` is below 1, or nothing is left in the pool.
+    ValueError if the name is unknown, `statistics_batch` is below 1, or the pool becomes empty.
     """
     spec = parse_norm(norm) if isinstance(norm, str) else norm
     if statistics_batch is not None and statistics_batch < 1:
@@ -74,7 +74,7 @@ def effective_pool(norm: NormSpec | str, statistics_batch: int | None) -> tuple[
     return pool
 
 
-def _tidy(name: str) -> str:
+def _clean_spelling(name: str) -> str:
     base, _, members = name.lower().replace(" ", "").partition("[")
     pool = [member for member in NORMALIZERS if member in members.rstrip("]").split(",")]
     return f"{base}[{','.join(pool)}]" if pool else base

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from study.models import count_norms
-from study.norms.kernels.dispatch import form
+from study.norms.kernels.dispatch import kernel_kind
 from study.plan.job import Job
 from study.record.environment import describe_machine
 from study.tasks.base import EVALUATIONS
@@ -46,7 +46,7 @@ def describe_trial_environment(job: Job) -> dict[str, Any]:
     """The content of environment.json: the run's environment, this machine where it is another one, and the devices."""
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
     sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
-    kernels = form(torch.device(job.devices[0]).type, sync=sync)
+    kernels = kernel_kind(torch.device(job.devices[0]).type, sync=sync)
     elsewhere = platform.node() != job.environment["host"]
     environment = {**job.environment, **(describe_machine() if elsewhere else {})}
     return {**environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}

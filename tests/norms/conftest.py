@@ -1,4 +1,4 @@
-"""What is said of norm layers holds for the fused kernels and for the plain form alike."""
+"""Fixtures of the norm layers' tests."""
 
 from contextlib import nullcontext
 
@@ -8,9 +8,9 @@ from study.norms.kernels import dispatch
 
 
 @pytest.fixture(params=["fused", "plain"])
-def form(request):
-    """Runs a test by the kernels and by the plain form: `pytestmark = pytest.mark.usefixtures("form")`."""
+def kernel_kind(request):
+    """Runs a test twice: with the compiled kernels and with the reference implementation."""
     if request.param == "fused":
-        assert dispatch.available("cpu"), "the kernels did not compile: these tests would test the plain form twice"
+        assert dispatch.load_kernels("cpu"), "the kernels were not compiled, so both runs would use the reference"
     with dispatch.plain_norms() if request.param == "plain" else nullcontext():
         yield request.param

@@ -1,6 +1,6 @@
-"""Random switch layers through kernels and, in float64, through the plain arithmetic.
+"""Compares kernels with the reference implementation in float64, on fixed and random configurations.
 
-As a program, through the Triton kernels on CPU: with TRITON_INTERPRET=1, which must be set before triton is imported.
+As a program, it runs the Triton kernels on the CPU. This needs TRITON_INTERPRET=1 before triton is imported.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from study.norms.kernels.reference import normalize as plain_normalize
+from study.norms.kernels.reference import normalize
 from study.norms.names import NORMALIZERS
 
-EXACT = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,32 +26,32 @@ class Case:
     correction: int = 0
     eps: float = 1e-5
     softmax: bool = True
-    stored: bool = False
-    last: bool = False
+    uses_running: bool = False
+    channels_last: bool = False
     one_hot: int | None = None
     dtype: torch.dtype = torch.float32
     offset: float = 0.5
     seed: int = 0
 
 
-FIXED = (
+FIXED_CASES = (
     Case(shape=(4, 6), groups=3, chunks=2),
-    Case(shape=(4, 6, 1, 1), correction=1, last=True),
+    Case(shape=(4, 6, 1, 1), correction=1, channels_last=True),
     Case(shape=(1, 1, 1)),
-    Case(shape=(2, 8, 7, 7), last=True, groups=4, dtype=torch.bfloat16),
+    Case(shape=(2, 8, 7, 7), channels_last=True, groups=4, dtype=torch.bfloat16),
     Case(shape=(2, 8, 7, 7), groups=4, dtype=torch.float16),
     Case(shape=(70, 4, 2), members=5, dtype=torch.float64),
     Case(shape=(2, 520, 2), members=10, groups=2, dtype=torch.float64),
-    # Rows in several parts, in each layout.
+    # Rows that are split into several parts, in both layouts.
     Case(shape=(2, 3, 71, 73), correction=1),
-    Case(shape=(2, 12, 17, 43), last=True, correction=1, chunks=2),
-    # Nothing but bn's stored statistics.
-    Case(shape=(2, 5, 3, 3), stored=True, one_hot=2),
-    Case(shape=(2, 5, 3, 3), stored=True, one_hot=2, softmax=False, last=True),
-    Case(shape=(2, 5, 3, 3), stored=True, members=4),
+    Case(shape=(2, 12, 17, 43), channels_last=True, correction=1, chunks=2),
+    # Only bn has a weight, with running statistics.
+    Case(shape=(2, 5, 3, 3), uses_running=True, one_hot=2),
+    Case(shape=(2, 5, 3, 3), uses_running=True, one_hot=2, softmax=False, channels_last=True),
+    Case(shape=(2, 5, 3, 3), uses_running=True, members=4),
     Case(shape=(4, 5, 3, 3), one_hot=1, chunks=2),
     *(Case(shape=(4, 6, 5, 3), members=members, groups=3, chunks=2) for members in (1, 2, 4, 8)),
-    *(Case(shape=(4, 6, 8, 8), offset=1e4, last=last, groups=2) for last in (False, True)),
+    *(Case(shape=(4, 6, 8, 8), offset=1e4, channels_last=channels_last, groups=2) for channels_last in (False, True)),
 )
 
 
@@ -59,8 +59,8 @@ def draw_case(seed: int) -> Case:
     draw = random.Random(seed)
     members, groups, samples = draw.randint(1, 15), draw.choice([1, 2, 3, 5]), draw.randint(1, 4)
     dims = draw.randint(0, 3)
-    stored = members & 4 > 0 and draw.random() < 0.25
-    chunks = 1 if stored else draw.choice([1, 1, 2, 4])
+    uses_running = members & 4 > 0 and draw.random() < 0.25
+    chunks = 1 if uses_running else draw.choice([1, 1, 2, 4])
     spatial = (draw.randint(1, (0, 70, 13, 6)[dims]) for _ in range(dims))
     return Case(
         shape=(samples * chunks, groups * draw.randint(1, 8), *spatial),
@@ -70,15 +70,15 @@ def draw_case(seed: int) -> Case:
         correction=draw.randint(0, 1),
         eps=draw.choice([1e-5, 1e-2]),
         softmax=draw.random() < 0.7,
-        stored=stored,
-        last=draw.random() < 0.5,
+        uses_running=uses_running,
+        channels_last=draw.random() < 0.5,
         dtype=draw.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]),
         seed=seed,
     )
 
 
 def build(case: Case, device: str = "cpu"):
-    """x, dy and the arguments of `forward` after x."""
+    """Returns x, dy and the arguments of `forward` after x."""
     generator = torch.Generator().manual_seed(case.seed)
     samples, channels = case.shape[:2]
     size = case.members.bit_count()
@@ -94,10 +94,10 @@ def build(case: Case, device: str = "cpu"):
         hot[(case.members & ((1 << case.one_hot) - 1)).bit_count()] = 1.0
         switches = [hot.log() if case.softmax else hot] * 2
     affine = [1 + draw(channels) / 2, draw(channels)]
-    running = [draw(channels), draw(channels).exp()] if case.stored else [None, None]
+    running = [draw(channels), draw(channels).exp()] if case.uses_running else [None, None]
     wide = torch.promote_types(case.dtype, torch.float32)
     x, dy = (each.to(device, case.dtype) for each in (x, dy))
-    if case.last:
+    if case.channels_last:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     parameters = [each if each is None else each.to(device, wide) for each in (*switches, *affine, *running)]
     options = (case.members, case.groups, case.chunks, case.correction, case.eps, case.softmax)
@@ -105,14 +105,14 @@ def build(case: Case, device: str = "cpu"):
 
 
 def run_kernels(case: Case, kernels, device: str = "cpu"):
-    """y, batch and gradients of x, gamma, beta and the switches, by `kernels.forward` and `kernels.backward`."""
+    """Returns y, batch and the gradients of x, gamma, beta and the switches, from the kernels."""
     x, dy, parameters, options = build(case, device)
     y, stats, batch = kernels.forward(x, *parameters, *options)
     assert y.dtype == x.dtype
     assert y.stride() == x.stride()
     assert stats.shape == (2, *x.shape[:2])
     mean_switch, var_switch, weight, _, *running = parameters
-    if case.stored and (case.one_hot == 2 or case.members == 4):  # x was not read for them
+    if case.uses_running and (case.one_hot == 2 or case.members == 4):  # x was not read
         assert torch.equal(stats, torch.stack((running[0], torch.zeros_like(weight))).unsqueeze(1).expand_as(stats))
     grads = kernels.backward(dy, x, stats, mean_switch, var_switch, weight, *running, *options)
     assert grads[0].dtype == x.dtype
@@ -120,17 +120,17 @@ def run_kernels(case: Case, kernels, device: str = "cpu"):
     return y, batch, *grads
 
 
-def run_plain(case: Case, dtype: torch.dtype, device: str = "cpu"):
-    """The same by autograd, all in `dtype`."""
+def run_reference(case: Case, dtype: torch.dtype, device: str = "cpu"):
+    """Returns the same from the reference implementation and autograd, all in `dtype`."""
     x, dy, parameters, _ = build(case, device)
     mean_switch, var_switch, weight, bias, *running = (each if each is None else each.to(dtype) for each in parameters)
     leaves = [each.clone().requires_grad_() for each in (x.to(dtype), weight, bias, mean_switch, var_switch)]
     switch = tuple(leaf.softmax(0) if case.softmax else leaf for leaf in leaves[3:])
-    y, batch = plain_normalize(
+    y, batch = normalize(
         leaves[0],
         switch,
         tuple(leaves[1:3]),
-        tuple(running) if case.stored else None,
+        tuple(running) if case.uses_running else None,
         softmax=False,
         pool=tuple(name for bit, name in enumerate(NORMALIZERS) if case.members >> bit & 1),
         groups=case.groups,
@@ -147,26 +147,31 @@ def run_plain(case: Case, dtype: torch.dtype, device: str = "cpu"):
 
 
 def compare(case: Case, kernels, device: str = "cpu") -> None:
-    """Asserts that kernels lose no more to rounding than the dtype, or a few times the plain arithmetic, does."""
+    """Asserts that errors are at most those of rounding plus four times those of the reference in the same dtype."""
     names = ("y", "batch", "dx", "dweight", "dbias", "dmean_switch", "dvar_switch")
     wide = torch.promote_types(case.dtype, torch.float32)
-    results = run_kernels(case, kernels, device), run_plain(case, wide, device), run_plain(case, torch.float64, device)
-    for name, mine, plain, reference in zip(names, *results, strict=True):
-        if not reference.numel():
-            assert mine.shape == reference.shape
+    results = (
+        run_kernels(case, kernels, device),
+        run_reference(case, wide, device),
+        run_reference(case, torch.float64, device),
+    )
+    for name, actual, same_dtype, exact in zip(names, *results, strict=True):
+        if not exact.numel():
+            assert actual.shape == exact.shape
             continue
-        # Where means are large, what can be known of them bounds what follows; by how much, the plain arithmetic shows.
-        exact = EXACT[case.dtype if name in ("y", "dx") else wide] * max(1.0, reference.abs().max().item())
-        atol = exact + 4 * (plain.double() - reference).abs().max().item()
+        # If means are large, their rounding error dominates; the reference in the same dtype shows how much it is.
+        rounding = ROUNDING[case.dtype if name in ("y", "dx") else wide] * max(1.0, exact.abs().max().item())
+        atol = rounding + 4 * (same_dtype.double() - exact).abs().max().item()
         torch.testing.assert_close(
-            mine.double(), reference, rtol=0, atol=atol, msg=lambda text, of=f"{name} of {case}": f"{of}: {text}"
+            actual.double(), exact, rtol=0, atol=atol, msg=lambda text, of=f"{name} of {case}": f"{of}: {text}"
         )
 
 
 if __name__ == "__main__":
-    assert "triton" not in sys.modules  # which the package must do without
+    assert "triton" not in sys.modules  # the package must not need it
     from study.norms.kernels import triton_kernels
 
-    torch.use_deterministic_algorithms(True)  # fills new memory with NaN: what nobody has written shows
-    for case in (*FIXED, *map(draw_case, range(6))):
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN, which shows values that no kernel wrote
+    fast_seeds = 6, 12, 17, 20, 27, 30
+    for case in (*FIXED_CASES, *map(draw_case, fast_seeds)):
         compare(case, triton_kernels)

@@ -1,6 +1,6 @@
-"""Files as the authors' code saves them, and a network of its own that reads them: from formulas, by names.
+"""Files like those of the authors' code, and the outputs of their networks, computed from the papers' formulas.
 
-Small ones: a width of 2 channels where published are 64. Everything in float64.
+The networks are small: their stem has 2 channels, in published files 64. Everything is in float64.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import conv2d, linear, max_pool2d
 
-from tests.norms.reference import official_variances, sparsestmax
+from tests.norms.formulas import official_variances, sparsestmax
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 WIDTH, CLASSES = 2, 5
 
 
 def official_state(*, depth=50, version=1, kind="sn", bn=True, fixed=True, seed=0):
-    """A state_dict with random values. `fixed`: a sparse layer has made its choices, else it is at radius 0.3."""
+    """A state_dict with random values. `fixed`: the weights of sparse layers are fixed, else the radius is 0.3."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -64,7 +64,7 @@ def official_state(*, depth=50, version=1, kind="sn", bn=True, fixed=True, seed=
 
 
 def official_weights(state, name):
-    """The weights of a layer: softmax of the logits; of a sparse layer the logits once fixed, else sparsestmax."""
+    """The weights of a layer: softmax of the logits; in a sparse layer the logits if fixed, else their sparsestmax."""
     found = {}
     for statistic in ("mean", "var"):
         logits = state[f"{name}.{statistic}_weight"]
@@ -78,7 +78,7 @@ def official_weights(state, name):
 
 
 def official_norm(state, name, x):
-    """A layer in evaluation."""
+    """The output of a layer in evaluation."""
     weights = official_weights(state, name)
     means, variances = [x.mean((2, 3)), x.mean((1, 2, 3))[:, None]], official_variances(x)
     variances = [variances["in"], variances["ln"]]
@@ -92,7 +92,7 @@ def official_norm(state, name, x):
 
 
 def official_logits(state, x):
-    """The network in evaluation, on images whose last maps have more than one pixel."""
+    """The output of the network in evaluation, for images whose last feature maps have more than one pixel."""
 
     def conv(name, x, stride=1):
         weight = state[f"{name}.weight"]

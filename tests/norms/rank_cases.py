@@ -1,7 +1,8 @@
-"""What ranks of a gloo group do, in processes of their own, and one process does alone with all their batches."""
+"""Runs layers and networks on the ranks of a gloo group, and in one process with the batches of all ranks."""
 
 from __future__ import annotations
 
+import multiprocessing
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,30 +18,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from study.config.schema import TrialConfig
 from study.models import build_network
 from study.norms import average_statistics, build_norm, set_radius
-from study.norms.kernels.dispatch import form
+from study.norms.kernels.dispatch import kernel_kind, load_kernels
 
 CHANNELS = 4
-WORLDS = (1, 2, 3)
+WORLD_SIZES = (1, 2, 3)
 
 
 def run_groups(folder, cases):
-    """`{ranks: {case: [result of each rank]}}` for groups of every size in `WORLDS`, one after the other."""
-    torch.multiprocessing.spawn(_join_groups, (str(folder), cases), nprocs=max(WORLDS))
-    of_rank = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(max(WORLDS))]
-    return {ranks: {case: [results[ranks][case] for results in of_rank[:ranks]] for case in cases} for ranks in WORLDS}
+    """Runs cases on groups of every size, one after the other.
+
+    cases: {world size: cases}. Returns {world size: {case: results of its ranks}}.
+    """
+    assert load_kernels("cpu")  # before the ranks, which would wait while one of them compiles
+    # The forkserver imports this module once, for all ranks.
+    multiprocessing.set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(
+        _run_rank, (str(folder), cases), nprocs=max(WORLD_SIZES), start_method="forkserver"
+    )
+    by_rank = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(max(WORLD_SIZES))]
+    return {
+        ranks: {case: [results[ranks][case] for results in by_rank[:ranks]] for case in cases[ranks]}
+        for ranks in WORLD_SIZES
+    }
 
 
-def _join_groups(rank, folder, cases):
+def _run_rank(rank, folder, cases):
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     results = {}
-    for ranks in WORLDS:
+    for ranks in WORLD_SIZES:
         if rank < ranks:
             dist.init_process_group(
                 "gloo", init_method=f"file://{folder}/group{ranks}", rank=rank, world_size=ranks,
                 timeout=timedelta(minutes=1),
             )  # fmt: skip
-            results[ranks] = {case: case.run(ranks, rank) for case in cases}
+            results[ranks] = {case: case.run(ranks, rank) for case in cases[ranks]}
             dist.destroy_process_group()
     torch.save(results, Path(folder) / f"{rank}.pt")
 
@@ -49,8 +61,8 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def own_part(values, ranks, rank):
-    """The part of a rank; all of it without one."""
+def select_part(values, ranks, rank):
+    """The part of a rank; all values if `rank` is None."""
     return values if rank is None else values.chunk(ranks)[rank]
 
 
@@ -64,7 +76,7 @@ class CountCollectives(TorchDispatchMode):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCase:
-    """One step of `layers` layers with `samples` a rank; `rank` None is one process, without `sync`."""
+    """One step of `layers` layers with `samples` per rank; `rank` None is one process, without `sync`."""
 
     norm: str = "sn"
     samples: int = 2
@@ -88,10 +100,10 @@ class LayerCase:
     def run(self, ranks, rank=None):
         model = self.build(sync=rank is not None)
         whole = draw(ranks * self.samples, CHANNELS, *self.pixels) + self.offset
-        x = own_part(whole, ranks, rank).to(self.dtype).requires_grad_()
+        x = select_part(whole, ranks, rank).to(self.dtype).requires_grad_()
         with CountCollectives() as forward:
             y = model(x)
-        upstream = own_part(draw(*whole.shape, seed=9), ranks, rank)
+        upstream = select_part(draw(*whole.shape, seed=9), ranks, rank)
         loss = (y * upstream).sum() / len(y)
         with CountCollectives() as backward:
             loss.backward()
@@ -99,10 +111,10 @@ class LayerCase:
         dx = x.grad
         if rank is not None:
             average_over_ranks(gradients.values())
-            dx /= ranks  # every rank's loss is its mean, the one process's that of all
+            dx /= ranks  # the loss is a mean over the samples of the rank, in one process over all samples
         return {
             "y": y.detach(), "dx": dx, "gradients": gradients, "buffers": running_buffers(model),
-            "collectives": (forward.count, backward.count), "form": form("cpu", sync=rank is not None),
+            "collectives": (forward.count, backward.count), "kernel_kind": kernel_kind("cpu", sync=rank is not None),
         }  # fmt: skip
 
 
@@ -126,8 +138,8 @@ class NetworkCase:
             model = DistributedDataParallel(network, broadcast_buffers=False)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
         for step in range(2):
-            images = own_part(draw(2 * ranks, 1, 8, 8, seed=step), ranks, rank)
-            labels = own_part(torch.arange(2 * ranks) % 10, ranks, rank)
+            images = select_part(draw(2 * ranks, 1, 8, 8, seed=step), ranks, rank)
+            labels = select_part(torch.arange(2 * ranks) % 10, ranks, rank)
             set_radius(network, 0.3)
             optimizer.zero_grad()
             logits = model(images)
@@ -148,24 +160,24 @@ class AverageCase:
     def run(self, ranks, rank=None):
         model = LayerCase(norm=self.norm, layers=2).build(sync=rank is not None)
         batches = [draw(2 * ranks, CHANNELS, 3, 2, seed=seed) * (seed + 1) + seed for seed in range(3)]
-        average_statistics(model, [own_part(batch, ranks, rank) for batch in batches])
+        average_statistics(model, [select_part(batch, ranks, rank) for batch in batches])
         return running_buffers(model)
 
 
 @dataclass(frozen=True)
 class UnequalCase:
-    """Rank r has r + 1 samples: what a layer says to that."""
+    """The error of a layer if rank r has r + 1 samples."""
 
     def run(self, ranks, rank):
         try:
             LayerCase().build(sync=True)(draw(rank + 1, CHANNELS, 3, 2))
         except RuntimeError as error:
             return str(error)
-        return "nothing"
+        return "no error"
 
 
 def running_buffers(model):
-    """But torch's count of batches, which nothing uses and only torch's layers keep."""
+    """All buffers but the number of batches, which only torch's layers count."""
     return {name: value for name, value in model.named_buffers() if not name.endswith("num_batches_tracked")}
 
 

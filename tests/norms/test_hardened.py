@@ -1,4 +1,4 @@
-"""A hardened network gives what the network gave, in torch's own layers, and exports."""
+"""A hardened network has the outputs of the network, consists of torch's own layers, and can be exported."""
 
 import copy
 
@@ -10,7 +10,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from study.models.resnet import SmallResNet
 from study.norms import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, build_norm, harden, set_radius
-from study.norms.layers import SwitchNorm, SwitchWeights
+from study.norms.layers import SwitchNorm
+from study.norms.protocol import SwitchWeights
 
 POOL = ("in", "ln", "bn", "gn")
 C = 4
@@ -22,7 +23,7 @@ def draw(*shape, seed=0, dtype=torch.float64):
 
 @torch.no_grad()
 def trained(model):
-    """The model in float64, with all values as training might leave them: no two layers alike."""
+    """The model in float64 and in evaluation mode, with different values in every layer, as after training."""
     model = model.double().eval()
     for seed, (name, value) in enumerate(model.state_dict().items()):
         if value.is_floating_point() and not name.endswith(("_weight", "_choice", "radius")):
@@ -39,12 +40,12 @@ def fixed(mean, var=None, layer_type=SwitchNorm2d, pool=POOL, **options):
     return layer
 
 
-def kinds(model):
+def layer_types(model):
     return {type(module) for module in model.modules()}
 
 
 def assert_same(model, x):
-    """Hardens the model: equal outputs, in evaluation, and no layer that chooses. Returns the copy."""
+    """Hardens the model and returns the copy, which must have equal outputs and no switch layer."""
     before = copy.deepcopy(model.state_dict())
     hardened = harden(model)
     torch.testing.assert_close(hardened(x), model(x))
@@ -54,7 +55,7 @@ def assert_same(model, x):
 
 
 @pytest.mark.parametrize("name", POOL)
-def test_a_one_hot_layer_is_native(name):
+def test_a_one_hot_layer_becomes_a_layer_of_torch(name):
     model = trained(nn.Sequential(nn.Conv2d(3, C, 3), fixed(name), nn.ReLU(), nn.Conv2d(C, 2, 1)))
     hardened = assert_same(model, draw(2, 3, 7, 6))
     assert isinstance(hardened[1], nn.Identity if name == "bn" else nn.GroupNorm)
@@ -63,13 +64,13 @@ def test_a_one_hot_layer_is_native(name):
 @pytest.mark.parametrize("correction", [0, 1])
 @pytest.mark.parametrize("mean", POOL)
 @pytest.mark.parametrize("var", POOL)
-def test_any_choice_keeps_its_outputs(mean, var, correction):
+def test_every_choice_keeps_its_outputs(mean, var, correction):
     model = trained(nn.Sequential(nn.Conv2d(3, C, 3), fixed(mean, var, correction=correction)))
     assert_same(model, draw(2, 3, 7, 6))
     assert_same(model, draw(1, 3, 3, 3))  # maps of one pixel
 
 
-def test_weights_that_are_not_one_hot_stay():
+def test_weights_that_are_not_one_hot_are_kept():
     model = trained(nn.Sequential(nn.Conv2d(3, C, 3), SwitchNorm2d(C, logit_init="random")))
     assert_same(model, draw(2, 3, 7, 6))
 
@@ -91,7 +92,7 @@ def test_other_dimensions(layer_type, convolution, shape, name):
     assert_same(model, draw(*shape))
 
 
-def test_layers_by_themselves():
+def test_layers_without_a_convolution():
     assert isinstance(assert_same(trained(fixed("bn")), draw(2, C, 3, 3)), nn.BatchNorm2d)
     assert_same(trained(nn.Sequential(nn.Linear(3, C), fixed("bn", layer_type=SwitchNorm1d))), draw(5, 3))
 
@@ -113,13 +114,13 @@ def test_a_residual_network(norm):
     [build_norm("bn"), build_norm("bn", chunks=2), FrozenBatchNorm2d, lambda size: nn.BatchNorm2d(size, affine=False)],
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_native_batch_norms_are_folded(build, bias):
+def test_batch_norms_of_torch_are_folded(build, bias):
     model = trained(nn.Sequential(nn.Conv2d(3, C, 3, bias=bias), build(C)))
     assert isinstance(assert_same(model, draw(2, 3, 7, 6))[1], nn.Identity)
 
 
 class Tangled(nn.Module):
-    """Two convolutions that may not be folded: one feeds more than a norm, two feed one norm."""
+    """Convolutions that must not be folded: the output of one is used twice, two others are inputs of one norm."""
 
     def __init__(self):
         super().__init__()
@@ -133,7 +134,7 @@ class Tangled(nn.Module):
 
 
 class Standardized(nn.Conv2d):
-    """A convolution that does more with its weight."""
+    """A convolution that changes its weight in `forward`."""
 
     def forward(self, input):
         return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
@@ -155,14 +156,14 @@ def hooked(convolution):
     ],
     ids=["tangled", "parametrized", "own forward", "hook", "transposed"],
 )
-def test_what_may_not_be_folded_is_a_batch_norm(model):
+def test_what_must_not_be_folded_becomes_a_batch_norm(model):
     hardened = assert_same(trained(model), draw(2, C, 7, 6))
-    assert nn.BatchNorm2d in kinds(hardened)
-    assert nn.Identity not in kinds(hardened)
+    assert nn.BatchNorm2d in layer_types(hardened)
+    assert nn.Identity not in layer_types(hardened)
 
 
 class Scale(nn.Module):
-    """Keeps what it sees first, as torchvision's pooling of regions does."""
+    """Stores its first input, as torchvision's pooling of regions does."""
 
     seen = None
 
@@ -172,7 +173,7 @@ class Scale(nn.Module):
 
 
 class Twice(nn.Module):
-    """A convolution and its norm, which run twice, in a network that cannot be traced."""
+    """A convolution and its norm that run twice, in a network that cannot be traced."""
 
     def __init__(self):
         super().__init__()
@@ -183,18 +184,18 @@ class Twice(nn.Module):
         return self.scale(self.block(self.block(x))) if x.mean() < 100 else x
 
 
-def test_a_network_that_depends_on_its_data_is_folded_in_its_parts():
+def test_submodules_are_folded_if_the_network_cannot_be_traced():
     hardened = assert_same(trained(Twice()), draw(2, C, 7, 6))
-    assert nn.BatchNorm2d not in kinds(hardened)
+    assert nn.BatchNorm2d not in layer_types(hardened)
 
 
-def test_a_shared_weight_is_folded_for_each():
+def test_convolutions_that_share_a_weight_are_folded_separately():
     one, other = nn.Conv2d(C, C, 1), nn.Conv2d(C, C, 1)
     other.weight = one.weight
     assert_same(trained(nn.Sequential(one, fixed("bn"), other, fixed("bn"))), draw(2, C, 3, 3))
 
 
-def test_a_foreign_layer_is_refused():
+def test_a_switch_layer_of_another_package_is_an_error():
     class Foreign(nn.Module):
         def switch_weights(self):
             return SwitchWeights(("in",), torch.ones(1), torch.ones(1))
@@ -216,15 +217,15 @@ def exported():
     return model, harden(model), draw(2, 1, 8, 8, dtype=torch.float32)
 
 
-def test_export_has_torchs_own_operations(exported):
+def test_an_exported_network_has_only_operations_of_torch(exported):
     model, hardened, x = exported
     program = torch.export.export(hardened, (x,))
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert not [name for name in called if "study_norms" in name]
+    assert not [name for name in called if "switch_norm" in name]
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-def test_onnx_gives_the_same_outputs(exported):
+def test_onnx_has_the_same_outputs(exported):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model, hardened, x = exported

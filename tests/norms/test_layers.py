@@ -1,4 +1,4 @@
-"""The core against the paper's formula, native layers, and the official code's variances."""
+"""Switch layers against the paper's formula, torch's layers, and the variances of the official code."""
 
 import copy
 
@@ -7,12 +7,10 @@ import torch
 from torch import nn
 
 from study.norms import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
-from study.norms.layers import SwitchLayer
 from study.norms.names import POOLS
+from tests.norms import formulas
 
-from . import reference
-
-pytestmark = pytest.mark.usefixtures("form")
+both_kinds = pytest.mark.usefixtures("kernel_kind")
 
 CHANNELS = 4
 
@@ -31,7 +29,7 @@ def build(pool=("in", "ln", "bn"), layer_type=SwitchNorm2d, **options):
 
 
 def expected(layer, x, mean_weights, var_weights):
-    return reference.switch_norm(
+    return formulas.switch_norm(
         x,
         mean_weights,
         var_weights,
@@ -48,6 +46,7 @@ def gradients(y, x, layer):
     return torch.autograd.grad((y * draw(*y.shape, seed=9)).sum(), [x, *layer.parameters()])
 
 
+@both_kinds
 @pytest.mark.parametrize("pool", POOLS, ids=",".join)
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_output_and_gradients_follow_the_formula(pool, chunks):
@@ -59,6 +58,7 @@ def test_output_and_gradients_follow_the_formula(pool, chunks):
     torch.testing.assert_close(gradients(y, x, layer), gradients(y_expected, x, layer))
 
 
+@both_kinds
 @pytest.mark.parametrize(
     ("layer_type", "shape"),
     [
@@ -70,7 +70,7 @@ def test_output_and_gradients_follow_the_formula(pool, chunks):
         (SwitchNorm3d, (2, CHANNELS, 2, 3, 2)),
     ],
 )
-def test_formula_holds_for_every_shape(layer_type, shape):
+def test_the_formula_holds_for_every_shape(layer_type, shape):
     layer = build(("in", "ln", "bn", "gn"), layer_type)
     x = draw(*shape).requires_grad_()
     y = layer(x)
@@ -79,6 +79,7 @@ def test_formula_holds_for_every_shape(layer_type, shape):
     torch.testing.assert_close(gradients(y, x, layer), gradients(y_expected, x, layer))
 
 
+@both_kinds
 @pytest.mark.parametrize("training", [True, False])
 def test_gradcheck(training):
     layer = build(("in", "ln", "bn", "gn")).train(training)
@@ -91,6 +92,7 @@ def test_gradcheck(training):
     assert torch.autograd.gradcheck(forward, (x, *parameters))
 
 
+@both_kinds
 def test_evaluation_uses_running_statistics():
     layer = build().eval()
     layer.running_mean.copy_(draw(CHANNELS, seed=5))
@@ -100,7 +102,7 @@ def test_evaluation_uses_running_statistics():
     for n in range(3):
         for c in range(CHANNELS):
             means = torch.stack([x[n, c].mean(), x[n].mean(), layer.running_mean[c]])
-            variances = torch.stack([reference.biased_var(x[n, c]), reference.biased_var(x[n]), layer.running_var[c]])
+            variances = torch.stack([formulas.biased_var(x[n, c]), formulas.biased_var(x[n]), layer.running_var[c]])
             y = (x[n, c] - mean_weights @ means) / (var_weights @ variances + 1e-5).sqrt()
             torch.testing.assert_close(layer(x)[n, c], layer.weight[c] * y + layer.bias[c])
 
@@ -113,13 +115,14 @@ NATIVE = {
 }
 
 
+@both_kinds
 @pytest.mark.parametrize("member", NATIVE)
-@pytest.mark.parametrize("pinned", [False, True], ids=["pool of one", "one-hot weights"])
-def test_one_hot_is_the_native_layer(member, pinned):
+@pytest.mark.parametrize("fixed", [False, True], ids=["pool of one", "one-hot weights"])
+def test_one_hot_weights_are_the_layer_of_torch(member, fixed):
     native = NATIVE[member]().double()
-    pool = ("in", "ln", "bn", "gn") if pinned else (member,)
+    pool = ("in", "ln", "bn", "gn") if fixed else (member,)
     layer = SwitchNorm2d(CHANNELS, momentum=0.3, pool=pool, groups=2).double()
-    if pinned:
+    if fixed:
         one_hot = torch.tensor([float(name == member) for name in pool])
         layer.fix_weights(one_hot, one_hot)
     for name in ("weight", "bias"):
@@ -141,8 +144,9 @@ def test_one_hot_is_the_native_layer(member, pinned):
     torch.testing.assert_close(layer.eval()(x), native.eval()(x))
 
 
+@both_kinds
 @pytest.mark.parametrize("correction", [0, 1])
-def test_chunks_are_separate_devices(correction):
+def test_chunks_compute_what_separate_devices_compute(correction):
     chunked = build(chunks=3, correction=correction)
     devices = [build(correction=correction) for _ in range(3)]
     x = draw(6, CHANNELS, 3, 3).requires_grad_()
@@ -165,16 +169,17 @@ def test_chunks_must_divide_the_batch():
         SwitchNorm2d(2, chunks=3)(torch.ones(4, 2, 1, 1))
 
 
-def test_evaluation_knows_no_chunks():
+def test_evaluation_ignores_chunks():
     layer = build(chunks=3).eval()
     assert layer(draw(4, CHANNELS, 2, 2)).shape == (4, CHANNELS, 2, 2)
 
 
+@both_kinds
 @pytest.mark.parametrize("member", ["in", "ln", "bn"])
 def test_correction_gives_the_official_variances(member):
     x = draw(5, CHANNELS, 3, 3) + 2
     layer = SwitchNorm2d(CHANNELS, pool=(member,), momentum=1.0, correction=1).double()
-    variance = reference.official_variances(x)[member]
+    variance = formulas.official_variances(x)[member]
     mean = {"in": x.mean((2, 3)), "ln": x.mean((1, 2, 3))[:, None], "bn": x.mean((0, 2, 3))[None]}[member]
     y = (x - mean[:, :, None, None]) / (variance[:, :, None, None] + 1e-5).sqrt()
     torch.testing.assert_close(layer(x), y)
@@ -182,6 +187,7 @@ def test_correction_gives_the_official_variances(member):
         torch.testing.assert_close(layer.running_var.double(), variance[0])
 
 
+@both_kinds
 def test_official_variance_is_inflated_by_at_most_the_bessel_factor():
     x = draw(64, CHANNELS, 3, 3)
     layer = SwitchNorm2d(CHANNELS, momentum=1.0, correction=1).double()
@@ -191,21 +197,23 @@ def test_official_variance_is_inflated_by_at_most_the_bessel_factor():
     assert (inflation < 9 / 8).all()
 
 
+@both_kinds
 def test_corrected_variance_of_one_pixel_is_zero():
     layer = SwitchNorm2d(CHANNELS, pool=("in",), correction=1)
     assert layer(torch.full((2, CHANNELS, 1, 1), 3.0)).eq(0).all()
 
 
-def test_no_statistics_without_bn():
+def test_without_bn_there_are_no_buffers():
     assert list(SwitchNorm2d(CHANNELS, pool=("in", "ln")).buffers()) == []
 
 
+@both_kinds
 def test_sparse_layer_mixes_by_sparsestmax():
     layer = build(layer_type=SparseSwitchNorm2d)
     layer.set_radius(0.3)
     x = draw(4, CHANNELS, 2, 3)
-    mean = torch.tensor(reference.sparsestmax(layer.mean_weight.tolist(), 0.3))
-    var = torch.tensor(reference.sparsestmax(layer.var_weight.tolist(), 0.3))
+    mean = torch.tensor(formulas.sparsestmax(layer.mean_weight.tolist(), 0.3))
+    var = torch.tensor(formulas.sparsestmax(layer.var_weight.tolist(), 0.3))
     torch.testing.assert_close(layer(x), expected(layer, x, mean, var), rtol=1e-6, atol=1e-6)
 
 
@@ -241,11 +249,12 @@ def test_fixed_weights_are_the_given_ones():
     assert layer.mean_weight.grad is None
 
 
-def test_fixed_weights_fit_the_pool():
+def test_fixed_weights_must_fit_the_pool():
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         SwitchNorm2d(CHANNELS).fix_weights(torch.ones(2) / 2, torch.ones(2) / 2)
 
 
+@both_kinds
 def test_tied_layer_sums_the_gradients_of_both_uses():
     tied, loose = build(tied=True), build()
     for source, target in zip(("mean_weight", "mean_weight"), ("mean_weight", "var_weight"), strict=True):
@@ -259,11 +268,6 @@ def test_tied_layer_sums_the_gradients_of_both_uses():
     torch.testing.assert_close(tied.mean_weight.grad, loose.mean_weight.grad + loose.var_weight.grad)
 
 
-def test_layers_follow_the_protocol():
-    assert isinstance(SwitchNorm2d(CHANNELS), SwitchLayer)
-    assert not isinstance(nn.BatchNorm2d(CHANNELS), SwitchLayer)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -275,12 +279,12 @@ def test_layers_follow_the_protocol():
         ({"logit_init": "zeros"}, "zeros"),
     ],
 )
-def test_wrong_arguments_are_named(options, message):
+def test_errors_name_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         SwitchNorm2d(CHANNELS, **options)
 
 
 @pytest.mark.parametrize("shape", [(2, CHANNELS), (2, CHANNELS + 1, 2, 2)])
-def test_wrong_inputs_are_named(shape):
+def test_errors_name_wrong_inputs(shape):
     with pytest.raises(ValueError, match=r"SwitchNorm2d input of shape \(2, "):
         SwitchNorm2d(CHANNELS)(torch.ones(shape))

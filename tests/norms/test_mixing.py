@@ -1,3 +1,5 @@
+"""Softmax, SparsestMax and random weights."""
+
 import math
 
 import pytest
@@ -7,8 +9,7 @@ from hypothesis import strategies as st
 
 from study.norms import sparsestmax
 from study.norms.mixing import random_weights, softmax
-
-from . import reference
+from tests.norms import formulas
 
 logit_lists = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=6)
 radii = st.floats(0, 1.2)
@@ -45,16 +46,16 @@ def test_exactly_one_hot_beyond_the_circumradius_with_ties_in_pool_order(logits,
 @given(logit_lists)
 def test_radius_zero_is_sparsemax(logits):
     weights = sparsestmax(torch.tensor(logits, dtype=torch.float64), 0.0)
-    assert weights.tolist() == pytest.approx(reference.sparsemax(logits), abs=1e-12)
+    assert weights.tolist() == pytest.approx(formulas.sparsemax(logits), abs=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
-def test_equals_the_recursion(size, scale):
+def test_sparsestmax_is_the_recursion_of_the_paper(size, scale):
     generator = torch.Generator().manual_seed(size)
     logits = scale * torch.randn(100, size, generator=generator, dtype=torch.float64)
     radius = torch.rand(100, generator=generator, dtype=torch.float64)
-    expected = [reference.sparsestmax(row, r) for row, r in zip(logits.tolist(), radius.tolist(), strict=True)]
+    expected = [formulas.sparsestmax(row, r) for row, r in zip(logits.tolist(), radius.tolist(), strict=True)]
     torch.testing.assert_close(sparsestmax(logits, radius), torch.tensor(expected).double(), rtol=0, atol=1e-7)
 
 
@@ -73,7 +74,7 @@ def test_equals_the_recursion(size, scale):
 )
 def test_gradient_in_every_regime(logits, radius):
     logits = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
-    # The margin against rounding moves weights by 1e-15, finite differences by much more.
+    # The margin against rounding errors changes weights by 1e-15, and finite differences by much more.
     assert torch.autograd.gradcheck(lambda z: sparsestmax(z, radius), logits, atol=1e-6)
 
 

@@ -1,3 +1,5 @@
+"""Norm names and the exports of the package."""
+
 import subprocess
 import sys
 
@@ -7,12 +9,12 @@ import study.norms
 from study.norms.names import NORM_NAMES, POOLS, NormSpec, effective_pool, parse_norm
 
 
-def test_names_do_not_need_torch():
+def test_names_can_be_parsed_without_torch():
     code = "import sys; from study.norms import parse_norm; parse_norm('sn'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_export_loads():
+def test_every_export_can_be_imported():
     assert all(getattr(study.norms, name) is not None for name in study.norms.__all__)
 
 
@@ -35,7 +37,7 @@ def test_parse(name, kind, control, pool):
     assert parse_norm(name) == NormSpec(kind=kind, control=control, pool=pool)
 
 
-def test_every_switch_norm_takes_every_pool():
+def test_every_switch_norm_may_have_every_pool():
     for name in NORM_NAMES:
         if name.startswith(("sn", "ssn")):
             for pool in POOLS:
@@ -56,7 +58,7 @@ def test_every_switch_norm_takes_every_pool():
         ("ssn-uniform", "sn-uniform"),
     ],
 )
-def test_error_names_the_nearest(wrong, nearest):
+def test_the_error_has_the_nearest_name(wrong, nearest):
     with pytest.raises(ValueError, match="is unknown: allowed are bn, gn") as error:
         parse_norm(wrong)
     assert str(error.value).endswith(f"nearest is {nearest!r}")

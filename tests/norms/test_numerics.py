@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from study.norms import SparseSwitchNorm2d, SwitchNorm2d, set_radius
 
-pytestmark = pytest.mark.usefixtures("form")
+both_kinds = pytest.mark.usefixtures("kernel_kind")
 
 LAYERS = [SwitchNorm2d, SparseSwitchNorm2d]
 POOL = ("in", "ln", "bn", "gn")
@@ -27,24 +27,27 @@ def in_float64(layer, x):
     return copy.deepcopy(layer).double()(x.double())
 
 
+@both_kinds
 @pytest.mark.parametrize("ratio", [1.0, 1e2, 1e3, 1e4])
 @pytest.mark.parametrize("std", [1e-3, 1.0, 300.0])
 @pytest.mark.parametrize("correction", [0, 1])
-def test_large_means_lose_no_more_than_the_mean_is_rounded(ratio, std, correction):
+def test_errors_at_large_means_are_those_of_a_rounded_mean(ratio, std, correction):
     layer = build(pool=POOL, eps=0.0, correction=correction)
     x = std * (draw(*SHAPE) + ratio)
-    # A float32 mean is known to ratio * 2^-24 standard deviations; 4 of those, and rounding of y itself.
+    # A float32 mean is exact to ratio * 2^-24 standard deviations; 4 of these, and the rounding of y itself.
     tolerance = 4 * ratio * 2**-24 + 2e-6
     reference = in_float64(layer, x)
     torch.testing.assert_close(layer(x).double(), reference, rtol=0, atol=tolerance)
 
 
+@both_kinds
 def test_channels_of_very_different_means():
     layer = build(pool=POOL)
     x = draw(*SHAPE) + 1000 * draw(1, SHAPE[1], 1, 1)
     torch.testing.assert_close(layer(x).double(), in_float64(layer, x), rtol=0, atol=1e-4)
 
 
+@both_kinds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("mean", "std"), [(300.0, 1.0), (0.0, 300.0), (300.0, 300.0)])
 def test_statistics_of_half_precision_inputs_are_in_float32(dtype, mean, std):
@@ -52,12 +55,13 @@ def test_statistics_of_half_precision_inputs_are_in_float32(dtype, mean, std):
     x = (std * draw(*SHAPE) + mean).to(dtype)
     y = layer(x)
     assert y.dtype == dtype
-    # Only the output is rounded, so half a unit in the last place of its largest value.
+    # Only the output is rounded, by up to half a unit in the last place of its largest value.
     reference = in_float64(layer, x)
     atol = torch.finfo(dtype).eps * reference.abs().max().item()
     torch.testing.assert_close(y.double(), reference, rtol=0, atol=atol)
 
 
+@both_kinds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gradients_are_finite(dtype):
     layer = build()
@@ -67,6 +71,7 @@ def test_half_precision_gradients_are_finite(dtype):
     assert all(value.grad.isfinite().all() for value in (x, *layer.parameters()))
 
 
+@both_kinds
 @pytest.mark.parametrize("layer_type", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_changes_nothing(layer_type, dtype):
@@ -79,6 +84,7 @@ def test_autocast_changes_nothing(layer_type, dtype):
     assert torch.equal(layer.running_var, twin.running_var)
 
 
+@both_kinds
 def test_half_precision_module():
     layer = build(pool=POOL)
     x = draw(*SHAPE)
@@ -87,6 +93,7 @@ def test_half_precision_module():
     torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
 
 
+@both_kinds
 @pytest.mark.parametrize("training", [True, False])
 def test_memory_format_is_kept(training):
     layer = build(pool=POOL).train(training)
@@ -98,13 +105,14 @@ def test_memory_format_is_kept(training):
 
 
 class NoHostSync(TorchDispatchMode):
-    """Fails on every read of a tensor's value by the host."""
+    """Fails if the host reads the value of a tensor."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
         return func(*args, **(kwargs or {}))
 
 
+@both_kinds
 @pytest.mark.parametrize("layer_type", LAYERS)
 @pytest.mark.parametrize("training", [True, False])
 def test_no_host_sync(layer_type, training):
@@ -116,6 +124,7 @@ def test_no_host_sync(layer_type, training):
         layer.switch_weights()
 
 
+@both_kinds
 @pytest.mark.parametrize("layer_type", LAYERS)
 def test_meta_device(layer_type):
     layer = build(layer_type, pool=POOL).to("meta")
@@ -134,6 +143,7 @@ def assert_compiles(layer, backend):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@both_kinds
 @pytest.mark.parametrize("layer_type", LAYERS)
 @pytest.mark.parametrize(("training", "backend"), [(True, "aot_eager"), (False, "eager")])
 def test_compiles_into_one_graph(layer_type, training, backend):
@@ -141,12 +151,14 @@ def test_compiles_into_one_graph(layer_type, training, backend):
     assert_compiles(build(layer_type, pool=POOL, chunks=2).train(training), backend)
 
 
+@both_kinds
 @pytest.mark.slow
 def test_compiles_with_inductor():
     torch.compiler.reset()
     assert_compiles(build(SparseSwitchNorm2d), "inductor")
 
 
+@both_kinds
 @pytest.mark.parametrize("layer_type", LAYERS)
 def test_state_dict_round_trip(layer_type):
     layer, other = build(layer_type), layer_type(SHAPE[1])
@@ -155,8 +167,3 @@ def test_state_dict_round_trip(layer_type):
     other.load_state_dict(layer.state_dict(), strict=True)
     x = draw(*SHAPE, seed=1)
     assert torch.equal(layer.eval()(x), other.eval()(x))
-
-
-def test_deepcopy_keeps_ties():
-    layer = copy.deepcopy(build(tied=True))
-    assert layer.mean_weight is layer.var_weight

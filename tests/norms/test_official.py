@@ -1,4 +1,4 @@
-"""Published files, read: outputs against a network of the tests' own, weights, and what is refused."""
+"""Published networks: outputs against the formulas, switch weights, and files that are rejected."""
 
 import pytest
 import torch
@@ -52,14 +52,14 @@ def test_switch_weights_are_those_of_the_file(tmp_path, kind):
 
 
 @pytest.mark.parametrize("depth", [50, 101])
-def test_version_one_has_torchvisions_state(depth):
+def test_version_1_has_the_state_dict_of_torchvision(depth):
     with torch.device("meta"):
         ours, twin = OfficialResNet(depth=depth), getattr(models, f"resnet{depth}")(norm_layer=build_norm("sn"))
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (ours, twin)]
     assert shapes[0] == shapes[1]
 
 
-def test_a_published_sparse_network_is_hardened(tmp_path):
+def test_a_published_sparse_network_can_be_hardened(tmp_path):
     network = load_official(write(tmp_path / "file.pth", official_state(kind="ssn")))
     torch.testing.assert_close(harden(network)(images()), network(images()))
 
@@ -71,18 +71,18 @@ def without(state, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds no state_dict"),
-        ({"state_dict": {"epoch": 3}}, "holds no state_dict"),
+        ([1, 2], "contains no state_dict"),
+        ({"state_dict": {"epoch": 3}}, "contains no state_dict"),
         ({"conv1.weight": torch.zeros(1)}, "it has no sn1.mean_weight"),
         (without(official_state(), "layer2.1.sn3.running_var"), "it has no layer2.1.sn3.running_var"),
-        (official_state() | {"layer1.0.sn4.weight": torch.ones(1)}, "layer1.0.sn4.weight is no part of a ResNet-50"),
+        (official_state() | {"layer1.0.sn4.weight": torch.ones(1)}, "layer1.0.sn4.weight is not part of a ResNet-50"),
         (official_state() | {"fc.bias": torch.ones(7)}, r"fc.bias has shape \(7,\), not \(5,\)"),
         (official_state() | {"sn1.mean_weight": torch.ones(4)}, "sn1.mean_weight has 4 logits"),
         (official_state() | {"layer1.3.conv1.weight": torch.ones(1)}, r"\(4, 4, 6, 3\) blocks"),
         (official_state(kind="ssn") | {"sn1.mean_weight": torch.ones(3)}, "sn1.mean_weight is fixed at"),
     ],
 )  # fmt: skip
-def test_another_kind_of_file_is_one_line(tmp_path, content, message):
+def test_the_error_for_other_contents_is_one_line(tmp_path, content, message):
     path = write(tmp_path / "file.pth", content)
     with pytest.raises(ValueError, match=message) as error:
         load_official(path)
@@ -91,20 +91,20 @@ def test_another_kind_of_file_is_one_line(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("data", [None, b"", b"no tensors", b"PK\x03\x04 torn"])
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path, data):
+def test_the_error_for_an_unreadable_file_is_one_line(tmp_path, data):
     path = tmp_path / "file.pth"
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"file.pth: (cannot be read|is no file of tensors)") as error:
+    with pytest.raises(ValueError, match=r"file.pth: (cannot be read|is not a file of tensors)") as error:
         load_official(path)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path):
+def test_a_file_that_would_run_code_is_rejected(tmp_path):
     class Harmful:
         def __reduce__(self):
             return (open, (str(tmp_path / "harm"), "w"))
 
-    with pytest.raises(ValueError, match="is no file of tensors"):
+    with pytest.raises(ValueError, match="is not a file of tensors"):
         load_official(write(tmp_path / "file.pth", {"state_dict": Harmful()}))
     assert not (tmp_path / "harm").exists()

@@ -1,4 +1,4 @@
-"""The schedule of sparse layers: radius, freezing, and what optimizers cannot undo."""
+"""The schedule of sparse layers: the radius, fixed weights, and how they become trainable again."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from study.norms import SparseSwitchNorm2d, set_radius, unfreeze_switches
 
-pytestmark = pytest.mark.usefixtures("form")
+both_kinds = pytest.mark.usefixtures("kernel_kind")
 
 
 def build(mean, var):
@@ -29,12 +29,13 @@ def test_radius_reaches_every_sparse_layer():
 
 
 @pytest.mark.parametrize("radius", [-0.1, math.nan])
-def test_radius_is_not_negative(radius):
+def test_the_radius_must_not_be_negative(radius):
     with pytest.raises(ValueError, match="radius"):
         set_radius(SparseSwitchNorm2d(4), radius)
 
 
-def test_means_and_variances_freeze_independently():
+@both_kinds
+def test_means_and_variances_are_fixed_independently():
     layer = build([2.0, 0.5, 0.0], [1.0, 0.9, 0.8])
     set_radius(layer, 0.1)
     assert fixed(layer) == (True, False)
@@ -42,19 +43,21 @@ def test_means_and_variances_freeze_independently():
     assert layer.var_weight.tolist() == pytest.approx([1.0, 0.9, 0.8])
 
 
+@both_kinds
 @pytest.mark.parametrize(
-    ("pool", "open_at", "fixed_at"),
+    ("pool", "before", "circumradius"),
     [(("in", "ln", "bn"), 0.8164, 0.8165), (("in", "ln"), 0.7071, 0.7072)],
 )
-def test_frozen_at_the_circumradius(pool, open_at, fixed_at):
+def test_weights_are_fixed_at_the_circumradius(pool, before, circumradius):
     layer = SparseSwitchNorm2d(4, pool=pool, logit_init="random", generator=torch.Generator().manual_seed(0))
-    set_radius(layer, open_at)
+    set_radius(layer, before)
     assert fixed(layer) == (False, False)
-    set_radius(layer, fixed_at)
+    set_radius(layer, circumradius)
     assert fixed(layer) == (True, True)
 
 
-def test_a_frozen_choice_outlives_any_move_of_its_logits():
+@both_kinds
+def test_fixed_weights_do_not_follow_their_logits():
     layer = SparseSwitchNorm2d(4)
     with torch.no_grad():
         layer.mean_weight.copy_(torch.tensor([2.0, 0.0, 0.0]))
@@ -66,7 +69,8 @@ def test_a_frozen_choice_outlives_any_move_of_its_logits():
     assert layer.switch_weights().mean.tolist() == layer.mean_weight.tolist() == [1.0, 0.0, 0.0]
 
 
-def test_frozen_weights_have_no_gradient():
+@both_kinds
+def test_fixed_weights_have_no_gradient():
     layer = build([2.0, 0.5, 0.0], [1.0, 0.9, 0.8])
     set_radius(layer, 0.1)
     (layer(torch.randn(2, 4, 3, 3)) * torch.randn(2, 4, 3, 3)).sum().backward()
@@ -74,11 +78,12 @@ def test_frozen_weights_have_no_gradient():
     assert layer.var_weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("solver", [torch.optim.SGD, torch.optim.AdamW])
-def test_optimizer_cannot_move_a_frozen_choice(solver):
+@both_kinds
+@pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_optimizer_cannot_change_fixed_weights(optimizer_type):
     layer = build([1.0, 0.5, 0.4], [1.0, 0.9, 0.8])
-    options = {"momentum": 0.9} if solver is torch.optim.SGD else {}
-    optimizer = solver(layer.parameters(), lr=0.05, weight_decay=0.1, **options)
+    options = {"momentum": 0.9} if optimizer_type is torch.optim.SGD else {}
+    optimizer = optimizer_type(layer.parameters(), lr=0.05, weight_decay=0.1, **options)
     generator = torch.Generator().manual_seed(0)
     for step in range(20):
         set_radius(layer, 0.0 if step < 5 else 0.9)
@@ -88,21 +93,23 @@ def test_optimizer_cannot_move_a_frozen_choice(solver):
         (layer(x) * torch.randn(4, 4, 3, 3, generator=generator)).sum().backward()
         optimizer.step()
         if step >= 5:
-            # Momentum has moved the logits, yet the weights stay, and the next call puts the logits back.
+            # Momentum moves the logits, but the weights do not change, and the next call resets the logits.
             assert layer.switch_weights().mean.tolist() == [float(i == choice) for i in range(3)]
     assert layer.mean_weight.amax() != 1
     set_radius(layer, 0.9)
     assert sorted(layer.mean_weight.tolist()) == [0.0, 0.0, 1.0]
 
 
-def test_freezing_survives_a_smaller_radius():
+@both_kinds
+def test_weights_stay_fixed_at_a_smaller_radius():
     layer = build([1.0, 0.9, 0.8], [1.0, 0.9, 0.8])
     set_radius(layer, 0.9)
     set_radius(layer, 0.0)
     assert layer.switch_weights().var.tolist() == [1.0, 0.0, 0.0]
 
 
-def test_pool_of_one_is_fixed_at_once():
+@both_kinds
+def test_a_pool_of_one_is_fixed_immediately():
     layer = SparseSwitchNorm2d(4, pool=("ln",))
     set_radius(layer, 0.0)
     assert fixed(layer) == (True, True)
@@ -110,14 +117,14 @@ def test_pool_of_one_is_fixed_at_once():
 
 
 def fixed_layer(pool=("in", "ln", "bn")):
-    """A layer that has chosen, after the schedule's end."""
+    """A layer at the end of the schedule."""
     layer = SparseSwitchNorm2d(4, pool=pool, logit_init="random", generator=torch.Generator().manual_seed(0))
     set_radius(layer, 1.0)
     return layer
 
 
-def learn(layer):
-    """The weights after a step of SGD on the logits."""
+def train_step(layer):
+    """Returns the weights after a step of SGD on the logits."""
     optimizer = torch.optim.SGD([layer.mean_weight, layer.var_weight], lr=0.01)
     x, target = torch.randn(2, 4, 4, 3, 3, generator=torch.Generator().manual_seed(1))
     (layer(x) * target).sum().backward()
@@ -125,26 +132,28 @@ def learn(layer):
     return torch.stack(layer.switch_weights()[1:])
 
 
+@both_kinds
 @pytest.mark.parametrize("pool", [("in", "ln", "bn"), ("in", "ln"), ("in", "ln", "bn", "gn")])
-def test_a_thawed_choice_leads_and_learns(pool):
+def test_unfrozen_weights_have_the_same_largest_member_and_are_trained(pool):
     layer = fixed_layer(pool)
     chosen = torch.stack(layer.switch_weights()[1:])
     unfreeze_switches(nn.Sequential(layer))
     before = torch.stack(layer.switch_weights()[1:])
     assert fixed(layer) == (False, False)
     assert before.argmax(1).tolist() == chosen.argmax(1).tolist()
-    after = learn(layer)
+    after = train_step(layer)
     assert ((after - before).abs() > 1e-6).all()  # every weight, of means and of variances
     torch.testing.assert_close(after.sum(1), torch.ones(2))
     assert (after > 0).all()
 
 
-def test_a_thawed_choice_is_fixed_again_by_the_schedule():
+@both_kinds
+def test_unfrozen_weights_are_fixed_again_by_the_schedule():
     layer = fixed_layer()
     chosen = layer.switch_weights().mean.argmax()
-    layer.thaw()
+    layer.unfreeze()
     with torch.no_grad():
-        layer.mean_weight[chosen] -= 1.0  # what training may find
+        layer.mean_weight[chosen] -= 1.0  # as training might do
     for step in range(101):
         set_radius(layer, step / 100)
     assert fixed(layer) == (True, True)
@@ -152,15 +161,15 @@ def test_a_thawed_choice_is_fixed_again_by_the_schedule():
     assert sorted(layer.switch_weights().mean.tolist()) == [0.0, 0.0, 1.0]
 
 
-def test_thawing_leaves_an_open_choice_alone():
+def test_unfreezing_does_not_change_weights_that_are_not_fixed():
     layer = build([2.0, 0.5, 0.0], [1.0, 0.9, 0.8])
     set_radius(layer, 0.1)
-    layer.thaw()
+    layer.unfreeze()
     assert layer.var_weight.tolist() == pytest.approx([1.0, 0.9, 0.8])
 
 
-def test_transplanted_weights_are_thawed():
+def test_weights_of_fix_weights_can_be_unfrozen():
     layer = SparseSwitchNorm2d(4)
     layer.fix_weights(torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
-    layer.thaw()
-    assert (learn(layer) > 0).all()
+    layer.unfreeze()
+    assert (train_step(layer) > 0).all()

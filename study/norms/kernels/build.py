@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels once a machine, and loads them."""
+"""Compiles the CPU kernels, once per machine, into a cache folder."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ import tempfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock  # torch requires it, too
 
 HEADER = Path(__file__).with_name("kernels.h")
-# Of operators.cpp, all that takes time is reading torch's headers.
+# operators.cpp needs no -O3: its compilation time is spent on torch's headers.
 SOURCES = {Path(__file__).with_name("kernels.cpp"): "-O3", Path(__file__).with_name("operators.cpp"): "-O1"}
 FLAGS = ("-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _logger = logging.getLogger(__name__)
 
 
 class BuildError(Exception):
-    """There is no compiler, or it failed."""
+    """There is no compiler, the compiler failed, or there is no cache folder."""
 
 
-def library() -> Path:
-    """The compiled kernels, from the cache or compiled into it. BuildError if that cannot be.
+def build_library() -> Path:
+    """Returns the path of the compiled kernels, and compiles them if the cache does not contain them yet.
 
-    Every source, compiler, torch and processor has a file of its own, which is written under another name and moved
-    into place. The lock, which a killed process cannot leave behind, only saves a second one the same work.
+    The file name is a hash of the sources, the compiler, its flags, torch's version and the processor. The compiler
+    writes to a temporary folder, and the result is moved into place, so a killed process leaves no broken file. The
+    file lock keeps a second process from compiling the same file.
+
+    Raises:
+        BuildError: if there is no compiler, if it fails, or if the cache folder cannot be used.
     """
     if os.name != "posix":
-        raise BuildError("there are kernels for Linux and macOS")
+        raise BuildError("there are kernels for Linux and macOS only")
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise BuildError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
-    flags = [*FLAGS, _machine_flag()]
+    flags = [*FLAGS, _native_flag()]
     sources = [source.read_text(encoding="utf-8") for source in (HEADER, *SOURCES)]
-    key = "\n".join([*sources, compiler, *flags, torch.__version__, _processor()])
-    path = _cache() / f"norms-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    key = "\n".join([*sources, compiler, *flags, torch.__version__, _describe_processor()])
+    path = _find_cache_folder() / f"norms-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
@@ -48,7 +52,7 @@ def library() -> Path:
 
 
 def _compile(compiler: str, flags: list[str], path: Path) -> None:
-    _logger.warning("compiling the kernels of the norm layers, once a machine: about half a minute")
+    _logger.warning("compiling the kernels of the norm layers, once per machine: about half a minute")
     home = Path(torch.__file__).parent
     includes = [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
     link = ["-shared", "-L", str(home / "lib"), "-ltorch", "-ltorch_cpu", "-lc10"]
@@ -56,15 +60,15 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
         link.append("-Wl,-undefined,dynamic_lookup")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         objects = [str(Path(folder) / f"{source.stem}.o") for source in SOURCES]
-        _run(*([compiler, *flags, level, *includes, "-c", str(source), "-o", target]
-               for (source, level), target in zip(SOURCES.items(), objects, strict=True)))  # fmt: skip
+        _run_concurrently(*([compiler, *flags, level, *includes, "-c", str(source), "-o", target]
+                            for (source, level), target in zip(SOURCES.items(), objects, strict=True)))  # fmt: skip
         result = Path(folder) / path.name
-        _run([compiler, *objects, "-o", str(result), *link])
+        _run_concurrently([compiler, *objects, "-o", str(result), *link])
         os.replace(result, path)
 
 
-def _run(*commands: list[str]) -> None:
-    """Runs commands at the same time. BuildError, with the first line that says why, if one fails."""
+def _run_concurrently(*commands: list[str]) -> None:
+    """Runs all commands at the same time. BuildError with the first line of error output if one fails."""
     try:
         processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]  # noqa: S603
     except OSError as error:
@@ -72,30 +76,33 @@ def _run(*commands: list[str]) -> None:
     messages = [process.communicate()[1] for process in processes]
     for command, process, message in zip(commands, processes, messages, strict=True):
         if process.returncode != 0:
-            why = next((line for line in message.splitlines() if "error" in line), f"exit code {process.returncode}")
-            raise BuildError(f"{command[0]}: {why}")
+            reason = next((line for line in message.splitlines() if "error" in line), f"exit code {process.returncode}")
+            raise BuildError(f"{command[0]}: {reason}")
 
 
-def _cache() -> Path:
-    """A folder that only this user can write to: what lies there is loaded and run."""
+def _find_cache_folder() -> Path:
+    """Returns a folder that only this user can write to, because its files are loaded and executed."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "normalizer-study"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.stat()
-        if os.access(folder, os.W_OK) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022:
+        status = folder.stat()
+        if os.access(folder, os.W_OK) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
             return folder
     except OSError:
         pass
-    raise BuildError(f"{folder} is not writable, or not by its owner alone; XDG_CACHE_HOME chooses another place")
+    raise BuildError(f"{folder} is not writable, or others can write to it; set XDG_CACHE_HOME to another place")
 
 
-def _machine_flag() -> str:
-    """Code for this very processor; clang spells it differently on ARM."""
+def _native_flag() -> str:
+    """Returns the flag for code that fits this processor; on ARM clang spells it differently."""
     return "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 
 
-def _processor() -> str:
-    """What `native` stands for, and the C library: nodes of a cluster share a home, and not always these."""
+def _describe_processor() -> str:
+    """Describes the processor features that `native` stands for, and the C library.
+
+    The nodes of a cluster may share a home folder and still differ in both.
+    """
     library = " ".join(platform.libc_ver())
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

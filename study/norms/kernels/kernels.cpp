@@ -1,8 +1,8 @@
-// The arithmetic of plain.py on CPUs: two passes over x forward, two over x and dy backward.
+// Computes what reference.py computes, with two passes over x forward, and two over x and dy backward.
 //
-// Every sum has an order of its own, whatever the number of threads: results are the same bit for bit.
+// The order of every sum is fixed, whatever the number of threads, so results are reproducible bit for bit.
 //
-// Names: N samples, C channels, P pixels; rows are (sample, channel); A is the type of the arithmetic, T that of x.
+// Names: N samples, C channels, P pixels; a row is one channel of one sample; x has type T, computations have type A.
 
 #include "kernels.h"
 
@@ -19,18 +19,18 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-namespace study {
+namespace switch_norm {
 namespace {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t kTile = 4096;         // values worked on at a time: they stay in the L1 cache
-constexpr int64_t kParallel = 1 << 15;  // values from which a second thread pays
+constexpr int64_t kTile = 4096;            // number of values processed at a time, which fit into the L1 cache
+constexpr int64_t kMinParallel = 1 << 15;  // number of values from which several threads are faster
 
 // ------------------------------------------------------------------------------------------------ vectors
 
-// 32 bytes of arithmetic, which every machine has in one or two registers.
+// A vector of 32 bytes, which is one or two registers on every processor.
 template <class A>
 struct Vector {
   static constexpr int64_t size = 32 / sizeof(A);
@@ -63,7 +63,7 @@ inline void load(const BFloat16* p, vector<float>& v) {
   std::memcpy(&v, &wide, sizeof v);
 }
 
-inline void store(vector<float> v, BFloat16* p) {  // to nearest, ties to even
+inline void store(vector<float> v, BFloat16* p) {  // rounds to nearest, ties to even
   words bits;
   std::memcpy(&bits, &v, sizeof bits);
   words rounded = (bits + ((bits >> 16) & 1) + 0x7fff) >> 16;
@@ -88,28 +88,28 @@ inline void store(vector<float> v, Half* p) {
 #endif
 }
 
-// Which values of a vector count: all, known when compiled; the last `count`, where it reaches back over values that
-// were taken already; the first `count`, where there is less than a vector.
-struct Whole {
-  Whole(int64_t = 0) {}
+// The lanes of a vector that are used: all; the last `count`, where the vector starts in values that were processed
+// before; or the first `count`, where there are fewer values than lanes.
+struct AllLanes {
+  AllLanes(int64_t = 0) {}
 };
-struct Last {
+struct LastLanes {
   int64_t count;
 };
-struct First {
+struct FirstLanes {
   int64_t count;
 };
 
-// The values at p, and `rest` for those that do not count.
+// Loads the values at p, and `rest` into unused lanes.
 template <class A, class T>
-inline vector<A> take(const T* p, Whole, A = 0) {
+inline vector<A> load_lanes(const T* p, AllLanes, A = 0) {
   vector<A> v;
   load(p, v);
   return v;
 }
 
 template <class A, class T>
-inline vector<A> take(const T* p, Last last, A rest = 0) {
+inline vector<A> load_lanes(const T* p, LastLanes last, A rest = 0) {
   vector<A> v;
   load(p, v);
   for (int64_t i = 0; i < Vector<A>::size; ++i) v[i] = i < Vector<A>::size - last.count ? rest : v[i];
@@ -117,7 +117,7 @@ inline vector<A> take(const T* p, Last last, A rest = 0) {
 }
 
 template <class A, class T>
-inline vector<A> take(const T* p, First first, A rest = 0) {
+inline vector<A> load_lanes(const T* p, FirstLanes first, A rest = 0) {
   T padded[Vector<A>::size] = {};
   std::copy(p, p + first.count, padded);
   vector<A> v;
@@ -126,22 +126,22 @@ inline vector<A> take(const T* p, First first, A rest = 0) {
   return v;
 }
 
-template <class A, class T, class Part>
-inline void put(vector<A> v, T* p, Part part) {
-  if constexpr (std::is_same_v<Part, First>) {
+template <class A, class T, class Lanes>
+inline void store_lanes(vector<A> v, T* p, Lanes lanes) {
+  if constexpr (std::is_same_v<Lanes, FirstLanes>) {
     T padded[Vector<A>::size];
     store(v, padded);
-    std::copy(padded, padded + part.count, p);
+    std::copy(padded, padded + lanes.count, p);
   } else {
     store(v, p);
   }
 }
 
-// p += v, where v is zero in what does not count.
-template <class A, class Part>
-inline void add(vector<A> v, A* p, Part part) {
-  if constexpr (std::is_same_v<Part, First>) {
-    for (int64_t i = 0; i < part.count; ++i) p[i] += v[i];
+// p += v, where v is zero in unused lanes.
+template <class A, class Lanes>
+inline void add_lanes(vector<A> v, A* p, Lanes lanes) {
+  if constexpr (std::is_same_v<Lanes, FirstLanes>) {
+    for (int64_t i = 0; i < lanes.count; ++i) p[i] += v[i];
   } else {
     vector<A> sum;
     load(p, sum);
@@ -149,82 +149,84 @@ inline void add(vector<A> v, A* p, Part part) {
   }
 }
 
-// Calls body(i, turn, part) for vectors of n values, each value once. Turns 0 to 3 are for sums: an addition waits for
-// the one before.
-template <class A, class Tail = Last, class F>
-inline void each_once(int64_t n, const F& body) {
+// Calls body(i, accumulator, lanes) for the vectors of n values, so that every value is in a used lane exactly once.
+// Sums use four accumulators, 0 to 3, because an addition has to wait for the result of the previous one.
+template <class A, class Tail = LastLanes, class F>
+inline void for_each_vector_once(int64_t n, const F& body) {
   constexpr int64_t size = Vector<A>::size;
   int64_t i = 0;
   for (; i + 4 * size <= n; i += 4 * size) {
-    body(i, 0, Whole());
-    body(i + size, 1, Whole());
-    body(i + 2 * size, 2, Whole());
-    body(i + 3 * size, 3, Whole());
+    body(i, 0, AllLanes());
+    body(i + size, 1, AllLanes());
+    body(i + 2 * size, 2, AllLanes());
+    body(i + 3 * size, 3, AllLanes());
   }
-  for (; i + size <= n; i += size) body(i, 0, Whole());
+  for (; i + size <= n; i += size) body(i, 0, AllLanes());
   if (i == n) return;
   if (n >= size)
     body(n - size, 1, Tail{n - i});
   else
-    body(i, 1, First{n - i});
+    body(i, 1, FirstLanes{n - i});
 }
 
-// The same for results that do not depend on each other: some of the last ones are computed twice.
+// The same for results that are independent of each other: the tail may compute some of them twice.
 template <class A, class F>
-inline void each(int64_t n, const F& body) {
-  each_once<A, Whole>(n, body);
+inline void for_each_vector(int64_t n, const F& body) {
+  for_each_vector_once<A, AllLanes>(n, body);
 }
 
-// A sum over the same lanes in the same order on every machine.
+// A sum that adds the same lanes in the same order on every processor.
 template <class A>
 struct Sum {
-  vector<A> turns[4] = {};
+  vector<A> accumulators[4] = {};
 
   A total() const {
     constexpr int64_t size = Vector<A>::size;
-    vector<A> v = (turns[0] + turns[1]) + (turns[2] + turns[3]);
+    vector<A> v = (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
     A result = 0;
     for (int64_t i = 0; i < size / 2; ++i) result += v[i] + v[i + size / 2];
     return result;
   }
 };
 
-// The sum of n values of an expression of vectors: term(i, part).
+// The sum of n values, which term(i, lanes) computes vector by vector.
 template <class A, class F>
 inline A sum(int64_t n, const F& term) {
   Sum<A> result;
-  each_once<A>(n, [&](int64_t i, int turn, auto part) { result.turns[turn] += term(i, part); });
+  for_each_vector_once<A>(n, [&](int64_t i, int accumulator, auto lanes) {
+    result.accumulators[accumulator] += term(i, lanes);
+  });
   return result.total();
 }
 
 // ------------------------------------------------------------------------------------------------ layout
 
-// Channels last, a tile is this many pixels of one sample: enough to make up for joining tiles.
+// In the channels-last layout, a tile is this many pixels of one sample: enough that merging tiles costs little.
 int64_t tile_pixels(Shape s) { return std::max<int64_t>(64, kTile / s.C); }
 int64_t tile_count(Shape s) { return (s.P + tile_pixels(s) - 1) / tile_pixels(s); }
 
-// Calls work(begin, end) on parts of [0, n), n pieces of `cost` values each, in the threads of torch.
+// Calls work(begin, end) for parts of [0, n) in torch's threads. cost: number of values that one item reads.
 template <class F>
-inline void split(int64_t n, int64_t cost, const F& work) {
-  if (n * cost <= kParallel || n < 2) return work(0, n);
+inline void parallel_for(int64_t n, int64_t cost, const F& work) {
+  if (n * cost <= kMinParallel || n < 2) return work(0, n);
   const auto call = [](int64_t begin, int64_t end, void* work) { (*static_cast<const F*>(work))(begin, end); };
-  torch_parallel_for(0, n, std::max<int64_t>(1, kParallel / 2 / cost), call, const_cast<F*>(&work));
+  torch_parallel_for(0, n, std::max<int64_t>(1, kMinParallel / 2 / cost), call, const_cast<F*>(&work));
 }
 
 // ------------------------------------------------------------------------------------------------ passes over memory
 
-// Channels last: calls body(p, pixels) for four pixels at a time, which share what a channel has in registers.
+// Channels last: calls body(p, pixels) for blocks of four pixels, so that per-channel values are loaded once per block.
 template <class F>
-inline void each_pixels(int64_t first, int64_t last, const F& body) {
+inline void for_each_pixel_block(int64_t first, int64_t last, const F& body) {
   for (; first + 4 <= last; first += 4) body(first, std::integral_constant<int, 4>());
   for (; first < last; ++first) body(first, std::integral_constant<int, 1>());
 }
 
 // Channels last: calls work(n, tile, first, last) for every tile of pixels of every sample.
 template <class F>
-inline void each_tile(Shape s, int64_t tensors, const F& work) {
+inline void for_each_tile(Shape s, int64_t tensors, const F& work) {
   const int64_t tiles = tile_count(s), pixels = tile_pixels(s);
-  split(s.N * tiles, tensors * std::min(pixels, s.P) * s.C, [&](int64_t begin, int64_t end) {
+  parallel_for(s.N * tiles, tensors * std::min(pixels, s.P) * s.C, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / tiles, first = i % tiles * pixels;
       work(n, i % tiles, first, std::min(s.P, first + pixels));
@@ -232,19 +234,20 @@ inline void each_tile(Shape s, int64_t tensors, const F& work) {
   });
 }
 
-// Mean and biased variance of every row, in one pass over memory: tile by tile, centred, joined as by Chan et al.
+// Mean and biased variance of every row, in one pass over memory: two passes over each tile in the cache, and tiles are
+// merged by the formula of Chan et al.
 template <class T, class A>
-void row_moments(const T* x, Shape s, A* mean, A* var) {
+void compute_row_moments(const T* x, Shape s, A* mean, A* var) {
   if (!s.channels_last) {
-    split(s.rows(), s.P, [&](int64_t begin, int64_t end) {
+    parallel_for(s.rows(), s.P, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         A center = 0, square = 0;
         for (int64_t p = 0; p < s.P; p += kTile) {
           const int64_t n = std::min(kTile, s.P - p);
           const T* v = x + row * s.P + p;
-          const A m = sum<A>(n, [&](int64_t i, auto part) { return take<A>(v + i, part); }) / A(n);
-          const A q = sum<A>(n, [&](int64_t i, auto part) {
-            const vector<A> d = take<A>(v + i, part, m) - m;
+          const A m = sum<A>(n, [&](int64_t i, auto lanes) { return load_lanes<A>(v + i, lanes); }) / A(n);
+          const A q = sum<A>(n, [&](int64_t i, auto lanes) {
+            const vector<A> d = load_lanes<A>(v + i, lanes, m) - m;
             return d * d;
           });
           const A delta = m - center, share = A(n) / A(p + n);
@@ -259,36 +262,36 @@ void row_moments(const T* x, Shape s, A* mean, A* var) {
   }
   const int64_t C = s.C, tiles = tile_count(s);
   std::vector<A> parts(tiles > 1 ? 2 * s.N * tiles * C : 0);
-  each_tile(s, 1, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
+  for_each_tile(s, 1, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
     A* m = tiles > 1 ? &parts[2 * (n * tiles + tile) * C] : mean + n * C;
     A* q = tiles > 1 ? m + C : var + n * C;
     const T* v = x + n * s.P * C;
     std::fill(m, m + C, A(0));
     std::fill(q, q + C, A(0));
-    each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each_once<A>(C, [&](int64_t c, int, auto part) {
-        vector<A> total = take<A>(v + p * C + c, part);
-        for (int k = 1; k < pixels; ++k) total += take<A>(v + (p + k) * C + c, part);
-        add<A>(total, m + c, part);
+    for_each_pixel_block(first, last, [&](int64_t p, auto pixels) {
+      for_each_vector_once<A>(C, [&](int64_t c, int, auto lanes) {
+        vector<A> total = load_lanes<A>(v + p * C + c, lanes);
+        for (int k = 1; k < pixels; ++k) total += load_lanes<A>(v + (p + k) * C + c, lanes);
+        add_lanes<A>(total, m + c, lanes);
       });
     });
     for (int64_t c = 0; c < C; ++c) m[c] /= A(last - first);
-    each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each_once<A>(C, [&](int64_t c, int, auto part) {
-        const vector<A> center = take<A>(m + c, part);
+    for_each_pixel_block(first, last, [&](int64_t p, auto pixels) {
+      for_each_vector_once<A>(C, [&](int64_t c, int, auto lanes) {
+        const vector<A> center = load_lanes<A>(m + c, lanes);
         vector<A> total = {};
         for (int k = 0; k < pixels; ++k) {
-          const vector<A> d = take<A>(v + (p + k) * C + c, part) - center;
+          const vector<A> d = load_lanes<A>(v + (p + k) * C + c, lanes) - center;
           total += d * d;
         }
-        add<A>(total, q + c, part);
+        add_lanes<A>(total, q + c, lanes);
       });
     });
     if (tiles == 1)
       for (int64_t c = 0; c < C; ++c) q[c] /= A(s.P);
   });
   if (tiles == 1) return;
-  split(s.N, 2 * tiles * C, [&](int64_t begin, int64_t end) {
+  parallel_for(s.N, 2 * tiles * C, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       A *__restrict center = mean + n * C, *__restrict square = var + n * C;
       const A* first = &parts[2 * n * tiles * C];
@@ -309,47 +312,51 @@ void row_moments(const T* x, Shape s, A* mean, A* var) {
   });
 }
 
-// y = (x - center) * scale + shift, all three by row: centred first, accurate even where |mean| >> std.
+// y = (x - center) * scale + shift, with one center, scale and shift per row. Subtracting the center first is accurate
+// even where |mean| >> std.
 template <class T, class A>
-void apply(const T* x, Shape s, const A* center, const A* scale, const A* shift, T* y) {
+void normalize_rows(const T* x, Shape s, const A* center, const A* scale, const A* shift, T* y) {
   if (!s.channels_last) {
-    split(s.rows(), s.P, [&](int64_t begin, int64_t end) {
+    parallel_for(s.rows(), s.P, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const A m = center[row], a = scale[row], b = shift[row];
         const T* v = x + row * s.P;
         T* w = y + row * s.P;
-        each<A>(s.P, [&](int64_t i, int, auto part) { put<A>((take<A>(v + i, part) - m) * a + b, w + i, part); });
+        for_each_vector<A>(s.P, [&](int64_t i, int, auto lanes) {
+          store_lanes<A>((load_lanes<A>(v + i, lanes) - m) * a + b, w + i, lanes);
+        });
       }
     });
     return;
   }
-  each_tile(s, 1, [&](int64_t n, int64_t, int64_t first, int64_t last) {
+  for_each_tile(s, 1, [&](int64_t n, int64_t, int64_t first, int64_t last) {
     const A *m = center + n * s.C, *a = scale + n * s.C, *b = shift + n * s.C;
-    each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each<A>(s.C, [&](int64_t c, int, auto part) {
-        const vector<A> mc = take<A>(m + c, part), ac = take<A>(a + c, part), bc = take<A>(b + c, part);
+    for_each_pixel_block(first, last, [&](int64_t p, auto pixels) {
+      for_each_vector<A>(s.C, [&](int64_t c, int, auto lanes) {
+        const vector<A> mc = load_lanes<A>(m + c, lanes), ac = load_lanes<A>(a + c, lanes);
+        const vector<A> bc = load_lanes<A>(b + c, lanes);
         for (int k = 0; k < pixels; ++k) {
           const int64_t i = (n * s.P + p + k) * s.C + c;
-          put<A>((take<A>(x + i, part) - mc) * ac + bc, y + i, part);
+          store_lanes<A>((load_lanes<A>(x + i, lanes) - mc) * ac + bc, y + i, lanes);
         }
       });
     });
   });
 }
 
-// By row, the sums of dy and of dy * (x - center).
+// For each row, the sums of dy and of dy * (x - center).
 template <class T, class A>
-void row_sums(const T* x, const T* dy, Shape s, const A* center, A* total, A* product) {
+void compute_row_gradient_sums(const T* x, const T* dy, Shape s, const A* center, A* total, A* product) {
   if (!s.channels_last) {
-    split(s.rows(), 2 * s.P, [&](int64_t begin, int64_t end) {
+    parallel_for(s.rows(), 2 * s.P, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const A m = center[row];
         const T *v = x + row * s.P, *g = dy + row * s.P;
         Sum<A> t, q;
-        each_once<A>(s.P, [&](int64_t i, int turn, auto part) {
-          const vector<A> gradient = take<A>(g + i, part);
-          t.turns[turn] += gradient;
-          q.turns[turn] += gradient * (take<A>(v + i, part) - m);
+        for_each_vector_once<A>(s.P, [&](int64_t i, int accumulator, auto lanes) {
+          const vector<A> gradient = load_lanes<A>(g + i, lanes);
+          t.accumulators[accumulator] += gradient;
+          q.accumulators[accumulator] += gradient * (load_lanes<A>(v + i, lanes) - m);
         });
         total[row] = t.total();
         product[row] = q.total();
@@ -359,80 +366,81 @@ void row_sums(const T* x, const T* dy, Shape s, const A* center, A* total, A* pr
   }
   const int64_t C = s.C, tiles = tile_count(s);
   std::vector<A> parts(tiles > 1 ? 2 * s.N * tiles * C : 0);
-  each_tile(s, 2, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
+  for_each_tile(s, 2, [&](int64_t n, int64_t tile, int64_t first, int64_t last) {
     A* t = tiles > 1 ? &parts[2 * (n * tiles + tile) * C] : total + n * C;
     A* q = tiles > 1 ? t + C : product + n * C;
     std::fill(t, t + C, A(0));
     std::fill(q, q + C, A(0));
-    each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each_once<A>(C, [&](int64_t c, int, auto part) {
-        const vector<A> m = take<A>(center + n * C + c, part);
+    for_each_pixel_block(first, last, [&](int64_t p, auto pixels) {
+      for_each_vector_once<A>(C, [&](int64_t c, int, auto lanes) {
+        const vector<A> m = load_lanes<A>(center + n * C + c, lanes);
         vector<A> sum = {}, products = {};
         for (int k = 0; k < pixels; ++k) {
           const int64_t i = (n * s.P + p + k) * C + c;
-          const vector<A> gradient = take<A>(dy + i, part);
+          const vector<A> gradient = load_lanes<A>(dy + i, lanes);
           sum += gradient;
-          products += gradient * (take<A>(x + i, part) - m);
+          products += gradient * (load_lanes<A>(x + i, lanes) - m);
         }
-        add<A>(sum, t + c, part);
-        add<A>(products, q + c, part);
+        add_lanes<A>(sum, t + c, lanes);
+        add_lanes<A>(products, q + c, lanes);
       });
     });
   });
   if (tiles == 1) return;
-  split(s.N, 2 * tiles * C, [&](int64_t begin, int64_t end) {
+  parallel_for(s.N, 2 * tiles * C, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       A *__restrict t = total + n * C, *__restrict q = product + n * C;
       std::fill(t, t + C, A(0));
       std::fill(q, q + C, A(0));
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        const A* part = &parts[2 * (n * tiles + tile) * C];
+        const A* tile_sums = &parts[2 * (n * tiles + tile) * C];
         for (int64_t c = 0; c < C; ++c) {
-          t[c] += part[c];
-          q[c] += part[C + c];
+          t[c] += tile_sums[c];
+          q[c] += tile_sums[C + c];
         }
       }
     }
   });
 }
 
-// dx = scale * dy + slope * (x - center) + offset, by row.
+// dx = scale * dy + slope * (x - center) + offset, with one of each coefficient per row.
 template <class T, class A>
-void apply_gradient(const T* x, const T* dy, Shape s, const A* center, const A* scale, const A* slope,
-                    const A* offset, T* dx) {
+void compute_input_gradient(const T* x, const T* dy, Shape s, const A* center, const A* scale, const A* slope,
+                            const A* offset, T* dx) {
   if (!s.channels_last) {
-    split(s.rows(), 2 * s.P, [&](int64_t begin, int64_t end) {
+    parallel_for(s.rows(), 2 * s.P, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const A m = center[row], a = scale[row], b = slope[row], c = offset[row];
         const T *v = x + row * s.P, *g = dy + row * s.P;
         T* w = dx + row * s.P;
-        each<A>(s.P, [&](int64_t i, int, auto part) {
-          put<A>(take<A>(g + i, part) * a + ((take<A>(v + i, part) - m) * b + c), w + i, part);
+        for_each_vector<A>(s.P, [&](int64_t i, int, auto lanes) {
+          store_lanes<A>(load_lanes<A>(g + i, lanes) * a + ((load_lanes<A>(v + i, lanes) - m) * b + c), w + i, lanes);
         });
       }
     });
     return;
   }
-  each_tile(s, 2, [&](int64_t n, int64_t, int64_t first, int64_t last) {
+  for_each_tile(s, 2, [&](int64_t n, int64_t, int64_t first, int64_t last) {
     const A *m = center + n * s.C, *a = scale + n * s.C, *b = slope + n * s.C, *d = offset + n * s.C;
-    each_pixels(first, last, [&](int64_t p, auto pixels) {
-      each<A>(s.C, [&](int64_t c, int, auto part) {
-        const vector<A> mc = take<A>(m + c, part), ac = take<A>(a + c, part);
-        const vector<A> bc = take<A>(b + c, part), dc = take<A>(d + c, part);
+    for_each_pixel_block(first, last, [&](int64_t p, auto pixels) {
+      for_each_vector<A>(s.C, [&](int64_t c, int, auto lanes) {
+        const vector<A> mc = load_lanes<A>(m + c, lanes), ac = load_lanes<A>(a + c, lanes);
+        const vector<A> bc = load_lanes<A>(b + c, lanes), dc = load_lanes<A>(d + c, lanes);
         for (int k = 0; k < pixels; ++k) {
           const int64_t i = (n * s.P + p + k) * s.C + c;
-          put<A>(take<A>(dy + i, part) * ac + ((take<A>(x + i, part) - mc) * bc + dc), dx + i, part);
+          store_lanes<A>(load_lanes<A>(dy + i, lanes) * ac + ((load_lanes<A>(x + i, lanes) - mc) * bc + dc), dx + i,
+                         lanes);
         }
       });
     });
   });
 }
 
-// ------------------------------------------------------------------------------------------------ the pool
+// ------------------------------------------------------------------------------------------------ member statistics
 
-// Weights by member, 0 for what is not in the pool: what has none in either is skipped.
+// Weights by member, 0 for a normalizer outside the pool. A member whose two weights are 0 is skipped.
 template <class A>
-struct Switch {
+struct MemberWeights {
   A mean[kMembers] = {}, var[kMembers] = {};
 
   bool uses(Member member) const { return mean[member] != 0 || var[member] != 0; }
@@ -444,7 +452,7 @@ struct Switch {
 };
 
 template <class A>
-void mix(const A* logits, const Options& o, A* weights) {
+void compute_weights(const A* logits, const Options& o, A* weights) {
   A largest = -INFINITY, total = 0;
   for (int k = 0, i = 0; k < kMembers; ++k)
     if (o.has(Member(k))) largest = std::max(largest, weights[k] = logits[i++]);
@@ -454,41 +462,42 @@ void mix(const A* logits, const Options& o, A* weights) {
   for (int k = 0; k < kMembers; ++k) weights[k] /= total;
 }
 
-// From the gradient of weights, in double, to that of what the mixing rule was given.
+// The gradient of a switch (logits or weights), from the gradient of the weights in double.
 template <class A>
-void unmix(const A* weights, const double* gradient, const Options& o, A* result) {
+void compute_switch_gradient(const A* weights, const double* gradient, const Options& o, A* result) {
   double product = 0;
   for (int k = 0; k < kMembers; ++k) product += double(weights[k]) * gradient[k];
   for (int k = 0, i = 0; k < kMembers; ++k)
     if (o.has(Member(k))) result[i++] = A(o.softmax ? weights[k] * (gradient[k] - product) : gradient[k]);
 }
 
-// Statistics of the members: ln (N,), gn (N, groups), bn (chunks, C). What is not used stays 0.
+// Statistics of the members: ln (N,), gn (N, groups), bn (chunks, C). Those of a skipped member are 0.
 template <class A>
-struct Pool {
+struct MemberMoments {
   std::vector<A> ln_mean, ln_var, gn_mean, gn_var, bn_mean, bn_var;
-  bool stored = false;
+  bool uses_running = false;  // whether bn uses running statistics, which have no gradient
 };
 
-// Over the channels of a group: mean of variances + variance of means; nothing large is taken from anything large.
+// Over the channels of each group: mean of variances + variance of means, without a difference of large numbers.
 template <class A>
-void group_moments(const A* mean, const A* var, int64_t groups, int64_t size, A* center, A* spread) {
+void compute_group_moments(const A* mean, const A* var, int64_t groups, int64_t size, A* center, A* spread) {
   for (int64_t g = 0; g < groups; ++g) {
     const A *m = mean + g * size, *v = var + g * size;
-    const A c = sum<A>(size, [&](int64_t i, auto part) { return take<A>(m + i, part); }) / A(size);
-    const A total = sum<A>(size, [&](int64_t i, auto part) {
-      const vector<A> d = take<A>(m + i, part, c) - c;
-      return d * d + take<A>(v + i, part);
+    const A c = sum<A>(size, [&](int64_t i, auto lanes) { return load_lanes<A>(m + i, lanes); }) / A(size);
+    const A total = sum<A>(size, [&](int64_t i, auto lanes) {
+      const vector<A> d = load_lanes<A>(m + i, lanes, c) - c;
+      return d * d + load_lanes<A>(v + i, lanes);
     });
     center[g] = c;
     spread[g] = total / A(size);
   }
 }
 
-// The same over the samples of every chunk, channel by channel.
+// The same over the samples of each chunk, for every channel.
 template <class A>
-void chunk_moments(const A* mean, const A* var, int64_t chunks, int64_t samples, int64_t C, A* center, A* spread) {
-  split(chunks, samples * C, [&](int64_t begin, int64_t end) {
+void compute_chunk_moments(const A* mean, const A* var, int64_t chunks, int64_t samples, int64_t C, A* center,
+                           A* spread) {
+  parallel_for(chunks, samples * C, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       const A *m = mean + g * samples * C, *v = var + g * samples * C;
       A *__restrict a = center + g * C, *__restrict b = spread + g * C;
@@ -506,45 +515,47 @@ void chunk_moments(const A* mean, const A* var, int64_t chunks, int64_t samples,
 }
 
 template <class A>
-Pool<A> pool_moments(const A* mean, const A* var, Shape s, const Options& o, const Switch<A>& w,
-                     const A* running_mean, const A* running_var, bool track) {
-  Pool<A> pool{std::vector<A>(s.N),            std::vector<A>(s.N),
-               std::vector<A>(s.N * o.groups), std::vector<A>(s.N * o.groups),
-               std::vector<A>(o.chunks * s.C), std::vector<A>(o.chunks * s.C)};
+MemberMoments<A> compute_member_moments(const A* mean, const A* var, Shape s, const Options& o,
+                                        const MemberWeights<A>& w, const A* running_mean, const A* running_var,
+                                        bool uses_batch) {
+  MemberMoments<A> moments{std::vector<A>(s.N),            std::vector<A>(s.N),
+                           std::vector<A>(s.N * o.groups), std::vector<A>(s.N * o.groups),
+                           std::vector<A>(o.chunks * s.C), std::vector<A>(o.chunks * s.C)};
   const bool ln = w.uses(kLn), gn = w.uses(kGn);
   if (ln || gn) {
-    split(s.N, 2 * s.C, [&](int64_t begin, int64_t end) {
+    parallel_for(s.N, 2 * s.C, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const A *m = mean + n * s.C, *v = var + n * s.C;
-        if (ln) group_moments(m, v, 1, s.C, &pool.ln_mean[n], &pool.ln_var[n]);
+        if (ln) compute_group_moments(m, v, 1, s.C, &moments.ln_mean[n], &moments.ln_var[n]);
         if (gn)
-          group_moments(m, v, o.groups, s.C / o.groups, &pool.gn_mean[n * o.groups], &pool.gn_var[n * o.groups]);
+          compute_group_moments(m, v, o.groups, s.C / o.groups, &moments.gn_mean[n * o.groups],
+                                &moments.gn_var[n * o.groups]);
       }
     });
   }
   if (running_mean) {
-    pool.stored = true;
-    std::copy(running_mean, running_mean + s.C, pool.bn_mean.begin());
-    std::copy(running_var, running_var + s.C, pool.bn_var.begin());
-  } else if (w.uses(kBn) || track) {
-    chunk_moments(mean, var, o.chunks, s.N / o.chunks, s.C, pool.bn_mean.data(), pool.bn_var.data());
+    moments.uses_running = true;
+    std::copy(running_mean, running_mean + s.C, moments.bn_mean.begin());
+    std::copy(running_var, running_var + s.C, moments.bn_var.begin());
+  } else if (w.uses(kBn) || uses_batch) {
+    compute_chunk_moments(mean, var, o.chunks, s.N / o.chunks, s.C, moments.bn_mean.data(), moments.bn_var.data());
   }
-  return pool;
+  return moments;
 }
 
-// Mixed mean and 1 / standard deviation of the rows of sample n.
+// The mixed mean and 1 / mixed standard deviation of the rows of sample n.
 template <class A>
-void mixed_moments(int64_t n, const A* mean, const A* var, Shape s, const Options& o, const Switch<A>& w,
-                   const Pool<A>& pool, A* __restrict mixed, A* __restrict rstd) {
+void compute_mixed_moments(int64_t n, const A* mean, const A* var, Shape s, const Options& o, const MemberWeights<A>& w,
+                           const MemberMoments<A>& moments, A* __restrict mixed, A* __restrict rstd) {
   const int64_t chunk = n / (s.N / o.chunks), size = s.C / o.groups;
   const A *m = mean + n * s.C, *v = var + n * s.C;
-  const A *bm = &pool.bn_mean[chunk * s.C], *bv = &pool.bn_var[chunk * s.C];
+  const A *bm = &moments.bn_mean[chunk * s.C], *bv = &moments.bn_var[chunk * s.C];
   const A eps = A(o.eps);
-  // A weight of 0 times a statistic that was never taken would be fine, times one that is not finite would not.
+  // in is skipped if its weights are 0, because 0 times a statistic that is not finite is NaN.
   const bool in = w.uses(kIn);
   for (int64_t g = 0; g < o.groups; ++g) {
-    const A base = w.mean[kLn] * pool.ln_mean[n] + w.mean[kGn] * pool.gn_mean[n * o.groups + g];
-    const A spread = w.var[kLn] * pool.ln_var[n] + w.var[kGn] * pool.gn_var[n * o.groups + g] + eps;
+    const A base = w.mean[kLn] * moments.ln_mean[n] + w.mean[kGn] * moments.gn_mean[n * o.groups + g];
+    const A spread = w.var[kLn] * moments.ln_var[n] + w.var[kGn] * moments.gn_var[n * o.groups + g] + eps;
     const int64_t first = g * size, last = first + size;
     if (in)
       for (int64_t c = first; c < last; ++c) {
@@ -562,55 +573,55 @@ void mixed_moments(int64_t n, const A* mean, const A* var, Shape s, const Option
 // ------------------------------------------------------------------------------------------------ forward
 
 template <class A>
-Switch<A> read_switch(const Inputs& in, const Options& o) {
-  Switch<A> w;
-  mix(static_cast<const A*>(in.mean_switch), o, w.mean);
-  mix(static_cast<const A*>(in.var_switch), o, w.var);
+MemberWeights<A> read_member_weights(const Inputs& in, const Options& o) {
+  MemberWeights<A> w;
+  compute_weights(static_cast<const A*>(in.mean_switch), o, w.mean);
+  compute_weights(static_cast<const A*>(in.var_switch), o, w.var);
   return w;
 }
 
 template <class T, class A>
-void forward_as(const T* x, Shape s, const Options& o, const Inputs& in, T* y, A* mean, A* batch) {
-  const auto w = read_switch<A>(in, o);
+void forward_typed(const T* x, Shape s, const Options& o, const Inputs& in, T* y, A* mean, A* batch) {
+  const auto w = read_member_weights<A>(in, o);
   const A *gamma = static_cast<const A*>(in.weight), *beta = static_cast<const A*>(in.bias);
-  const A *stored_mean = static_cast<const A*>(in.running_mean), *stored_var = static_cast<const A*>(in.running_var);
+  const A *running_mean = static_cast<const A*>(in.running_mean), *running_var = static_cast<const A*>(in.running_var);
   A* var = mean + s.rows();
-  const bool track = o.has(kBn) && !stored_mean;
+  const bool uses_batch = o.has(kBn) && !running_mean;
 
-  if (stored_mean && w.only(kBn)) {
-    // Batch normalization in evaluation: a scale and a shift by channel, without a look at x before.
-    for (int64_t n = 0; n < s.N; ++n) std::copy(stored_mean, stored_mean + s.C, mean + n * s.C);
+  if (running_mean && w.only(kBn)) {
+    // Batch normalization in evaluation: a scale and a shift per channel, which do not need the statistics of x.
+    for (int64_t n = 0; n < s.N; ++n) std::copy(running_mean, running_mean + s.C, mean + n * s.C);
     std::fill(var, var + s.rows(), A(0));
   } else {
-    row_moments(x, s, mean, var);
+    compute_row_moments(x, s, mean, var);
     if (o.correction && s.P > 1)
       for (int64_t i = 0; i < s.rows(); ++i) var[i] *= A(s.P) / A(s.P - 1);
   }
 
-  const auto pool = pool_moments(mean, var, s, o, w, stored_mean, stored_var, track);
+  const auto moments = compute_member_moments(mean, var, s, o, w, running_mean, running_var, uses_batch);
   std::vector<A> scale(s.rows()), shift(s.rows());
-  split(s.N, 16 * s.C, [&](int64_t begin, int64_t end) {
+  parallel_for(s.N, 16 * s.C, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       A *__restrict a = &scale[n * s.C], *__restrict b = &shift[n * s.C];
       const A* m = mean + n * s.C;
-      mixed_moments(n, mean, var, s, o, w, pool, b, a);
+      compute_mixed_moments(n, mean, var, s, o, w, moments, b, a);
       for (int64_t c = 0; c < s.C; ++c) {
         a[c] *= gamma[c];
         b[c] = beta[c] + (m[c] - b[c]) * a[c];
       }
     }
   });
-  apply(x, s, mean, scale.data(), shift.data(), y);
+  normalize_rows(x, s, mean, scale.data(), shift.data(), y);
 
-  if (track) {  // what running statistics move towards
+  if (uses_batch) {
     A *center = batch, *spread = center + s.C;
     const int64_t count = s.N / o.chunks * s.P;
     const A unbiased = o.correction == 0 && count > 1 ? A(count) / A(count - 1) : A(1);
     for (int64_t c = 0; c < s.C; ++c) {
       A m = 0, v = 0;
       for (int64_t g = 0; g < o.chunks; ++g) {
-        m += pool.bn_mean[g * s.C + c];
-        v += pool.bn_var[g * s.C + c];
+        m += moments.bn_mean[g * s.C + c];
+        v += moments.bn_var[g * s.C + c];
       }
       center[c] = m / A(o.chunks);
       spread[c] = v / A(o.chunks) * unbiased;
@@ -621,17 +632,17 @@ void forward_as(const T* x, Shape s, const Options& o, const Inputs& in, T* y, A
 // ------------------------------------------------------------------------------------------------ backward
 
 template <class T, class A>
-void backward_as(const T* x, Shape s, const Options& o, const Inputs& in, const A* mean, const T* dy, T* dx,
+void backward_typed(const T* x, Shape s, const Options& o, const Inputs& in, const A* mean, const T* dy, T* dx,
                  const Gradients& out) {
   const int64_t C = s.C, samples = s.N / o.chunks, size = C / o.groups;
-  const auto w = read_switch<A>(in, o);
+  const auto w = read_member_weights<A>(in, o);
   const A *var = mean + s.rows(), *gamma = static_cast<const A*>(in.weight);
-  const A *stored_mean = static_cast<const A*>(in.running_mean), *stored_var = static_cast<const A*>(in.running_var);
-  const auto pool = pool_moments(mean, var, s, o, w, stored_mean, stored_var, false);
+  const A *running_mean = static_cast<const A*>(in.running_mean), *running_var = static_cast<const A*>(in.running_var);
+  const auto moments = compute_member_moments(mean, var, s, o, w, running_mean, running_var, false);
 
-  // dm and dv begin as the sums of dy and dy * (x - mean) and end as gradients of the mixed mean and variance.
+  // dm and dv first contain the sums of dy and dy * (x - mean), then the gradients of the mixed mean and variance.
   std::vector<A> dm(s.rows()), dv(s.rows()), scale(s.rows());
-  row_sums(x, dy, s, mean, dm.data(), dv.data());
+  compute_row_gradient_sums(x, dy, s, mean, dm.data(), dv.data());
 
   A *dgamma = static_cast<A*>(out.weight), *dbeta = static_cast<A*>(out.bias);
   std::fill(dgamma, dgamma + C, A(0));
@@ -639,11 +650,12 @@ void backward_as(const T* x, Shape s, const Options& o, const Inputs& in, const 
   std::vector<A> mixed(C), ln_dm(s.N), ln_dv(s.N), gn_dm(s.N * o.groups), gn_dv(s.N * o.groups);
   std::vector<A> bn_dm(o.chunks * C), bn_dv(o.chunks * C);
   double dw_mean[kMembers] = {}, dw_var[kMembers] = {};
+  // m, v: statistics of a row; e, d: gradients of its mixed mean and variance. Prefixes l, g, b: those of ln, gn, bn.
   for (int64_t n = 0; n < s.N; ++n) {
     const A *m = mean + n * C, *v = var + n * C;
     A *__restrict e = &dm[n * C], *__restrict d = &dv[n * C], *__restrict r = &scale[n * C];
     A *__restrict be = &bn_dm[n / samples * C], *__restrict bd = &bn_dv[n / samples * C];
-    mixed_moments(n, mean, var, s, o, w, pool, mixed.data(), r);
+    compute_mixed_moments(n, mean, var, s, o, w, moments, mixed.data(), r);
     for (int64_t c = 0; c < C; ++c) {
       const A total = e[c], slope = (d[c] + total * (m[c] - mixed[c])) * r[c];
       dbeta[c] += total;
@@ -657,54 +669,58 @@ void backward_as(const T* x, Shape s, const Options& o, const Inputs& in, const 
     }
     for (int64_t g = 0; g < o.groups; ++g) {
       const A *eg = e + g * size, *dg = d + g * size;
-      const A te = sum<A>(size, [&](int64_t i, auto part) { return take<A>(eg + i, part); });
-      const A td = sum<A>(size, [&](int64_t i, auto part) { return take<A>(dg + i, part); });
+      const A te = sum<A>(size, [&](int64_t i, auto lanes) { return load_lanes<A>(eg + i, lanes); });
+      const A td = sum<A>(size, [&](int64_t i, auto lanes) { return load_lanes<A>(dg + i, lanes); });
       gn_dm[n * o.groups + g] = te;
       gn_dv[n * o.groups + g] = td;
       ln_dm[n] += te;
       ln_dv[n] += td;
     }
     if (w.uses(kIn)) {
-      dw_mean[kIn] += sum<A>(C, [&](int64_t i, auto part) { return take<A>(e + i, part) * take<A>(m + i, part); });
-      dw_var[kIn] += sum<A>(C, [&](int64_t i, auto part) { return take<A>(d + i, part) * take<A>(v + i, part); });
+      dw_mean[kIn] += sum<A>(C, [&](int64_t i, auto lanes) {
+        return load_lanes<A>(e + i, lanes) * load_lanes<A>(m + i, lanes);
+      });
+      dw_var[kIn] += sum<A>(C, [&](int64_t i, auto lanes) {
+        return load_lanes<A>(d + i, lanes) * load_lanes<A>(v + i, lanes);
+      });
     }
   }
 
-  auto correlate = [](const std::vector<A>& gradient, const std::vector<A>& statistic, int64_t period) {
+  auto dot = [](const std::vector<A>& gradient, const std::vector<A>& statistic, int64_t period) {
     double total = 0;
     for (size_t i = 0; i < gradient.size(); ++i) total += double(gradient[i]) * statistic[i % period];
     return total;
   };
   if (w.uses(kLn)) {
-    dw_mean[kLn] = correlate(ln_dm, pool.ln_mean, s.N);
-    dw_var[kLn] = correlate(ln_dv, pool.ln_var, s.N);
+    dw_mean[kLn] = dot(ln_dm, moments.ln_mean, s.N);
+    dw_var[kLn] = dot(ln_dv, moments.ln_var, s.N);
   }
   if (w.uses(kGn)) {
-    dw_mean[kGn] = correlate(gn_dm, pool.gn_mean, s.N * o.groups);
-    dw_var[kGn] = correlate(gn_dv, pool.gn_var, s.N * o.groups);
+    dw_mean[kGn] = dot(gn_dm, moments.gn_mean, s.N * o.groups);
+    dw_var[kGn] = dot(gn_dv, moments.gn_var, s.N * o.groups);
   }
   if (w.uses(kBn)) {
-    dw_mean[kBn] = correlate(bn_dm, pool.bn_mean, o.chunks * C);
-    dw_var[kBn] = correlate(bn_dv, pool.bn_var, o.chunks * C);
+    dw_mean[kBn] = dot(bn_dm, moments.bn_mean, o.chunks * C);
+    dw_var[kBn] = dot(bn_dv, moments.bn_var, o.chunks * C);
   }
-  unmix(w.mean, dw_mean, o, static_cast<A*>(out.mean_switch));
-  unmix(w.var, dw_var, o, static_cast<A*>(out.var_switch));
+  compute_switch_gradient(w.mean, dw_mean, o, static_cast<A*>(out.mean_switch));
+  compute_switch_gradient(w.var, dw_var, o, static_cast<A*>(out.var_switch));
 
-  // From the mixed statistics through the members to the rows' own: dm is the offset of dx, dv its slope.
-  const A widened = o.correction && s.P > 1 ? A(s.P) / A(s.P - 1) : A(1);
-  const A to_offset = A(1) / A(s.P), to_slope = 2 * widened / A(s.P);
-  const A wm_bn = pool.stored ? A(0) : w.mean[kBn] / A(samples);
-  const A wv_bn = pool.stored ? A(0) : w.var[kBn] / A(samples);
-  split(s.N, 16 * C, [&](int64_t begin, int64_t end) {
+  // From the gradients of mixed statistics to those of row statistics: then dm is the offset of dx and dv its slope.
+  const A bessel = o.correction && s.P > 1 ? A(s.P) / A(s.P - 1) : A(1);
+  const A to_offset = A(1) / A(s.P), to_slope = 2 * bessel / A(s.P);
+  const A wm_bn = moments.uses_running ? A(0) : w.mean[kBn] / A(samples);
+  const A wv_bn = moments.uses_running ? A(0) : w.var[kBn] / A(samples);
+  parallel_for(s.N, 16 * C, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const int64_t chunk = n / samples * C;
-      const A *m = mean + n * C, *bm = &pool.bn_mean[chunk], *be = &bn_dm[chunk], *bd = &bn_dv[chunk];
+      const A *m = mean + n * C, *bm = &moments.bn_mean[chunk], *be = &bn_dm[chunk], *bd = &bn_dv[chunk];
       A *__restrict e = &dm[n * C], *__restrict d = &dv[n * C];
-      const A le = w.mean[kLn] / A(C) * ln_dm[n], ld = w.var[kLn] / A(C) * ln_dv[n], lm = pool.ln_mean[n];
+      const A le = w.mean[kLn] / A(C) * ln_dm[n], ld = w.var[kLn] / A(C) * ln_dv[n], lm = moments.ln_mean[n];
       for (int64_t g = 0; g < o.groups; ++g) {
         const int64_t group = n * o.groups + g;
         const A ge = w.mean[kGn] / A(size) * gn_dm[group], gd = w.var[kGn] / A(size) * gn_dv[group];
-        const A gm = pool.gn_mean[group];
+        const A gm = moments.gn_mean[group];
         for (int64_t c = g * size; c < (g + 1) * size; ++c) {
           const A bv = wv_bn * bd[c];
           e[c] = (w.mean[kIn] * e[c] + le + ge + wm_bn * be[c] +
@@ -715,20 +731,21 @@ void backward_as(const T* x, Shape s, const Options& o, const Inputs& in, const 
       }
     }
   });
-  apply_gradient(x, dy, s, mean, scale.data(), dv.data(), dm.data(), dx);
+  compute_input_gradient(x, dy, s, mean, scale.data(), dv.data(), dm.data(), dx);
 }
 
 // ------------------------------------------------------------------------------------------------ sparsestmax
 
 constexpr int64_t kLogits = 8;
 
-// What mixing.py computes on the way, in descending order of the logits.
-struct Path {
+// The intermediate results of sparsestmax in mixing.py, in descending order of the logits.
+struct SparsestmaxPath {
   int64_t n, order[kLogits], active, support;
   double gaps[kLogits], untied[kLogits], spread, stretch, points[kLogits], threshold;
   bool tied;
 
-  Path(const double* logits, int64_t n, double radius, double epsilon) : n(n), active(0), spread(0), stretch(0) {
+  SparsestmaxPath(const double* logits, int64_t n, double radius, double epsilon)
+      : n(n), active(0), spread(0), stretch(0) {
     for (int64_t i = 0; i < n; ++i) order[i] = i;
     std::stable_sort(order, order + n, [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
     double total = 0, squares = 0;
@@ -755,7 +772,7 @@ struct Path {
 };
 
 template <class F>
-void by_dtype(Dtype dtype, const F& work) {
+void dispatch_dtype(Dtype dtype, const F& work) {
   switch (dtype) {
     case Dtype::Float:
       return work(float());
@@ -771,20 +788,20 @@ void by_dtype(Dtype dtype, const F& work) {
 }  // namespace
 
 void forward(Dtype dtype, Shape shape, const Options& options, const Inputs& in, void* y, void* stats, void* batch) {
-  by_dtype(dtype, [&](auto type) {
+  dispatch_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Arithmetic<T>::type;
-    forward_as(static_cast<const T*>(in.x), shape, options, in, static_cast<T*>(y), static_cast<A*>(stats),
+    forward_typed(static_cast<const T*>(in.x), shape, options, in, static_cast<T*>(y), static_cast<A*>(stats),
                static_cast<A*>(batch));
   });
 }
 
 void backward(Dtype dtype, Shape shape, const Options& options, const Inputs& in, const void* stats, const void* dy,
               const Gradients& out) {
-  by_dtype(dtype, [&](auto type) {
+  dispatch_dtype(dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Arithmetic<T>::type;
-    backward_as(static_cast<const T*>(in.x), shape, options, in, static_cast<const A*>(stats),
+    backward_typed(static_cast<const T*>(in.x), shape, options, in, static_cast<const A*>(stats),
                 static_cast<const T*>(dy), static_cast<T*>(out.x), out);
   });
 }
@@ -794,7 +811,7 @@ void sparsestmax(const double* logits, int64_t n, double radius, double epsilon,
     weights[0] = 1;
     return;
   }
-  const Path path(logits, n, radius, epsilon);
+  const SparsestmaxPath path(logits, n, radius, epsilon);
   for (int64_t i = 0; i < n; ++i) weights[path.order[i]] = std::max(path.points[i] - path.threshold, 0.0);
 }
 
@@ -804,14 +821,14 @@ void sparsestmax_gradient(const double* logits, int64_t n, double radius, double
     dlogits[0] = 0;
     return;
   }
-  const Path path(logits, n, radius, epsilon);
+  const SparsestmaxPath path(logits, n, radius, epsilon);
   double d[kLogits] = {}, total = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (path.points[i] > path.threshold) d[i] = dweights[path.order[i]];
     total += d[i];
   }
   for (int64_t i = 0; i < path.support; ++i) d[i] -= total / double(path.support);
-  // Where the top is tied, the stretch is huge and its gradient noise: there only gaps carry one.
+  // Where the largest logits tie, the stretch is huge and its gradient is noise: only the gaps have a gradient.
   if (path.stretch > 1 && !path.tied) {
     double dstretch = 0, mean = 0;
     for (int64_t i = 0; i < n; ++i) dstretch += d[i] * path.untied[i];
@@ -827,4 +844,4 @@ void sparsestmax_gradient(const double* logits, int64_t n, double radius, double
   }
 }
 
-}  // namespace study
+}  // namespace switch_norm

@@ -1,16 +1,16 @@
-// The arithmetic of switch norms on CPUs, for operators.cpp.
+// CPU kernels of switch norms, which operators.cpp registers with torch.
 
 #pragma once
 
 #include <cstdint>
 
-namespace study {
+namespace switch_norm {
 
 enum Member { kIn, kLn, kBn, kGn, kMembers };
 enum class Dtype { Float, Double, BFloat16, Half };
 
-// x as (N, C, P): samples, channels, pixels. Rows are (sample, channel); their pixels lie side by side, or, channels
-// last, the channels of a pixel do. With one pixel it is both.
+// x as (N, C, P): samples, channels, pixels. A row is one channel of one sample. In the contiguous layout the pixels of
+// a row are adjacent in memory; in the channels-last layout the channels of a pixel are. With one pixel both are true.
 struct Shape {
   int64_t N, C, P;
   bool channels_last;
@@ -19,20 +19,21 @@ struct Shape {
 };
 
 struct Options {
-  int64_t members, groups, chunks, correction;  // members: a bit for each of the pool
+  int64_t members, groups, chunks, correction;  // members: one bit for each member of the pool
   double eps;
-  bool softmax;  // whether switches are logits to take the softmax of, or weights
+  bool softmax;  // whether mean_switch and var_switch are logits, to which the softmax is applied, or weights
 
   bool has(Member member) const { return members >> member & 1; }
 };
 
-// The inputs; x and y have the dtype, everything else is float, or double where that is the dtype.
+// x and y have the given dtype. Everything else is double if that is the dtype, else float.
 struct Inputs {
   const void *x, *mean_switch, *var_switch, *weight, *bias;
-  const void *running_mean, *running_var;  // null: bn takes the statistics of the batch
+  const void *running_mean, *running_var;  // null: bn uses the statistics of the batch
 };
 
-// stats: (2, N, C), mean and variance of the rows. batch: (2, C), what running statistics move towards; unused without.
+// stats: (2, N, C), mean and variance of the rows. batch: (2, C), the mean and variance that running statistics move
+// towards; not written if bn does not use the statistics of the batch.
 void forward(Dtype dtype, Shape shape, const Options& options, const Inputs& in, void* y, void* stats, void* batch);
 
 struct Gradients {
@@ -42,10 +43,10 @@ struct Gradients {
 void backward(Dtype dtype, Shape shape, const Options& options, const Inputs& in, const void* stats, const void* dy,
               const Gradients& out);
 
-// SparsestMax of n <= 8 logits, as in mixing.py. `epsilon` is the rounding error of the logits' dtype.
+// SparsestMax of n <= 8 logits, as in mixing.py. epsilon: the machine epsilon of the logits' dtype.
 void sparsestmax(const double* logits, int64_t n, double radius, double epsilon, double* weights);
-// From the gradient of the weights to that of the logits.
+// The gradient of the logits, from the gradient of the weights.
 void sparsestmax_gradient(const double* logits, int64_t n, double radius, double epsilon, const double* dweights,
                           double* dlogits);
 
-}  // namespace study
+}  // namespace switch_norm

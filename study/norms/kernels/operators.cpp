@@ -1,5 +1,5 @@
-// The operators study_norms::forward and ::backward on CPUs, and the gradient of the first on every device. Autograd is
-// in C++, because on small tensors the way through Python takes longer than the arithmetic.
+// Registers the operators of switch norms on CPUs, and their autograd on every device. Autograd is in C++, because on
+// small tensors a detour through Python takes longer than the computation.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -18,88 +18,89 @@ using torch::autograd::variable_list;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-study::Dtype dtype_of(const Tensor& x) {
+switch_norm::Dtype get_dtype(const Tensor& x) {
   switch (x.scalar_type()) {
     case at::kFloat:
-      return study::Dtype::Float;
+      return switch_norm::Dtype::Float;
     case at::kDouble:
-      return study::Dtype::Double;
+      return switch_norm::Dtype::Double;
     case at::kBFloat16:
-      return study::Dtype::BFloat16;
+      return switch_norm::Dtype::BFloat16;
     case at::kHalf:
-      return study::Dtype::Half;
+      return switch_norm::Dtype::Half;
     default:
-      TORCH_CHECK(false, "study_norms: x must be float32, float64, bfloat16 or float16");
+      TORCH_CHECK(false, "switch_norm: x must be float32, float64, bfloat16 or float16");
   }
 }
 
-// Whether the channels of a pixel lie side by side, and the pixels of a sample, in any number of dimensions.
+// Whether x is dense in channels-last order, for any number of dimensions.
 bool is_channels_last(const Tensor& x) {
   int64_t expected = 1;
-  const auto follows = [&](int64_t d) {
-    const bool right = x.size(d) == 1 || x.stride(d) == expected;
+  const auto has_expected_stride = [&](int64_t d) {
+    const bool matches = x.size(d) == 1 || x.stride(d) == expected;
     expected *= x.size(d);
-    return right;
+    return matches;
   };
-  bool right = follows(1);
-  for (int64_t d = x.dim() - 1; d >= 2; --d) right = right && follows(d);
-  return right && follows(0);
+  bool matches = has_expected_stride(1);
+  for (int64_t d = x.dim() - 1; d >= 2; --d) matches = matches && has_expected_stride(d);
+  return matches && has_expected_stride(0);
 }
 
-Tensor dense(const Tensor& x) { return x.is_contiguous() || is_channels_last(x) ? x : x.contiguous(); }
+Tensor to_dense(const Tensor& x) { return x.is_contiguous() || is_channels_last(x) ? x : x.contiguous(); }
 
-// dy in the layout of x.
-Tensor like(const Tensor& dy, const Tensor& x) {
+// Returns dy with the strides of x.
+Tensor with_strides_of(const Tensor& dy, const Tensor& x) {
   return dy.strides() == x.strides() ? dy : at::empty_like(x).copy_(dy);
 }
 
-study::Shape shape_of(const Tensor& x) {
+switch_norm::Shape get_shape(const Tensor& x) {
   const int64_t N = x.size(0), C = x.size(1), P = N * C ? x.numel() / (N * C) : 0;
   return {N, C, P, P == 1 || !x.is_contiguous()};
 }
 
-const void* data(const optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+const void* data_or_null(const optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
-Triple forward(const Tensor& given, const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
+Triple forward(const Tensor& input, const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
                const Tensor& bias, const optional<Tensor>& running_mean, const optional<Tensor>& running_var,
                int64_t members, int64_t groups, int64_t chunks, int64_t correction, double eps, bool softmax) {
-  const study::Options options{members, groups, chunks, correction, eps, softmax};
-  const Tensor x = dense(given);
-  const auto shape = shape_of(x);
+  const switch_norm::Options options{members, groups, chunks, correction, eps, softmax};
+  const Tensor x = to_dense(input);
+  const auto shape = get_shape(x);
   Tensor y = at::empty_like(x), stats = at::empty({2, shape.N, shape.C}, weight.options());
-  Tensor batch = at::empty({2, options.has(study::kBn) && !running_mean ? shape.C : 0}, weight.options());
-  study::forward(dtype_of(x), shape, options,
-                 {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
-                  weight.const_data_ptr(), bias.const_data_ptr(), data(running_mean), data(running_var)},
-                 y.mutable_data_ptr(), stats.mutable_data_ptr(), batch.mutable_data_ptr());
+  Tensor batch = at::empty({2, options.has(switch_norm::kBn) && !running_mean ? shape.C : 0}, weight.options());
+  switch_norm::forward(get_dtype(x), shape, options,
+                       {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
+                        weight.const_data_ptr(), bias.const_data_ptr(), data_or_null(running_mean),
+                        data_or_null(running_var)},
+                       y.mutable_data_ptr(), stats.mutable_data_ptr(), batch.mutable_data_ptr());
   return {y, stats, batch};
 }
 
-Gradients backward(const Tensor& dy, const Tensor& given, const Tensor& stats, const Tensor& mean_switch,
+Gradients backward(const Tensor& dy, const Tensor& input, const Tensor& stats, const Tensor& mean_switch,
                    const Tensor& var_switch, const Tensor& weight, const optional<Tensor>& running_mean,
                    const optional<Tensor>& running_var, int64_t members, int64_t groups, int64_t chunks,
                    int64_t correction, double eps, bool softmax) {
-  const Tensor x = dense(given), gradient = like(dy, x);
+  const Tensor x = to_dense(input), gradient = with_strides_of(dy, x);
   Tensor dx = at::empty_like(x), dweight = at::empty_like(weight), dbias = at::empty_like(weight);
   Tensor dmean = at::empty_like(mean_switch), dvar = at::empty_like(var_switch);
-  study::backward(dtype_of(x), shape_of(x), {members, groups, chunks, correction, eps, softmax},
-                  {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
-                   weight.const_data_ptr(), nullptr, data(running_mean), data(running_var)},
-                  stats.const_data_ptr(), gradient.const_data_ptr(),
-                  {dx.mutable_data_ptr(), dmean.mutable_data_ptr(), dvar.mutable_data_ptr(),
-                   dweight.mutable_data_ptr(), dbias.mutable_data_ptr()});
+  switch_norm::backward(get_dtype(x), get_shape(x), {members, groups, chunks, correction, eps, softmax},
+                        {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
+                         weight.const_data_ptr(), nullptr, data_or_null(running_mean), data_or_null(running_var)},
+                        stats.const_data_ptr(), gradient.const_data_ptr(),
+                        {dx.mutable_data_ptr(), dmean.mutable_data_ptr(), dvar.mutable_data_ptr(),
+                         dweight.mutable_data_ptr(), dbias.mutable_data_ptr()});
   return {dx, dweight, dbias, dmean, dvar};
 }
 
-// Moves running statistics towards those of a batch, as Tensor.lerp_ would in several times the time.
-void track(Tensor& running_mean, Tensor& running_var, const Tensor& batch, double momentum) {
+// Moves running statistics towards those of a batch, several times as fast as Tensor.lerp_.
+void update_running_statistics(Tensor& running_mean, Tensor& running_var, const Tensor& batch, double momentum) {
   const int64_t C = batch.size(1);
-  AT_DISPATCH_FLOATING_TYPES(batch.scalar_type(), "study_norms::track", [&] {
+  AT_DISPATCH_FLOATING_TYPES(batch.scalar_type(), "switch_norm::update_running_statistics", [&] {
     const scalar_t* target = batch.const_data_ptr<scalar_t>();
     for (Tensor* running : {&running_mean, &running_var}) {
       scalar_t* value = running->mutable_data_ptr<scalar_t>();
       for (int64_t c = 0; c < C; ++c) value[c] += scalar_t(momentum) * (target[c] - value[c]);
-      running->unsafeGetTensorImpl()->bump_version();  // autograd may have saved it, in evaluation
+      running->unsafeGetTensorImpl()->bump_version();  // tells autograd, which may have saved it in evaluation
       target += C;
     }
   });
@@ -111,35 +112,37 @@ struct SparseSwitch {
   std::vector<double> logits;
   double radius, epsilon;
 
-  SparseSwitch(const Tensor& given, const Tensor& at)
-      : logits(read(given)), radius(read(at)[0]), epsilon(given.scalar_type() == at::kDouble ? 0x1p-52 : 0x1p-23) {
-    TORCH_CHECK(logits.size() <= 8, "study_norms: a pool has at most 8 members");
+  SparseSwitch(const Tensor& logits, const Tensor& radius)
+      : logits(read(logits)),
+        radius(read(radius)[0]),
+        epsilon(logits.scalar_type() == at::kDouble ? 0x1p-52 : 0x1p-23) {
+    TORCH_CHECK(this->logits.size() <= 8, "switch_norm: a pool has at most 8 members");
   }
 
   std::vector<double> weights() const {
     std::vector<double> result(logits.size());
-    study::sparsestmax(logits.data(), int64_t(logits.size()), radius, epsilon, result.data());
+    switch_norm::sparsestmax(logits.data(), int64_t(logits.size()), radius, epsilon, result.data());
     return result;
   }
 
   std::vector<double> gradient(const Tensor& dweights) const {
     std::vector<double> result(logits.size());
-    study::sparsestmax_gradient(logits.data(), int64_t(logits.size()), radius, epsilon, read(dweights).data(),
+    switch_norm::sparsestmax_gradient(logits.data(), int64_t(logits.size()), radius, epsilon, read(dweights).data(),
                                 result.data());
     return result;
   }
 
   static std::vector<double> read(const Tensor& tensor) {
     std::vector<double> values(tensor.numel());
-    AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "study_norms::sparse_switch", [&] {
-      const Tensor dense = tensor.contiguous();
-      std::copy_n(dense.const_data_ptr<scalar_t>(), values.size(), values.begin());
+    AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "switch_norm::sparse_switch", [&] {
+      const Tensor contiguous = tensor.contiguous();
+      std::copy_n(contiguous.const_data_ptr<scalar_t>(), values.size(), values.begin());
     });
     return values;
   }
 
   static void write(const std::vector<double>& values, Tensor& tensor) {
-    AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "study_norms::sparse_switch", [&] {
+    AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "switch_norm::sparse_switch", [&] {
       scalar_t* target = tensor.mutable_data_ptr<scalar_t>();
       for (size_t i = 0; i < values.size(); ++i) target[i] = scalar_t(values[i]);
     });
@@ -160,7 +163,7 @@ Tensor sparse_switch_backward(const Tensor& dweights, const Tensor& logits, cons
   return dlogits;
 }
 
-// A choice that has become one-hot is fixed, and its logits are put back on it.
+// Fixes weights that are one-hot, and sets the logits of fixed weights to these weights.
 void fix_choice(Tensor& logits, const Tensor& radius, Tensor& fixed, Tensor& choice) {
   bool& is_fixed = *fixed.mutable_data_ptr<bool>();
   if (!is_fixed) {
@@ -170,21 +173,23 @@ void fix_choice(Tensor& logits, const Tensor& radius, Tensor& fixed, Tensor& cho
   }
   if (!is_fixed) return;
   SparseSwitch::write(SparseSwitch::read(choice), logits);
-  logits.unsafeGetTensorImpl()->bump_version();  // autograd may have saved it
+  logits.unsafeGetTensorImpl()->bump_version();  // tells autograd, which may have saved them
 }
 
 // ------------------------------------------------------------------------------------------------ gradients
 
 template <class Signature>
-auto find(const char* name) {
+auto find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-optional<Tensor> defined(const Tensor& tensor) { return tensor.defined() ? optional<Tensor>(tensor) : std::nullopt; }
+optional<Tensor> to_optional(const Tensor& tensor) {
+  return tensor.defined() ? optional<Tensor>(tensor) : std::nullopt;
+}
 
-void refuse_second_derivative() {
+void reject_second_derivative() {
   TORCH_CHECK(!at::GradMode::is_enabled(),
-              "the fused switch norms have no second derivative: use study.norms.plain_norms()");
+              "the kernels of switch norms have no second derivative: use study.norms.plain_norms()");
 }
 
 struct Normalize : torch::autograd::Function<Normalize> {
@@ -193,7 +198,7 @@ struct Normalize : torch::autograd::Function<Normalize> {
                                const optional<Tensor>& running_mean, const optional<Tensor>& running_var,
                                int64_t members, int64_t groups, int64_t chunks, int64_t correction, double eps,
                                bool softmax) {
-    static const auto op = find<decltype(::forward)>("study_norms::forward");
+    static const auto op = find_operator<decltype(::forward)>("switch_norm::forward");
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, stats, batch] = op.call(x, mean_switch, var_switch, weight, bias, running_mean, running_var, members,
                                      groups, chunks, correction, eps, softmax);
@@ -206,45 +211,43 @@ struct Normalize : torch::autograd::Function<Normalize> {
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context, variable_list dy) {
-    refuse_second_derivative();
-    static const auto op = find<decltype(::backward)>("study_norms::backward");
+    reject_second_derivative();
+    static const auto op = find_operator<decltype(::backward)>("switch_norm::backward");
     const auto saved = context->get_saved_variables();
     const auto options = context->saved_data["options"].toIntVector();
     auto [dx, dweight, dbias, dmean, dvar] =
-        op.call(dy[0], saved[0], saved[1], saved[2], saved[3], saved[4], defined(saved[5]), defined(saved[6]),
+        op.call(dy[0], saved[0], saved[1], saved[2], saved[3], saved[4], to_optional(saved[5]), to_optional(saved[6]),
                 options[0], options[1], options[2], options[3], context->saved_data["eps"].toDouble(), options[4]);
     variable_list gradients = {dx, dmean, dvar, dweight, dbias};
-    gradients.resize(13);  // one for every argument of forward
+    gradients.resize(13);  // one entry for each argument of forward
     return gradients;
   }
 };
 
-struct SparseMix : torch::autograd::Function<SparseMix> {
+struct MixSparse : torch::autograd::Function<MixSparse> {
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& logits, const Tensor& radius,
                         const Tensor& fixed, const Tensor& choice) {
-    static const auto op = find<decltype(::sparse_switch)>("study_norms::sparse_switch");
+    static const auto op = find_operator<decltype(::sparse_switch)>("switch_norm::sparse_switch");
     at::AutoDispatchBelowADInplaceOrView guard;
     context->save_for_backward({logits, radius, fixed});
     return op.call(logits, radius, fixed, choice);
   }
 
   static variable_list backward(torch::autograd::AutogradContext* context, variable_list dweights) {
-    refuse_second_derivative();
-    static const auto op = find<decltype(::sparse_switch_backward)>("study_norms::sparse_switch_backward");
+    reject_second_derivative();
+    static const auto op = find_operator<decltype(::sparse_switch_backward)>("switch_norm::sparse_switch_backward");
     const auto saved = context->get_saved_variables();
     return {op.call(dweights[0], saved[0], saved[1], saved[2]), Tensor(), Tensor(), Tensor()};
   }
 };
 
-Tensor sparse_switch_with_gradient(const Tensor& logits, const Tensor& radius, const Tensor& fixed,
-                                   const Tensor& choice) {
-  return SparseMix::apply(logits, radius, fixed, choice);
+Tensor sparse_switch_autograd(const Tensor& logits, const Tensor& radius, const Tensor& fixed, const Tensor& choice) {
+  return MixSparse::apply(logits, radius, fixed, choice);
 }
 
-Triple forward_with_gradient(const Tensor& x, const Tensor& mean_switch, const Tensor& var_switch,
-                             const Tensor& weight, const Tensor& bias, const optional<Tensor>& running_mean,
-                             const optional<Tensor>& running_var, int64_t members, int64_t groups, int64_t chunks,
-                             int64_t correction, double eps, bool softmax) {
+Triple forward_autograd(const Tensor& x, const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
+                        const Tensor& bias, const optional<Tensor>& running_mean, const optional<Tensor>& running_var,
+                        int64_t members, int64_t groups, int64_t chunks, int64_t correction, double eps, bool softmax) {
   auto result = Normalize::apply(x, mean_switch, var_switch, weight, bias, running_mean, running_var, members, groups,
                                  chunks, correction, eps, softmax);
   return {result[0], result[1], result[2]};
@@ -252,16 +255,16 @@ Triple forward_with_gradient(const Tensor& x, const Tensor& mean_switch, const T
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(study_norms, CPU, m) {
+TORCH_LIBRARY_IMPL(switch_norm, CPU, m) {
   m.impl("forward", forward);
   m.impl("backward", backward);
-  m.impl("track", track);
+  m.impl("update_running_statistics", update_running_statistics);
   m.impl("sparse_switch", sparse_switch);
   m.impl("sparse_switch_backward", sparse_switch_backward);
   m.impl("fix_choice", fix_choice);
 }
 
-TORCH_LIBRARY_IMPL(study_norms, Autograd, m) {
-  m.impl("forward", forward_with_gradient);
-  m.impl("sparse_switch", sparse_switch_with_gradient);
+TORCH_LIBRARY_IMPL(switch_norm, Autograd, m) {
+  m.impl("forward", forward_autograd);
+  m.impl("sparse_switch", sparse_switch_autograd);
 }

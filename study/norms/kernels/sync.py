@@ -1,7 +1,7 @@
-"""Batch statistics over all ranks of the default process group: one small collective forward, one backward.
+"""Batch statistics over all ranks of the default process group, with one small collective in each direction.
 
-Every rank has a loss, and gradients of parameters are averaged over ranks, as DistributedDataParallel does: the
-result is that of one process with the whole batch and the mean of the losses.
+Every rank computes its own loss, and the gradients of parameters are averaged over ranks, as DistributedDataParallel
+does. The result is that of one process with the whole batch and the mean of the losses.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from torch.autograd.function import once_differentiable
 
 
 def count_ranks() -> int:
-    """Processes in the default group; 1 without one."""
+    """Returns the number of processes in the default process group; 1 if there is no group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def join_moments(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of all ranks' values, from those of this rank's `count` values. Called on every rank.
+def combine_moments(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance over the values of all ranks, from those of this rank's `count` values.
 
-    RuntimeError, on every rank and without waiting for a device, if ranks differ in `count`.
+    A collective: every rank must call it. RuntimeError on every rank if ranks differ in `count`; on a GPU the error
+    appears later, because the host does not wait for the device.
     """
-    joined: tuple[Tensor, Tensor] = _JoinMoments.apply(mean, var, count)
-    return joined
+    combined: tuple[Tensor, Tensor] = _CombineMoments.apply(mean, var, count)
+    return combined
 
 
-class _JoinMoments(torch.autograd.Function):
-    """Mean of variances + variance of means. Its gradient sums what all ranks' losses say of the joined moments."""
+class _CombineMoments(torch.autograd.Function):
+    """The mean of variances + the variance of means. The backward pass sums the gradients of all ranks' losses."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
         own = torch.stack((mean, var, torch.full_like(mean, count)))
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own)
-        means, variances, counts = torch.stack(parts, dim=1)
+        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, own)
+        means, variances, counts = torch.stack(gathered, dim=1)
         torch._assert_async((counts == count).all(), "sync: ranks differ in the size of their batch")
         center = means.mean(0)
         ctx.save_for_backward(mean - center)

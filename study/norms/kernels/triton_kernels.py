@@ -1,14 +1,15 @@
-"""The arithmetic of a switch layer on CUDA devices: `forward` and `backward` as Triton kernels.
+"""Triton kernels of switch layers for CUDA devices: `forward` and `backward`.
 
-A row is one sample of one channel, r = n * C + c, of P pixels. What is as large as x is read twice and written once
-(backward: x and dy); everything in between is one number a row, or fewer:
+A row is one channel of one sample, r = n * C + c, with P pixels. Tensors of the size of x are read twice and written
+once (backward: x and dy are read twice, dx is written once); all other tensors have at most a few values per row:
 
     forward   row statistics -> statistics of the members -> y
-    backward  statistics of the members, row sums -> sums of each member's sets -> dx
+    backward  statistics of the members, row sums -> sums over the sets of each member -> dx
 
-A member's set is what its mean is over: a sample (ln), a group of channels of one (gn), a channel of a chunk of
-samples (bn). The statistics of all sets lie in one buffer, see `_slot`. Sums are taken in a fixed order, so results
-are the same bit for bit; the host never waits for the device; sizes are arguments, so that new ones compile nothing.
+A set contains the rows that share a mean of a member: a sample (ln), a group of channels of one sample (gn), a channel
+of a chunk of samples (bn). The statistics of all sets are in one buffer, see `_set_index`. The order of every sum is
+fixed, so results are reproducible bit for bit. The host never waits for the device. Sizes are kernel arguments, so new
+sizes need no compilation.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Members of a pool, in the order of switch weights.
+# Bits of the members of a pool, in the order of switch weights.
 IN, LN, BN, GN = (tl.constexpr(1 << k) for k in range(4))
 
-# Values of x that a program works on at a time, and (sets, values of each) where these are rows.
+# Number of values of x that a program processes at a time; and tiles of (sets, rows per set).
 _TILE = 2048
 _LN_TILE, _BN_TILE, _GN_TILE = (tl.constexpr(tile) for tile in ((1, 512), (16, 32), (16, 32)))
 _BLOCK = tl.constexpr(1024)
 
-# Fewer programs than this leave parts of a large device idle: then rows are split, in at most so many parts.
+# With fewer programs than _MIN_PROGRAMS a large device is partly idle, so rows are split into up to _MAX_SPLITS parts.
 _MIN_PROGRAMS = 1024
 _MAX_SPLITS = 32
 
-# Triton would compile anew where one of these is 1 or divisible by 16.
+# Arguments that Triton must not specialize: it would compile again when one of these is 1 or divisible by 16.
 _SIZES = ["N", "C", "P", "groups", "chunks", "correction", "splits", "span", "steps"]
 
 
@@ -52,40 +53,40 @@ def forward(
     eps: float,
     softmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalizes x by the mixed statistics of its members.
+    """Normalizes x by the mixed statistics of the pool's members.
 
-    Statistics and parameters are in float32, or in float64 if x is.
+    Statistics and parameters are in float32, or in float64 if x is in float64.
 
     Args:
         x: (N, C, *spatial), contiguous or channels last.
-        mean_switch: (K,) weights of the members' means, or logits of them.
+        mean_switch: (K,) logits if `softmax` is true, else weights, for the means of the members.
         var_switch: the same for variances.
         weight: gamma (C,).
         bias: beta (C,).
-        running_mean: (C,), taken for the bn member in place of the batch's; None to take the batch's.
+        running_mean: (C,), used by the bn member in evaluation; None to use the mean of the batch.
         running_var: the same for the variance.
         members: the pool as bits, 1 in, 2 ln, 4 bn, 8 gn.
-        groups: of the gn member, a divisor of C.
-        chunks: consecutive chunks of samples that the bn member takes its statistics over, a divisor of N.
-        correction: 1 to take variances over pixels unbiased, else 0.
+        groups: number of groups of the gn member, a divisor of C.
+        chunks: number of consecutive chunks of the batch over which bn takes its statistics, a divisor of N.
+        correction: 1 for variances that are unbiased over pixels, else 0.
         eps: added to the variance.
         softmax: whether the switches are logits.
 
     Returns:
-        y like x. Statistics of the rows (2, N, C) for `backward`: a centre, the mean unless the members need none,
-        and the variance. Statistics of the batch (2, C) for the running ones, means over chunks, the variance
-        unbiased; (2, 0) if the bn member took none.
+        y, like x. Statistics of the rows (2, N, C) for `backward`: a center, which is the mean unless no member needs
+        it, and the variance. Statistics of the batch (2, C), which running statistics move towards: averages over
+        chunks, with an unbiased variance; (2, 0) if bn did not use the statistics of the batch.
     """
-    plan = _plan(x)
-    stored = running_mean is not None
-    chunks = 1 if stored else chunks
-    x = _lay_out(x, plan)
+    plan = _plan_launch(x)
+    uses_running = running_mean is not None
+    chunks = 1 if uses_running else chunks
+    x = _to_layout(x, plan)
     y = torch.empty_like(x)
     stats = x.new_empty((2, plan.N, plan.C), dtype=torch.promote_types(x.dtype, torch.float32))
     parts = stats if plan.splits == 1 else stats.new_empty((2, plan.splits, plan.N, plan.C))
     sets = stats.new_empty((2, plan.N + plan.N * groups + chunks * plan.C))
-    coefs = stats.new_empty((plan.splits, 2, plan.N, plan.C))
-    batch = stats.new_empty((2, plan.C if members & BN.value and not stored else 0))
+    coefficients = stats.new_empty((plan.splits, 2, plan.N, plan.C))
+    batch = stats.new_empty((2, plan.C if members & BN.value and not uses_running else 0))
     with torch.cuda.device_of(x):
         _row_statistics[plan.grid](
             x,
@@ -104,7 +105,7 @@ def forward(
         _normalize[plan.grid](
             y,
             x,
-            coefs,
+            coefficients,
             stats,
             sets,
             mean_switch,
@@ -137,40 +138,40 @@ def backward(
     eps: float,
     softmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of `forward`, for dy (N, C, *spatial) of any strides.
+    """Computes the gradients of `forward` from dy (N, C, *spatial), which may have any strides.
 
     Args:
         dy: the gradient of y.
-        x: as in `forward`, as are all that follow but `stats`.
-        stats: what `forward` returned.
+        x: as in `forward`, like all following arguments except `stats`.
+        stats: statistics of the rows, from `forward`.
         mean_switch: (K,).
         var_switch: (K,).
         weight: (C,).
         running_mean: (C,) or None.
         running_var: (C,) or None.
         members: the pool as bits.
-        groups: of gn.
-        chunks: of bn.
+        groups: number of groups of gn.
+        chunks: number of chunks of bn.
         correction: 0 or 1.
         eps: added to the variance.
         softmax: whether the switches are logits.
 
     Returns:
-        Gradients of x, weight, bias, mean_switch and var_switch. That of a member whose weights are both exactly 0
-        is 0.
+        Gradients of x, weight, bias, mean_switch and var_switch. A member whose weights are both exactly 0 has a
+        gradient of 0.
     """
-    plan = _plan(x)
-    stored = running_mean is not None
-    chunks = 1 if stored else chunks
-    x, dy = _lay_out(x, plan), _lay_out(dy, plan)
+    plan = _plan_launch(x)
+    uses_running = running_mean is not None
+    chunks = 1 if uses_running else chunks
+    x, dy = _to_layout(x, plan), _to_layout(dy, plan)
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     dmean_switch, dvar_switch = torch.empty_like(mean_switch), torch.empty_like(var_switch)
     parts = stats.new_empty((2, plan.splits, plan.N, plan.C))
     sets = stats.new_empty((2, plan.N + plan.N * groups + chunks * plan.C))
     set_sums = torch.empty_like(sets)
     row_grads = torch.empty_like(stats)
-    own_sums = stats.new_empty((2, plan.C))
-    coefs = stats.new_empty((plan.splits, 3, plan.N, plan.C))
+    in_sums = stats.new_empty((2, plan.C))
+    coefficients = stats.new_empty((plan.splits, 3, plan.N, plan.C))
     with torch.cuda.device_of(x):
         _launch_member_statistics(
             plan._replace(splits=1), stats, stats, sets, None, running_mean, running_var, members, groups, chunks, 0
@@ -182,7 +183,7 @@ def backward(
             sets,
             row_grads,
             set_sums,
-            own_sums,
+            in_sums,
             dweight,
             dbias,
             mean_switch,
@@ -197,17 +198,17 @@ def backward(
             SOFTMAX=softmax,
             EPS=eps,
         )
-        # One program more, for the switches.
+        # One additional program computes the gradients of the switches.
         _input_gradients[(plan.grid[0] + 1, plan.splits)](
             dx,
             dy,
             x,
-            coefs,
+            coefficients,
             stats,
             sets,
             row_grads,
             set_sums,
-            own_sums,
+            in_sums,
             dmean_switch,
             dvar_switch,
             mean_switch,
@@ -218,68 +219,68 @@ def backward(
             correction=correction,
             MEMBERS=members,
             SOFTMAX=softmax,
-            STORED=stored,
+            USES_RUNNING=uses_running,
             EPS=eps,
             **plan.tiling,
         )
     return dx, dweight, dbias, dmean_switch, dvar_switch
 
 
-class _Plan(NamedTuple):
-    """How the kernels that go over x do it: the grid, and the arguments that say which values a program has."""
+class _LaunchPlan(NamedTuple):
+    """Grid and arguments of the kernels that read x: `tiling` says which values each program processes."""
 
     N: int
     C: int
     P: int
     splits: int
     grid: tuple[int, int]
-    last: bool
+    channels_last: bool
     tiling: dict[str, int]
 
 
-def _plan(x: Tensor) -> _Plan:
+def _plan_launch(x: Tensor) -> _LaunchPlan:
     N, C = x.shape[:2]
     P = math.prod(x.shape[2:])
-    # With one pixel both layouts are the same, and it is channels that lie next to each other.
-    last = P == 1 or (not x.is_contiguous() and x.movedim(1, -1).is_contiguous())
-    # Channels last: 64 channels next to each other at a time, as 2 bytes each fill a line of the cache.
-    pixels = triton.next_power_of_2(min(P, _TILE // 64 if last else _TILE // 2))
+    # With one pixel both layouts are the same, and channels are adjacent in memory.
+    channels_last = P == 1 or (not x.is_contiguous() and x.movedim(1, -1).is_contiguous())
+    # Channels last: 64 adjacent channels at a time, because 64 values of 2 bytes fill a cache line.
+    pixels = triton.next_power_of_2(min(P, _TILE // 64 if channels_last else _TILE // 2))
     rows = _TILE // pixels
     programs = triton.cdiv(N * C, rows)
-    # A part of a row is at least 4 tiles, and all but the last are equally long.
+    # A part of a row has at least 4 tiles, and all parts but the last have the same length.
     splits = min(triton.cdiv(P, 4 * pixels), triton.cdiv(_MIN_PROGRAMS, max(programs, 1)), _MAX_SPLITS)
     steps = triton.cdiv(triton.cdiv(P, pixels), splits)
     splits = triton.cdiv(P, steps * pixels)
-    align = math.gcd(C if last else P, 8)
+    align = math.gcd(C if channels_last else P, 8)
     tiling = {
         "N": N,
-        "C": C // align if last else C,
-        "P": P if last else P // align,
+        "C": C // align if channels_last else C,
+        "P": P if channels_last else P // align,
         "steps": steps,
-        "LAST": last,
+        "CHANNELS_LAST": channels_last,
         "ALIGN": align,
         "ROWS": rows,
         "PIXELS": pixels,
-        "WIDE": (N * C + rows) * (P + pixels) >= 2**31,
-        # Where values can only be loaded one by one, fewer a thread.
+        "INDEX64": (N * C + rows) * (P + pixels) >= 2**31,
+        # Without vectorized loads, more threads with fewer values each are faster.
         "num_warps": 4 if align > 1 else 8,
     }
-    return _Plan(N, C, P, splits, (programs, splits), last, tiling)
+    return _LaunchPlan(N, C, P, splits, (programs, splits), channels_last, tiling)
 
 
-def _lay_out(x: Tensor, plan: _Plan) -> Tensor:
-    """What is like x in the layout of the plan, itself if it has it."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if plan.last else x.contiguous()
+def _to_layout(x: Tensor, plan: _LaunchPlan) -> Tensor:
+    """Returns a tensor in the memory layout of the plan, without a copy if it already has this layout."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if plan.channels_last else x.contiguous()
 
 
-def _count_set_programs(plan: _Plan, members: int, groups: int) -> int:
+def _count_set_programs(plan: _LaunchPlan, members: int, groups: int) -> int:
     counts = {LN: (plan.N, _LN_TILE), BN: (plan.C, _BN_TILE), GN: (plan.N * groups, _GN_TILE)}
     programs = [triton.cdiv(sets, tile.value[0]) for member, (sets, tile) in counts.items() if members & member.value]
     return max(programs, default=0)
 
 
 def _launch_member_statistics(
-    plan: _Plan,
+    plan: _LaunchPlan,
     parts: Tensor,
     stats: Tensor,
     sets: Tensor,
@@ -294,7 +295,7 @@ def _launch_member_statistics(
     programs = _count_set_programs(plan, members, groups)
     if plan.splits > 1:
         programs = max(programs, triton.cdiv(plan.N * plan.C, _BLOCK.value))
-    if programs:  # a pool of in has no sets but the rows
+    if programs:  # the sets of in are the rows themselves, so a pool of in needs no program
         _member_statistics[(programs, 4)](
             parts,
             stats,
@@ -314,20 +315,20 @@ def _launch_member_statistics(
         )
 
 
-# Weights.
+# Weights of the members.
 
 
 @triton.jit
-def _entries(MEMBERS: tl.constexpr):
-    """Which members are in the pool, and their entries in the switches."""
+def _pool_entries(MEMBERS: tl.constexpr):
+    """Whether each of the four members is in the pool, and its index in the switches."""
     inside = (MEMBERS >> tl.arange(0, 4)) & 1
     return inside != 0, tl.cumsum(inside, 0) - inside
 
 
 @triton.jit
-def _weigh(switch, MEMBERS: tl.constexpr, SOFTMAX: tl.constexpr):
-    """Weights of all members (4,), 0 outside the pool."""
-    inside, entry = _entries(MEMBERS)
+def _load_weights(switch, MEMBERS: tl.constexpr, SOFTMAX: tl.constexpr):
+    """Loads a switch and returns the weights of all members (4,), 0 outside the pool."""
+    inside, entry = _pool_entries(MEMBERS)
     if SOFTMAX:
         logits = tl.load(switch + entry, inside, other=float("-inf"))
         powers = tl.exp(logits - tl.max(logits, 0))
@@ -338,22 +339,22 @@ def _weigh(switch, MEMBERS: tl.constexpr, SOFTMAX: tl.constexpr):
 
 
 @triton.jit
-def _is(MEMBER: tl.constexpr):
+def _is_member(MEMBER: tl.constexpr):
     return (1 << tl.arange(0, 4)) == MEMBER
 
 
 @triton.jit
-def _pick(weights, MEMBER: tl.constexpr):
-    return tl.sum(tl.where(_is(MEMBER), weights, 0.0), 0)
+def _weight_of(weights, MEMBER: tl.constexpr):
+    return tl.sum(tl.where(_is_member(MEMBER), weights, 0.0), 0)
 
 
-# Where things are.
+# Indices and memory offsets.
 
 
 @triton.jit
-def _unpack_sizes(C, P, LAST: tl.constexpr, ALIGN: tl.constexpr):
-    """C and P; what runs fastest as a product, which tells the compiler how far loads can be vectorized."""
-    if LAST:
+def _unpack_sizes(C, P, CHANNELS_LAST: tl.constexpr, ALIGN: tl.constexpr):
+    """C and P. The dimension that is adjacent in memory is a multiple of ALIGN, so the compiler can vectorize loads."""
+    if CHANNELS_LAST:
         C = C * ALIGN
     else:
         P = P * ALIGN
@@ -361,82 +362,83 @@ def _unpack_sizes(C, P, LAST: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def _list_rows(program, ROWS: tl.constexpr, WIDE: tl.constexpr):
-    if WIDE:
+def _row_indices(program, ROWS: tl.constexpr, INDEX64: tl.constexpr):
+    if INDEX64:
         program = program.to(tl.int64)
     return program * ROWS + tl.arange(0, ROWS)
 
 
 @triton.jit
-def _list_sets(total, SETS: tl.constexpr):
+def _set_indices(total, SETS: tl.constexpr):
     j = tl.program_id(0) * SETS + tl.arange(0, SETS)
     return j, j < total
 
 
 @triton.jit
-def _locate(r, start, C, P, LAST: tl.constexpr, PIXELS: tl.constexpr):
-    """Offsets (rows, PIXELS) in x, from pixel `start` of each row."""
-    first = r // C * C * P + r % C if LAST else r * P
+def _pixel_offsets(r, start, C, P, CHANNELS_LAST: tl.constexpr, PIXELS: tl.constexpr):
+    """Offsets in x (rows, PIXELS) of the pixels from `start` on in each row."""
+    first = r // C * C * P + r % C if CHANNELS_LAST else r * P
     p = start + tl.arange(0, PIXELS)
-    return first[:, None] + p.to(r.dtype)[None, :] * (C if LAST else 1)
+    return first[:, None] + p.to(r.dtype)[None, :] * (C if CHANNELS_LAST else 1)
 
 
 @triton.jit
-def _slot(r, sizes, MEMBER: tl.constexpr):
-    """Where among all sets that of each row is: first N of ln, then N * groups of gn, then chunks * C of bn."""
+def _set_index(r, sizes, MEMBER: tl.constexpr):
+    """Index of each row's set in the buffer: first the N sets of ln, then N * groups of gn, then chunks * C of bn."""
     N, C, groups, chunks = sizes
     if MEMBER == LN:
-        slot = r // C
+        set_index = r // C
     elif MEMBER == GN:
-        slot = N + r // (C // groups)
+        set_index = N + r // (C // groups)
     else:
-        slot = N + N * groups + r // (N // chunks * C) * C + r % C
-    return slot
+        set_index = N + N * groups + r // (N // chunks * C) * C + r % C
+    return set_index
 
 
 @triton.jit
-def _mix(stats, sets, r, mask, weights, sizes, MEMBERS: tl.constexpr):
-    """Means and variances of rows, and the mixed ones that they are normalized by."""
+def _mix_statistics(stats, sets, r, mask, weights, sizes, MEMBERS: tl.constexpr):
+    """Means and variances of rows, and the mixed means and variances that normalize them."""
     N, C, groups, chunks = sizes
-    slots = N + N * groups + chunks * C
+    set_count = N + N * groups + chunks * C
     mean = tl.load(stats + r, mask, other=0.0)
     var = tl.load(stats + N * C + r, mask, other=0.0)
-    mixed_mean = _pick(weights[0], IN) * mean
-    mixed_var = _pick(weights[1], IN) * var
+    mixed_mean = _weight_of(weights[0], IN) * mean
+    mixed_var = _weight_of(weights[1], IN) * var
     for k in tl.static_range(1, 4):
         if (MEMBERS >> k) & 1:
-            slot = _slot(r, sizes, 1 << k)
-            mixed_mean += _pick(weights[0], 1 << k) * tl.load(sets + slot, mask, other=0.0)
-            mixed_var += _pick(weights[1], 1 << k) * tl.load(sets + slots + slot, mask, other=0.0)
+            set_index = _set_index(r, sizes, 1 << k)
+            mixed_mean += _weight_of(weights[0], 1 << k) * tl.load(sets + set_index, mask, other=0.0)
+            mixed_var += _weight_of(weights[1], 1 << k) * tl.load(sets + set_count + set_index, mask, other=0.0)
     return mean, var, mixed_mean, mixed_var
 
 
-# Moments: each lane of a tile takes in a value at a time (Welford), in the end all lanes are merged (Chan). Nothing
-# large is subtracted from anything large, and where one tile is all there is, these are two passes over it.
+# Moments: each lane of a tile is updated with one value at a time (Welford), and lanes are merged at the end (Chan).
+# There is no difference of large numbers; if there is only one tile, this is the two-pass algorithm.
 
 
 @triton.jit
-def _handle_finished(mean, squares, value, mask, count):
-    """Lanes after another value, their `count`-th, where the mask says that they have one."""
+def _update_lanes(mean, squares, value, mask, count):
+    """Updates the moments of lanes with another value, the `count`-th, in lanes where the mask is true."""
     delta = tl.where(mask, value - mean, 0.0)
     mean += delta * (1.0 / count)
     return mean, squares + delta * (value - mean)
 
 
 @triton.jit
-def _merge(mean, squares, total, LANES: tl.constexpr):
-    """Means of rows of `total` values, and their sums of squares around them."""
+def _merge_lanes(mean, squares, total, LANES: tl.constexpr):
+    """Means of rows with `total` values, and sums of squared deviations from these means."""
     counts = ((total + (LANES - 1) - tl.arange(0, LANES)) // LANES).to(mean.dtype)[None, :]
     total = tl.maximum(tl.sum(counts, 1), 1.0)
     center = tl.sum(mean * counts, 1) / total
-    center += tl.sum((mean - center[:, None]) * counts, 1) / total  # rounded at the size of the spread this time
+    # A second step, whose rounding error is relative to the spread and not to the mean.
+    center += tl.sum((mean - center[:, None]) * counts, 1) / total
     delta = mean - center[:, None]
     return center, tl.sum(squares + delta * delta * counts, 1)
 
 
 @triton.jit
-def _load_rows(rows, r, mask):
-    """Means and variances of rows, from those of their parts (2, splits, N * C)."""
+def _load_row_moments(rows, r, mask):
+    """Loads means and variances of rows, merged from those of their parts (2, splits, N * C)."""
     parts, plane, P, correction, splits, span = rows
     mean = tl.load(parts + r, mask, other=0.0)
     var = tl.load(parts + splits * plane + r, mask, other=0.0)
@@ -452,8 +454,8 @@ def _load_rows(rows, r, mask):
 
 
 @triton.jit
-def _summarize(rows, first, step, total, mask, SETS: tl.constexpr, SIZE: tl.constexpr):
-    """Of sets of `total` rows first, first + step...: mean of means; mean of variances + variance of means."""
+def _set_moments(rows, first, step, total, mask, SETS: tl.constexpr, SIZE: tl.constexpr):
+    """Moments of sets of rows first, first + step, ...: mean of means; mean of variances + variance of means."""
     mean = tl.zeros((SETS, SIZE), rows[0].dtype.element_ty)
     squares = tl.zeros_like(mean)
     within = tl.zeros_like(mean)
@@ -461,11 +463,11 @@ def _summarize(rows, first, step, total, mask, SETS: tl.constexpr, SIZE: tl.cons
     for start in range(0, total, SIZE):
         i = start + tl.arange(0, SIZE)[None, :]
         inside = mask[:, None] & (i < total)
-        row_mean, row_var = _load_rows(rows, first[:, None] + step * i, inside)
+        row_mean, row_var = _load_row_moments(rows, first[:, None] + step * i, inside)
         count += 1.0
-        mean, squares = _handle_finished(mean, squares, row_mean, inside, count)
+        mean, squares = _update_lanes(mean, squares, row_mean, inside, count)
         within += tl.where(inside, row_var, 0.0)
-    center, spread = _merge(mean, squares, total, SIZE)
+    center, spread = _merge_lanes(mean, squares, total, SIZE)
     return center, (tl.sum(within, 1) + spread) / total
 
 
@@ -486,23 +488,23 @@ def _row_statistics(
     steps,
     MEMBERS: tl.constexpr,
     SOFTMAX: tl.constexpr,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
-    WIDE: tl.constexpr,
+    INDEX64: tl.constexpr,
 ):
-    """Means and variances of parts of rows (2, splits, N, C)."""
-    C, P = _unpack_sizes(C, P, LAST, ALIGN)
-    r = _list_rows(tl.program_id(0), ROWS, WIDE)
+    """Computes means and variances of parts of rows (2, splits, N, C)."""
+    C, P = _unpack_sizes(C, P, CHANNELS_LAST, ALIGN)
+    r = _row_indices(tl.program_id(0), ROWS, INDEX64)
     mask = r < N * C
     begin = tl.program_id(1) * (steps * PIXELS)
     end = tl.minimum(begin + steps * PIXELS, P)
     total = end - begin
     if running_mean is not None:
-        # Nothing but bn has a weight and its statistics are stored: x need not be read, any centre will do.
-        weights = _weigh(mean_switch, MEMBERS, SOFTMAX), _weigh(var_switch, MEMBERS, SOFTMAX)
-        others = tl.where(_is(BN), 0.0, tl.abs(weights[0]) + tl.abs(weights[1]))
+        # If only bn has a weight and it uses running statistics, x is not read, and the center is the running mean.
+        weights = _load_weights(mean_switch, MEMBERS, SOFTMAX), _load_weights(var_switch, MEMBERS, SOFTMAX)
+        others = tl.where(_is_member(BN), 0.0, tl.abs(weights[0]) + tl.abs(weights[1]))
         needed = tl.sum(others, 0) != 0.0
         total = tl.where(needed, total, 0)
 
@@ -511,10 +513,10 @@ def _row_statistics(
     count = tl.zeros((1, 1), mean.dtype)
     for start in range(begin, begin + total, PIXELS):
         inside = mask[:, None] & (start + tl.arange(0, PIXELS) < P)[None, :]
-        value = tl.load(x + _locate(r, start, C, P, LAST, PIXELS), inside, other=0.0).to(mean.dtype)
+        value = tl.load(x + _pixel_offsets(r, start, C, P, CHANNELS_LAST, PIXELS), inside, other=0.0).to(mean.dtype)
         count += 1.0
-        mean, squares = _handle_finished(mean, squares, value, inside, count)
-    center, spread = _merge(mean, squares, total, PIXELS)
+        mean, squares = _update_lanes(mean, squares, value, inside, count)
+    center, spread = _merge_lanes(mean, squares, total, PIXELS)
     if running_mean is not None:
         center = tl.where(needed, center, tl.load(running_mean + r % C, mask, other=0.0))
 
@@ -524,25 +526,25 @@ def _row_statistics(
 
 
 @triton.jit
-def _join_parts(rows, stats):
-    r, mask = _list_sets(rows[1], _BLOCK)
-    mean, var = _load_rows(rows, r, mask)
+def _merge_parts(rows, stats):
+    r, mask = _set_indices(rows[1], _BLOCK)
+    mean, var = _load_row_moments(rows, r, mask)
     tl.store(stats + r, mean, mask)
     tl.store(stats + rows[1] + r, var, mask)
 
 
 @triton.jit
-def _summarize_groups(rows, sets, total, size, slots, TILE: tl.constexpr):
-    j, mask = _list_sets(total, TILE[0])
+def _group_statistics(rows, sets, total, size, set_count, TILE: tl.constexpr):
+    j, mask = _set_indices(total, TILE[0])
     if tl.program_id(0) * TILE[0] < total:
-        mean, var = _summarize(rows, j * size, 1, size, mask, TILE[0], TILE[1])
+        mean, var = _set_moments(rows, j * size, 1, size, mask, TILE[0], TILE[1])
         tl.store(sets + j, mean, mask)
-        tl.store(sets + slots + j, var, mask)
+        tl.store(sets + set_count + j, var, mask)
 
 
 @triton.jit
-def _summarize_chunks(rows, sets, batch, running_mean, running_var, N, C, chunks, slots, TILE: tl.constexpr):
-    c, mask = _list_sets(C, TILE[0])
+def _chunk_statistics(rows, sets, batch, running_mean, running_var, N, C, chunks, set_count, TILE: tl.constexpr):
+    c, mask = _set_indices(C, TILE[0])
     samples = N // chunks
     batch_mean = tl.zeros((TILE[0],), sets.dtype.element_ty)
     batch_var = tl.zeros_like(batch_mean)
@@ -551,13 +553,13 @@ def _summarize_chunks(rows, sets, batch, running_mean, running_var, N, C, chunks
             mean = tl.load(running_mean + c, mask, other=0.0)
             var = tl.load(running_var + c, mask, other=0.0)
         else:
-            mean, var = _summarize(rows, chunk * samples * C + c, C, samples, mask, TILE[0], TILE[1])
+            mean, var = _set_moments(rows, chunk * samples * C + c, C, samples, mask, TILE[0], TILE[1])
         tl.store(sets + chunk * C + c, mean, mask)
-        tl.store(sets + slots + chunk * C + c, var, mask)
+        tl.store(sets + set_count + chunk * C + c, var, mask)
         batch_mean += mean
         batch_var += var
     if batch is not None and running_mean is None:
-        # Unbiased, unless it comes from variances that are.
+        # Makes the variance unbiased, unless it is derived from unbiased variances.
         _, _, P, correction, _, _ = rows
         count = samples.to(sets.dtype.element_ty) * P
         unbias = count / tl.maximum(count - (1 - correction), 1.0)
@@ -583,30 +585,30 @@ def _member_statistics(
     span,
     MEMBERS: tl.constexpr,
 ):
-    """Statistics of the rows (2, N, C) if these are in parts, of the sets (2, sets), and of the batch (2, C)."""
+    """Computes statistics of the sets (2, sets), of the batch (2, C), and of the rows (2, N, C) if these are split."""
     member = 1 << tl.program_id(1)
-    slots = N + N * groups + chunks * C
+    set_count = N + N * groups + chunks * C
     rows = parts, N * C, P, correction, splits, span
     if member == IN:
         if splits > 1:
-            _join_parts(rows, stats)
+            _merge_parts(rows, stats)
     elif member == LN:
         if LN & MEMBERS:
-            _summarize_groups(rows, sets, N, C, slots, _LN_TILE)
+            _group_statistics(rows, sets, N, C, set_count, _LN_TILE)
     elif member == GN:
         if GN & MEMBERS:
-            _summarize_groups(rows, sets + N, N * groups, C // groups, slots, _GN_TILE)
+            _group_statistics(rows, sets + N, N * groups, C // groups, set_count, _GN_TILE)
     else:
         if BN & MEMBERS:
             first = N + N * groups
-            _summarize_chunks(rows, sets + first, batch, running_mean, running_var, N, C, chunks, slots, _BN_TILE)
+            _chunk_statistics(rows, sets + first, batch, running_mean, running_var, N, C, chunks, set_count, _BN_TILE)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _normalize(
     y,
     x,
-    coefs,
+    coefficients,
     stats,
     sets,
     mean_switch,
@@ -622,35 +624,35 @@ def _normalize(
     MEMBERS: tl.constexpr,
     SOFTMAX: tl.constexpr,
     EPS: tl.constexpr,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
-    WIDE: tl.constexpr,
+    INDEX64: tl.constexpr,
 ):
-    C, P = _unpack_sizes(C, P, LAST, ALIGN)
-    # Backwards: what was read last may still be in the cache.
-    r = _list_rows(tl.num_programs(0) - 1 - tl.program_id(0), ROWS, WIDE)
+    C, P = _unpack_sizes(C, P, CHANNELS_LAST, ALIGN)
+    # In reverse order, because the rows that were read last may still be in the cache.
+    r = _row_indices(tl.num_programs(0) - 1 - tl.program_id(0), ROWS, INDEX64)
     mask = r < N * C
-    weights = _weigh(mean_switch, MEMBERS, SOFTMAX), _weigh(var_switch, MEMBERS, SOFTMAX)
-    mean, _, mixed_mean, mixed_var = _mix(stats, sets, r, mask, weights, (N, C, groups, chunks), MEMBERS)
-    # Centred first, then scaled, then shifted: accurate even where |mean| >> std.
+    weights = _load_weights(mean_switch, MEMBERS, SOFTMAX), _load_weights(var_switch, MEMBERS, SOFTMAX)
+    mean, _, mixed_mean, mixed_var = _mix_statistics(stats, sets, r, mask, weights, (N, C, groups, chunks), MEMBERS)
+    # Subtract the mean first, then scale, then shift: this is accurate even where |mean| >> std.
     scale = tl.load(weight + r % C, mask, other=0.0) / tl.sqrt(mixed_var + EPS)
     shift = tl.load(bias + r % C, mask, other=0.0) + (mean - mixed_mean) * scale
-    # By way of memory, or else each thread would compute these for all rows that it has pixels of.
-    coefs += tl.program_id(1) * 2 * N * C + r
-    tl.store(coefs, scale, mask)
-    tl.store(coefs + N * C, shift, mask)
+    # Through memory; otherwise each thread would compute these again for every row of which it has pixels.
+    coefficients += tl.program_id(1) * 2 * N * C + r
+    tl.store(coefficients, scale, mask)
+    tl.store(coefficients + N * C, shift, mask)
     tl.debug_barrier()
     mean = tl.load(stats + r, mask, other=0.0)[:, None]
-    scale = tl.load(coefs, mask, other=0.0)[:, None]
-    shift = tl.load(coefs + N * C, mask, other=0.0)[:, None]
+    scale = tl.load(coefficients, mask, other=0.0)[:, None]
+    shift = tl.load(coefficients + N * C, mask, other=0.0)[:, None]
 
     begin = tl.program_id(1) * (steps * PIXELS)
     end = tl.minimum(begin + steps * PIXELS, P)
     for start in range(begin, end, PIXELS):
         inside = mask[:, None] & (start + tl.arange(0, PIXELS) < P)[None, :]
-        offsets = _locate(r, start, C, P, LAST, PIXELS)
+        offsets = _pixel_offsets(r, start, C, P, CHANNELS_LAST, PIXELS)
         value = tl.load(x + offsets, inside, other=0.0).to(mean.dtype)
         tl.store(y + offsets, (value - mean) * scale + shift, inside)
 
@@ -668,86 +670,86 @@ def _row_sums(
     C,
     P,
     steps,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
-    WIDE: tl.constexpr,
+    INDEX64: tl.constexpr,
 ):
-    """Sums over parts of rows (2, splits, N, C), of dy and of dy times the centred x."""
-    C, P = _unpack_sizes(C, P, LAST, ALIGN)
-    r = _list_rows(tl.program_id(0), ROWS, WIDE)
+    """Computes sums over parts of rows (2, splits, N, C): of dy, and of dy times x minus its mean."""
+    C, P = _unpack_sizes(C, P, CHANNELS_LAST, ALIGN)
+    r = _row_indices(tl.program_id(0), ROWS, INDEX64)
     mask = r < N * C
     mean = tl.load(stats + r, mask, other=0.0)
-    plain = tl.zeros((ROWS, PIXELS), mean.dtype)
-    product = tl.zeros_like(plain)
+    dy_sum = tl.zeros((ROWS, PIXELS), mean.dtype)
+    dy_x_sum = tl.zeros_like(dy_sum)
     begin = tl.program_id(1) * (steps * PIXELS)
     end = tl.minimum(begin + steps * PIXELS, P)
     for start in range(begin, end, PIXELS):
         inside = mask[:, None] & (start + tl.arange(0, PIXELS) < P)[None, :]
-        offsets = _locate(r, start, C, P, LAST, PIXELS)
+        offsets = _pixel_offsets(r, start, C, P, CHANNELS_LAST, PIXELS)
         value = tl.load(x + offsets, inside, other=0.0).to(mean.dtype)
         grad = tl.load(dy + offsets, inside, other=0.0).to(mean.dtype)
-        plain += grad
-        product += grad * (value - mean[:, None])
+        dy_sum += grad
+        dy_x_sum += grad * (value - mean[:, None])
     parts += tl.program_id(1) * N * C
-    tl.store(parts + r, tl.sum(plain, 1), mask)
-    tl.store(parts + tl.num_programs(1) * N * C + r, tl.sum(product, 1), mask)
+    tl.store(parts + r, tl.sum(dy_sum, 1), mask)
+    tl.store(parts + tl.num_programs(1) * N * C + r, tl.sum(dy_x_sum, 1), mask)
 
 
 @triton.jit
-def _differentiate_rows(problem, r, mask, MEMBERS: tl.constexpr, EPS: tl.constexpr):
-    """Of rows: gradients of mixed mean and variance, shares in those of gamma and beta; mean and variance."""
-    parts, splits, stats, sets, weight, weights, sizes = problem
-    mean, var, mixed_mean, mixed_var = _mix(stats, sets, r, mask, weights, sizes, MEMBERS)
+def _row_gradients(inputs, r, mask, MEMBERS: tl.constexpr, EPS: tl.constexpr):
+    """For each row: gradients of mixed mean and variance, its part of those of gamma and beta; mean and variance."""
+    parts, splits, stats, sets, weight, weights, sizes = inputs
+    mean, var, mixed_mean, mixed_var = _mix_statistics(stats, sets, r, mask, weights, sizes, MEMBERS)
     plane = sizes[0] * sizes[1]
-    plain = tl.zeros_like(mean)
-    product = tl.zeros_like(mean)
+    dy_sum = tl.zeros_like(mean)
+    dy_x_sum = tl.zeros_like(mean)
     for split in range(splits):
-        plain += tl.load(parts + split * plane + r, mask, other=0.0)
-        product += tl.load(parts + (splits + split) * plane + r, mask, other=0.0)
+        dy_sum += tl.load(parts + split * plane + r, mask, other=0.0)
+        dy_x_sum += tl.load(parts + (splits + split) * plane + r, mask, other=0.0)
     inverse = tl.where(mask, 1.0 / tl.sqrt(mixed_var + EPS), 0.0)
     scale = tl.load(weight + r % sizes[1], mask, other=0.0) * inverse
-    dgamma = (product + plain * (mean - mixed_mean)) * inverse
-    return -scale * plain, -0.5 * scale * inverse * dgamma, dgamma, plain, mean, var
+    dgamma = (dy_x_sum + dy_sum * (mean - mixed_mean)) * inverse
+    return -scale * dy_sum, -0.5 * scale * inverse * dgamma, dgamma, dy_sum, mean, var
 
 
 @triton.jit
-def _sum_groups(problem, set_sums, total, size, slots, MEMBERS: tl.constexpr, EPS: tl.constexpr, TILE: tl.constexpr):
-    j, mask = _list_sets(total, TILE[0])
+def _sum_groups(inputs, set_sums, total, size, set_count, MEMBERS: tl.constexpr, EPS: tl.constexpr, TILE: tl.constexpr):
+    j, mask = _set_indices(total, TILE[0])
     dmean = tl.zeros((TILE[0], TILE[1]), set_sums.dtype.element_ty)
     dvar = tl.zeros_like(dmean)
-    here = tl.where(tl.program_id(0) * TILE[0] < total, size, 0)  # another role may take more programs
+    here = tl.where(tl.program_id(0) * TILE[0] < total, size, 0)  # another member may need more programs
     for start in range(0, here, TILE[1]):
         i = start + tl.arange(0, TILE[1])[None, :]
         inside = mask[:, None] & (i < size)
-        row_dmean, row_dvar, _, _, _, _ = _differentiate_rows(problem, j[:, None] * size + i, inside, MEMBERS, EPS)
+        row_dmean, row_dvar, _, _, _, _ = _row_gradients(inputs, j[:, None] * size + i, inside, MEMBERS, EPS)
         dmean += row_dmean
         dvar += row_dvar
     tl.store(set_sums + j, tl.sum(dmean, 1), mask)
-    tl.store(set_sums + slots + j, tl.sum(dvar, 1), mask)
+    tl.store(set_sums + set_count + j, tl.sum(dvar, 1), mask)
 
 
 @triton.jit
 def _sum_chunks(
-    problem,
+    inputs,
     row_grads,
     set_sums,
-    own_sums,
+    in_sums,
     dweight,
     dbias,
-    slots,
+    set_count,
     MEMBERS: tl.constexpr,
     EPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    N, C, _, chunks = problem[-1]
-    c, mask = _list_sets(C, TILE[0])
+    N, C, _, chunks = inputs[-1]
+    c, mask = _set_indices(C, TILE[0])
     samples = N // chunks
     dgamma = tl.zeros((TILE[0], TILE[1]), set_sums.dtype.element_ty)
     dbeta = tl.zeros_like(dgamma)
-    own_mean = tl.zeros_like(dgamma)
-    own_var = tl.zeros_like(dgamma)
+    in_mean = tl.zeros_like(dgamma)
+    in_var = tl.zeros_like(dgamma)
     for chunk in range(chunks):
         dmean = tl.zeros_like(dgamma)
         dvar = tl.zeros_like(dgamma)
@@ -755,23 +757,21 @@ def _sum_chunks(
             i = start + tl.arange(0, TILE[1])[None, :]
             inside = mask[:, None] & (i < samples)
             r = (chunk * samples + i) * C + c[:, None]
-            row_dmean, row_dvar, row_dgamma, row_dbeta, mean, var = _differentiate_rows(
-                problem, r, inside, MEMBERS, EPS
-            )
+            row_dmean, row_dvar, row_dgamma, row_dbeta, mean, var = _row_gradients(inputs, r, inside, MEMBERS, EPS)
             tl.store(row_grads + r, row_dmean, inside)
             tl.store(row_grads + N * C + r, row_dvar, inside)
             dgamma += row_dgamma
             dbeta += row_dbeta
             dmean += row_dmean
             dvar += row_dvar
-            own_mean += row_dmean * mean
-            own_var += row_dvar * var
+            in_mean += row_dmean * mean
+            in_var += row_dvar * var
         tl.store(set_sums + chunk * C + c, tl.sum(dmean, 1), mask)
-        tl.store(set_sums + slots + chunk * C + c, tl.sum(dvar, 1), mask)
+        tl.store(set_sums + set_count + chunk * C + c, tl.sum(dvar, 1), mask)
     tl.store(dweight + c, tl.sum(dgamma, 1), mask)
     tl.store(dbias + c, tl.sum(dbeta, 1), mask)
-    tl.store(own_sums + c, tl.sum(own_mean, 1), mask)
-    tl.store(own_sums + C + c, tl.sum(own_var, 1), mask)
+    tl.store(in_sums + c, tl.sum(in_mean, 1), mask)
+    tl.store(in_sums + C + c, tl.sum(in_var, 1), mask)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -781,7 +781,7 @@ def _set_sums(
     sets,
     row_grads,
     set_sums,
-    own_sums,
+    in_sums,
     dweight,
     dbias,
     mean_switch,
@@ -796,28 +796,28 @@ def _set_sums(
     SOFTMAX: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """Gradients of mixed means and variances: of rows (2, N, C), and their sums over the sets of members (2, sets).
+    """Computes gradients of mixed means and variances: of rows (2, N, C), and their sums over all sets (2, sets).
 
-    By channel besides: gradients of gamma and beta, and shares (2, C) in those of the weights of in.
+    Also the gradients of gamma and beta (C,), and for each channel the parts (2, C) of the gradients of in's weights.
     """
     member = 2 << tl.program_id(1)
-    slots = N + N * groups + chunks * C
-    weights = _weigh(mean_switch, MEMBERS, SOFTMAX), _weigh(var_switch, MEMBERS, SOFTMAX)
-    problem = parts, splits, stats, sets, weight, weights, (N, C, groups, chunks)
+    set_count = N + N * groups + chunks * C
+    weights = _load_weights(mean_switch, MEMBERS, SOFTMAX), _load_weights(var_switch, MEMBERS, SOFTMAX)
+    inputs = parts, splits, stats, sets, weight, weights, (N, C, groups, chunks)
     if member == LN:
         if LN & MEMBERS:
-            _sum_groups(problem, set_sums, N, C, slots, MEMBERS, EPS, _LN_TILE)
+            _sum_groups(inputs, set_sums, N, C, set_count, MEMBERS, EPS, _LN_TILE)
     elif member == GN:
         if GN & MEMBERS:
-            _sum_groups(problem, set_sums + N, N * groups, C // groups, slots, MEMBERS, EPS, _GN_TILE)
+            _sum_groups(inputs, set_sums + N, N * groups, C // groups, set_count, MEMBERS, EPS, _GN_TILE)
     else:
         chunk_sums = set_sums + N + N * groups
-        _sum_chunks(problem, row_grads, chunk_sums, own_sums, dweight, dbias, slots, MEMBERS, EPS, _BN_TILE)
+        _sum_chunks(inputs, row_grads, chunk_sums, in_sums, dweight, dbias, set_count, MEMBERS, EPS, _BN_TILE)
 
 
 @triton.jit
 def _dot(a, b, total):
-    """The sum of a[i] * b[i], i < total; of a[i] if b is None."""
+    """The sum of a[i] * b[i] over i < total, or of a[i] if b is None."""
     products = tl.zeros((_BLOCK,), a.dtype.element_ty)
     for start in range(0, total, _BLOCK):
         i = start + tl.arange(0, _BLOCK)
@@ -829,22 +829,22 @@ def _dot(a, b, total):
 
 
 @triton.jit
-def _store_switch_gradient(dswitch, weights, other_weights, sets, set_sums, own_sums, sizes, MEMBERS, SOFTMAX):
-    """From the statistics of the sets and the gradients summed over them."""
+def _store_switch_gradient(dswitch, weights, other_weights, sets, set_sums, in_sums, sizes, MEMBERS, SOFTMAX):
+    """Stores the gradient of a switch, from the statistics of the sets and the sums of gradients over the sets."""
     N, C, groups, chunks = sizes
-    grads = tl.where(_is(IN), _dot(own_sums, None, C), 0.0)
+    grads = tl.where(_is_member(IN), _dot(in_sums, None, C), 0.0)
     if LN & MEMBERS:
-        grads = tl.where(_is(LN), _dot(sets, set_sums, N), grads)
+        grads = tl.where(_is_member(LN), _dot(sets, set_sums, N), grads)
     if GN & MEMBERS:
-        grads = tl.where(_is(GN), _dot(sets + N, set_sums + N, N * groups), grads)
+        grads = tl.where(_is_member(GN), _dot(sets + N, set_sums + N, N * groups), grads)
     if BN & MEMBERS:
-        slot = N + N * groups
-        grads = tl.where(_is(BN), _dot(sets + slot, set_sums + slot, chunks * C), grads)
-    # Of a member without any weight, the statistics may never have been taken.
+        first = N + N * groups
+        grads = tl.where(_is_member(BN), _dot(sets + first, set_sums + first, chunks * C), grads)
+    # The statistics of a member whose weights are both 0 may not have been computed.
     grads = tl.where((weights == 0.0) & (other_weights == 0.0), 0.0, grads)
     if SOFTMAX:
         grads = weights * (grads - tl.sum(weights * grads, 0))
-    inside, entry = _entries(MEMBERS)
+    inside, entry = _pool_entries(MEMBERS)
     tl.store(dswitch + entry, grads, inside)
 
 
@@ -853,12 +853,12 @@ def _input_gradients(
     dx,
     dy,
     x,
-    coefs,
+    coefficients,
     stats,
     sets,
     row_grads,
     set_sums,
-    own_sums,
+    in_sums,
     dmean_switch,
     dvar_switch,
     mean_switch,
@@ -873,59 +873,67 @@ def _input_gradients(
     steps,
     MEMBERS: tl.constexpr,
     SOFTMAX: tl.constexpr,
-    STORED: tl.constexpr,
+    USES_RUNNING: tl.constexpr,
     EPS: tl.constexpr,
-    LAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
-    WIDE: tl.constexpr,
+    INDEX64: tl.constexpr,
 ):
-    """dx; the gradients of the switches by the program that starts first, one beyond all rows."""
-    C, P = _unpack_sizes(C, P, LAST, ALIGN)
+    """Computes dx. The first program, which has no rows, computes the gradients of the switches."""
+    C, P = _unpack_sizes(C, P, CHANNELS_LAST, ALIGN)
     sizes = N, C, groups, chunks
-    slots = N + N * groups + chunks * C
-    weights = _weigh(mean_switch, MEMBERS, SOFTMAX), _weigh(var_switch, MEMBERS, SOFTMAX)
+    set_count = N + N * groups + chunks * C
+    weights = _load_weights(mean_switch, MEMBERS, SOFTMAX), _load_weights(var_switch, MEMBERS, SOFTMAX)
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        _store_switch_gradient(dmean_switch, weights[0], weights[1], sets, set_sums, own_sums, sizes, MEMBERS, SOFTMAX)
+        _store_switch_gradient(dmean_switch, weights[0], weights[1], sets, set_sums, in_sums, sizes, MEMBERS, SOFTMAX)
         _store_switch_gradient(
-            dvar_switch, weights[1], weights[0], sets + slots, set_sums + slots, own_sums + C, sizes, MEMBERS, SOFTMAX
+            dvar_switch,
+            weights[1],
+            weights[0],
+            sets + set_count,
+            set_sums + set_count,
+            in_sums + C,
+            sizes,
+            MEMBERS,
+            SOFTMAX,
         )
 
-    # Backwards, as forward.
-    r = _list_rows(tl.num_programs(0) - 1 - tl.program_id(0), ROWS, WIDE)
+    # In reverse order, as in `_normalize`.
+    r = _row_indices(tl.num_programs(0) - 1 - tl.program_id(0), ROWS, INDEX64)
     mask = r < N * C
-    mean, _, _, mixed_var = _mix(stats, sets, r, mask, weights, sizes, MEMBERS)
-    dmean = _pick(weights[0], IN) * tl.load(row_grads + r, mask, other=0.0)
-    dvar = _pick(weights[1], IN) * tl.load(row_grads + N * C + r, mask, other=0.0)
+    mean, _, _, mixed_var = _mix_statistics(stats, sets, r, mask, weights, sizes, MEMBERS)
+    dmean = _weight_of(weights[0], IN) * tl.load(row_grads + r, mask, other=0.0)
+    dvar = _weight_of(weights[1], IN) * tl.load(row_grads + N * C + r, mask, other=0.0)
     for k in tl.static_range(1, 4):
-        if (MEMBERS >> k) & 1 and not (STORED and 1 << k == BN):
+        if (MEMBERS >> k) & 1 and not (USES_RUNNING and 1 << k == BN):
             count = C if 1 << k == LN else C // groups if 1 << k == GN else N // chunks
-            slot = _slot(r, sizes, 1 << k)
-            set_mean = tl.load(sets + slot, mask, other=0.0)
-            set_dmean = _pick(weights[0], 1 << k) * tl.load(set_sums + slot, mask, other=0.0)
-            set_dvar = _pick(weights[1], 1 << k) * tl.load(set_sums + slots + slot, mask, other=0.0)
+            set_index = _set_index(r, sizes, 1 << k)
+            set_mean = tl.load(sets + set_index, mask, other=0.0)
+            set_dmean = _weight_of(weights[0], 1 << k) * tl.load(set_sums + set_index, mask, other=0.0)
+            set_dvar = _weight_of(weights[1], 1 << k) * tl.load(set_sums + set_count + set_index, mask, other=0.0)
             dmean += (set_dmean + 2.0 * set_dvar * (mean - set_mean)) / count
             dvar += set_dvar / count
     scale = tl.load(weight + r % C, mask, other=0.0) / tl.sqrt(mixed_var + EPS)
     shift = dmean / P
     slope = 2.0 * dvar / tl.maximum(P - correction, 1)
-    # By way of memory, as forward.
-    coefs += tl.program_id(1) * 3 * N * C + r
-    tl.store(coefs, scale, mask)
-    tl.store(coefs + N * C, shift, mask)
-    tl.store(coefs + 2 * N * C, slope, mask)
+    # Through memory, as in `_normalize`.
+    coefficients += tl.program_id(1) * 3 * N * C + r
+    tl.store(coefficients, scale, mask)
+    tl.store(coefficients + N * C, shift, mask)
+    tl.store(coefficients + 2 * N * C, slope, mask)
     tl.debug_barrier()
     mean = tl.load(stats + r, mask, other=0.0)[:, None]
-    scale = tl.load(coefs, mask, other=0.0)[:, None]
-    shift = tl.load(coefs + N * C, mask, other=0.0)[:, None]
-    slope = tl.load(coefs + 2 * N * C, mask, other=0.0)[:, None]
+    scale = tl.load(coefficients, mask, other=0.0)[:, None]
+    shift = tl.load(coefficients + N * C, mask, other=0.0)[:, None]
+    slope = tl.load(coefficients + 2 * N * C, mask, other=0.0)[:, None]
 
     begin = tl.program_id(1) * (steps * PIXELS)
     end = tl.minimum(begin + steps * PIXELS, P)
     for start in range(begin, end, PIXELS):
         inside = mask[:, None] & (start + tl.arange(0, PIXELS) < P)[None, :]
-        offsets = _locate(r, start, C, P, LAST, PIXELS)
+        offsets = _pixel_offsets(r, start, C, P, CHANNELS_LAST, PIXELS)
         value = tl.load(x + offsets, inside, other=0.0).to(mean.dtype)
         grad = tl.load(dy + offsets, inside, other=0.0).to(mean.dtype)
         tl.store(dx + offsets, grad * scale + shift + (value - mean) * slope, inside)

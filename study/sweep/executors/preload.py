@@ -19,6 +19,6 @@ from study.data import digits
 from study.norms.kernels import dispatch
 from study.record.wandb_run import build_heat_map
 
-dispatch.available("cpu")  # compiles the kernels, once per machine
+dispatch.load_kernels("cpu")  # compiles the kernels, once per machine
 digits.load()
 build_heat_map(torch.empty(0, 2, 1), [], ["bn"], NORMALIZATION)  # plotly imports each kind of trace when it is drawn

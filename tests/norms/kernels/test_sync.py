@@ -1,11 +1,11 @@
-"""Several processes against one with the whole batch: synchronized statistics, and those of each rank."""
+"""Several ranks against one process with the whole batch, with synchronized statistics and with those of each rank."""
 
 import pytest
 import torch
 
 from study.norms import SparseSwitchNorm2d, SwitchNorm2d, build_norm
 from study.norms.names import NORM_NAMES
-from tests.norms.rank_cases import WORLDS, AverageCase, LayerCase, NetworkCase, UnequalCase, run_groups
+from tests.norms.rank_cases import WORLD_SIZES, AverageCase, LayerCase, NetworkCase, UnequalCase, run_groups
 
 LAYERS = (
     *(LayerCase(norm=norm) for norm in ("bn", "sn", "ssn", "sn[in,bn]", "sn[in,ln,bn,gn]", "sn-tied", "sn-uniform")),
@@ -18,18 +18,19 @@ LAYERS = (
 NETWORKS = [NetworkCase(norm=norm, sync=sync) for norm in NORM_NAMES for sync in (False, True)]
 AVERAGES = [AverageCase(norm=norm) for norm in ("bn", "sn")]
 OFFSETS = [LayerCase(norm=norm, offset=offset, dtype=torch.float32) for norm in ("bn", "sn") for offset in (1e3, 1e4)]
-several = pytest.mark.parametrize("ranks", [ranks for ranks in WORLDS if ranks > 1])
+several = pytest.mark.parametrize("ranks", [ranks for ranks in WORLD_SIZES if ranks > 1])
 
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory):
-    cases = [*LAYERS, *NETWORKS, *AVERAGES, *OFFSETS, UnequalCase()]
+    all_cases = [*LAYERS, *NETWORKS, *AVERAGES, *OFFSETS, UnequalCase()]
+    cases = {ranks: all_cases if ranks > 1 else LAYERS for ranks in WORLD_SIZES}
     return run_groups(tmp_path_factory.mktemp("ranks"), cases)
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=str)
-@pytest.mark.parametrize("ranks", WORLDS)
-def test_layers_are_those_of_one_process(groups, case, ranks):
+@pytest.mark.parametrize("ranks", WORLD_SIZES)
+def test_layers_compute_what_one_process_computes(groups, case, ranks):
     expected, results = case.run(ranks), groups[ranks][case]
     for name in ("y", "dx"):
         torch.testing.assert_close(torch.cat([result[name] for result in results]), expected[name])
@@ -41,7 +42,7 @@ def test_layers_are_those_of_one_process(groups, case, ranks):
 
 @several
 @pytest.mark.parametrize("case", OFFSETS, ids=str)
-def test_large_means_lose_no_more_than_the_mean_is_rounded(groups, case, ranks):
+def test_errors_at_large_means_are_those_of_a_rounded_mean(groups, case, ranks):
     expected = LayerCase(norm=case.norm, offset=case.offset).run(ranks)
     y = torch.cat([result["y"] for result in groups[ranks][case]])
     torch.testing.assert_close(y.double(), expected["y"], rtol=0, atol=8 * case.offset * 2**-24)
@@ -49,8 +50,8 @@ def test_large_means_lose_no_more_than_the_mean_is_rounded(groups, case, ranks):
 
 @several
 @pytest.mark.parametrize("case", NETWORKS, ids=str)
-def test_networks_are_those_that_one_process_emulates(groups, case, ranks):
-    """And DistributedDataParallel misses no gradient."""
+def test_networks_compute_what_one_process_emulates(groups, case, ranks):
+    """This also shows that DistributedDataParallel averages every gradient."""
     expected, results = case.run(ranks), groups[ranks][case]
     torch.testing.assert_close(torch.cat([result["y"] for result in results]), expected["y"])
     for result in results:
@@ -62,7 +63,7 @@ def test_networks_are_those_that_one_process_emulates(groups, case, ranks):
 
 @several
 @pytest.mark.parametrize("case", [case for case in NETWORKS if case.sync], ids=str)
-def test_synchronized_running_statistics_are_the_same_on_all_ranks(groups, case, ranks):
+def test_synchronized_running_statistics_are_equal_on_all_ranks(groups, case, ranks):
     first, *others = (result["buffers"] for result in groups[ranks][case])
     for other in others:
         assert all(torch.equal(first[name], other[name]) for name in first)
@@ -75,24 +76,24 @@ def test_batch_averages_are_those_of_one_process(groups, case, ranks):
         torch.testing.assert_close(buffers, case.run(ranks))
 
 
-@pytest.mark.parametrize(("ranks", "each_way"), [(1, 0), (2, 1), (3, 1)])
-def test_one_collective_forward_and_one_backward(groups, ranks, each_way):
+@pytest.mark.parametrize(("ranks", "expected"), [(1, 0), (2, 1), (3, 1)])
+def test_a_layer_needs_one_collective_in_each_direction(groups, ranks, expected):
     for case in LAYERS:
         for result in groups[ranks][case]:
-            assert result["collectives"] == (each_way * case.layers, each_way * case.layers), case
+            assert result["collectives"] == (expected * case.layers, expected * case.layers), case
 
 
-def test_records_can_say_that_several_ranks_run_the_plain_form(groups):
-    assert [groups[ranks][LAYERS[0]][0]["form"] for ranks in (1, 2, 3)] == ["fused", "plain", "plain"]
+def test_kernel_kind_of_several_ranks_is_plain(groups):
+    assert [groups[ranks][LAYERS[0]][0]["kernel_kind"] for ranks in (1, 2, 3)] == ["fused", "plain", "plain"]
 
 
 @several
-def test_batches_of_unequal_size_are_refused_on_every_rank(groups, ranks):
+def test_batches_of_unequal_size_are_an_error_on_every_rank(groups, ranks):
     for message in groups[ranks][UnequalCase()]:
         assert "ranks differ in the size of their batch" in message
 
 
 @pytest.mark.parametrize("build", [SwitchNorm2d, SparseSwitchNorm2d, lambda _, **o: build_norm("bn", **o)])
-def test_not_over_chunks(build):
+def test_sync_is_not_allowed_with_chunks(build):
     with pytest.raises(ValueError, match="chunks 2 is not allowed with sync"):
         build(4, chunks=2, sync=True)

@@ -1,4 +1,4 @@
-"""Independent references: the papers' formulas, value by value and without any reuse of statistics."""
+"""The papers' formulas, value by value in float64 and without reuse of statistics: references for the tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def switch_norm(x, mean_weights, var_weights, weight, bias, pool, *, groups=1, chunks=1, eps=1e-5):
-    """Switchable Normalization with biased variances; every statistic straight from the values it is over."""
+    """Switchable Normalization with biased variances; every statistic is computed directly from its values."""
     batch, channels = x.shape[:2]
     samples = batch // chunks
     size = channels // groups
@@ -30,7 +30,7 @@ def biased_var(values: Tensor) -> Tensor:
 
 
 def official_variances(x: Tensor) -> dict[str, Tensor]:
-    """The official code's variances (N or 1, C or 1): unbiased over pixels, the others from that."""
+    """Variances of the official code, (N or 1, C or 1): in is unbiased over pixels, the others are derived from it."""
     mean = x.mean((2, 3))
     var = ((x - mean[:, :, None, None]) ** 2).sum((2, 3)) / (x.shape[2] * x.shape[3] - 1)
     second = var + mean**2
@@ -42,7 +42,7 @@ def official_variances(x: Tensor) -> dict[str, Tensor]:
 
 
 def sparsestmax(logits: list[float], radius: float) -> list[float]:
-    """The paper's recursion: push away from the centre of a face, project, go on in the smaller face."""
+    """The paper's recursion: push away from the centre of a face, project, repeat in the smaller face."""
     return _push(sparsemax(logits), list(range(len(logits))), radius)
 
 

@@ -1,0 +1,98 @@
+"""Re-estimation of running statistics."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from study.norms import SparseSwitchNorm2d, SwitchNorm2d, average_statistics
+
+both_kinds = pytest.mark.usefixtures("kernel_kind")
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batches():
+    return [draw(4, 3, 2, 2, seed=seed) * (seed + 1) + seed for seed in range(5)]
+
+
+@both_kinds
+@pytest.mark.parametrize("build", [nn.BatchNorm2d, SwitchNorm2d, SparseSwitchNorm2d])
+def test_statistics_are_the_plain_average_over_batches(build):
+    layer = build(3, momentum=0.01).eval()
+    layer.running_mean.fill_(math.nan)
+    average_statistics(layer, batches())
+    mean = torch.stack([x.mean((0, 2, 3)) for x in batches()]).mean(0)
+    var = torch.stack([x.var((0, 2, 3)) for x in batches()]).mean(0)
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, var)
+
+
+@both_kinds
+def test_statistics_over_chunks_are_averaged_over_chunks():
+    layer = SwitchNorm2d(3, chunks=2)
+    average_statistics(layer, batches())
+    var = torch.stack([half.var((0, 2, 3)) for x in batches() for half in x.chunk(2)]).mean(0)
+    torch.testing.assert_close(layer.running_var, var)
+
+
+def test_a_layer_that_runs_twice_averages_over_both_runs():
+    layer = SwitchNorm2d(3)
+    model = nn.Sequential(layer, nn.Hardtanh(), layer)
+    inputs = [*batches(), *(nn.Hardtanh()(layer(x)).detach() for x in batches())]
+    average_statistics(model, batches())
+    mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    torch.testing.assert_close(layer.running_mean, mean)
+
+
+def test_modes_momenta_and_parameters_do_not_change():
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.2), nn.Dropout(), SwitchNorm2d(3).eval())
+    parameters = [parameter.clone() for parameter in model.parameters()]
+    average_statistics(model, batches())
+    assert [module.training for module in model] == [True, True, False]
+    assert [model[0].momentum, model[2].momentum] == [0.2, 0.1]
+    assert all(map(torch.equal, model.parameters(), parameters))
+
+
+def test_momenta_and_hooks_are_restored_after_an_error():
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.2))
+    with pytest.raises(ValueError, match="expected 4D"):
+        average_statistics(model, [torch.ones(2)])
+    assert model[0].momentum == 0.2
+    assert not model[0]._forward_pre_hooks
+
+
+def test_dropout_is_off():
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3))
+    average_statistics(model, batches())
+    mean = torch.stack([x.mean((0, 2, 3)) for x in batches()]).mean(0)
+    torch.testing.assert_close(model[1].running_mean, mean)
+
+
+def test_forward_unpacks_a_batch():
+    layer = nn.BatchNorm2d(3)
+    average_statistics(layer, [(x, "label") for x in batches()], lambda model, batch: model(batch[0]))
+    assert layer.running_mean.abs().sum() > 0
+
+
+def test_compiled_layers_are_included():
+    torch.compiler.reset()
+    layer = SwitchNorm2d(3, momentum=0.01)
+    model = nn.Sequential(layer)
+    model.compile(backend="eager", fullgraph=True)
+    model(batches()[0])
+    average_statistics(model, batches())
+    mean = torch.stack([x.mean((0, 2, 3)) for x in batches()]).mean(0)
+    torch.testing.assert_close(layer.running_mean, mean)
+
+
+def test_no_batch_is_an_error():
+    with pytest.raises(ValueError, match="batches is empty"):
+        average_statistics(nn.BatchNorm2d(3), [])
+
+
+def test_a_model_without_running_statistics_needs_no_batch():
+    average_statistics(nn.GroupNorm(1, 3), [])
