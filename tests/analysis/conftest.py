@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from study.analysis.report.report import Report
 from study.bench import synthetic_records
 from study.bench.synthetic_records import Truth, write_trial
 from study.config.schema import StudyConfig
@@ -53,3 +54,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
         bn_logit=lambda trial: 1.5 * (trial.config.batch_size == 16) + (trial.config.depth == 14),
     )
     return write_study(tmp_path_factory.mktemp("planted"), build_study(replicates=4, **GRID), truth)
+
+
+@pytest.fixture(scope="session")
+def finished(planted: StudyFolder) -> Report:
+    """The report of the planted study; answers and figures that a test has computed are not computed again."""
+    return Report(planted)

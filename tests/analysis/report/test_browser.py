@@ -13,7 +13,8 @@ import pytest
 from study.analysis.records import load_study_records
 from study.analysis.report.comparison import write_comparison
 from study.analysis.report.page import render_page
-from study.analysis.report.report import answer_questions, write_report
+from study.analysis.report.registry import answer_questions
+from study.analysis.report.report import write_report
 from study.record.layout import StudyFolder
 from tests.analysis.conftest import build_study, write_study
 

@@ -25,21 +25,21 @@ from study.analysis.report.layer_figures import (
 )
 from study.analysis.report.plot_style import TrialGroups
 from study.analysis.report.registry import QUESTIONS, draw_figures
+from study.analysis.report.report import Report
 from study.analysis.report.score_figures import draw_metric_by_norm
 from study.analysis.report.share_figures import draw_share_by_batch, draw_share_by_setting
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.profiles import DEPTH_GRID, depth_profiles
 from study.config.choice_space import NORMALIZATION
-from study.record.layout import StudyFolder
 from tests.analysis.conftest import Truth, build_study, write_study
 
 WHAT = "ResNet-8"
 
 
 @pytest.fixture(scope="module")
-def records(planted: StudyFolder) -> StudyRecords:
-    return load_study_records(planted)
+def records(finished: Report) -> StudyRecords:
+    return finished.records
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def chosen(records: StudyRecords) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def drawn(records: StudyRecords) -> list[go.Figure]:
-    return _draw(records)
+def drawn(finished: Report) -> list[go.Figure]:
+    return [figure for figures in finished.figures.values() for figure in figures]
 
 
 def _draw(records: StudyRecords) -> list[go.Figure]:

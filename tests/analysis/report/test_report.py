@@ -52,12 +52,6 @@ class _Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def finished(planted: StudyFolder) -> Report:
-    """The report of a finished study; what a test has computed of it, the next one finds there."""
-    return Report(planted)
-
-
-@pytest.fixture(scope="module")
 def report(finished: Report) -> Path:
     return finished.write()
 
