@@ -1,8 +1,7 @@
-"""Fixtures that start the real thing: a Slurm, a Ray cluster, a PostgreSQL server, a browser.
+"""Fixtures that start real services: Slurm, a Ray cluster, a PostgreSQL server, a browser.
 
-Each is started once a test process, on ports and in a folder of its own, so that processes of pytest-xdist do not
-meet. Where one is not installed its tests are skipped with the reason; with `--require-services`, as CI has it, they
-fail.
+Each starts once per test process, on ports and in a folder of its own, so that processes of pytest-xdist do not
+interfere. Without the service its tests are skipped with the reason, or fail with `--require-services`, as in CI.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-services",
         action="store_true",
-        help="fail, not skip, where Slurm, Ray, PostgreSQL or Chromium is missing",
+        help="fail instead of skip where Slurm, Ray, PostgreSQL or Chromium is missing",
     )
 
 
 @pytest.fixture
 def slurm(_slurm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A one-node Slurm, which this process and those it starts find; its folder, with the logs."""
+    """A one-node Slurm that this process and its children use; returns its folder, with the logs."""
     for name, value in slurm_node.environment(_slurm_folder).items():
         monkeypatch.setenv(name, value)
     return _slurm_folder
@@ -47,8 +46,8 @@ def slurm(_slurm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def _slurm_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
-    _need(request, programs=slurm_node.PROGRAMS, module="submitit")
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:  # not pytest's: paths of sockets must be short
+    _require(request, programs=slurm_node.PROGRAMS, module="submitit")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:  # not pytest's: socket paths must be short
         try:
             slurm_node.start(Path(folder))
             yield Path(folder)
@@ -58,7 +57,7 @@ def _slurm_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Postgres:
-    """A PostgreSQL server and a database in it."""
+    """A PostgreSQL server and a database on it."""
 
     folder: Path
     database: str
@@ -69,11 +68,11 @@ class Postgres:
         return self.url_with()
 
     def url_with(self, database: str | None = None, password: str | None = None) -> str:
-        """The URL with something wrong in it."""
+        """The URL with another database or password."""
         return postgres_server.url(self.folder, database or self.database, password or self.password)
 
     def stop(self) -> None:
-        """Breaks all connections, as a crash does."""
+        """Stops the server as a crash does: all connections break."""
         postgres_server.stop(self.folder, "immediate")
 
     def start(self) -> None:
@@ -94,8 +93,8 @@ def postgres(_postgres_folder: Path, request: pytest.FixtureRequest) -> Postgres
 
 @pytest.fixture(scope="session")
 def _postgres_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
-    _need(request, programs=postgres_server.PROGRAMS, module="psycopg")
-    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:  # not pytest's, which only its owner may enter
+    _require(request, programs=postgres_server.PROGRAMS, module="psycopg")
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:  # not pytest's, which only its owner may read
         postgres_server.start(Path(folder))
         try:
             yield Path(folder)
@@ -105,16 +104,15 @@ def _postgres_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Two Ray nodes on this machine, of two CPUs each, the second with a GPU in name; connect to its `address`.
+    """Two Ray nodes on this machine with two CPUs each, and a pretended GPU on the second; connect to its `address`.
 
-    A test that kills a node adds one first. The address is the machine's own: on 127.0.0.1 nodes do not find each
-    other.
+    A test that kills a node adds one first. The address is not 127.0.0.1, on which the nodes would not find each other.
     """
-    _need(request, module="ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing calls home
+    _require(request, module="ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # sends nothing
     from ray.cluster_utils import Cluster
 
-    memory = 80_000_000  # bytes of the object store, in place of a share of all
+    memory = 80_000_000  # bytes of the object store; the default is a share of the machine's memory
     head = {"num_cpus": 2, "resources": {"first": 1}, "object_store_memory": memory, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -125,20 +123,21 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-@pytest.fixture(scope="module")  # no longer: its event loop would bar others of this thread
+@pytest.fixture(scope="module")  # not session: its event loop would block others in this thread
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """The Chromium or Chrome that is installed; none is downloaded."""
+    """The installed Chromium or Chrome; nothing is downloaded."""
     program = next(filter(None, map(daemons.find, BROWSERS)), None)
-    _need(request, programs=() if program else BROWSERS[:1], module="playwright")
+    _require(request, programs=() if program else BROWSERS[:1], module="playwright")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # it may run as root
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])  # tests may run as root
         yield chromium
         chromium.close()
 
 
-def _need(request: pytest.FixtureRequest, *, programs: tuple[str, ...] = (), module: str) -> None:
+def _require(request: pytest.FixtureRequest, *, programs: tuple[str, ...] = (), module: str) -> None:
+    """Skips or fails the test if a program or a Python module is not installed."""
     absent = daemons.missing(programs)
     if importlib.util.find_spec(module) is None:
         absent = f"{absent}, {module}".removeprefix(", ")

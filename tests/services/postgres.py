@@ -1,11 +1,11 @@
-"""PostgreSQL in a folder of its own, on loopback, for tests: Debian's package, no system service.
+"""A PostgreSQL server for tests, from Debian's package, in a folder of its own and on loopback.
 
     python -m tests.services.postgres start /tmp/postgres     # prints the URL for --storage
     python -m tests.services.postgres restart /tmp/postgres   # as after a power cut
     python -m tests.services.postgres stop /tmp/postgres
 
-The password holds what URLs and shells stumble over. The server refuses to run as root; then it runs as `postgres`, who
-must be able to reach the folder.
+The password contains characters that URLs and shells treat specially. The server refuses to run as root; then it runs
+as the user `postgres`, who must have access to the folder.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.services.daemons import find, free_ports
 
 PROGRAMS = ("initdb", "pg_ctl")
 USER, PASSWORD = "study", "p@ss/w:rd%41?"
-# Nothing here has to outlive a power cut of the machine.
+# fsync is off: no data here has to survive a power cut.
 CONFIG = "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{folder}'\nfsync = off\n"
 
 
 def start(folder: Path) -> str:
-    """Makes the server's files if there are none, starts it, and returns its URL. The port stays over restarts."""
+    """Creates the server's files if there are none, starts it, and returns its URL. Restarts keep the port."""
     data = folder / "data"
     if not data.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,12 +43,12 @@ def start(folder: Path) -> str:
 
 
 def stop(folder: Path, mode: str = "fast") -> None:
-    """Stops it; `immediate` is a crash: connections break without a word, and the next start recovers."""
+    """Stops the server. `immediate` is like a crash: connections break, and the next start recovers."""
     _run("pg_ctl", "stop", f"--mode={mode}", f"--pgdata={folder / 'data'}")
 
 
 def url(folder: Path, database: str = "postgres", password: str = PASSWORD) -> str:
-    """The URL of a database, for `--storage`."""
+    """Returns the URL of a database, for `--storage`."""
     return f"postgresql+psycopg://{USER}:{quote(password, safe='')}@127.0.0.1:{port(folder)}/{database}"
 
 
@@ -59,7 +59,7 @@ def port(folder: Path) -> int:
 
 def _run(program: str, *arguments: str) -> None:
     user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    # The server would inherit a pipe for its output, and reading from it would not end: hence no capture of pg_ctl's.
+    # Output is not captured: the server would inherit the pipe, and reading from it would never end.
     done = subprocess.run([*user, str(find(program)), *arguments], stdout=subprocess.DEVNULL, cwd="/")
     if done.returncode:
         raise RuntimeError(f"{program} failed with {done.returncode}")

@@ -1,12 +1,12 @@
-"""A one-node Slurm in a folder of its own, for tests: Debian's packages, no cgroups, no accounting; for containers.
+"""A one-node Slurm for tests, from Debian's packages, in a folder of its own; runs in containers, without cgroups.
 
-    python -m tests.services.slurm start /tmp/slurm     # prints what to export: SLURM_CONF=...
+    python -m tests.services.slurm start /tmp/slurm     # prints the variables to export: SLURM_CONF=...
     python -m tests.services.slurm status /tmp/slurm
     python -m tests.services.slurm stop /tmp/slurm
 
-It has its own munge and its own ports on loopback, and touches nothing of a Slurm that the machine may have. The node
-says that it has four CPUs and two GPUs, whatever is there: jobs are to pack on it as on a cluster. Two partitions:
-`main`, and `low`, whose jobs are requeued when `main` wants their CPUs.
+It has its own munge and its own ports on loopback, and does not touch a Slurm that the machine may have. The node
+claims four CPUs and two GPUs, whatever the machine has, so that jobs are packed as on a cluster. There are two
+partitions: `main`, and `low`, whose jobs are requeued when a job of `main` needs their CPUs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.services.daemons import find, free_ports, wait_until
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol")
 DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
 
-# cred_expire, of all things, is how long a requeued job is held before it starts again: 120 s by default, 5 s at least.
-# With it a job is back 11 s after `scontrol requeue` or a preemption if it ignores SIGTERM (KillWait and the hold),
-# and 6 s after it if it leaves at once.
+# cred_expire also sets how long a requeued job is held before it starts again: 120 s by default, at least 5 s. With
+# 5 s, a job starts 6 s after `scontrol requeue` or a preemption if it ends at once on SIGTERM, and 11 s after it
+# (KillWait and the hold) if it ignores SIGTERM.
 CONFIG = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -75,8 +75,8 @@ def start(folder: Path) -> dict[str, str]:
     controller, node = free_ports(2)
     values = {"folder": folder, "host": host, "user": getpass.getuser(), "controller": controller, "node": node}
     (folder / "slurm.conf").write_text(CONFIG.format(**values))
-    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")  # any two devices
-    if _version() >= (23, 11):  # from then on it insists on cgroups unless it is told not to
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")  # any two device files
+    if _version() >= (23, 11):  # from then on, cgroups are the default
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
     key = folder / "munge.key"
     key.touch(mode=0o600)
@@ -91,12 +91,12 @@ def start(folder: Path) -> dict[str, str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a process needs to reach it."""
+    """Returns the environment variables with which a process uses this Slurm."""
     return {"SLURM_CONF": str(folder / "slurm.conf")}
 
 
 def status(folder: Path) -> str:
-    """What `sinfo` says of the partitions; its complaint if the controller does not answer."""
+    """Returns the states of the partitions as `sinfo` prints them, or its error message."""
     done = _client(folder, "sinfo", "--noheader", "--format=%P %T")
     return (done.stdout or done.stderr).strip()
 
@@ -104,7 +104,7 @@ def status(folder: Path) -> str:
 def stop(folder: Path) -> None:
     """Kills all jobs and stops the daemons."""
     me = f"--user={getpass.getuser()}"
-    _client(folder, "scancel", me, "--signal=KILL", "--full")  # or the node would wait KillWait seconds for them
+    _client(folder, "scancel", me, "--signal=KILL", "--full")  # otherwise the node waits KillWait seconds for them
     _client(folder, "scancel", me)
     for daemon in DAEMONS:
         with suppress(FileNotFoundError, ValueError, ProcessLookupError):
@@ -126,9 +126,9 @@ def _start(daemon: str, *arguments: str) -> None:
 
 
 def _version() -> tuple[int, ...]:
-    """`slurm-wlm 22.05.8` -> (22, 5, 8)."""
-    said = subprocess.run([str(find("slurmctld")), "-V"], capture_output=True, text=True, check=True).stdout
-    return tuple(int(part) for part in said.split()[1].split("-")[0].split("."))
+    """Parses Slurm's version: `slurm-wlm 22.05.8` -> (22, 5, 8)."""
+    printed = subprocess.run([str(find("slurmctld")), "-V"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in printed.split()[1].split("-")[0].split("."))
 
 
 def _alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The services themselves: what other tests rely on."""
+"""What other tests rely on in the services."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def call(*command: str) -> str:
 
 
 def wait_for(text: str, file: Path, seconds: float = 150) -> float:
-    """Seconds until the file holds the text."""
+    """Waits until a file contains a text; returns the seconds."""
     started = time.monotonic()
     while not (file.exists() and text in file.read_text()):
         assert time.monotonic() < started + seconds, file.read_text() if file.exists() else "no output"
@@ -30,13 +30,13 @@ def wait_for(text: str, file: Path, seconds: float = 150) -> float:
 
 SCRIPT = """#!/bin/bash
 echo "started ${SLURM_RESTART_COUNT:-0}"
-trap 'echo asked to leave; exit 1' TERM
+trap 'echo received SIGTERM; exit 1' TERM
 while :; do sleep 0.1; done
 """
 
 
 def submit(tmp_path: Path, *flags: str) -> tuple[str, Path]:
-    """A job that leaves when asked; its id and its output."""
+    """Submits a job that ends on SIGTERM; returns its id and its output file."""
     script, output = tmp_path / "job.sh", tmp_path / "output"
     script.write_text(SCRIPT)
     flags = ("--parsable", "--requeue", "--open-mode=append", f"--output={output}", *flags)
@@ -55,7 +55,7 @@ def test_slurm_runs_an_array_through_submitit(slurm: Path, tmp_path: Path) -> No
     executor = submitit.AutoExecutor(folder=tmp_path, cluster="slurm")
     executor.update_parameters(timeout_min=5, slurm_array_parallelism=4)
     jobs = executor.map_array(divmod, [7, 8], [2, 3])
-    for job in jobs:  # by the files it leaves: without accounting, submitit's `done` asks in vain, every two seconds
+    for job in jobs:  # not `job.done()`: it calls sacct, which answers nothing without accounting
         wait_for("completed successfully", job.paths.stdout)
     assert [job.result() for job in jobs] == [(3, 1), (2, 2)]
 
@@ -65,8 +65,8 @@ def test_slurm_starts_a_requeued_job_again_within_seconds(slurm: Path, tmp_path:
     job, output = submit(tmp_path)
     wait_for("started 0", output)
     call("scontrol", "requeue", job)
-    assert wait_for("started 1", output) < 60  # not the two minutes that Slurm waits by default
-    assert "asked to leave" in output.read_text()
+    assert wait_for("started 1", output) < 60  # Slurm's default is two minutes
+    assert "received SIGTERM" in output.read_text()
     call("scancel", job)
 
 
@@ -80,7 +80,7 @@ def test_slurm_requeues_a_low_job_for_one_of_the_main_partition(slurm: Path, tmp
 
 
 @pytest.mark.postgres
-def test_postgres_answers_also_after_a_restart(postgres: Postgres) -> None:
+def test_postgres_answers_after_a_restart(postgres: Postgres) -> None:
     import sqlalchemy as sa
 
     engine = sa.create_engine(postgres.url, poolclass=sa.NullPool)

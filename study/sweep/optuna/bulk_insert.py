@@ -1,8 +1,8 @@
 """Writes finished trials into Optuna's tables many at a time, through Optuna's private table models.
 
-MEASURED
-`Study.add_trial` runs about 30 statements per trial, each through SQLAlchemy's ORM, to allow for concurrent writers and
-unfinished trials. A grid has one writer and finished trials only.
+Of 200 trials with four parameters and six attributes, `Study.add_trials` wrote 11 per second to SQLite and 13 to
+PostgreSQL on two busy cores (55 and 43 per second of its own processor time), and this module 900 and 460: `add_trials`
+runs some 30 statements per trial to allow for concurrent writers and unfinished trials, which a grid does not have.
 """
 
 from __future__ import annotations
