@@ -30,7 +30,7 @@ class Classification(TrainingModule):
 
     def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Cross-entropy; logits and labels for the metrics."""
-        logits = self(images)
+        logits = self.network(images)
         return cross_entropy(logits, targets), (logits.detach(), targets)
 
     def update_training_metrics(self, metrics: Any, outputs: Sequence[Tensor]) -> None:

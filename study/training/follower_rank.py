@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from study.tasks.distributed import ProcessGroup
-from study.training.lightning_workarounds import LastCallback
+from study.training.lightning_workarounds import KeepSignalHandlers, LastCallback
 from study.training.preemption import PreemptedError
 
 
@@ -20,15 +20,14 @@ class Action(IntEnum):
     PREEMPT = 2
 
 
-class FollowerRankCallback(LastCallback):
+class FollowerRankCallback(KeepSignalHandlers, LastCallback):
     """Callback on ranks > 0: follows rank 0's stop and preemption decisions; writes nothing."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.group.broadcast(Action.CONTINUE) == Action.STOP:
-            trainer.fit_loop.max_epochs = 0
+        self._apply_action(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if is_checkpoint_step(pl_module, batch_idx):

@@ -9,7 +9,7 @@ import lightning.pytorch as L
 import torch
 
 from study.config.schema import TrialConfig
-from study.training.lightning_workarounds import KeepSignalHandlers, trainer_arguments
+from study.training.lightning_workarounds import trainer_arguments
 
 PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
@@ -21,7 +21,7 @@ def build_trainer(config: TrialConfig, device: torch.device, callbacks: Sequence
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=PRECISION[config.precision],
         max_epochs=config.epochs,
-        callbacks=[KeepSignalHandlers(), *callbacks],
+        callbacks=list(callbacks),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

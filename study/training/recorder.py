@@ -21,13 +21,13 @@ from study.record.switch_weights import average_network, average_stages, encode_
 from study.record.wandb_run import Tracker
 from study.tasks.distributed import ProcessGroup
 from study.training.follower_rank import Action, is_checkpoint_step
-from study.training.lightning_workarounds import LastCallback
+from study.training.lightning_workarounds import KeepSignalHandlers, LastCallback
 from study.training.preemption import PreemptedError, StopRequest
 
 CHECKPOINT_TIME_SHARE = 0.02  # checkpoints within epochs take at most this share of the time
 
 
-class Recorder(LastCallback):
+class Recorder(KeepSignalHandlers, LastCallback):
     """Callback on rank 0: records every epoch, writes checkpoints, and decides when all ranks stop.
 
     A checkpoint is due at the end of an epoch, within a long epoch, and when the trial is asked to stop.
@@ -78,7 +78,7 @@ class Recorder(LastCallback):
         for epoch in range(len(self.history)):
             self._track(epoch)
         if self.pruned:  # an earlier attempt was killed between its last epoch and its result
-            trainer.fit_loop.max_epochs = len(self.history) - 1
+            trainer.should_stop = True
         self.group.broadcast(Action.STOP if self.pruned else Action.CONTINUE)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

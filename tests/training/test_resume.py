@@ -63,6 +63,19 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(tmp_path: Path, mo
     assert "last.ckpt: damaged" in note
 
 
+def test_a_pruned_trial_that_was_killed_before_its_result_trains_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = job(smoke_trial("epochs=3"), tmp_path / "r0")
+    folder = TrialFolder(work.folder)
+    write_json(folder.prune, {"epoch": 1})
+    train_and_die_after(monkeypatch, work, 1)
+    run_job(work)
+    result = folder.read_result()
+    assert result is not None
+    assert (result["status"], result["epochs"]) == ("pruned", 1)
+
+
 def test_a_finished_trial_is_not_trained_again(tmp_path: Path) -> None:
     work = job(smoke_trial("epochs=1"), tmp_path / "r0")
     run_job(work)
