@@ -44,6 +44,7 @@ class LocalExecutor:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["study.sweep.executors.preload"])
         self.running: dict[str, tuple[ForkServerProcess, tuple[str, ...]]] = {}
+        self.not_started: dict[str, str] = {}
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """Returns no trials: none outlives its driver."""
@@ -58,11 +59,18 @@ class LocalExecutor:
                 args=(job.assign(devices, self.threads), os.environ.get("CUDA_VISIBLE_DEVICES")),
             )  # fmt: skip
             with _blocked_interrupts():
-                process.start()
-                self.running[job.trial.key] = process, devices
+                try:
+                    process.start()
+                except (EOFError, ConnectionError):  # the forkserver was killed; the next start begins a new one
+                    self.not_started[job.trial.key] = "was not started, because the forkserver ended"
+                else:
+                    self.running[job.trial.key] = process, devices
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Returns the trials whose process has ended, and its signal or exit code; empty after `seconds`."""
+        if self.not_started:
+            not_started, self.not_started = self.not_started, {}
+            return not_started
         wait([process.sentinel for process, _ in self.running.values()], timeout=seconds)
         ended = {key: process for key, (process, _) in self.running.items() if not process.is_alive()}
         for key in ended:

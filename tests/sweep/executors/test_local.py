@@ -54,3 +54,19 @@ def test_each_trial_goes_to_the_device_with_the_fewest(monkeypatch: pytest.Monke
     del executor.running[jobs[0].trial.key]  # as after the end of a trial on the first device
     executor.submit(jobs[:1])
     assert started[-1].devices == started[0].devices
+
+
+def test_a_trial_that_meets_a_dead_forkserver_ends_and_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    executor = LocalExecutor(1, ["cpu"], threads=1)
+
+    def refuse() -> None:
+        raise EOFError
+
+    monkeypatch.setattr(executor.context, "Process", lambda **_: SimpleNamespace(start=refuse))
+    (job,) = build_jobs(StudyFolder(tmp_path), 1)
+    executor.submit([job])
+    assert executor.wait(0) == {job.trial.key: "was not started, because the forkserver ended"}
+    assert executor.wait(0) == {}
+    assert not executor.running
