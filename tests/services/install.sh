@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the tests of launchers, storages and the report's page run against, beside Python. Debian, as root; installs only what is missing.
+# Installs the services that tests need (Slurm, PostgreSQL, Chromium), those that are missing. On Debian, as root.
 set -euo pipefail
 
 missing=()
