@@ -45,8 +45,8 @@ intervals of ratios are jackknife intervals, leaving out one replicate at a time
 replicate there is no interval. The bootstrap interval beside them resamples whole replicates and keeps every cell
 (`intervals.bootstrap_interval`). With few replicates it is too narrow (a 95 % interval covers 79 % at 4 replicates,
 89 % at 8, 93 % at 20), so no verdict depends on it. p values are adjusted by Holm for the number of tests in their
-family (`intervals.adjust_holm`). They are two-sided for differences and trends, one-sided for ratios (that the ratio is no
-larger than 1), and from permutations for shares of variance.
+family (`intervals.adjust_holm`). They are two-sided for differences and trends, one-sided for ratios (that the ratio is
+no larger than 1), and from permutations for shares of variance.
 
 `python run_study.py bench verdicts` draws studies with a known truth, and counts false verdicts and how often intervals
 cover.
