@@ -1,7 +1,7 @@
-# `make check` before every push; CI runs the README's test command.
+# Run `make check` before every push. CI runs the test command of the README (.ci/run).
 PYTHON ?= .venv/bin/python
 PYTEST = $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
-unexport PYTHONDONTWRITEBYTECODE   # containers set it, and each of some hundred processes would compile the package
+unexport PYTHONDONTWRITEBYTECODE   # containers set it; without bytecode, each of hundreds of processes compiles the package
 
 .PHONY: check test lint
 

@@ -1,7 +1,9 @@
-"""The documentation: its links lead somewhere, its commands are understood, its studies can be planned."""
+"""The documentation: links, paths, commands, studies and code in it are valid."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 import runpy
 import shlex
@@ -29,7 +31,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 def _commands() -> Iterator[tuple[str, list[str]]]:
-    """Every `python run_study.py ...` of the documentation, without what stands around it."""
+    """The arguments of every `python run_study.py ...` in the documentation."""
     for page, name in zip(PAGES, NAMES, strict=True):
         for line in page.read_text(encoding="utf-8").splitlines():
             for command in re.findall(r"python run_study\.py([^`]*)", line.strip()):
@@ -50,11 +52,22 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in _anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_paths_exist(page: Path) -> None:
+    """Every path in `study`, `configs`, `docs` or `tests` that is named in backticks, also as an argument of pytest."""
+    for quoted in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+        for word in quoted.split():
+            if re.fullmatch(r"(study|configs|docs|tests)/[\w./-]*", word) and "NAME" not in word:
+                assert (ROOT / word).exists(), word
+            elif page.name == "architecture.md" and re.fullmatch(r"[\w/]+(/|\.py)", word):
+                assert (ROOT / "study" / word).exists() or (ROOT / word).exists(), word
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command: str) -> None:
     arguments = COMMANDS[command]
     if arguments[:1] == ["bench"]:
-        return  # with flags of its own
+        return  # it has its own flags
     options = parse_arguments(arguments)
     if options.study in list_configs("studies"):
         load_study(options.study, options.scale, options.set)
@@ -74,9 +87,18 @@ def test_studies_can_be_planned(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_code_is_python(page: Path) -> None:
+def test_code_is_python_and_imports_what_exists(page: Path) -> None:
     for block in _blocks(page, "python"):
-        compile(block.replace(", ...]", "]"), str(page), "exec")
+        for node in ast.walk(ast.parse(block.replace(", ...]", "]"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("study"):
+                module = importlib.import_module(str(node.module))
+                assert not [name.name for name in node.names if not hasattr(module, name.name)]
+
+
+def test_modules_that_commands_start_exist() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for module in set(re.findall(r"python -m (study[\w.]*)", text)):
+        assert importlib.util.find_spec(module), module
 
 
 @pytest.mark.parametrize("name", ["measures", "configuration"])
