@@ -104,10 +104,10 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Finds pairs (convolution, norm) where only the norm uses the convolution's output and has no other input."""
     users: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
     sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
-    # Modules may store what they see while they are traced, so a copy is traced. It shares all tensors with the model.
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    originals = dict(zip(twin.modules(), model.modules(), strict=True))
-    for root, graph in _trace(twin):
+    # Modules may store what they see while they are traced, so a copy that shares all tensors is traced.
+    traced = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    originals = dict(zip(traced.modules(), model.modules(), strict=True))
+    for root, graph in _trace(traced):
         called = {
             node: originals[root.get_submodule(str(node.target))] for node in graph.nodes if node.op == "call_module"
         }

@@ -45,8 +45,8 @@ def test_switch_weights_are_those_of_the_file(tmp_path, kind):
     found = switch_weights(load_official(write(tmp_path / "file.pth", state)))
     assert len(found) == 50
     assert {layer.pool for layer in found.values()} == {("in", "ln", "bn")}
-    for name, theirs in {"bn1": "sn1", "layer3.5.bn2": "layer3.5.sn2", "layer4.bn_out": "sn_out"}.items():
-        expected = official_weights(state, theirs)
+    for name, official_name in {"bn1": "sn1", "layer3.5.bn2": "layer3.5.sn2", "layer4.bn_out": "sn_out"}.items():
+        expected = official_weights(state, official_name)
         torch.testing.assert_close(found[name].mean, expected["mean"], rtol=0, atol=1e-15)
         torch.testing.assert_close(found[name].var, expected["var"], rtol=0, atol=1e-15)
 
@@ -54,8 +54,8 @@ def test_switch_weights_are_those_of_the_file(tmp_path, kind):
 @pytest.mark.parametrize("depth", [50, 101])
 def test_version_1_has_the_state_dict_of_torchvision(depth):
     with torch.device("meta"):
-        ours, twin = OfficialResNet(depth=depth), getattr(models, f"resnet{depth}")(norm_layer=build_norm("sn"))
-    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (ours, twin)]
+        official, built = OfficialResNet(depth=depth), getattr(models, f"resnet{depth}")(norm_layer=build_norm("sn"))
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (official, built)]
     assert shapes[0] == shapes[1]
 
 

@@ -100,7 +100,7 @@ void update_running_statistics(Tensor& running_mean, Tensor& running_var, const 
     for (Tensor* running : {&running_mean, &running_var}) {
       scalar_t* value = running->mutable_data_ptr<scalar_t>();
       for (int64_t c = 0; c < C; ++c) value[c] += scalar_t(momentum) * (target[c] - value[c]);
-      running->unsafeGetTensorImpl()->bump_version();  // tells autograd, which may have saved it in evaluation
+      running->unsafeGetTensorImpl()->bump_version();  // notifies autograd, which may have saved it in evaluation
       target += C;
     }
   });
@@ -173,7 +173,7 @@ void fix_choice(Tensor& logits, const Tensor& radius, Tensor& fixed, Tensor& cho
   }
   if (!is_fixed) return;
   SparseSwitch::write(SparseSwitch::read(choice), logits);
-  logits.unsafeGetTensorImpl()->bump_version();  // tells autograd, which may have saved them
+  logits.unsafeGetTensorImpl()->bump_version();  // notifies autograd, which may have saved them
 }
 
 // ------------------------------------------------------------------------------------------------ gradients
