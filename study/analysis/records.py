@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -167,7 +167,8 @@ def _plan_trials(
 ) -> list[tuple[TrialFolder, PlannedTrial | None]]:
     """The planned trials with their folders; of a search, the trials that are on disk."""
     if study.search:
-        return [(trial, read_search_plan(study, trial)) for trial in on_disk]
+        found = [(trial, read_search_plan(study, trial)) for trial in on_disk]
+        return [(trial, plan and replace(plan, space=space)) for trial, plan in found]
     return [(folder.trial(plan.trial_id, plan.replicate), plan) for plan in plan_trials(study, space)]
 
 

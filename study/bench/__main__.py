@@ -14,7 +14,7 @@ from rich.console import Console
 
 from study.bench.result import print_result, write_result
 from study.config.errors import BAD_INPUT, ArgumentParser, UserError, allowed_names
-from study.record.environment import hide_passwords
+from study.record.environment import hide_passwords, program_name
 
 
 class Flag(NamedTuple):
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _build_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m study.bench",
+        prog=f"{program_name()} bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="benchmarks:\n" + "\n".join(f"  {name:10}{benchmark.help}" for name, benchmark in BENCHMARKS.items()),
         allow_abbrev=False,

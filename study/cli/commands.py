@@ -45,7 +45,7 @@ def run_study(options: argparse.Namespace) -> int:
     from study.sweep.executors.build import build_executor
 
     study, folder = _load_study(options)
-    check_folder(study, folder)
+    check_folder(study, folder, options.space)
     _check_runnable(study)
     console = _build_console()
     executor = build_executor(study, folder, options.workers)
@@ -63,6 +63,8 @@ def run_study(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         detach=options.detach,
         listener=SweepProgress(console, folder),
+        space=options.space,
+        build_network=options.build_network,
     ).run()
     if result.left:
         console.print(

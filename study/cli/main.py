@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import (
     BAD_INPUT,
     DONE,
@@ -26,6 +27,9 @@ from study.config.errors import (
 from study.config.schema import LAUNCHERS
 from study.plan.loading import DEFAULT_SCALE, list_configs
 from study.record.environment import git_commit, hide_passwords, package_version, program_name
+
+if TYPE_CHECKING:
+    from study.plan.job import Job
 
 VERBS = {
     "run": "plan, train the trials that have no result yet, and write the report (the default verb)",
@@ -48,14 +52,14 @@ def _flag(*verbs: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]
 # command of a run can be repeated with another verb.
 FLAGS = {
     "--help": _flag(action="store_true", help="show this help; VERB --help shows the flags of one verb"),
-    "--version": _flag(action="store_true", help="show the version and, in a checkout, the commit"),
-    "--study": _flag(metavar="NAME", help="a study in configs/studies, or the path of a YAML file"),
+    "--version": _flag(action="store_true", help="show the version and the commit"),
+    "--study": _flag(metavar="NAME", help="a listed study, or a YAML file; without arguments, the list is printed"),
     "--scale": _flag(metavar="NAME", default=DEFAULT_SCALE, help="size of data and networks (default: %(default)s)"),
     "--set": _flag(metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable"),
     "--out": _flag(metavar="DIR", type=Path, default=Path("runs"), help="folder of results (default: %(default)s)"),
     "--workers": _flag("run", "plan", metavar="N", type=int,
                        help="trials at once (default: one per core, or run.trials_per_device per GPU)"),
-    "--launcher": _flag("run", metavar="NAME", choices=LAUNCHERS,
+    "--launcher": _flag("run", metavar="NAME",
                         help="where trials run: local, slurm or ray (default: local)"),
     "--storage": _flag("run", metavar="URL", help="Optuna storage (default: SQLite in the study's folder)"),
     "--retry-failed": _flag("run", action="store_true", help="run failed trials again"),
@@ -69,14 +73,24 @@ FLAGS = {
 }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    space: ChoiceSpace = NORMALIZATION,
+    build_network: Callable[[Job], Any] | None = None,
+) -> int:
     """Runs one command (default: `sys.argv`) and returns its exit code.
 
     0: done. 1: some trials failed. 2: bad input. 130: interrupted.
+
+    Args:
+        arguments: The command line, without the program's name.
+        space: What layers choose from.
+        build_network: A function of a module that builds a trial's network, for another choice than normalization.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run_command(arguments)
+        return _run_command(arguments, space, build_network)
     except UserError as error:
         print(f"error: {hide_passwords(str(error))}", file=sys.stderr)
         return BAD_INPUT
@@ -107,6 +121,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for flag, (verbs, _) in FLAGS.items():
         if not {verb, "run"}.intersection(verbs) and getattr(options, flag.lstrip("-")):
             raise UserError(f"{flag}: belongs to {verbs[0]}, not to {verb}; nearest: {verbs[0]} {flag}")
+    if options.launcher is not None and options.launcher not in LAUNCHERS:
+        raise UserError(f"--launcher {options.launcher}: unknown; {allowed_names(options.launcher, LAUNCHERS)}")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be at least 1")
     return options
@@ -147,12 +163,13 @@ def _on_terminate(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _run_command(arguments: list[str]) -> int:
+def _run_command(arguments: list[str], space: ChoiceSpace, build_network: Callable[[Job], Any] | None) -> int:
     if arguments[:1] == ["bench"]:
         from study.bench.__main__ import run as run_benchmark
 
         return run_benchmark(arguments[1:])
     options = parse_arguments(arguments)
+    options.space, options.build_network = space, build_network
     if options.help:
         build_parser(options.verb).print_help()
         return DONE

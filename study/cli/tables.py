@@ -20,7 +20,7 @@ from study.plan.design_diagnostics import describe_balance, find_problems
 from study.plan.disk_space import check_disk_space, format_bytes
 from study.plan.power_analysis import describe_power
 from study.plan.trials import PlannedTrial
-from study.record.io import read_json
+from study.record.io import flatten, read_json
 from study.record.layout import FINISHED, StudyFolder, TrialFolder
 
 MAX_LINES = 20  # of trials, or of causes, in one state; a cluster may run thousands
@@ -198,17 +198,10 @@ def _read_facts(record: TrialFolder) -> dict[str, Any]:
         ("environment", read_json(record.environment) or {}),
         ("result", read_json(record.result) or {}),
     ):
-        facts |= {f"{prefix}.{key}": value for key, value in _flatten(values)}
+        facts |= flatten(values, f"{prefix}.")
     omitted = ("result.files", "result.schema", "result.trial_id", "result.replicate", "result.status",
                "environment.wandb")  # fmt: skip
     return {key: value for key, value in facts.items() if not key.startswith(omitted)}
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _group_by_cell(trials: Sequence[PlannedTrial]) -> dict[str, list[PlannedTrial]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from study.config.errors import UserError
+from study.config.errors import UserError, allowed_names
 from study.config.schema import TrialConfig
 from study.norms.names import NORMALIZERS
 
@@ -75,6 +76,18 @@ class ChoiceSpace:
         return {**values, "members": list(values["members"]), "axes": list(values["axes"]),
                 "tracked": list(self.tracked)}  # fmt: skip
 
+    def find_fault(self) -> str:
+        """What is wrong with the description, in words; empty if nothing is."""
+        for kind, names in (("member", self.member_names), ("axis", self.axis_names)):
+            if not names or len(set(names)) < len(names):
+                return f"needs at least one {kind}, each with a name of its own, has: {', '.join(names) or 'none'}"
+        wrong = next((each for each in self.members if not re.fullmatch("#[0-9a-fA-F]{6}", each.colour)), None)
+        if wrong is not None:
+            return f"{wrong.name}: colour {wrong.colour!r} is not a hex code like #0072B2"
+        if self.tracked[0] not in self.member_names:
+            return f"tracked: {allowed_names(self.tracked[0], self.member_names)}"
+        return ""
+
     @classmethod
     def from_dict(cls, values: Any, source: str) -> ChoiceSpace:
         """The space that `study.yaml` describes; `NORMALIZATION` where it describes none, as older ones do.
@@ -84,17 +97,29 @@ class ChoiceSpace:
         if values is None or values == NORMALIZATION.to_dict():
             return NORMALIZATION
         try:
+            tracked, label = values["tracked"]
             space = cls(
-                name=str(values["name"]), noun=str(values["noun"]),
-                members=tuple(Member(**{key: str(text) for key, text in each.items()}) for each in values["members"]),
-                axes=tuple(Axis(**{key: str(text) for key, text in each.items()}) for each in values["axes"]),
-                tracked=(str(values["tracked"][0]), str(values["tracked"][1])),
+                name=_read_text(values["name"]), noun=_read_text(values["noun"]),
+                members=tuple(Member(**_read_texts(each)) for each in values["members"]),
+                axes=tuple(Axis(**_read_texts(each)) for each in values["axes"]),
+                tracked=(_read_text(tracked), _read_text(label)),
             )  # fmt: skip
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{source}: choice_space: not a description of what layers choose from: {error}") from None
-        if not space.axes or space.tracked[0] not in space.member_names:
-            raise UserError(f"{source}: choice_space: needs an axis, and a tracked member that is one of its members")
+        fault = space.find_fault()
+        if fault:
+            raise UserError(f"{source}: choice_space: {fault}")
         return space
+
+
+def _read_texts(values: dict[str, Any]) -> dict[str, str]:
+    return {key: _read_text(value) for key, value in values.items()}
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, not {value!r}")
+    return value
 
 
 def _find_normalizer_pool(config: TrialConfig) -> tuple[str, ...]:

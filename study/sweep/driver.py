@@ -11,13 +11,14 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from filelock import Timeout
 from rich.console import Console
 
+from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import NO_SPACE, UserError
 from study.config.schema import StudyConfig
 from study.plan.job import Job
@@ -57,7 +58,11 @@ class SweepResult:
 
 @dataclass(kw_only=True)
 class Driver(AttemptHandler):
-    """Runs one study to its end."""
+    """Runs one study to its end.
+
+    space, build_network: what layers choose from, and the function of a module that builds a trial's network, for a
+        study of another choice than normalization.
+    """
 
     study: StudyConfig
     folder: StudyFolder
@@ -69,6 +74,8 @@ class Driver(AttemptHandler):
     retry_failed: bool = False
     detach: bool = False
     listener: SweepListener = field(default_factory=SweepListener)
+    space: ChoiceSpace = NORMALIZATION
+    build_network: Callable[[Job], Any] | None = None
 
     def __post_init__(self) -> None:
         self.result = SweepResult()
@@ -78,13 +85,13 @@ class Driver(AttemptHandler):
 
     def run(self) -> SweepResult:
         """Runs what has no result yet. Raises `UserError` if another driver runs the study."""
-        check_folder(self.study, self.folder)
+        check_folder(self.study, self.folder, self.space)
         if self.storage is not None:
             check_storage(self.storage)
         with self._take_lock():
             self._write_driver_pid()
             self.trial_source = open_trial_source(self.study, self.folder, self.storage, self.console.print)
-            write_study(self.study, self.folder, self.environment)
+            write_study(self.study, self.folder, self.environment, self.space)
             self._print_start()
             self.listener.begin(self.trial_source.total, self.executor.places, queued=self.executor.outlives_driver)
             with self.listener:
@@ -156,7 +163,7 @@ class Driver(AttemptHandler):
 
     def build_job(self, trial: PlannedTrial) -> Job:
         return Job(
-            trial=trial,
+            trial=replace(trial, space=self.space),
             folder=self.record_of(trial).path,
             study=self.study.name,
             run=self.study.run,
@@ -165,6 +172,7 @@ class Driver(AttemptHandler):
             environment=self.environment,
             command=self.command_for(trial),
             start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
+            build_network=self.build_network,
         )
 
     def is_stopped(self) -> bool:

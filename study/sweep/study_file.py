@@ -19,18 +19,28 @@ from study.record.io import write_yaml
 from study.record.layout import StudyFolder
 
 
-def check_folder(study: StudyConfig, folder: StudyFolder) -> None:
-    """Raises `UserError` if the folder was planned with another base, other factors or another search.
+def check_folder(study: StudyConfig, folder: StudyFolder, space: ChoiceSpace | None = None) -> None:
+    """Raises `UserError` if the folder was planned with another base, other factors, another search or another space.
 
-    Levels and replicates of a grid may change: only new trials run.
+    Levels and replicates of a grid may change: only new trials run. `space`: what layers choose from, if trials are
+    to be trained.
     """
     planned = load_planned_study(folder)
     if planned is None:
         return
     change = next(_find_changes(planned, study), None)
+    if change is None and space is not None:
+        change = _find_other_space(folder, space)
     if change is not None:
         hint = f"choose another folder with --out, or remove {folder.path}"
         raise UserError(f"{folder.config}: {change}; {hint}")
+
+
+def _find_other_space(folder: StudyFolder, space: ChoiceSpace) -> str | None:
+    planned = ChoiceSpace.from_dict(read_yaml(folder.config).get("choice_space"), str(folder.config))
+    if planned.to_dict() == space.to_dict():
+        return None
+    return f"planned for layers that choose their {planned.name}, now their {space.name}"
 
 
 def _find_changes(planned: StudyConfig, study: StudyConfig) -> Iterator[str]:

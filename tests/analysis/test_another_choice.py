@@ -1,7 +1,7 @@
 """Layers may choose from something else than normalizers: here a switchable activation gets its records and its report.
 
-A choice is a `ChoiceSpace`, a layer that follows the protocol of switch layers, and a function that builds the network.
-Nothing in `study/analysis` knows of it.
+A choice is a `ChoiceSpace`, a layer that follows the protocol of switch layers, and a function that builds the network;
+`main` takes the first and the last. Nothing else in `study` knows of it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from study.analysis.report.report import write_report
+from study.cli.main import main
 from study.config.choice_space import Axis, ChoiceSpace, Member
-from study.config.schema import RunConfig, StudyConfig, TrackingConfig
 from study.models import build_network
 from study.plan.job import Job
-from study.plan.loading import load_study
-from study.plan.trials import plan_trials
 from study.record.layout import StudyFolder
-from study.sweep.study_file import write_study
-from study.training.trial import run_job
 
 ACTIVATIONS = ChoiceSpace(
     name="activation",
@@ -73,26 +69,23 @@ def build_activation_network(job: Job) -> nn.Module:
     return network
 
 
+COMMAND = ["--study", "depth_vs_batch", "--scale", "smoke", "--set", "norm=[bn]", "--set", "depth=[8, 14]",
+           "--set", "batch_size=[2, 8]", "--set", "initialization=[he_normal]", "--set", "replicates=2",
+           "--set", "epochs=2", "--set", "train_samples=64", "--set", "analysis.questions=[impacts]",
+           "--set", "logit_learning_rate=10", "--set", "tracking.mode=disabled"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, StudyFolder]:
-    """Eight trained trials: two depths, two replicates, two batch sizes."""
-    folder = StudyFolder(tmp_path_factory.mktemp("runs") / "activations")
-    settings = ["norm=[bn]", "depth=[8, 14]", "batch_size=[2, 8]", "initialization=[he_normal]", "replicates=2",
-                "epochs=2", "train_samples=64", "analysis.questions=[impacts]", "logit_learning_rate=10"]  # fmt: skip
-    study = load_study("depth_vs_batch", "smoke", settings)
-    write_study(study, folder, {}, ACTIVATIONS)
-    for trial in plan_trials(study, ACTIVATIONS):
-        run_job(Job(
-            trial=trial, folder=folder.trial(trial.trial_id, trial.replicate).path, study=study.name, run=RunConfig(),
-            tracking=TrackingConfig(), wandb_mode="disabled", environment={"host": ""}, command="",
-            build_network=build_activation_network,
-        ))  # fmt: skip
-    return study, folder
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """Eight trials, trained by the command line: two depths, two replicates, two batch sizes."""
+    runs = tmp_path_factory.mktemp("runs")
+    arguments = [*COMMAND, "--out", str(runs)]
+    assert main(arguments, space=ACTIVATIONS, build_network=build_activation_network) == 0
+    return StudyFolder(runs / "depth_vs_batch")
 
 
-def test_what_layers_chose_is_in_the_record(study: tuple[StudyConfig, StudyFolder]) -> None:
-    _, folder = study
-    tables = [pd.read_parquet(record.switch_weights) for record in folder.trials()]
+def test_what_layers_chose_is_in_the_record(study: StudyFolder) -> None:
+    tables = [pd.read_parquet(record.switch_weights) for record in study.trials()]
     assert len(tables) == 8
     for table in tables:
         assert set(table["normalizer"]) == set(ACTIVATIONS.member_names)
@@ -102,10 +95,9 @@ def test_what_layers_chose_is_in_the_record(study: tuple[StudyConfig, StudyFolde
         assert last["weight"].std() > 0.001  # they have learned
 
 
-def test_the_report_answers_for_the_other_choice(study: tuple[StudyConfig, StudyFolder]) -> None:
-    _, folder = study
-    page = write_report(folder).read_text(encoding="utf-8")
-    answer = json.loads((folder.report / "answers.json").read_text())["questions"]["impacts"]
+def test_the_report_answers_for_the_other_choice(study: StudyFolder) -> None:
+    page = write_report(study).read_text(encoding="utf-8")
+    answer = json.loads((study.report / "answers.json").read_text())["questions"]["impacts"]
     effects = {(row["measure"], row["comparison"]): row["estimate"] for row in answer["effects"]}
     assert answer["n_done"] == answer["n_planned"] == 8
     assert effects["effect", "depth"] > 0
@@ -117,11 +109,16 @@ def test_the_report_answers_for_the_other_choice(study: tuple[StudyConfig, Study
         assert word not in answer["answer"]
 
 
-def test_records_of_another_choice_are_read_by_their_own_space(study: tuple[StudyConfig, StudyFolder]) -> None:
+def test_records_of_another_choice_are_read_by_their_own_space(study: StudyFolder) -> None:
     """A table with members that the study does not have is damaged, whatever other studies choose from."""
     from study.analysis.weight_tables import read_switch_weights
 
-    record: Path = next(iter(study[1].trials())).switch_weights
+    record: Path = next(iter(study.trials())).switch_weights
     with pytest.raises(ValueError, match="unknown"):
         read_switch_weights(record)
     assert read_switch_weights(record, ACTIVATIONS).num_rows
+
+
+def test_a_folder_is_not_continued_with_another_choice(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--out", str(study.path.parent)]) == 2
+    assert "planned for layers that choose their activation, now their normalization" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_help_needs_no_heavy_import() -> None:
         ((*STUDY, "--storage", "nonsense"), ["--storage nonsense", "cannot be opened"]),
         (("--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"), ["gradient batch 32768"]),
         ((*STUDY, "--workers", "0"), ["--workers 0"]),
-        ((*STUDY, "--launcher", "slrm"), ["--launcher", "slrm", "slurm"]),
+        ((*STUDY, "--launcher", "slrm"), ["--launcher slrm", "nearest: slurm"]),
         ((*STUDY, "--launcher", "ray", "--workers", "2"), ["--workers", "local"]),
     ],
 )

@@ -15,7 +15,7 @@ from study.analysis.report.registry import answer_questions
 from study.analysis.report.tables import REPORT_STATES
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
-from study.record.io import write_bytes
+from study.record.io import flatten, write_bytes
 from study.record.layout import StudyFolder
 
 # The keys of a study file that are compared: all but its names, and where and how it runs.
@@ -105,13 +105,4 @@ def _collect_measures(studies: Sequence[ComparedStudy]) -> dict[str, Measure]:
 def _list_settings(records: StudyRecords) -> dict[str, Any]:
     dumped = records.study.model_dump(mode="json", include=set(COMPARED_KEYS))
     made = {name: records.provenance.get(name) for name in ("commit", "python", "versions")}
-    return _flatten({**{key: dumped[key] for key in COMPARED_KEYS}, "made with": made})
-
-
-def _flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """`{"base.depth": 8}` for `{"base": {"depth": 8}}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{above}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return flat
+    return flatten({**{key: dumped[key] for key in COMPARED_KEYS}, "made with": made})

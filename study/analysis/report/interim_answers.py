@@ -34,7 +34,7 @@ def format_answer(name: str, answer: Answer) -> list[str]:
     lines += [f"  {format_effect(effect)}" for effect in effects[:MAX_LINES]]
     if len(effects) > MAX_LINES:
         lines.append(f"  and {len(effects) - MAX_LINES} more in the report")
-    return lines + [f"  it would take {need}" for need in answer.needs[:MAX_LINES]]
+    return lines + [f"  to settle this: {need}" for need in answer.needs[:MAX_LINES]]
 
 
 def format_effect(effect: Effect) -> str:
