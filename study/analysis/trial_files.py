@@ -78,12 +78,12 @@ def read_search_plan(study: StudyConfig, folder: TrialFolder) -> PlannedTrial | 
 
 
 def build_trial_table(records: Sequence[TrialRecord], factors: Sequence[str]) -> pd.DataFrame:
-    """The trial table: a row a trial; see `StudyRecords` for its columns."""
+    """The trial table: one row per trial; see `StudyRecords` for its columns."""
     names = (
         "key", "trial_id", "replicate", *factors, *CONFIG_COLUMNS, "state", "reason", *METRICS, *RESULT_NUMBERS, *FACTS,
     )  # fmt: skip
     numbers = {*METRICS, *RESULT_NUMBERS}
-    # dtype object keeps the type of levels (None, True and 1 are different levels), and None for what is unknown.
+    # dtype object keeps the type of levels (None, True and 1 are different levels), and None for unknown values.
     columns = {
         name: pd.Series([record.row.get(name) for record in records], dtype=float if name in numbers else object)
         for name in names

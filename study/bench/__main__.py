@@ -46,7 +46,7 @@ BENCHMARKS = {
     "step": Benchmark("speed.step", "a training step of ResNet-20 and ResNet-18 with every norm"),
     "trial": Benchmark("speed.trial", "the harness against a bare training loop, and the fixed cost of a trial"),
     "scale": Benchmark("speed.scale", "plan, status and report on 100 to 10,000 synthetic records"),
-    "driver": Benchmark("speed.driver", "the driver with 10,000 trials, 1,000 at a time, that only sleep"),
+    "driver": Benchmark("speed.driver", "the driver with 10,000 simulated trials (1,000 at once) that do no training"),
     "verdicts": Benchmark("verdicts.campaign", "how often the answers are wrong, on studies with a known truth"),
     "faults": Benchmark(
         "faults.campaign", "faults injected into a running study, against an undisturbed run", FAULT_FLAGS
@@ -55,7 +55,7 @@ BENCHMARKS = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one benchmark and returns 0, also where a bar is missed. Raises `UserError` for bad input."""
+    """Runs one benchmark and returns 0, even if a result misses its target. Raises `UserError` for bad input."""
     parser = _build_parser()
     options = parser.parse_args(arguments)
     if options.name is None:
@@ -97,7 +97,10 @@ def _build_parser() -> ArgumentParser:
 
 
 def _select_own_flags(options: argparse.Namespace) -> dict[str, object]:
-    """Values of the given flags that only one benchmark has, by parameter. `UserError` for those of another one."""
+    """Values of the given flags that only one benchmark has, by parameter.
+
+    Raises `UserError` if a flag belongs to another benchmark.
+    """
     values: dict[str, object] = {}
     for name, benchmark in BENCHMARKS.items():
         for flag in benchmark.flags:

@@ -1,4 +1,4 @@
-"""Timing on a machine with other load: contenders run in turns, and are compared within each round."""
+"""Timing on a machine with other load: contenders take turns, and are compared within each round."""
 
 from __future__ import annotations
 

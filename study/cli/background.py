@@ -15,7 +15,7 @@ from typing import Any
 from study.record.layout import StudyFolder
 from study.sweep.executors.resources import count_cores
 
-NICENESS = 10  # training goes first, but a task still makes progress
+NICENESS = 10  # training has priority, but a task still makes progress
 RETRY_SECONDS = 60.0  # after a task that did not report its cost
 
 

@@ -117,7 +117,7 @@ def show_status(options: argparse.Namespace) -> int:
 
 
 def write_report(options: argparse.Namespace) -> int:
-    """Writes the report, figures as files, and with --compare a page beside other studies; with --serve, serves it."""
+    """Writes the report, figures as files, and with --compare a comparison page; with --serve, serves it."""
     from study.analysis.records import read_study
 
     folder, others = _find_run_folder(options), [StudyFolder(path) for path in options.compare or ()]

@@ -28,7 +28,7 @@ STATES = ("done", "diverged", "pruned", "running", "submitted", "queued", "stale
 PROBLEM_STATES = ("failed", "damaged", "stale", "diverged")
 ANSWERS_SHARE = 0.02  # of this machine's processor time, for interim answers
 MAX_RUNNING = 10  # running trials that a snapshot describes
-MAX_SUBMITTED = 100  # trials of an engine's queue that are checked for a start
+MAX_SUBMITTED = 100  # trials in the cluster's queue that are checked for a start
 READ_SECONDS = 2.0  # between two readings of the records
 READ_SECONDS_WITH_QUEUE = 10.0  # if each reading asks Slurm for its queue
 READ_SHARE = 0.1  # of one core, for reading
@@ -85,8 +85,8 @@ class StudyObserver:
     """Collects what is known about a study, from its records or from a driver's events, for `take_snapshot`.
 
     study: None observes the trials that are on disk. first_answers: seconds before the first interim answers.
-    states: number of trials by state, without running and planned ones. running: running trials by key, or those in an
-    engine's queue (`submitted`). costs: relative durations of the trials to do. places: trials that run at once; None:
+    states: number of trials by state, without running and planned ones. running: running trials by key, or those in the
+    cluster's queue (`submitted`). costs: relative durations of the trials to do. places: trials that run at once; None:
     as many as run now. timed: number, seconds and cost of the finished trials whose duration is known.
     """
 
@@ -190,7 +190,7 @@ class StudyObserver:
         return self.plan[trial.key].cost if trial.key in self.plan else 1.0
 
     def _describe_running(self, running: Mapping[str, PlannedTrial | None]) -> list[RunningTrial]:
-        """The first running trials; in an engine's queue, the first that have started."""
+        """The first running trials; in the cluster's queue, the first that have started."""
         keys = list(running)
         if self.submitted:
             keys = [key for key in keys[:MAX_SUBMITTED] if self.record(key).state.exists()]

@@ -189,7 +189,7 @@ def print_difference(console: Console, first: TrialFolder, second: TrialFolder) 
 
 
 def _read_facts(record: TrialFolder) -> dict[str, Any]:
-    """What the record says, by dotted key, without what differs between any two trials."""
+    """The record as dotted keys, without the values that always differ."""
     description = read_yaml(record.trial) if record.trial.exists() else {}
     facts: dict[str, Any] = {"status": record.status()[0], "replicate": record.replicate}
     for prefix, values in (

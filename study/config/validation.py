@@ -41,7 +41,10 @@ def find_origin(path: str, origin: dict[str, str]) -> str:
 
 
 def check_level(study: StudyConfig, factor: str, level: Any, where: str) -> TrialConfig:
-    """Returns the cell of one level, all other factors at the base. Raises `UserError` if the level is not allowed."""
+    """Returns the config with one factor at `level` and all others at their base level.
+
+    Raises `UserError` if the level is not allowed.
+    """
     if factor not in TrialConfig.model_fields and (not isinstance(level, str) or level not in study.joint[factor]):
         raise UserError(f"{where}: {level!r}: {allowed_names(level, study.joint[factor])}")
     try:
@@ -96,7 +99,7 @@ _RANGE_FIELDS = [name for name, field in TrialConfig.model_fields.items()
 
 
 def _check_factor(study: StudyConfig, factor: str, origin: dict[str, str]) -> list[Any] | Range:
-    """Returns the levels of a factor in their one spelling; two spellings of a level would train one cell twice."""
+    """Returns a factor's levels in their canonical spelling; two spellings of a level would train one cell twice."""
     where = f"{find_origin(f'factors.{factor}', origin)}: factors.{factor}"
     if factor not in {*TrialConfig.model_fields, *study.joint}:
         raise UserError(f"{where}: unknown factor; {allowed_names(factor, [*study.joint, *TrialConfig.model_fields])}")
@@ -131,14 +134,14 @@ def _check_blocks(study: StudyConfig, origin: dict[str, str]) -> None:
                 raise UserError(f"{where}: {block}: {name}: {allowed_names(name, study.factors)}")
     for factor in study.factors:
         if study.blocks and not any(factor in block for block in study.blocks):
-            raise UserError(f"{where}: {factor} is in none of them; its levels would not be planned")
+            raise UserError(f"{where}: factor {factor} is in no block; its levels would not be planned")
 
 
 # ------------------------------------------------------------------------------------- errors of single settings
 
 
 def _parse_range(factor: str, levels: Any, origin: dict[str, str]) -> Any:
-    """Builds a `Range` from a mapping. Left to pydantic, an error would also speak of the list that is allowed."""
+    """Builds a `Range` from a mapping. pydantic's own error would also mention the list form."""
     if not isinstance(levels, dict):
         return levels
     try:

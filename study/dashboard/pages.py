@@ -136,7 +136,7 @@ def _build_answer_sections(report: Report) -> list[Section]:
 
 
 def _build_factor_section(factor: str, logged: LoggedMetrics) -> Section:
-    """Every metric, and the choice, with a curve a level: the mean over its trials, and their range."""
+    """Every metric, and the choice, with one curve per level: the mean over its trials, and their range."""
     by = wr.Config(_name_level_key(factor))
     panels = [_build_line_plot([name], by=by) for name in (*logged.metrics, *logged.tracked_shares)]
     return Section(title=f"By {factor.replace('_', ' ')}", panels=panels)

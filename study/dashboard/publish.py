@@ -69,7 +69,7 @@ def _wandb_errors_in_one_line() -> Iterator[None]:
         yield
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"dashboard: W&B refused: {reason}") from error
+        raise UserError(f"dashboard: W&B error: {reason}") from error
 
 
 def _default_entity() -> str:

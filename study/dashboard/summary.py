@@ -15,7 +15,7 @@ from study.config.schema import TrackingConfig
 from study.record.io import file_digest, read_json, write_json
 from study.record.wandb_links import link_wandb_runs
 
-if TYPE_CHECKING:  # a finished study must not pay for importing W&B
+if TYPE_CHECKING:  # importing W&B is slow, and a finished study does not need it
     import plotly.graph_objects as go
     import wandb
 

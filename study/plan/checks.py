@@ -98,7 +98,7 @@ def _check_optimization(config: TrialConfig) -> None:
 def _check_batches(config: TrialConfig) -> None:
     if config.fixed_gradient_batch not in (None, config.gradient_batch):
         raise ValueError(
-            f"fixed_gradient_batch={config.fixed_gradient_batch} is no multiple of batch_size {config.batch_size}"
+            f"fixed_gradient_batch={config.fixed_gradient_batch} is not a multiple of batch_size {config.batch_size}"
         )
     if config.steps_per_epoch < 1:
         raise ValueError(

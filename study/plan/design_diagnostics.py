@@ -72,7 +72,7 @@ def find_aliases(cells: Cells) -> list[tuple[str, ...]]:
 
 
 def find_confounded(cells: Cells) -> list[str]:
-    """Returns factors whose main effect the design matrix (cells, levels) does not determine beside the others."""
+    """Returns factors whose main effect the design matrix (cells, levels) cannot separate from the others."""
     columns = {factor: _code_levels(_number_levels(cells, factor)) for factor in cells[0]}
     rank = _compute_rank(list(columns.values()))
     return [

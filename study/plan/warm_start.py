@@ -173,7 +173,7 @@ def check_source_is_planned(
     missing = {factor: level for factor, level in start.items() if level not in study.factors.get(factor, [])}
     cell = ", ".join(f"{factor}={level}" for factor, level in (missing or start).items())
     raise ValueError(
-        f"it starts from a cell that is not planned: {cell}{' is no level' if missing else ''}; "
+        f"it starts from a cell that is not planned: {cell}{' is not a level' if missing else ''}; "
         "add it, or name another in start.cell"
     )
 
@@ -281,7 +281,7 @@ def move_rule_to_base(merged: dict[str, Any], origin: dict[str, str]) -> dict[st
 
 
 def check_section(study: StudyConfig, origin: dict[str, str]) -> StudyConfig:
-    """Returns the study with the levels of `start.cell` in their one spelling.
+    """Returns the study with the levels of `start.cell` in their canonical spelling.
 
     Raises `UserError` if the section `start` does not fit the study.
     """
@@ -322,7 +322,7 @@ def _check_base(study: StudyConfig, where: str) -> None:
 
 def _check_start_level(study: StudyConfig, factor: str, level: Any, where: str) -> Any:
     if factor not in study.factors:
-        raise UserError(f"{where}: start.cell.{factor}: is no factor; {allowed_names(factor, study.factors)}")
+        raise UserError(f"{where}: start.cell.{factor}: is not a factor; {allowed_names(factor, study.factors)}")
     return getattr(check_level(study, factor, level, f"{where}: start.cell.{factor}"), factor, level)
 
 

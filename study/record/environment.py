@@ -22,7 +22,7 @@ UNKNOWN_COMMIT = "unknown"
 
 
 def describe_environment(command: str) -> dict[str, Any]:
-    """Returns command, commit, versions and host: the same for all trials that a command trains on one machine."""
+    """Returns command, commit, versions and host: identical for all trials of one command on one machine."""
     return {"command": command, "commit": git_commit(), **describe_machine()}
 
 
@@ -60,9 +60,10 @@ def hide_passwords(text: str) -> str:
 
 
 def git_commit() -> str:
-    """Returns the commit of the checkout, with `+changes` where files differ from it, or the one that was installed.
+    """Returns the commit of the checkout, with `+changes` if files differ from it.
 
-    "unknown" where git does not answer, and for a package that was built outside a checkout.
+    For an installed package, this is the commit it was built from. "unknown" if git fails, or if the package was built
+    outside a checkout.
     """
     package = Path(__file__).parents[1]
     if (package.parent / ".git").exists():

@@ -120,7 +120,7 @@ class TrialFolder:
         return result, [name for name, digest in result["files"].items() if file_digest(self.path / name) != digest]
 
     def attempts(self) -> tuple[int, int]:
-        """How often the trial was started, and how often it failed with an error; a kill or a signal is no failure."""
+        """How often the trial was started, and how often it failed with an error (not by a kill or a signal)."""
         state = read_json(self.state) or {}
         counts = [state.get(name) for name in ("attempt", "failures")]
         started, failed = (count if isinstance(count, int) else 0 for count in counts)
@@ -163,7 +163,7 @@ class StudyFolder:
 
     @property
     def driver(self) -> Path:
-        """Which process drives the study, or was the last one to."""
+        """The file that describes the process that drives the study, or the last one that did."""
         return self.path / "driver.json"
 
     @property

@@ -149,7 +149,7 @@ def start_run(path: Path, name: str, *, mode: Mode, tracking: TrackingConfig, **
     )  # fmt: skip
     try:
         return start(mode=mode)
-    except wandb.Error:  # the server has gone away since the driver's check, or refuses the run
+    except wandb.Error:  # the server became unavailable after the driver's check, or refuses the run
         wandb.teardown()  # the service process still holds the run's id
         return start(mode="offline")
 

@@ -36,13 +36,13 @@ class DependencyQueue:
             self.mark_ended(trial.key, "failed")
 
     def mark_ended(self, key: str, status: str) -> None:
-        """Releases the trials that wait for `key`; `status` is that of its result, or `failed` if it is given up."""
+        """Releases the trials that wait for `key`; `status` is that of its result, or `failed` if it was abandoned."""
         self._ended[key] = status
         for trial in self._blocked.pop(key, []):
             self.put(trial)
 
     def pop_blocked(self) -> list[PlannedTrial]:
-        """Removes and returns the trials that wait for another one, for an engine that handles dependencies itself."""
+        """Removes and returns the trials that wait for another, for an executor that handles dependencies itself."""
         blocked = [trial for trials in self._blocked.values() for trial in trials]
         self._blocked.clear()
         return blocked

@@ -261,7 +261,7 @@ class Driver(AttemptHandler):
 
     @cached_property
     def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
-        """Found out when the first trial is submitted: a finished study needs neither W&B nor its server."""
+        """Determined when the first trial is submitted, because a finished study needs neither W&B nor its server."""
         from study.record.wandb_mode import requested_mode, resolve_mode
 
         mode = resolve_mode(self.study.tracking)

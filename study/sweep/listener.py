@@ -18,7 +18,7 @@ class SweepListener:
     def begin(self, total: int, places: int, *, queued: bool) -> None:
         """The sweep begins: `total` trials are planned and up to `places` run at once.
 
-        `queued`: an engine's queue decides which of the submitted trials run.
+        `queued`: the cluster's queue decides which of the submitted trials run.
         """
 
     def __enter__(self) -> SweepListener:
@@ -33,7 +33,7 @@ class SweepListener:
         """A trial is to be trained; `cost` is its relative duration."""
 
     def follow(self, running: Mapping[str, PlannedTrial]) -> None:
-        """`running` holds the trials that run or wait in an engine's queue; the driver keeps it up to date."""
+        """`running` holds the trials that run or wait in the cluster's queue; the driver keeps it up to date."""
 
     def skip(self, status: str) -> None:
         """A trial already had a result with this status."""
@@ -45,7 +45,7 @@ class SweepListener:
         """A trial ended without a result and is tried again."""
 
     def failed(self, key: str, reason: str, where: object = None, *, before: bool = False) -> None:
-        """A trial is given up; `where` names its log. `before`: it had already failed when this driver started."""
+        """A trial is abandoned; `where` names its log. `before`: it had already failed when this driver started."""
 
     def stopping(self, note: str) -> None:
         """The sweep was interrupted and waits for its trials to write a checkpoint."""

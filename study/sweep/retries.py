@@ -1,4 +1,4 @@
-"""Decides what follows when a trial's process or job has ended: its result, another attempt, or giving it up."""
+"""Decides what follows when a trial's process or job has ended: it has a result, is tried again, or is abandoned."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class AveragePrecision(MeanAveragePrecision):
     """COCO's average precision of boxes and masks over the images of all ranks, NaN where there is no object.
 
     On several ranks, `reset` must follow `compute`. torchmetrics would synchronize with one exchange per image and wait
-    for ever for a rank that has fewer images (Lightning-AI/torchmetrics#3336), so `compute` gathers them at once.
+    forever for a rank that has fewer images (Lightning-AI/torchmetrics#3336), so `compute` gathers them at once.
     """
 
     def __init__(self, *, masks: bool) -> None:

@@ -30,7 +30,7 @@ RANK_EXIT_SECONDS = 5.0  # how long the exit of another rank is waited for
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup:
-    """The processes that train one trial, seen from one of them. All ranks must make the same calls."""
+    """The processes that train one trial, with the rank of this process. All ranks must make the same calls."""
 
     rank: int = 0
     world_size: int = 1
@@ -142,7 +142,7 @@ def _exit_with_parent() -> None:
 
 
 def _exit_with_any_rank(processes: Sequence[ForkServerProcess], closing: threading.Event) -> None:
-    """Ends this process when another rank has died: a collective would wait for it for ever.
+    """Ends this process when another rank has died: a collective would wait for it forever.
 
     Returns when all other ranks have ended.
     """

@@ -93,7 +93,7 @@ def learning_rate_factor(
 ) -> float:
     """The learning rate at `step` (from 0) as a fraction of the base rate: a linear warm-up, then the decay.
 
-    A warm-up of w steps goes from `start` to 1, which the first step after it has; with `start` 0, the first step has
+    A warm-up of w steps rises from `start`, and the first step after it has 1; with `start` 0, the first step has
     1 / (w + 1). Step decay divides by 10 at each of the `milestones`, fractions of the whole training; the other kinds
     of decay begin when the warm-up ends.
     """

@@ -51,9 +51,9 @@ def log_attempt_end(folder: TrialFolder, attempt: int, step: int | None, how: st
 
 
 def record_error(folder: TrialFolder, error: Exception) -> str:
-    """Writes the error that ended an attempt. Returns the trial's new state: `failed`, or `interrupted` for no failure.
+    """Writes the error that ended an attempt. Returns the trial's new state: `failed` or `interrupted`.
 
-    Preemption and a full disk are no failures.
+    Preemption and a full disk do not count as failures: they give `interrupted`.
     """
     state = read_json(folder.state) or {}
     if isinstance(error, PreemptedError):

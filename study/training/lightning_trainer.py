@@ -15,7 +15,7 @@ PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "fl
 
 
 def build_trainer(config: TrialConfig, device: torch.device, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """The Trainer of one rank. It knows of no other rank: the module exchanges gradients (study/tasks/base.py)."""
+    """Returns the Trainer of one rank, for a single device. The module exchanges gradients (study/tasks/base.py)."""
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,

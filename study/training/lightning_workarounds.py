@@ -84,7 +84,7 @@ def trainer_arguments() -> dict[str, Any]:
 
     By default Lightning takes the tasks of a Slurm job for the ranks of the Trainer and handles the job's signals; the
     plugin `LightningEnvironment` is the maintainers' way to turn this off (#14300). Even then it loads the newest
-    `hpc_ckpt_*.ckpt` in its root folder, of whatever trial (#12369); /dev/null is no folder.
+    `hpc_ckpt_*.ckpt` in its root folder, whichever trial wrote it (#12369); in /dev/null it finds none.
     """
     return {"plugins": [AtomicCheckpointIO(), LightningEnvironment()], "default_root_dir": os.devnull}
 

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class PreemptedError(Exception):
-    """The trial was asked to stop, and has stopped after a checkpoint. This is no failure."""
+    """The trial was asked to stop, and has stopped after a checkpoint. This does not count as a failure."""
 
     def __init__(self, reason: str, step: int) -> None:
         super().__init__(f"{reason} after step {step}")

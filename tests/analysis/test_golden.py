@@ -19,7 +19,7 @@ BLOCKS = {"p", "li", "td", "th", "caption", "summary", "h3", "span", "small"}
 
 
 class _Answers(HTMLParser):
-    """The text of a page's answers, a line a block: sentences, cells, badges."""
+    """The text of a page's answers, one line per block: sentences, cells, badges."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def say_answers(folder: StudyFolder) -> str:
 
 
 def pack(study: Path) -> None:
-    """Makes the fixture and its golden anew, from a finished study."""
+    """Rewrites the fixture and its golden file from a finished study."""
     folder = StudyFolder(study)
     records = [
         file

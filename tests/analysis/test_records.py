@@ -105,7 +105,7 @@ def _break_result(record: TrialFolder) -> None:
 
 
 def _damage_unlisted_file(record: TrialFolder) -> None:
-    """A parquet file whose digest is not in result.json, and that is no parquet file."""
+    """A parquet file whose digest is not in result.json, and that is not a parquet file."""
     result = read_json(record.result)
     assert result is not None
     del result["files"]["switch_weights.parquet"]

@@ -138,7 +138,7 @@ def test_events_of_a_driver_give_the_same_snapshot(
     assert driven.estimate_seconds_left() is not None
 
 
-def test_of_trials_in_an_engines_queue_those_that_started_are_described(
+def test_of_trials_in_a_clusters_queue_those_that_started_are_described(
     observer: StudyObserver, folder: StudyFolder, study: StudyConfig
 ) -> None:
     observer.submitted = True

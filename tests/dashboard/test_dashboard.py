@@ -199,7 +199,7 @@ def test_pages_are_saved_once_and_then_updated(tracked: StudyFolder, server: Ser
     assert all("Coverage" in view["spec"] for view in server.views.values())
 
 
-def test_a_page_that_was_deleted_is_made_anew(tracked: StudyFolder, server: Server) -> None:
+def test_a_page_that_was_deleted_is_created_again(tracked: StudyFolder, server: Server) -> None:
     first = publish(tracked)
     server.views.clear()
     server.views["another"] = {"name": "another"}

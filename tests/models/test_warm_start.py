@@ -78,11 +78,11 @@ def test_frozen_choices_stay_bit_equal_at_any_radius(norm: str) -> None:
 def test_permuted_choices_are_the_same_choices_in_other_layers() -> None:
     one = network()
     layers, choices = trace_geometry(one), read_choices(one)
-    dealt = permute_choices(choices, layers, seed=3)
-    assert sorted(rows(dealt)) == sorted(rows(choices))
-    assert all(not torch.equal(dealt[name][0], choices[name][0]) for name in choices)
-    assert rows(permute_choices(choices, layers, seed=3)) == rows(dealt)
-    assert rows(permute_choices(choices, layers, seed=4)) != rows(dealt)
+    permuted = permute_choices(choices, layers, seed=3)
+    assert sorted(rows(permuted)) == sorted(rows(choices))
+    assert all(not torch.equal(permuted[name][0], choices[name][0]) for name in choices)
+    assert rows(permute_choices(choices, layers, seed=3)) == rows(permuted)
+    assert rows(permute_choices(choices, layers, seed=4)) != rows(permuted)
 
 
 def test_shared_choices_are_the_mean_in_every_layer() -> None:

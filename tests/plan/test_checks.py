@@ -28,7 +28,7 @@ DETECTION = ("task=detection", "dataset=scenes", "depth=8")
         (["validation_fraction=0.0001"], "validation_fraction=0.0001"),
         (["solver=nesterov", "momentum=0.0"], "nesterov"),
         (["precision=float16", "logit_gradient_clip=1.0"], "logit_gradient_clip"),
-        (["fixed_gradient_batch=24", "batch_size=16"], "no multiple of batch_size 16"),
+        (["fixed_gradient_batch=24", "batch_size=16"], "not a multiple of batch_size 16"),
         (["devices_per_trial=3"], "run.devices_per_trial=3: does not divide its 8 chunks"),
         (["devices_per_trial=4", "accumulate=4"], "run.devices_per_trial=4 x run.accumulate=4: does not divide"),
         (["sync_statistics=true", "task=detection", "dataset=scenes"], "regions differ in size between devices"),

@@ -64,7 +64,7 @@ def test_a_scale_offers_a_start_cell_to_studies_that_have_its_factors(tmp_path: 
     settings = ["factors.setting=[a, b]", "joint.setting={a: {}, b: {epochs: 3, start_rule: fine_tune}}"]
     minimal = write_study(tmp_path / "mine.yaml", MINIMAL)
     assert load_study(minimal, scale, settings).start.cell == {"setting": "a"}
-    with pytest.raises(UserError, match=r"start.cell.depth: is no factor"):
+    with pytest.raises(UserError, match=r"start.cell.depth: is not a factor"):
         load_study(minimal, scale, [*settings, "start.cell.depth=8"])
 
 

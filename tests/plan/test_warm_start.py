@@ -52,18 +52,18 @@ def test_a_start_trial_may_have_a_start_trial_itself() -> None:
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["start.rule=argmax"], "start_rule=scratch is no level"),
+        (["start.rule=argmax"], "start_rule=scratch is not a level"),
         (
             ["factors.part=[a, b]", "joint.part={a: {}, b: {start_rule: fine_tune}}"],
-            "start_rule=scratch is no level; add it, or name another in start.cell",
+            "start_rule=scratch is not a level; add it, or name another in start.cell",
         ),
-        (["factors.start_rule=[scratch, transplant]", "start.cell={depth: 14}"], "depth=14 is no level"),
+        (["factors.start_rule=[scratch, transplant]", "start.cell={depth: 14}"], "depth=14 is not a level"),
         (["start.fresh=true"], "no trial has a start rule"),
         (["factors.start_rule=[scratch, argmax]", "start.epoch=1"], "start.epoch: needs start_rule=frozen"),
         (["factors.start_rule=[scratch, frozen]", "start.epoch=2"], "more epochs than that; here are 2"),
         (["start_source=x"], "it cannot be set"),
         (["start.cell={depth: 8}", "start.trial=x", "start.rule=argmax"], "one of cell, trial and checkpoint"),
-        (["factors.start_rule=[scratch, argmax]", "start.cell={solver: sgd}"], "start.cell.solver: is no factor"),
+        (["factors.start_rule=[scratch, argmax]", "start.cell={solver: sgd}"], "start.cell.solver: is not a factor"),
         (["factors.start_rule=[scratch, argmax]", "start.base={epoch: 1}"], "nearest: epochs"),
         (["factors.start_rule=[scratch, argmax]", "norm=[sn, bn]"], "norm=bn has no choice for each layer"),
         (["factors.start_rule=[scratch, shared]", "depth=[8, 14]", "start.cell={depth: 8}"], "depth=14 does not fit"),

@@ -233,7 +233,7 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
 
 
 class QueueExecutor(FakeExecutor):
-    """An engine whose jobs outlive the driver; `queued` are in its queue from before."""
+    """An executor whose jobs outlive the driver; the trials `queued` are in its queue from the start."""
 
     limit = 1000
     outlives_driver = True

@@ -21,10 +21,10 @@ MIN_CELLS = 0.8
 class Effect:
     """One row of an answer's table: a number, its uncertainty, and the trials behind it.
 
-    n_pairs: pairs in the estimate; `missing` counts, by reason, those that are not. bootstrap: ends of the bootstrap
-    interval. probability: share of pairs above the measure's line, ties counting half. p_value: adjusted for its
-    family. trials: rows of the trial table that the number is computed from. censored: how many of them never reached
-    the target and count as one epoch more than they had.
+    n_pairs: pairs in the estimate. missing: number of planned pairs that are not in it, by reason. bootstrap: ends of
+    the bootstrap interval. probability: share of pairs above the measure's line, ties counting half. p_value: adjusted
+    for its family. trials: rows of the trial table that the number is computed from. censored: how many of them never
+    reached the target and count as one epoch more than they had.
     """
 
     measure: Measure
@@ -88,7 +88,7 @@ def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> l
 
 
 def difference_effect(measure: Measure, comparison: str, item: PairedDifference) -> Effect:
-    """The row for a paired difference that is a family by itself."""
+    """The row for a paired difference that is tested alone: its p value is not adjusted."""
     return Effect(
         measure=measure, comparison=comparison, estimate=item.estimate, per_replicate=item.per_replicate,
         n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing, bootstrap=item.bootstrap,
@@ -109,8 +109,9 @@ def confirms(item: PairedDifference) -> bool:
 def refuted(items: Sequence[PairedDifference], confidence: float) -> list[PairedDifference]:
     """The items whose reference gains less than `SCORE_MARGIN`, with no diverged run of the other side.
 
-    One of them is enough to refute a claim, so each is one more chance of error: one-sided p values of a gain of
-    `SCORE_MARGIN` or more are adjusted by Holm over all items. For a single item: its interval lies below the margin.
+    One of them is enough to refute a claim, so every comparison adds a chance of error: one-sided p values of a
+    gain of `SCORE_MARGIN` or more are adjusted by Holm over all items. For a single item: its interval lies below the
+    margin.
     """
     p_values = adjust_holm([mean_p_value(item.per_replicate, SCORE_MARGIN, "less") for item in items])
     return [

@@ -1,7 +1,7 @@
 """Effects of factors on what networks chose.
 
 The effect of a factor is how far its levels move the profile of switch weights, relative to how far another seed moves
-it. Beside it stands the share of the variance between networks that the factor explains.
+it. The share of the variance between networks that the factor explains is reported with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a question about factors is answered: what moves what layers choose, and does it move it enough?
+"""How a question about factors is answered: which factors change what layers choose, and by how much?
 
 A question states which columns of the trial table are its factors, which numbers decide, and by which rule.
 """
@@ -26,7 +26,7 @@ from study.analysis.statistics.intervals import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What a question shows beside the effects of factors: rows of its table, and sentences."""
+    """What a question shows besides the effects of factors: rows of its table, and sentences."""
 
     effects: list[Effect]
     sentences: list[str]
@@ -61,7 +61,7 @@ class FactorQuestion(ABC):
     def find_deciding_rows(
         self, distances: ChoiceDistances, deciding: Mapping[str, Estimate], confidence: float
     ) -> list[Effect]:
-        """Rows of the table for deciding numbers that are no effects of factors themselves."""
+        """Rows of the table for deciding numbers that are not themselves effects of factors."""
 
     @abstractmethod
     def find_details(self, records: StudyRecords, trials: pd.DataFrame, distances: ChoiceDistances) -> Details:
@@ -115,7 +115,7 @@ def _list_needs(
     question: FactorQuestion, records: StudyRecords, verdict: Verdict, distances: ChoiceDistances,
     deciding: Mapping[str, Estimate],
 ) -> list[str]:  # fmt: skip
-    """What would settle a question that is open."""
+    """What would decide an undecided question."""
     if verdict != "not enough evidence":
         return []
     if records.reference_norm is None:

@@ -124,7 +124,7 @@ def _trend_rows(
     records: StudyRecords, measure: str, table: pd.DataFrame, values: Floats, p_values: Sequence[float | None],
     used: Numbers, n_planned: int,
 ) -> list[Effect]:  # fmt: skip
-    """A row a weight. values: (replicate, number), with a number for each column of the table."""
+    """One row per weight. values: (replicate, number), with a number for each column of the table."""
     targets = {axis.name: axis.target for axis in records.space.axes}
     return [
         _replicate_row(records, measure, f"{member} of {targets[axis]}", column, used, n_planned, p_value)
@@ -188,7 +188,7 @@ def _compare_axes(records: StudyRecords, block: Block, n_planned: int) -> Detail
 
 
 def _measure_suffixes(records: StudyRecords) -> list[str]:
-    """The ends of the names of measures over all axes, and of each axis."""
+    """Suffixes of the measure names: for all axes together, and for each axis."""
     return ["", *(f"_{name}" for name in records.space.axis_names)]
 
 
@@ -196,7 +196,7 @@ def _measure_suffixes(records: StudyRecords) -> list[str]:
 
 
 def _compare_dynamics(records: StudyRecords, trials: pd.DataFrame, number: str, table: pd.DataFrame) -> list[Effect]:
-    """How a number of the dynamics, a mean over axes, changes between the ends of every factor, paired."""
+    """How convergence or flips, averaged over axes, differs between the compared levels of each factor (paired)."""
     factors = list(records.study.factors)
     values = table[[(number, axis) for axis in records.space.axis_names]].mean(axis=1).rename(number)
     items = [
@@ -237,7 +237,7 @@ def _replicate_row(
     records: StudyRecords, measure: str, comparison: str, values: Floats, used: Numbers, n_planned: int,
     p_value: float | None = None,
 ) -> Effect:  # fmt: skip
-    """A row for a number that has one value a replicate. used: rows of the trial table, of `n_planned`."""
+    """A row for a number that has one value per replicate. used: rows of the trial table, of `n_planned`."""
     return Effect(
         measure=records.measures[measure], comparison=comparison,
         estimate=replicate_interval(values, records.study.analysis.confidence), n_pairs=used.size,

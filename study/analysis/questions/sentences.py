@@ -116,7 +116,7 @@ def format_missing_runs(trials: pd.DataFrame) -> str:
     """How many runs of each norm have no result to compare."""
     missing = trials[trials["state"].ne("done")]
     if missing.empty:
-        return "Every planned run is in."
+        return "Every planned run has a result to compare."
     parts = [f"{norm} {format_states(group['state'])}" for norm, group in missing.groupby("norm", sort=False)]
     return f"Runs without a result to compare: {'; '.join(parts)}."
 
@@ -127,12 +127,13 @@ def format_useful_rule(label: str, controls: Sequence[str], confidence: float) -
         f"The switch norm is compared with every norm without a choice. Supported: against every single normalizer (at "
         f"least one) and every control ({', '.join(controls)}) of the study, the {confidence * 100:g} % interval of "
         f"the difference in {label} (switch norm minus the other, last epoch, paired at equal cell and replicate, "
-        f"averaged over cells) lies above 0; all must, so no correction is needed. Not supported: against any of them "
-        f"it lies below {SCORE_MARGIN:g}, so no practical gain is left; one is enough, so the one-sided p values of a "
-        f"gain of {SCORE_MARGIN:g} or more are adjusted by Holm over all of them, to the level "
-        f"{(1 - confidence) / 2:g} (with one alone: the interval lies below). Otherwise: not enough evidence. A "
-        f"comparison needs {MIN_CELLS * 100:g} % of its planned cells. If one run of a pair diverges, the pair is "
-        f"dropped, and no verdict is given that this loss could have caused. Training loss, generalization gap and "
+        f"averaged over cells) lies above 0 (every comparison must pass, so no correction for multiple comparisons is "
+        f"needed). Not supported: against any of them it lies below {SCORE_MARGIN:g}, so no practical gain is left (a "
+        f"single comparison suffices, so the one-sided p values of a gain of {SCORE_MARGIN:g} or more are adjusted by "
+        f"Holm over all comparisons, to the level {(1 - confidence) / 2:g}; if there is only one comparison, its "
+        f"interval must lie below {SCORE_MARGIN:g}). Otherwise: not enough evidence. A comparison needs "
+        f"{MIN_CELLS * 100:g} % of its planned cells. If one run of a pair diverges, the pair is dropped, "
+        f"and no verdict is given that this loss could have caused. Training loss, generalization gap and "
         f"time to target (distinguished where the two-sided p value, adjusted by Holm over all with the same "
         f"reference, is below {1 - confidence:.3g}), norms whose layers also pick their own (ssn, sn-tied, other "
         f"pools), what ssn gains, and how distinct layers are (more than seeds: the interval lies above 1; no more: "
@@ -141,7 +142,7 @@ def format_useful_rule(label: str, controls: Sequence[str], confidence: float) -
 
 
 def format_pair_needs(item: PairedDifference, confidence: float, n_opponents: int) -> str:
-    """What would settle a difference that is open."""
+    """What would decide an undecided difference."""
     estimate, missing = item.estimate, format_states(Counter(item.missing).elements())
     if estimate.value is None or not covers_pairs(item):
         complete = f"{item.n_cells} of {item.n_cells_planned} cells complete"
@@ -184,13 +185,13 @@ def _join_others(items: Sequence[PairedDifference]) -> str:
 
 
 def format_start_answer(reference_norm: str | None, judged: Mapping[str, bool | None]) -> list[str]:
-    """Whether it matters what start rules take away: by what is taken away True, False, or None where it is open."""
+    """Whether the properties that start rules remove matter. judged: True, False or None (undecided), by property."""
     words = {True: "it matters {}", False: "it does not matter {}", None: "whether it matters {} cannot be said yet"}
     said = [words[matters].format(what) for what, matters in judged.items()]
     if not said:
         return []
     return [
-        f"Is it the mix of normalizers, or that each layer has its own? With the choices of finished networks of "
+        f"Does the mix of normalizers matter, or that each layer has its own? With the choices of finished networks of "
         f"{reference_norm}, {join_words(said)}."
     ]
 
@@ -198,13 +199,14 @@ def format_start_answer(reference_norm: str | None, judged: Mapping[str, bool | 
 def format_starts_rule(not_own: Sequence[str], no_mix: Sequence[str]) -> str:
     """The rule of comparisons between start rules."""
     return (
-        f"Warm starts, which do not decide the verdict: the difference is frozen minus the other rule, or fine_tune "
-        f"(whose choices learn on) minus the other where the study has no frozen (every layer keeps its own choice). "
-        f"That each layer has its own matters if the difference lies above 0 for each of {', '.join(not_own)} that the "
-        f"study has, and does not if it lies below {SCORE_MARGIN:g} for any of them (Holm, as above); that layers mix, "
-        f"the same for {', '.join(no_mix)}. transplant, and all rules with start.fresh, train a network that is drawn "
-        f"anew: they are compared with frozen and start.fresh, or else with scratch, which decides nothing: its BN "
-        f"statistics may be moving averages, those of warm starts are re-estimated."
+        f"Warm starts, which do not decide the verdict: the difference is frozen (every layer keeps its own choice) "
+        f"minus the other rule, or, if the study has no frozen, fine_tune (whose choices are trained further) minus "
+        f"the other rule. That each layer has its own choice matters if the difference lies above 0 for each of "
+        f"{', '.join(not_own)} that the study has, and does not if it lies below {SCORE_MARGIN:g} for any of them "
+        f"(Holm, as above). Whether it matters that layers mix normalizers is decided in the same way by "
+        f"{', '.join(no_mix)}. The rule transplant, and all rules with start.fresh, train a newly initialized network: "
+        f"they are compared with frozen and start.fresh, or else with scratch, which decides nothing: the BN "
+        f"statistics of scratch may be moving averages, whereas those of warm starts are re-estimated."
     )
 
 
@@ -224,7 +226,9 @@ def format_factor_effects(distances: ChoiceDistances, confidence: float) -> list
     """How far each factor moves the choice, and which of them further than seeds."""
     effects = {name: item for name, item in distances.rank(confidence).items() if item.value is not None}
     if not effects:
-        return ["Seeds move nothing to compare with; a second replicate is needed."] * bool(distances.factors)
+        return ["There is no distance between replicates to compare with; a second replicate is needed."] * bool(
+            distances.factors
+        )
     more = find_distinguished(effects, 1, confidence)
     no_more = [name for name in find_distinguished(effects, RATIO_MARGIN, confidence, above=False) if name not in more]
     open_ = [name for name in effects if name not in more + no_more]
@@ -244,7 +248,7 @@ def format_variance_shares(rows: Sequence[Effect]) -> list[str]:
 
 
 def format_co_varying(study: StudyConfig, factors: Sequence[str], known: Sequence[str] = ()) -> list[str]:
-    """What else changes with the levels of a factor, beside itself and the `known` fields."""
+    """What else changes with the levels of a factor, besides the factor itself and the `known` fields."""
     others = {
         name: [field for field in find_factor_fields(study, name) if field not in (name, *known)] for name in factors
     }
@@ -274,7 +278,7 @@ def format_left_out(records: StudyRecords, trials: pd.DataFrame) -> list[str]:
     if started := of_norm - from_scratch:
         found.append(f"{started} runs that start from others are left out.")
     if left_out := from_scratch - len(trials):
-        found.append(f"{left_out} runs at B = 1 are left out: there bn is not in the pool, by rule and not by choice.")
+        found.append(f"{left_out} runs at B = 1 are left out: there bn is always removed from the pool.")
     missing = trials["state"][trials["state"].ne("done")]
     return [*found, f"Runs of {records.reference_norm} without a result to compare: {format_states(missing)}."]
 
@@ -364,9 +368,10 @@ def format_impacts_rule(strong: Sequence[str], weak: Sequence[str], confidence: 
         f"for any pair of one of {' and '.join(strong)} and one of {', '.join(weak)}, the ratio of their effects lies "
         f"below {RATIO_MARGIN:g} (one-sided t test; p, adjusted by Holm for the number of pairs, below "
         f"{(1 - confidence) / 2:g}). Else supported: {' and '.join(strong)} vary, with at least one of the others, and "
-        f"for every such pair the {confidence * 100:g} % interval of the ratio lies above 1 (all must, so their number "
-        f"needs no adjustment). Otherwise: not enough evidence. It needs {MIN_CELLS * 100:g} % of the planned cells "
-        f"and 3 replicates. Effects belong to the levels that are compared: levels further apart move more."
+        f"for every such pair the {confidence * 100:g} % interval of the ratio lies above 1 (every pair must "
+        f"pass, so no correction for their number is needed). Otherwise: not enough evidence. It needs "
+        f"{MIN_CELLS * 100:g} % of the planned cells and 3 replicates. The size of an effect depends on the compared "
+        f"levels: levels that are further apart give larger effects."
     )
 
 
@@ -446,7 +451,7 @@ def format_held_axes(study: StudyConfig) -> str:
     moved = ["the learning rate"] * study.base.scale_learning_rate
     moved += ["the number of steps"] * (study.base.epoch_steps is None)
     if moved:
-        return f"{join_words(moved).capitalize()} change with G x B, by the recipe; study batch_axes holds them."
+        return f"With G x B the recipe also changes {join_words(moved)}; the study batch_axes avoids this."
     return "Learning rate and number of steps are the same at every G x B."
 
 
@@ -500,7 +505,7 @@ def format_tasks_rule(together: str, confidence: float) -> str:
 
 
 def format_preferences(means: pd.DataFrame) -> str:
-    """The mean weights of each setting: a row a setting, a column a normalizer."""
+    """The mean weights of each setting: one row per setting, one column per normalizer."""
     each = [
         f"{setting} {', '.join(f'{name} {format_number(weight, 2)}' for name, weight in row.dropna().items())}"
         for setting, row in means.iterrows()
@@ -539,7 +544,7 @@ def format_transfer(rows: Sequence[Effect], confidence: float) -> list[str]:
 
 
 def _format_more_replicates(needed: int | None, n: int) -> str:
-    """How many replicates are needed beside the `n` there are; None: more than can be said."""
+    """How many replicates to add to the `n` existing ones. needed: their total number, None if it is above 1000."""
     if needed is None:
         return "more than 1000 replicates"
     more = max(needed - n, 1)

@@ -147,7 +147,7 @@ def _find_transfer_rows(records: StudyRecords, distances: ChoiceDistances) -> li
 
 
 def _mean_weights(records: StudyRecords, trials: pd.DataFrame) -> pd.DataFrame:
-    """The mean weights of each setting, over backbone layers, axes and finished trials: a column a normalizer."""
+    """The mean weights of each setting, over backbone layers, axes and finished trials: one column per normalizer."""
     compared = records.balanced_subset(trials, *APART, *task_factors(records.study))
     weights = records.switch.merge(compared[compared["state"].eq("done")][["key", TOGETHER]], on="key")
     means: pd.DataFrame = weights.groupby([TOGETHER, "normalizer"], sort=False)["weight"].mean().unstack("normalizer")

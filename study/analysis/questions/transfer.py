@@ -18,7 +18,7 @@ from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate, cell_numbers, complete_block
 from study.analysis.statistics.profiles import effect_contrast, factor_effect, transfer_distance
 
-RULE = "fine_tune"  # the start rule under which layers go on to choose
+RULE = "fine_tune"  # the start rule under which choices are trained further
 
 
 def select_fine_tuned(records: StudyRecords, settings: pd.Series) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def select_fine_tuned(records: StudyRecords, settings: pd.Series) -> pd.DataFram
 
 
 def compare_before_and_after(records: StudyRecords, tuned: pd.DataFrame) -> list[Effect]:
-    """How far fine-tuning moved what backbones choose, a row a move; `tuned` is from `select_fine_tuned`."""
+    """How far fine-tuning moved what backbones choose, one row per move; `tuned` is from `select_fine_tuned`."""
     return [_compare_move(records, str(move), group) for move, group in tuned.groupby("move", sort=False)]
 
 

@@ -162,7 +162,7 @@ def _compose_text(
 
 
 def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence: float) -> list[str]:
-    """What would settle a question that is open."""
+    """What would decide an undecided question."""
     if verdict != "not enough evidence":
         return []
     opponents = _opponents(comparisons)

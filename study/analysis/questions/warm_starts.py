@@ -1,10 +1,11 @@
-"""Question 1, asked of finished networks: is it the mix of normalizers, or is it that each layer has its own?
+"""Question 1 for warm starts: does the mix of normalizers matter, or that each layer has its own choice?
 
 Trials that start from a finished trial of the switch norm differ in what happens to its choices. With `frozen` every
 layer keeps its own choice. `permute` and `shared` keep the mix but give a layer a choice that is not its own; `argmax`
-keeps the layer's own choice but removes the mix. All four go on from the same weights with fixed choices, so their
-differences to `frozen` are the cleanest. Differences to `fine_tune`, whose choices go on learning, also contain what
-that is worth. `transplant`, and rules with `start_fresh`, train a newly drawn network and are compared separately.
+keeps the layer's own choice but removes the mix. All four continue from the same weights with fixed choices, so their
+differences to `frozen` are the cleanest. Differences to `fine_tune`, whose choices are trained further, also contain
+the gain of that training. `transplant`, and rules with `start_fresh`, train a newly initialized network and are
+compared separately.
 """
 
 from __future__ import annotations
@@ -64,14 +65,14 @@ def describe_starts(records: StudyRecords, differences: Mapping[str, Sequence[Pa
 
 
 def judge(items: Sequence[PairedDifference], confidence: float) -> bool | None:
-    """Whether it matters what start rules take away; None where it is open. `format_starts_rule` says it in words."""
+    """Whether a property that start rules remove matters; None if undecided. `format_starts_rule` states the rule."""
     if refuted(items, confidence):
         return False
     return True if items and all(confirms(item) for item in items) else None
 
 
 def _judge_all(items: Sequence[PairedDifference], confidence: float) -> dict[str, bool | None]:
-    """By what start rules take away: whether it matters. Without comparisons that decide there is no entry."""
+    """Whether each property that start rules remove matters. A property without deciding comparisons has no entry."""
     deciding = [item for item in items if item.reference in DECIDING]
     taken = {"that each layer has its own": NOT_OWN, "that layers mix normalizers": NO_MIX}
     of_rules = {what: [item for item in deciding if item.other in rules] for what, rules in taken.items()}

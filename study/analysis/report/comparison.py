@@ -1,4 +1,4 @@
-"""Several studies study by study on one page: verdicts, effects, coverage, and the settings in which they differ."""
+"""A page that compares several studies: verdicts, effects, coverage, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from study.analysis.statistics.measures import Measure
 from study.record.io import flatten, write_bytes
 from study.record.layout import StudyFolder
 
-# The keys of a study file that are compared: all but its names, and where and how it runs.
+# The keys of a study file that are compared: all except the study's name and texts and the sections
+# `run`, `launch` and `tracking`.
 COMPARED_KEYS = ("scale", "base", "factors", "joint", "blocks", "replicates", "start", "search", "analysis")
 
 

@@ -26,7 +26,7 @@ LINE = {"color": GREY, "dash": "dot"}
 
 
 def draw_forest(effects: Sequence[Effect], title: str, subtitle: str, *, compared: bool = True) -> go.Figure:
-    """Effects with intervals, a panel a measure; small points are replicates. Ratios are on a logarithmic scale.
+    """Effects with intervals, one panel per measure; small points are replicates. Ratios are on a logarithmic scale.
 
     compared: whether the measures have a value that means "no difference", which a dotted line then shows.
     """

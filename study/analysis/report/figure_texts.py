@@ -14,7 +14,7 @@ MAX_DESCRIBED = 4  # effects that the description of a figure names; it counts t
 
 
 def format_effect(effect: Effect) -> str:
-    """All that is known of an effect, a line each: for hovering."""
+    """Hover text of an effect, one line per value."""
     lines = [f"{effect.measure.label}: {format_number(effect.estimate.value or 0.0, 4)}"]
     if effect.estimate.low is not None and effect.estimate.high is not None:
         lines.append(f"interval {format_number(effect.estimate.low, 4)} to {format_number(effect.estimate.high, 4)}")
@@ -29,7 +29,7 @@ def format_effect(effect: Effect) -> str:
 
 
 def format_effects(effects: Sequence[Effect]) -> str:
-    """The first numbers of a figure of effects."""
+    """Screen-reader text listing the first effects of a figure."""
     shown = [effect for effect in effects if effect.measure == effects[0].measure][:MAX_DESCRIBED]
     numbers = []
     for effect in shown:
@@ -41,7 +41,7 @@ def format_effects(effects: Sequence[Effect]) -> str:
 
 
 def format_interval(estimate: Estimate) -> str:
-    """`interval 0.004 to 0.020, 5 replicates`: for hovering."""
+    """`interval 0.004 to 0.020, 5 replicates`: hover text."""
     if estimate.low is None or estimate.high is None:
         return f"no interval from {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
     return f"interval {estimate.low:.3f} to {estimate.high:.3f}, {estimate.n} replicates"

@@ -58,7 +58,7 @@ def select_largest_pool(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, rows: str, what: str) -> go.Figure:
-    """Switch weights by layer: a row of maps for each level of the column `rows` of `trials`, a column an axis.
+    """Switch weights by layer: a row of maps for each level of the column `rows` of `trials`, one column per axis.
 
     what: the networks ("ResNet-14").
     """
@@ -103,7 +103,7 @@ def _add_maps(
 def draw_triangles(
     switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, symbol: str, what: str
 ) -> go.Figure | None:
-    """Switch weights in the triangle of a pool of three: a point a layer, coloured by depth; None for other pools.
+    """Switch weights in the triangle of a pool of three: one point per layer, coloured by depth; None for other pools.
 
     symbol: the column of `trials` whose levels have a symbol each. Levels with a smaller pool are left out.
     """

@@ -42,7 +42,7 @@ def render_page(
     figures: by question. `layout.meta["trials"]` of a figure holds the groups of trials that its points link to, as
     lists of row numbers of the trial table; every point's `customdata` starts with the number of its group, or -1.
     `layout.meta["alt"]` describes the figure for screen readers.
-    published: figures that belong to no question. heads: what heads chose, a row a setting and role.
+    published: figures that belong to no question. heads: what heads chose, one row per setting and role.
     """
     trials = _build_trial_rows(records)
     occurring = {effect.measure.name for answer in answers.values() for effect in answer.effects}

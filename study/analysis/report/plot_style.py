@@ -58,7 +58,7 @@ def build_panels(
 ) -> go.Figure:
     """An empty grid of panels that share their axes, with rows of these heights in pixels.
 
-    gap: pixels between rows. labels: a title a row, at the left. lift: pixels between the titles of columns and panels.
+    gap: pixels between rows. labels: one title per row, at the left. lift: pixels between column titles and panels.
     """
     gap, lift = (gap + 18, lift + 18) if labels else (gap, lift)
     gap = gap if len(heights) > 1 else 0

@@ -42,7 +42,7 @@ class Report:
 
     @cached_property
     def answers(self) -> dict[str, Answer]:
-        """By question."""
+        """The answer to each question, by its name."""
         return answer_questions(self.records)
 
     @cached_property
@@ -81,7 +81,7 @@ def write_report(folder: StudyFolder) -> Path:
 
 
 def _average_heads(records: StudyRecords) -> list[dict[str, Any]]:
-    """What heads and their backbones chose: a row a setting and role, with means over layers and finished runs."""
+    """What heads and their backbones chose: one row per setting and role, with means over layers and finished runs."""
     if records.heads.empty:
         return []
     trials = name_settings(select_finished_choices(records, *APART, *task_factors(records.study)))

@@ -22,7 +22,7 @@ from study.analysis.wording import format_number
 
 
 def draw_metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: Measure) -> go.Figure:
-    """A metric by norm and B: a point a replicate, a bar the mean over replicates."""
+    """A metric by norm and B: one point per replicate, and a bar for the mean over replicates."""
     batches = sorted(trials["batch_size"].unique())
     figure, groups, described = build_panels([310], 1), TrialGroups(), []
     for position, norm in enumerate(norms):
@@ -50,7 +50,7 @@ def draw_metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: Meas
 def draw_learning_curves(
     curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[str], metric: Measure
 ) -> go.Figure:
-    """A metric by epoch, a line a norm, at the smallest and at the largest B."""
+    """A metric by epoch, one line per norm, at the smallest and at the largest B."""
     groups = TrialGroups()
     figure, table, batches = build_epoch_panels(curves[curves["name"].eq(metric.name)], trials, [270])
     for (batch, norm), group in iterate_groups(table, "batch_size", "norm"):

@@ -30,7 +30,7 @@ AVERAGED = "Last epoch; mean over layers, and over all other factors inside a re
 
 
 def draw_share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, confidence: float) -> go.Figure:
-    """Means of the switch weights over layers against B: a row a network depth, a column an axis."""
+    """Means of the switch weights over layers against B: one row per network depth, one column per axis."""
     depths, groups, described = sorted(trials["depth"].unique()), TrialGroups(), []
     shares = _compute_shares(switch, trials, "depth", "batch_size")
     figure = build_axis_panels([160] * len(depths), space, gap=14, labels=[f"ResNet-{depth}" for depth in depths])
@@ -57,7 +57,7 @@ def draw_share_by_batch(switch: pd.DataFrame, trials: pd.DataFrame, space: Choic
 def draw_share_by_setting(
     weights: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, setting: str, confidence: float
 ) -> go.Figure:
-    """Means of the switch weights over layers by level of `setting`: a row of panels a role, a column an axis.
+    """Means of the switch weights over layers by level of `setting`: one row of panels per role, one column per axis.
 
     weights: rows of one epoch of each trial, of backbones and heads.
     """
@@ -92,7 +92,7 @@ def draw_share_by_setting(
 
 
 def draw_share_by_epoch(switch_epochs: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace) -> go.Figure:
-    """Means of the switch weights over layers by epoch: a row an axis, a column the smallest and the largest B."""
+    """Means of switch weights over layers by epoch: one row per axis, columns for the smallest and the largest B."""
     network, groups = switch_epochs[switch_epochs["scope"].eq("network")], TrialGroups()
     figure, table, batches = build_epoch_panels(network, trials, [190] * len(space.axes))
     for (batch, axis, member), group in iterate_groups(table, "batch_size", "statistic", "normalizer"):

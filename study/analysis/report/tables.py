@@ -52,7 +52,7 @@ def build_effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
 
 
 def build_coverage_table(records: StudyRecords) -> pd.DataFrame:
-    """A row a cell: its levels, and its number of replicates in each state."""
+    """One row per cell: its levels, and its number of replicates in each state."""
     factors = list(records.study.factors)
     cells = count_states(records.trials, factors)
     states = [state for state in REPORT_STATES if any(counts[state] for _, counts in cells)]

@@ -20,7 +20,7 @@ DYNAMICS = ("convergence_epoch", "convergence", "flips")
 
 
 def network_dynamics(weights: pa.Table, role: str, space: ChoiceSpace) -> pd.DataFrame:
-    """`DYNAMICS` of each network, means over its layers of a role: a row a key, a column a (number, axis).
+    """`DYNAMICS` of each network, means over its layers of a role: one row per key, one column per (number, axis).
 
     weights: the columns of `switch_weights.parquet`, text dictionary-encoded; the rows of a trial are contiguous, in
     any order. Networks with a single recorded epoch are left out.
@@ -46,7 +46,7 @@ def count_flips(weights: Floats) -> NDArray[np.intp]:
     """How often another member gets the largest weight: an array (...). weights: (epoch, ..., member).
 
     While several weights are largest, the member before the tie stays the leader: a change through a tie is one flip,
-    and a tie followed by the same leader is none. Leaving the even weights of the start is no flip either.
+    and a tie followed by the same leader is none. Leaving the equal weights of the start does not count as a flip.
     """
     largest = weights.max(axis=-1, keepdims=True)
     alone = (weights > largest - TIED).sum(axis=-1) == 1

@@ -21,7 +21,7 @@ Numbers = NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value, its interval, and the number `n` of replicates behind it. What is not defined is None."""
+    """A value, its interval, and the number `n` of replicates behind it. A value that is not defined is None."""
 
     value: float | None = None
     low: float | None = None
@@ -46,7 +46,7 @@ class Estimate:
 
 
 def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> Estimate:
-    """Mean and Student t interval of one finite value a replicate.
+    """Mean and Student t interval of one finite value per replicate.
 
     What varies: the replicate. One replicate gives no interval, and neither do identical ones: a spread
     of zero (every network at 100 % accuracy, say) is no proof that the next seed would agree.
@@ -64,7 +64,7 @@ def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> E
 
 
 def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean of one value a replicate; None below three distinct ones.
+    """Percentile bootstrap interval of the mean of one value per replicate; None below three distinct ones.
 
     Each value is a replicate's mean over all cells of the complete block, so a resample draws whole replicates and
     keeps every cell, because the cells are fixed by the plan. Cells of a replicate share its seeds: resampling each
@@ -85,7 +85,7 @@ def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> t
 def mean_p_value(
     values: Sequence[float] | Floats, line: float = 0.0, alternative: Literal["two-sided", "less"] = "two-sided"
 ) -> float | None:
-    """P value of Student's t test that the mean of one value a replicate is at the line (`less`: at or above it).
+    """P value of Student's t test that the mean of one value per replicate is at the line (`less`: at or above it).
 
     It agrees with `replicate_interval`: p < 1 - confidence where the interval excludes the line, and with `less`
     p < (1 - confidence) / 2 where the interval lies below the line. None where there is no interval.
@@ -150,7 +150,7 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
 class Block:
     """Numbers of finished trials, in the cells and replicates that are all present.
 
-    cells: a row a cell, the columns of the trial table. values: (cell, replicate, number).
+    cells: one row per cell, the columns of the trial table. values: (cell, replicate, number).
     trials: (cell, replicate), rows of the trial table.
     """
 
@@ -160,7 +160,7 @@ class Block:
 
 
 def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
-    """The complete block of cells and replicates of `trials`; `numbers` has a row a key, NaN for missing values."""
+    """The complete block of cells and replicates of `trials`; `numbers` has one row per key, NaN for missing values."""
     table = numbers.reindex(trials["key"]).to_numpy(dtype=float)
     present = trials["state"].eq("done").to_numpy() & np.isfinite(table).all(axis=1)
     cells = cell_numbers(trials, ["trial_id"])

@@ -54,8 +54,9 @@ _RATIO = (
 
 def _scores() -> list[Measure]:
     return [
-        _difference("val_accuracy", "validation accuracy", f"Share of validation images named right {_LAST}", True),
-        _difference("test_accuracy", "test accuracy", f"Share of test images named right {_LAST}", True),
+        _difference("val_accuracy", "validation accuracy", f"Share of validation images classified correctly {_LAST}",
+                    True),
+        _difference("test_accuracy", "test accuracy", f"Share of test images classified correctly {_LAST}", True),
         _difference("val_score", "validation score", f"Accuracy, mIoU or box AP, by the task, {_LAST}", True),
         _difference("test_score", "test score", f"Accuracy, mIoU or box AP on the test split {_LAST}", True),
         _difference("train_loss", "training loss", "Mean loss of the last epoch's steps"),
@@ -219,9 +220,9 @@ def _time() -> list[Measure]:
         ),
         Measure(
             name="flips", label="flips of a layer", rule=count_flips,
-            definition="How often the largest weight of a layer becomes another, from epoch to epoch; mean over "
-            "layers. While several are largest, the one before stays; leaving the even weights of the start is no "
-            "flip.",
+            definition="How often another member gets the largest weight of a layer, from epoch to epoch; mean over "
+            "layers. During a tie the previous one counts as the largest; leaving the equal weights of the start does "
+            "not count as a flip.",
         ),
         _difference("convergence_change", "change of convergence", "Convergence as a part of training"),
         _difference("flips_change", "change of flips", "Flips of a layer"),

@@ -65,7 +65,7 @@ def paired_differences(
 
     What varies in the interval: the replicate. The cells are those of the plan, not a sample of cells. Only
     cells that every counted replicate holds enter (`complete_block`), so replicates differ by seeds alone.
-    trials: a row a planned trial; a column a factor, `replicate`, `state`, and `metric`.
+    trials: one row per planned trial; one column per factor, `replicate`, `state`, and `metric`.
     """
     others = [name for name in factors if name != factor]
     cells = cell_numbers(trials, others)

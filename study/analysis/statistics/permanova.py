@@ -24,7 +24,7 @@ def variance_shares(products: Floats, cells: pd.DataFrame, confidence: float) ->
     """The share of the variance between networks that each factor, the replicate and the residual explain.
 
     products: inner products of networks, (cell, replicate, cell, replicate), from any origin: of coordinates, or
-    squared distances times -1/2. cells: a row a cell, a column a factor. At least two replicates are needed.
+    squared distances times -1/2. cells: one row per cell, one column per factor. At least two replicates are needed.
     The share is omega squared: what a factor explains beyond chance, from 0 to 1. The residual holds interactions of
     factors and the effect of seeds beyond what cells of one replicate share. In a study of blocks shares need not sum
     to 1. What varies in the interval: the replicate (jackknife, Student t). The shares of the replicate and of the
@@ -119,17 +119,17 @@ def permutation_p_value(
     inner = left @ products.reshape(len(networks), -1) @ left
 
     strata = cell_numbers(networks, list(indicators)).to_numpy()
-    dealt = _permute_within(strata, labels, random, permutations)
-    explained = _explained_by_each(inner, left, (dealt[..., None] == np.unique(labels)).astype(float))
+    permuted = _permute_within(strata, labels, random, permutations)
+    explained = _explained_by_each(inner, left, (permuted[..., None] == np.unique(labels)).astype(float))
     return float(np.mean(explained >= explained[0] * (1 - 1e-9)))  # the first is as observed, and counts
 
 
 def _permute_within(strata: Numbers, labels: Numbers, random: np.random.Generator, permutations: int) -> Numbers:
     """The labels as observed, followed by permutations of them within strata: (1 + permutation, network)."""
     order = np.argsort(strata + random.random((permutations, strata.size)), axis=1)
-    dealt = np.tile(labels, (1 + permutations, 1))
-    dealt[1:, np.argsort(strata, kind="stable")] = labels[order]
-    return dealt
+    permuted = np.tile(labels, (1 + permutations, 1))
+    permuted[1:, np.argsort(strata, kind="stable")] = labels[order]
+    return permuted
 
 
 def _explained_by_each(inner: Floats, left: Floats, indicators: Floats) -> Floats:

@@ -18,7 +18,8 @@ from study.config.choice_space import ChoiceSpace
 
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
 FLOOR = 0.01  # smaller weights, including the zeros of sparse norms, are raised to this before a logarithm is taken
-# A squared distance up to this counts as 0: where seeds move nothing (fixed or untrained weights), no ratio is defined.
+# A squared distance up to this counts as 0: if replicates do not differ (fixed or untrained
+# weights), no ratio is defined.
 NOTHING = 1e-18
 
 ByDepth = Callable[[Floats, Floats], Floats]
@@ -61,8 +62,9 @@ def profile_divergence(first: Floats, second: Floats) -> Floats:
     """Jensen-Shannon divergence (base 2, from 0 to 1) of profiles, averaged over depth: (..., axis).
 
     Leading dimensions are broadcast. It is a squared distance in a Hilbert space (Fuglede and Topsoe, 2004): its mean
-    between two sets of networks is the mean within the sets plus the squared distance of their centres. So sets that
-    differ in their spread alone are no further apart than they are wide, which does not hold for unsquared distances.
+    between two sets of networks is the mean within the sets plus the squared distance of their centres. So two
+    sets with the same centre are not counted as distant only because their spreads differ; with unsquared distances
+    they could be.
     """
     return np.asarray((jensen_shannon(first, second) ** 2).mean(axis=-1), dtype=float)
 
@@ -126,7 +128,7 @@ class FactorDistances:
 def comparable_pairs(cells: pd.DataFrame, factor: str) -> CellPairs:
     """Pairs of row numbers of cells that differ in the factor alone, grouped by the levels of all other factors.
 
-    cells: a row a cell, a column a factor.
+    cells: one row per cell, one column per factor.
     """
     numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
     levels = cells[factor].tolist()
@@ -158,7 +160,7 @@ def factor_distances(squared: Floats, pairs: CellPairs) -> FactorDistances:
 
 
 def factor_effect(distances: FactorDistances, confidence: float, axis: int | None = None) -> Estimate:
-    """How far a factor moves the choice, relative to how far seeds move it: D_factor / D_seed, 1 without an effect.
+    """Distance between levels divided by distance between replicates: D_factor / D_seed, 1 without an effect.
 
     Both are root mean squares of distances between different replicates: at equal replicate cells share their seeds
     and lie closer together. axis: the number of the one axis to measure; by default the mean over all.
@@ -182,8 +184,8 @@ def transfer_distance(before: Floats, after: Floats, confidence: float) -> Estim
     """How far profiles move from before to after, relative to the distance of replicates before (root mean squares).
 
     Both arrays are (cell, replicate, axis, depth, member). At 0 networks keep their choice; at 1 they are as far from
-    their former choice as from that of a network of another seed. What varies in the interval: the replicate
-    (jackknife of the log ratio, Student t).
+    their own earlier profile as replicates are from each other. What varies in the interval: the replicate (jackknife
+    of the log ratio, Student t).
     """
     moved = profile_divergence(before, after).mean(axis=(0, 2))
     seeds = profile_divergence(before[:, :, None], before[:, None]).mean(axis=(0, 3))

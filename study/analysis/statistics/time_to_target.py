@@ -1,4 +1,4 @@
-"""Time to target: epochs until the validation score first reaches a target that treats both sides alike."""
+"""Time to target: epochs until the validation score first reaches a target that both compared levels share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def epochs_to_target(
     """Epochs of training until `metric` first reaches its target: columns `epochs_to_target` and `censored`.
 
     The target of a cell (its levels of all other factors) is `TARGET` times the lower of the two levels' mean scores
-    after the last epoch, over finished runs: it treats both sides alike, and no third level moves it. The score is
+    after the last epoch, over finished runs: it is the same for both, and no third level affects it. The score is
     interpolated linearly between evaluations; a target that is already reached at the first evaluation is reached
     there. A run that never reaches it counts as its last epoch + 1 and is `censored`: it takes at least that long, so
     its difference from a run that does reach the target is too small rather than too large. Trials without a curve, or

@@ -17,7 +17,7 @@ AXES: tuple[BatchAxis, BatchAxis] = ("B", "G x B")
 
 
 def network_means(switch: pd.DataFrame) -> pd.DataFrame:
-    """Means of the switch weights over the layers of each network: a row a key, a column a (statistic, normalizer)."""
+    """Means of switch weights over the layers of networks: one row per key, one column per (statistic, normalizer)."""
     means = switch.groupby(["key", "statistic", "normalizer"], observed=True)["weight"].mean()
     table: pd.DataFrame = means.astype(float).unstack(["statistic", "normalizer"])
     return table
@@ -26,7 +26,7 @@ def network_means(switch: pd.DataFrame) -> pd.DataFrame:
 def tracked_shares(switch: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     """The weight of the tracked member in each network, a mean over layers: over all axes, and for each axis.
 
-    A row a key; the columns are `bn_share`, `bn_share_mean`, `bn_share_var` where `bn` is tracked.
+    One row per key; the columns are `bn_share`, `bn_share_mean`, `bn_share_var` where `bn` is tracked.
     """
     share = f"{space.tracked[0]}_share"
     shares = network_means(switch[switch["normalizer"].eq(space.tracked[0])]).droplevel("normalizer", axis=1)
@@ -38,8 +38,9 @@ def tracked_shares(switch: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
 def rank_trends(switch: pd.DataFrame, place: str, value: str = "weight") -> pd.DataFrame:
     """Spearman's rank correlation of a column with the column `place`, over the layers of each network.
 
-    A row a key, a column a (statistic, normalizer). Layers without a place are left out, and so are networks with fewer
-    than 3 layers that have one, or with all layers at one place. A value that is the same in every layer has trend 0.
+    One row per key, one column per (statistic, normalizer). Layers without a place are left out, and so are networks
+    with fewer than 3 layers that have one, or with all layers at one place. A value that is the same in every layer has
+    trend 0.
     """
     known = switch[switch[place].notna()]
     networks = known.groupby(["key", "statistic", "normalizer"], observed=True)

@@ -32,7 +32,7 @@ MAX_DELAY = 1.5  # seconds from the moment when a trial is seen to train to the 
 TIMEOUTS = {"local": 300.0, "slurm": 7200.0, "ray": 7200.0}  # seconds; clusters have queues
 POLL_SECONDS = 0.05
 SMALL_DISK = "20m"
-MAX_PROBLEMS = 5  # the study is given up after more
+MAX_PROBLEMS = 5  # the benchmark stops after more
 
 
 class StudyFinishedError(Exception):
@@ -153,7 +153,7 @@ class StudyHarness:
             _kill_session(self.driver)
             self.driver = None
         if self.settings.launcher == "local":
-            self.wait_for(lambda: not self.find_running_trials(), "trials go on after their session was killed")
+            self.wait_for(lambda: not self.find_running_trials(), "trials still run after their session was killed")
 
     def run_to_end(self) -> None:
         """Runs the command until it ends with exit code 0. Raises `StuckError` if it does not."""

@@ -35,7 +35,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 
 def kill_driver(study: StudyHarness) -> AffectedTrials:
-    """Kills the driver alone. Its trials end with it on this machine, and go on under Slurm."""
+    """Kills the driver alone. Its trials end with it on this machine, and continue under Slurm."""
     trials = study.wait_for_moment()
     study.signal_driver(signal.SIGKILL)
     return _to_records(trials)
@@ -52,7 +52,7 @@ def interrupt_driver(study: StudyHarness, number: int) -> AffectedTrials:
 
 
 def stop_driver(study: StudyHarness) -> AffectedTrials:
-    """Stops the driver for a while, as a laptop that sleeps or a debugger would."""
+    """Stops the driver for a while, as a suspended laptop or a debugger does."""
     trials = study.wait_for_moment()
     _stop_process(study.ensure_driver().pid, study.settings.stop_seconds)
     return _to_records(trials)
@@ -109,7 +109,7 @@ def damage_checkpoint(study: StudyHarness, corrupt: Corrupt) -> AffectedTrials:
     driver.send_signal(signal.SIGSTOP)
     try:
         os.kill(trial.pid, signal.SIGKILL)
-        study.wait_for(lambda: not trial.record.is_locked(), "a killed trial goes on")
+        study.wait_for(lambda: not trial.record.is_locked(), "a killed trial is still running")
         _damage_file(trial.record.last_checkpoint, corrupt, study)
     finally:
         driver.send_signal(signal.SIGCONT)
@@ -346,7 +346,7 @@ def _damage_file(path: Path, corrupt: Corrupt, study: StudyHarness) -> None:
 
 
 def _write_until_full(path: Path) -> None:
-    """Writes a file in ever smaller pieces until not one more byte fits on the disk."""
+    """Writes pieces of decreasing size to a file until the disk is full."""
     with open(path, "wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
             try:

@@ -1,4 +1,4 @@
-"""The driver with 10,000 trials, 1,000 at a time, on an executor that only sleeps and then leaves a record.
+"""The driver with 10,000 simulated trials, 1,000 at once, on an executor that only sleeps and then writes a record.
 
 Nothing is trained and no cluster is needed: all records are written beforehand, and a trial ends when its folder is
 renamed into place. The driver runs three times, each time in a process of its own:

@@ -35,7 +35,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def measure(*, quick: bool, threads: int | None, device: str) -> Result:
-    """Times all norms at all shapes, forward and forward + backward, in turns in one process."""
+    """Times all norms at all shapes, forward and forward + backward, alternating in one process."""
     if threads:
         torch.set_num_threads(threads)
     result = Result("norms")

@@ -151,7 +151,10 @@ def write_study_file(folder: Path, trials: int) -> Path:
 
 
 def write_records(folder: StudyFolder, config: StudyConfig) -> None:
-    """Writes a record per trial. sn gains over bn, and B and depth move the choice: the answers are not empty."""
+    """Writes a record per trial.
+
+    sn is better than bn, and B and depth change the choice, so that the questions have answers.
+    """
     truth = Truth(
         accuracy=lambda trial: 0.93 if trial.config.norm == "sn" else 0.90,
         bn_logit=lambda trial: math.log2(trial.config.batch_size) / 3 + (trial.config.depth == 14),

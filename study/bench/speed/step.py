@@ -45,7 +45,7 @@ STEP_BAR = 1.05
 
 
 def measure(*, quick: bool, threads: int | None, device: str) -> Result:
-    """Times forward, loss, backward and SGD with momentum on random images, all norms in turns in one process."""
+    """Times forward, loss, backward and SGD with momentum on random images, alternating between all norms."""
     if threads:
         torch.set_num_threads(threads)
     result = Result("step")

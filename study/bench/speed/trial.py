@@ -82,7 +82,7 @@ class BareLoop:
 
 
 class EpochPairTimer(L.Callback):
-    """Runs an epoch of the bare loop before each epoch of the harness, so that both meet the same load on the machine.
+    """Runs an epoch of the bare loop before each epoch of the harness, so that both run under the same load.
 
     seconds: of each epoch of the bare loop. ratios: harness / bare loop, for all epochs but the last, which is followed
     by the end of the trial, a fixed cost.
@@ -97,7 +97,7 @@ class EpochPairTimer(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.started is not None:
             self.ratios.append((_read_clock() - self.started) / self.seconds[-1])
-        # The harness asks for deterministic algorithms, so what they cost must not slow down the bare loop.
+        # The harness asks for deterministic algorithms, which are slower; the bare loop runs without them.
         torch.use_deterministic_algorithms(False)
         bare_started = _read_clock()
         self.bare.run_epoch(trainer.current_epoch)

@@ -639,7 +639,7 @@ def _normalize(
     # Subtract the mean first, then scale, then shift: this is accurate even where |mean| >> std.
     scale = tl.load(weight + r % C, mask, other=0.0) / tl.sqrt(mixed_var + EPS)
     shift = tl.load(bias + r % C, mask, other=0.0) + (mean - mixed_mean) * scale
-    # Through memory; otherwise each thread would compute these again for every row of which it has pixels.
+    # Through memory; otherwise each thread would compute these again for every row that contains its pixels.
     coefficients += tl.program_id(1) * 2 * N * C + r
     tl.store(coefficients, scale, mask)
     tl.store(coefficients + N * C, shift, mask)

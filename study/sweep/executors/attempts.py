@@ -1,4 +1,4 @@
-"""The loop that runs trials, each until it has a result or is given up. The driver and the worker of a job share it."""
+"""The loop that runs each trial until it has a result or is abandoned. The driver and the worker of a job use it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AttemptHandler:
     def stop_on_failure(self, trial: PlannedTrial, reason: str) -> bool:
         """Stops the loop and returns True if this failure will not be the trial's alone, such as a full disk.
 
-        The trial is then neither tried again nor given up.
+        The trial is then not tried again, but it is not recorded as failed either.
         """
         return False
 
@@ -57,7 +57,7 @@ class AttemptLoop:
     """Submits ready trials to an executor, waits for their ends, and retries them by a policy.
 
     A trial that another process trains is not submitted again while that process holds its lock; after
-    `elsewhere_limit` seconds it is dropped, neither done nor given up.
+    `elsewhere_limit` seconds the loop drops it without recording a result or a failure.
 
     Attributes:
         queue: Put trials here before `run`.
@@ -75,7 +75,7 @@ class AttemptLoop:
         self._locks_checked = -math.inf
 
     def run(self) -> None:
-        """Runs until every trial has a result or is given up, or the handler stops it."""
+        """Runs until every trial has a result or is abandoned, or the handler stops it."""
         self._give_up_hopeless()
         while (self.queue.ready or self.running or self._elsewhere) and not self.handler.is_stopped():
             self._submit(self._pop_ready())

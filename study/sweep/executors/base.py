@@ -1,4 +1,4 @@
-"""The interface between the driver and whatever places trials: a pool of processes here, an engine on a cluster."""
+"""The interface between the driver and the executors, which run trials in a pool of processes or on a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STOP_GRACE_SECONDS = 30.0  # for a trial to finish its step and write a checkpoi
 
 
 class Executor(Protocol):
-    """Places jobs, and reports which trials no process works on any more. Their outcome is read from their records.
+    """Runs jobs, and reports which trials have ended. Their outcome is read from their records.
 
     Attributes:
         places: Number of trials that run at once, for estimates of time.
@@ -27,7 +27,7 @@ class Executor(Protocol):
         """Returns those of the trials that an earlier driver submitted and that are still queued or running."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Starts jobs, or queues them with the engine."""
+        """Starts jobs, or adds them to the cluster's queue."""
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Waits at most `seconds` for trials to end; returns their keys and how they ended."""

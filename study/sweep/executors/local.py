@@ -126,7 +126,7 @@ def _train(job: Job, visible_gpus: str | None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if visible_gpus is not None:  # the forkserver may have started before the variable was set
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
-    gc.freeze()  # objects from before the fork are no garbage; collections would scan them every time
+    gc.freeze()  # objects from before the fork are never freed; each collection would scan them
     threading.Thread(target=_stop_with_driver, daemon=True).start()
     job.folder.mkdir(parents=True, exist_ok=True)
     from study.training.process_setup import redirect_output  # imported already, by the forkserver

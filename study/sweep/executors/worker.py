@@ -21,7 +21,7 @@ ELSEWHERE_LIMIT_SECONDS = 60.0  # how long a job waits for a trial that another 
 
 
 def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float) -> bool:
-    """Trains the trials of `jobs`, as many at once as its cores or GPUs allow, each until it is done or given up.
+    """Trains the trials of `jobs`, as many at once as its cores or GPUs allow, each until it is done or abandoned.
 
     On SIGTERM, SIGUSR1 or SIGUSR2 every trial stops after its step, or is killed after `grace` seconds. Returns whether
     such a signal ended the work. The outcomes of the trials are in their records.
@@ -45,7 +45,7 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float)
 
 @dataclass
 class _Worker(AttemptHandler):
-    """Trains given jobs. No driver may be watching: the record says why a trial was given up."""
+    """Trains given jobs. The driver may have ended, so the record says why a trial was abandoned."""
 
     jobs: dict[str, Job]
     stop_request: StopRequest
@@ -64,7 +64,7 @@ class _Worker(AttemptHandler):
 
 
 def _fill(queue: DependencyQueue, jobs: Sequence[Job]) -> None:
-    """Puts the trials of a job into the queue. A trial that they start from is among them, or has ended before."""
+    """Puts the trials of a job into the queue. Each start trial is in this job or has already ended."""
     own = {job.trial.key for job in jobs}
     for job in jobs:
         source = job.trial.waits_for

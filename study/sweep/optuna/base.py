@@ -26,7 +26,7 @@ class TrialSource(Protocol):
     total: int
 
     def rounds(self) -> Iterator[list[PlannedTrial]]:
-        """Yields lists of trials that can run side by side; all of a list must have ended before the next is taken."""
+        """Yields lists of trials that can run in parallel; all of a list must end before the next is requested."""
 
     def record_result(self, trial: PlannedTrial, result: dict[str, Any]) -> None:
         """Takes the result of a finished trial, to be written later."""
@@ -72,7 +72,7 @@ def objective_value(result: dict[str, Any], name: str, direction: Direction) -> 
 def user_attributes(
     trials: Sequence[PlannedTrial], records: Sequence[TrialFolder], results: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns what the Optuna dashboard shows beside the parameters, of one trial or of all replicates of a cell.
+    """Returns what the Optuna dashboard shows besides the parameters, of one trial or of all replicates of a cell.
 
     Over replicates, switch weights are averaged and the record is the folder that holds all of their records.
     """

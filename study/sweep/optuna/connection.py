@@ -21,7 +21,8 @@ from study.sweep.optuna.retry import StorageRetry, describe_error, raise_if_unav
 from study.sweep.optuna.search import SearchStudy
 
 CHECK_SECONDS = 5.0  # how long `check_storage` waits for a server, which may be starting
-# Short timeouts: the driver has trials to look after. `tcp_user_timeout` (ms) covers a network that drops packets.
+# Short timeouts, so that the driver is not blocked while trials run.
+# `tcp_user_timeout` (ms) covers a network that drops packets.
 _CONNECT_OPTIONS = {"sqlite": {"timeout": 1}, "postgresql": {"connect_timeout": 5, "tcp_user_timeout": 10_000}}
 _STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, RuntimeError, ValueError)
 

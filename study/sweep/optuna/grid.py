@@ -61,7 +61,7 @@ class GridStudy:
         return None  # every cell of a grid is wanted
 
     def _write(self) -> None:
-        if self.retry.is_waiting:  # the failed attempt may have been committed, and only the reply been lost
+        if self.retry.is_waiting:  # the failed attempt may have been committed although its reply was lost
             self.written = self._read_keys()
         new = [trial for key, trial in self.pending.items() if key not in self.written]
         if new:

@@ -65,7 +65,7 @@ class SearchStudy:
         curve = read_objective_curve(self.folder.trial(trial.trial_id, trial.replicate), self.settings.objective)
         found: list[int | None] = []
         self.retry.try_once(lambda: found.append(self._find_prune_epoch(trial, curve)))
-        return found[0] if found else None  # asked again soon, and once more when the trial has ended
+        return found[0] if found else None  # None: checked again soon, and once more after the trial
 
     # ------------------------------------------------------------------------------------------------------ suggestions
 

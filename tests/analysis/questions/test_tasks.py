@@ -209,7 +209,7 @@ MOVE = {"task": ["classification", "segmentation", "detection"], "dataset": ["sc
 
 
 def _kept(trial: PlannedTrial) -> float:
-    """Tasks choose differently from scratch; by fine-tuning, all go on from the choice of classification."""
+    """Tasks choose differently from scratch; by fine-tuning, all continue from the choice of classification."""
     return 2.0 * (trial.config.task != "classification") * (trial.config.start_rule == "scratch")
 
 

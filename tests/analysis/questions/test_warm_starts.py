@@ -106,10 +106,10 @@ def test_weights_that_learn_before_they_are_frozen_are_no_control(build: Build) 
     assert "frozen - permute" not in _comparisons(records)
 
 
-def test_networks_that_are_drawn_anew_are_compared_with_each_other(build: Build) -> None:
+def test_newly_initialized_networks_are_compared_with_each_other(build: Build) -> None:
     transplant = build(_losing(transplant=0.03), start_rule=["scratch", "fine_tune", "frozen", "transplant"])
     assert list(_comparisons(transplant)) == ["sn - bn", "frozen - fine_tune", "scratch - transplant"]
-    assert "Is it the mix" not in answer_useful(transplant).answer
+    assert "Does the mix" not in answer_useful(transplant).answer
 
 
 def test_with_fresh_weights_frozen_is_the_control_of_fresh_ones(build: Build) -> None:

@@ -63,7 +63,7 @@ def page(report: Path) -> _Page:
 
 def _strict_json(path: Path) -> dict[str, object]:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     assert isinstance(value, dict)

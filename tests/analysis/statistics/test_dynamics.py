@@ -38,7 +38,7 @@ def test_epochs_keep_their_own_numbers() -> None:
 @pytest.mark.parametrize(
     ("path", "flips"),
     [
-        (_path(0.5, 0.6, 0.9), 0),  # from even weights to the first choice
+        (_path(0.5, 0.6, 0.9), 0),  # from equal weights to the first choice
         (_path(0.6, 0.4, 0.6), 2),
         (_path(0.6, 0.5, 0.4), 1),  # through a tie
         (_path(0.6, 0.5, 0.6), 0),  # to a tie and back

@@ -206,7 +206,7 @@ def test_aitchison_finds_what_is_there(move: float, found: bool) -> None:
 
 
 def _moved(replicates: int, seed: int, kept: float) -> tuple[Floats, Floats]:
-    """What networks chose before and after: a part of the seed's choice is kept, the rest is drawn anew."""
+    """What networks chose before and after: a part of the seed's choice is kept, the rest is drawn again at random."""
     random = np.random.default_rng(seed)
     before, other = 0.4 * random.normal(size=(2, 2, replicates, 2, 5, 3))
     logits = (before, np.sqrt(kept) * before + np.sqrt(1 - kept) * other)

@@ -64,7 +64,7 @@ def test_a_job_trains_each_of_its_trials_once(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_job_retries_a_trial_and_records_why_it_gave_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No driver may be watching: what it would print has to be in the record."""
+    """The driver may not be running, so what it would print must be in the record."""
     stopped, executor = run_worker(monkeypatch, build_jobs(StudyFolder(tmp_path), 1), kill)
     assert not stopped
     assert len(executor.started) == 3
