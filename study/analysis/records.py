@@ -30,8 +30,8 @@ class StudyRecords:
 
     space: what the layers of its networks choose from.
     trials: one row per planned trial (of a search: per trial on disk). Columns: key, trial_id, replicate, one per
-        factor, `CONFIG_COLUMNS`, state, reason, `METRICS` (NaN where null), `RESULT_NUMBERS` and
-        `FACTS` of `trial_files`.
+        factor, `CONFIG_COLUMNS`, state, reason, `METRICS` (NaN where null), `RESULT_NUMBERS`
+        and `FACTS` of `trial_files`.
     weights: switch weights of every trial and epoch: the columns of `switch_weights.parquet`, text dictionary-encoded.
         The column statistic holds the names of the axes of `space`, the column normalizer those of its members.
     switch: the rows of each trial's last epoch with the trial's key, of backbones alone.

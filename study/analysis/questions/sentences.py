@@ -191,8 +191,8 @@ def format_start_answer(reference_norm: str | None, judged: Mapping[str, bool | 
     if not said:
         return []
     return [
-        f"Does the mix of normalizers matter, or that each layer has its own? With the choices of finished networks of "
-        f"{reference_norm}, {join_words(said)}."
+        f"Does it matter that each layer has its own choice, or that layers mix normalizers? With the choices of "
+        f"finished networks of {reference_norm}, {join_words(said)}."
     ]
 
 

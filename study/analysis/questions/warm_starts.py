@@ -1,4 +1,4 @@
-"""Question 1 for warm starts: does the mix of normalizers matter, or that each layer has its own choice?
+"""Question 1 for warm starts: does it matter that each layer has its own choice, or that layers mix normalizers?
 
 Trials that start from a finished trial of the switch norm differ in what happens to its choices. With `frozen` every
 layer keeps its own choice. `permute` and `shared` keep the mix but give a layer a choice that is not its own; `argmax`
@@ -74,7 +74,7 @@ def judge(items: Sequence[PairedDifference], confidence: float) -> bool | None:
 def _judge_all(items: Sequence[PairedDifference], confidence: float) -> dict[str, bool | None]:
     """Whether each property that start rules remove matters. A property without deciding comparisons has no entry."""
     deciding = [item for item in items if item.reference in DECIDING]
-    taken = {"that each layer has its own": NOT_OWN, "that layers mix normalizers": NO_MIX}
+    taken = {"that each layer has its own choice": NOT_OWN, "that layers mix normalizers": NO_MIX}
     of_rules = {what: [item for item in deciding if item.other in rules] for what, rules in taken.items()}
     return {what: judge(those, confidence) for what, those in of_rules.items() if those}
 

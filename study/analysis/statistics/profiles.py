@@ -18,8 +18,8 @@ from study.config.choice_space import ChoiceSpace
 
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks of different depth are compared
 FLOOR = 0.01  # smaller weights, including the zeros of sparse norms, are raised to this before a logarithm is taken
-# A squared distance up to this counts as 0: if replicates do not differ (fixed or untrained
-# weights), no ratio is defined.
+# A squared distance up to this counts as 0. If replicates do not differ (fixed or untrained weights), no ratio is
+# defined.
 NOTHING = 1e-18
 
 ByDepth = Callable[[Floats, Floats], Floats]

@@ -45,11 +45,11 @@ def _comparisons(answer: StudyRecords | Answer, measure: str = "val_accuracy") -
 
 
 OWN, NOT_OWN, OWN_OPEN = (
-    "it matters that each layer has its own",
-    "it does not matter that each layer has its own",
-    "whether it matters that each layer has its own cannot be said yet",
+    "it matters that each layer has its own choice",
+    "it does not matter that each layer has its own choice",
+    "whether it matters that each layer has its own choice cannot be said yet",
 )
-MIX, NO_MIX, MIX_OPEN = (text.replace("each layer has its own", "layers mix normalizers")
+MIX, NO_MIX, MIX_OPEN = (text.replace("each layer has its own choice", "layers mix normalizers")
                          for text in (OWN, NOT_OWN, OWN_OPEN))  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_weights_that_learn_before_they_are_frozen_are_no_control(build: Build) 
 def test_newly_initialized_networks_are_compared_with_each_other(build: Build) -> None:
     transplant = build(_losing(transplant=0.03), start_rule=["scratch", "fine_tune", "frozen", "transplant"])
     assert list(_comparisons(transplant)) == ["sn - bn", "frozen - fine_tune", "scratch - transplant"]
-    assert "Does the mix" not in answer_useful(transplant).answer
+    assert "Does it matter that" not in answer_useful(transplant).answer
 
 
 def test_with_fresh_weights_frozen_is_the_control_of_fresh_ones(build: Build) -> None:
