@@ -14,7 +14,7 @@ from itertools import combinations
 NORMALIZERS = ("in", "ln", "bn", "gn")
 """The normalizers that a pool may contain, in the order of switch weights."""
 
-POOLS = tuple(pool for size in range(1, 5) for pool in combinations(NORMALIZERS, size))
+POOLS = tuple(pool for size in range(1, len(NORMALIZERS) + 1) for pool in combinations(NORMALIZERS, size))
 """All pools: the non-empty subsets of `NORMALIZERS`, in its order."""
 
 DEFAULT_POOL = ("in", "ln", "bn")

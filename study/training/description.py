@@ -46,7 +46,8 @@ def describe_trial_environment(job: Job) -> dict[str, Any]:
     """The content of environment.json: the run's environment, this machine where it is another one, and the devices."""
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
     sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
-    kernels = kernel_kind(torch.device(job.devices[0]).type, sync=sync)
+    pools = job.trial.config.pools.values()
+    kernels = kernel_kind(torch.device(job.devices[0]).type, sync=sync, pools=pools)
     elsewhere = platform.node() != job.environment["host"]
     environment = {**job.environment, **(describe_machine() if elsewhere else {})}
     return {**environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels}

@@ -8,7 +8,7 @@ channel). No call waits for the device.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from study.norms.kernels import reference
 from study.norms.kernels.build import BuildError, build_library
 from study.norms.kernels.sync import count_ranks
-from study.norms.names import NORMALIZERS, POOLS
+from study.norms.names import POOLS
 
 _OPTIONS = "int members, int groups, int chunks, int correction, float eps, bool softmax"
 _SCHEMAS = (
@@ -38,7 +38,14 @@ for _schema in _SCHEMAS:
 for _name in ("backward", "update_running_statistics", "sparse_switch_backward", "fix_choice"):  # without a gradient
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 _ops = torch.ops.switch_norm
-_MEMBER_BITS = {pool: sum(1 << NORMALIZERS.index(name) for name in pool) for pool in POOLS}
+_KERNEL_MEMBERS = (
+    "in",
+    "ln",
+    "bn",
+    "gn",
+)  # what kernels.cpp and triton_kernels.py compute, in order of bits
+_MEMBER_BITS = {pool: sum(1 << _KERNEL_MEMBERS.index(name) for name in pool)
+                for pool in POOLS if set(pool) <= set(_KERNEL_MEMBERS)}  # fmt: skip
 _BN = _MEMBER_BITS["bn",]
 _PARAMETER_DTYPES = (torch.float32, torch.float64)
 _INPUT_DTYPES = (*_PARAMETER_DTYPES, torch.bfloat16, torch.float16)
@@ -67,12 +74,13 @@ def load_kernels(device_type: str) -> bool:
     return _loaded[device_type]
 
 
-def kernel_kind(device_type: str, *, sync: bool = False) -> str:
+def kernel_kind(device_type: str, *, sync: bool = False, pools: Iterable[tuple[str, ...]] = ()) -> str:
     """Returns what switch layers run on this type of device: `fused` (kernels) or `plain` (reference implementation).
 
-    The two differ by rounding, so records contain this word.
+    The two differ by rounding, so records contain this word. `pools`: those of the network's layers.
     """
-    return "fused" if _enabled and not (sync and count_ranks() > 1) and load_kernels(device_type) else "plain"
+    supported = set().union(*pools) <= set(_KERNEL_MEMBERS) and not (sync and count_ranks() > 1)
+    return "fused" if _enabled and supported and load_kernels(device_type) else "plain"
 
 
 def normalize(
@@ -89,12 +97,14 @@ def normalize(
     eps: float,
     sync: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Computes `reference.normalize` with the kernels of x's device, or with the reference over several ranks.
+    """Computes `reference.normalize` with the kernels of x's device.
+
+    Falls back to the reference over several ranks and for a member that the kernels lack.
 
     Kernels skip a member whose two weights are exactly 0: no mixing rule passes a gradient to such a weight.
     """
     over_ranks = sync and "bn" in pool and count_ranks() > 1
-    supported = x.dtype in _INPUT_DTYPES and x.numel() and not over_ranks
+    supported = pool in _MEMBER_BITS and x.dtype in _INPUT_DTYPES and x.numel() and not over_ranks
     if not (_enabled and supported and load_kernels("cpu" if x.is_cpu else x.device.type)):
         return reference.normalize(
             x, switch, affine, running,

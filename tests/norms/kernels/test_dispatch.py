@@ -42,6 +42,17 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels, case):
         assert all(map(torch.equal, results[0], other))
 
 
+def test_a_member_without_kernels_runs_on_the_reference(kernels, monkeypatch):
+    """Someone may add a normalizer to the reference first: the kernels would silently leave it out."""
+    x, layer = torch.randn(4, 6, 5, 5), SwitchNorm2d(6, pool=("in", "bn"))
+    with plain_norms():
+        expected = layer(x)
+    assert dispatch.kernel_kind("cpu", pools=[("in", "bn")]) == "fused"
+    assert dispatch.kernel_kind("cpu", pools=[("bn",), ("in", "new")]) == "plain"
+    monkeypatch.delitem(dispatch._MEMBER_BITS, ("in", "bn"))
+    assert torch.equal(layer(x), expected)
+
+
 class TestSparseSwitch:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
     @pytest.mark.parametrize("size", [1, 2, 3, 4])
