@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +35,24 @@ class KeepSignalHandlers(L.Callback):
     Lightning adds a SIGTERM handler of its own. After a SIGTERM it raises `SIGTERMException` at the end of the batch,
     with or without a checkpoint, on some ranks earlier than on others (#20806), and the process exits with 0 (#19916).
 
-    Lightning sets its handlers after `setup` and before the first `on_..._start`. Signals are blocked in between, so
-    that none of them reaches Lightning's handler.
+    Lightning sets its handlers after `setup` and before the first `on_..._start`; the handlers of `setup` are then set
+    again. Lightning's handler calls ours, so a signal in between is not lost, but it must end the run at that hook.
+    Blocking the signal instead would not help: the kernel delivers it to any other thread.
 
     A base of other callbacks, because a callback of its own would take half a percent of a short step.
     """
 
     handlers: Mapping[signal.Signals, Any] = {}
-    blocked: Set[int] = frozenset()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():  # elsewhere, nobody can set handlers
             self.handlers = {number: signal.getsignal(number) for number in SIGNALS}
-            self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def restore(self, *_: Any, **__: Any) -> None:
-        """Sets the handlers that `setup` found, and delivers the signals that were blocked since."""
-        if self.handlers:
-            for number, handler in self.handlers.items():
-                signal.signal(number, handler)
-            self.handlers = {}
-            signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
+        """Sets the handlers that `setup` found."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
 
     on_train_start = on_validation_start = on_test_start = on_exception = teardown = restore
 

@@ -81,6 +81,10 @@ class Recorder(KeepSignalHandlers, LastCallback):
             trainer.should_stop = True
         self.group.broadcast(Action.STOP if self.pruned else Action.CONTINUE)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.restore()
+        self._stop_if_requested(trainer)  # no step has been taken since the checkpoint
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not is_checkpoint_step(pl_module, batch_idx):
             return
@@ -105,6 +109,11 @@ class Recorder(KeepSignalHandlers, LastCallback):
         if preempted:
             self._stop(trainer)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.restore()
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._stop_if_requested(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Records a trial of no epochs, which is only validated: its metrics are those of epoch 0."""
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -114,8 +123,7 @@ class Recorder(KeepSignalHandlers, LastCallback):
             self._save(trainer)
 
     def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.stop_request.signal:  # the checkpoint of the last epoch has been written
-            self._stop(trainer)
+        self._stop_if_requested(trainer)  # the checkpoint of the last epoch has been written
 
     def last_metrics(self) -> dict[str, float | None]:
         """The metrics of the last epoch."""
@@ -153,6 +161,10 @@ class Recorder(KeepSignalHandlers, LastCallback):
         trainer.save_checkpoint(self.folder.last_checkpoint)
         self.saved_at = time.monotonic()
         self.due_at = self.saved_at + max(self.checkpoint_seconds, (self.saved_at - started) / CHECKPOINT_TIME_SHARE)
+
+    def _stop_if_requested(self, trainer: L.Trainer) -> None:
+        if self.stop_request.signal:
+            self._stop(trainer)
 
     def _stop(self, trainer: L.Trainer) -> None:
         raise PreemptedError(str(self.stop_request.signal), trainer.global_step)

@@ -21,12 +21,16 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchmetrics.detection import MeanAveragePrecision
 
+from study.record.layout import TrialFolder
 from study.training.lightning_workarounds import (
     AtomicCheckpointIO,
     KeepSignalHandlers,
     LastCallback,
     trainer_arguments,
 )
+from study.training.preemption import PreemptedError, handle_signals
+from study.training.trial import train
+from tests.training.trials import SHORT, job, smoke_trial
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -71,11 +75,11 @@ def test_lightning_still_ends_training_after_sigterm(received: list[int]) -> Non
         fit(SendSigterm())
 
 
-def test_sigterm_reaches_only_our_handler_from_the_first_moment_on(received: list[int]) -> None:
-    trainer = fit(SendSigterm(), KeepSignalHandlers())
-    assert received == [signal.SIGTERM]
-    assert not trainer.received_sigterm
-    assert trainer.global_step == 4
+def test_sigterm_right_after_lightning_has_set_its_handlers_preempts_the_trial(tmp_path: Path) -> None:
+    work = job(smoke_trial(*SHORT), tmp_path / "r0")
+    work.folder.mkdir(parents=True)
+    with handle_signals() as stop_request, pytest.raises(PreemptedError, match="SIGTERM after step 0"):
+        train(work, TrialFolder(work.folder), callbacks=[SendSigterm()], stop_request=stop_request)
 
 
 def test_our_handlers_are_set_in_training_validation_and_test_and_afterwards(received: list[int]) -> None:
@@ -93,19 +97,6 @@ def test_our_handlers_are_set_in_training_validation_and_test_and_afterwards(rec
     assert len(seen) > 6
     assert set(seen) == {ours}
     assert signal.getsignal(signal.SIGTERM) == ours
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def test_signals_are_unblocked_after_an_error_before_training(received: list[int]) -> None:
-    class Broken(BoringModel):
-        def on_fit_start(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise RuntimeError("no memory")
-
-    with pytest.raises(RuntimeError, match="no memory"):
-        fit(KeepSignalHandlers(), module=Broken())
-    assert received == [signal.SIGTERM]
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 # --------------------------------------------------------------------------------------------------- hooks
