@@ -213,7 +213,7 @@ def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, mo
         raise RuntimeError("permission denied\nand a stack")
 
     monkeypatch.setattr(wandb.Api()._service_api, "execute_graphql", refuse)
-    with pytest.raises(UserError, match=r"refused: permission denied$"):
+    with pytest.raises(UserError, match=r"W&B error: permission denied$"):
         publish(tracked)
 
 
