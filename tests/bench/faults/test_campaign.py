@@ -1,10 +1,8 @@
-"""The benchmark of faults: it counts what is wrong after a fault, and after real faults nothing is."""
+"""The benchmark of faults: it counts what is wrong after a fault. Nothing is trained here."""
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,11 +20,8 @@ from study.bench.result import Result
 from study.cli.main import main
 from study.record.layout import StudyFolder, TrialFolder
 from tests.bench.faults.conftest import first_trial
-from tests.conftest import ROOT
 
 RunFaults = Callable[..., Result]
-
-# ------------------------------------------------------------------------------------------------ without training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,49 +171,3 @@ def test_bad_input_is_one_line(
     assert main(["bench", "faults", "--out", str(tmp_path), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(part in line for part in parts)
-
-
-# ------------------------------------------------------------------------------------------------ with training
-
-
-def run_command(*arguments: str) -> None:
-    """Runs the command line in a process of its own: clusters keep state in the process that uses them."""
-    command = [sys.executable, str(ROOT / "run_study.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-
-
-def inject(path: Path, *arguments: str, run: Callable[..., object] = run_command) -> dict[str, Any]:
-    """Runs the benchmark; checks that each fault was injected and nothing is wrong, and returns the JSON."""
-    file = path / "faults.json"
-    run("bench", "faults", "--quick", "--json", str(file), "--out", str(path), *arguments)
-    result: dict[str, Any] = json.loads(file.read_text())
-    assert all(figure["met"] for figure in result["figures"]), result
-    assert all(row["injected"] == 1 for row in result["rows"][:-1]), result
-    assert not list(path.glob("faults-*"))  # deleted
-    return result
-
-
-@pytest.mark.slow
-def test_local_faults_lose_nothing(tmp_path: Path) -> None:
-    faults = ("--only", "truncate-checkpoint,kill-driver", "--set", "replicates=1")
-    result = inject(tmp_path, *faults, run=lambda *arguments: main([*arguments]))
-    truncated, killed = (row["trials hit"] for row in result["rows"][:2])
-    assert truncated == 1
-    assert killed in (1, 2)  # those that train at that moment
-
-
-@pytest.mark.slurm
-@pytest.mark.slow
-@pytest.mark.usefixtures("slurm")
-def test_faults_of_slurm_lose_nothing(tmp_path: Path) -> None:
-    inject(tmp_path, "--launcher", "slurm", "--only", "term-job", "--set", "launch.partition=main")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_faults_of_ray_lose_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("--require-services"):
-        pytest.importorskip("ray")
-    result = inject(tmp_path, "--launcher", "ray", "--only", "kill-node")
-    assert any("two Ray nodes" in note for note in result["notes"])
