@@ -47,6 +47,13 @@ class TrainingModule(L.LightningModule):
     main_metric: str  # the task's score
     uses_rng: bool = False  # whether a training step draws from torch's global generator
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning writes this name some thirty times per step; `nn.Module` would look for parameters in each value.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __init__(
         self,
         network: nn.Module,
