@@ -29,7 +29,7 @@ MAX_LINES = 20  # of trials, or of causes, in one state; a cluster may run thous
 def print_plan(
     console: Console, study: StudyConfig, trials: Sequence[PlannedTrial], folder: StudyFolder, workers: int
 ) -> None:
-    """Prints the plan, one row per cell. Sizes and times need the networks, and are filled in as they are measured."""
+    """Prints the plan, one row per cell; sizes and times are filled in as the networks are built and measured."""
     cells = _group_by_cell(trials)
     console.print(f"{study.title}\n{study.question}")
     datasets, epochs = ("/".join(map(str, study.list_values(field))) for field in ("dataset", "epochs"))

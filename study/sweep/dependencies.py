@@ -20,7 +20,7 @@ class DependencyQueue:
     def __init__(self) -> None:
         self.ready: deque[PlannedTrial] = deque()
         self._blocked: defaultdict[str, list[PlannedTrial]] = defaultdict(list)
-        self._hopeless: list[tuple[PlannedTrial, str]] = []
+        self._unstartable: list[tuple[PlannedTrial, str]] = []
         self._ended: dict[str, str] = {}
 
     def put(self, trial: PlannedTrial) -> None:
@@ -32,7 +32,7 @@ class DependencyQueue:
         elif status == HAS_WEIGHTS:
             self.ready.append(trial)
         else:
-            self._hopeless.append((trial, f"its start trial {start} has no weights: {status}"))
+            self._unstartable.append((trial, f"its start trial {start} has no weights: {status}"))
             self.mark_ended(trial.key, "failed")
 
     def mark_ended(self, key: str, status: str) -> None:
@@ -47,10 +47,10 @@ class DependencyQueue:
         self._blocked.clear()
         return blocked
 
-    def pop_hopeless(self) -> list[tuple[PlannedTrial, str]]:
+    def pop_unstartable(self) -> list[tuple[PlannedTrial, str]]:
         """Removes and returns the trials that can never run because their start trial has no weights, with reasons."""
-        hopeless, self._hopeless = self._hopeless, []
-        return hopeless
+        unstartable, self._unstartable = self._unstartable, []
+        return unstartable
 
 
 def topological_batches(trials: Sequence[PlannedTrial]) -> Iterator[list[PlannedTrial]]:

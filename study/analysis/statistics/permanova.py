@@ -28,7 +28,7 @@ def variance_shares(products: Floats, cells: pd.DataFrame, confidence: float) ->
     The share is omega squared: what a factor explains beyond chance, from 0 to 1. The residual holds interactions of
     factors and the effect of seeds beyond what cells of one replicate share. In a study of blocks shares need not sum
     to 1. What varies in the interval: the replicate (jackknife, Student t). The shares of the replicate and of the
-    residual have no interval: they describe the replicates themselves, of which a study has too few.
+    residual have no interval: it would need more replicates than a study has.
     """
     n, model = products.shape[1], _Model.build(cells)
 
@@ -105,7 +105,8 @@ def permutation_p_value(
 
     Levels of the factor are permuted between networks that agree in all other factors and in the replicate: without an
     effect these have the same distribution, shared seeds included. A small block has few distinct permutations: two
-    cells and three replicates have eight, of which half explain the same, so no p value is below 1 / 4.
+    cells and three replicates have eight, and each explains as much as the one with all levels swapped, so no p
+    value is below 2 / 8.
     """
     n_cells, n = products.shape[:2]
     networks = (

@@ -76,18 +76,18 @@ class AttemptLoop:
 
     def run(self) -> None:
         """Runs until every trial has a result or is abandoned, or the handler stops it."""
-        self._give_up_hopeless()
+        self._give_up_unstartable()
         while (self.queue.ready or self.running or self._elsewhere) and not self.handler.is_stopped():
             self._submit(self._pop_ready())
             for key, ending in self.executor.wait(POLL_SECONDS).items():
                 self._handle_end(self.running.pop(key), ending)
             self._check_elsewhere()
-            self._give_up_hopeless()
+            self._give_up_unstartable()
             self.handler.on_poll(self.running)
 
     def submit_all(self) -> None:
         """Submits every trial, and leaves the rest to an executor that outlives this process."""
-        self._give_up_hopeless()
+        self._give_up_unstartable()
         self._submit([*self._pop_ready(), *self.queue.pop_blocked()])
 
     def _submit(self, trials: Sequence[PlannedTrial]) -> None:
@@ -132,7 +132,7 @@ class AttemptLoop:
             elif now - since > self.elsewhere_limit:
                 del self._elsewhere[key]
 
-    def _give_up_hopeless(self) -> None:
+    def _give_up_unstartable(self) -> None:
         """Gives up trials whose start trial has no weights; `--retry-failed` on the start trial runs them too."""
-        for trial, reason in self.queue.pop_hopeless():
+        for trial, reason in self.queue.pop_unstartable():
             self.handler.on_give_up(trial, reason, started=False)
