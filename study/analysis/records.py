@@ -17,9 +17,8 @@ from study.analysis.weight_tables import compute_epoch_means, join_weights, sele
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
-from study.config.yaml_input import read_yaml
 from study.norms.names import parse_norm
-from study.plan.loading import study_from_dict
+from study.plan.loading import read_study_file
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.layout import FINISHED, StudyFolder, TrialFolder
 
@@ -130,7 +129,7 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial is a row of state
     `damaged`.
     """
-    study, provenance, space = read_study(folder)
+    study, space, provenance = read_study(folder)
     on_disk = list(folder.trials())
     planned = _plan_trials(folder, study, space, on_disk)
     trials = [read_trial(trial, plan, space) for trial, plan in planned]
@@ -146,8 +145,8 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     )  # fmt: skip
 
 
-def read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any], ChoiceSpace]:
-    """The study of a folder, its provenance (command, commit, versions), and what layers choose from.
+def read_study(folder: StudyFolder) -> tuple[StudyConfig, ChoiceSpace, dict[str, Any]]:
+    """The study of a folder, what layers choose from, and its provenance (command, commit, versions).
 
     Raises `UserError` where the folder holds no study, or a damaged one.
     """
@@ -155,12 +154,7 @@ def read_study(folder: StudyFolder) -> tuple[StudyConfig, dict[str, Any], Choice
         beside = sorted(path.parent.name for path in folder.path.parent.glob("*/study.yaml"))
         nearest = f"; {allowed_names(folder.path.name, beside)}" if beside else ""
         raise UserError(f"{folder.config}: no study here{nearest}")
-    data = read_yaml(folder.config)
-    if not isinstance(data.get("study"), dict):
-        raise UserError(f"{folder.config}: study: expected keys and values")
-    study = study_from_dict(data["study"], str(folder.config))
-    space = ChoiceSpace.from_dict(data.get("choice_space"), str(folder.config))
-    return study, dict(data.get("provenance") or {}), space
+    return read_study_file(folder.config)
 
 
 def _plan_trials(

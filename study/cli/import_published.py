@@ -19,14 +19,14 @@ from study.config.errors import ArgumentParser, UserError
 from study.config.schema import StudyConfig
 from study.models import trace_geometry
 from study.norms.official import OfficialResNet, load_official
-from study.plan.loading import study_from_dict
+from study.plan.loading import read_study_file, study_from_dict
 from study.plan.trials import PlannedTrial, plan_trial
 from study.record.environment import describe_environment, format_command
 from study.record.io import file_digest, write_bytes, write_json, write_yaml
 from study.record.layout import StudyFolder
 from study.record.outcome import write_result
 from study.record.switch_weights import encode_parquet, snapshot_weights
-from study.sweep.study_file import load_planned_study, write_study
+from study.sweep.study_file import write_study
 
 UNKNOWN = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", "fit_accuracy", "fit_loss", "test_accuracy",
            "test_loss", "generalization_gap")  # fmt: skip
@@ -63,7 +63,7 @@ def import_networks(networks: Sequence[Published], folder: StudyFolder, command:
     UserError for two networks in the same cell, or a folder that holds another study.
     """
     study = _plan_study(networks, folder.path.name)
-    if load_planned_study(folder) not in (None, study):
+    if folder.config.exists() and read_study_file(folder.config)[0] != study:
         raise UserError(f"{folder.config}: holds other networks; choose another folder with --out, or remove it")
     cells = [_plan_cell(study, published) for published in networks]
     environment = {**describe_environment(command), "device": "the authors' devices"}

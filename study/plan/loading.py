@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from study.config.choice_space import ChoiceSpace
 from study.config.errors import UserError, allowed_names
 from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
@@ -49,6 +50,19 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
 def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
     """Builds a study from its resolved form, as in a run's `study.yaml`. `source` is named in errors."""
     return _validate({str(key): value for key, value in data.items()}, {"": source})
+
+
+def read_study_file(path: Path) -> tuple[StudyConfig, ChoiceSpace, dict[str, Any]]:
+    """Reads `study.yaml` of a run: the study, what layers choose from, and the provenance (command, commit, versions).
+
+    Raises `UserError` if the file is damaged.
+    """
+    content, source = read_yaml(path), str(path)
+    if not isinstance(content.get("study"), dict):
+        raise UserError(f"{source}: study: expected keys and values; the file is damaged")
+    study = study_from_dict(content["study"], source)
+    provenance = content.get("provenance")
+    return study, ChoiceSpace.from_dict(content.get("choice_space"), source), dict(provenance or {})
 
 
 def list_configs(kind: Literal["studies", "scales"]) -> dict[str, Path]:

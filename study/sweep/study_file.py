@@ -14,7 +14,7 @@ from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.config.yaml_input import read_yaml
-from study.plan.loading import study_from_dict
+from study.plan.loading import read_study_file
 from study.record.io import write_yaml
 from study.record.layout import StudyFolder
 
@@ -25,22 +25,15 @@ def check_folder(study: StudyConfig, folder: StudyFolder, space: ChoiceSpace | N
     Levels and replicates of a grid may change: only new trials run. `space`: what layers choose from, if trials are
     to be trained.
     """
-    planned = load_planned_study(folder)
-    if planned is None:
+    if not folder.config.exists():
         return
+    planned, planned_space, _ = read_study_file(folder.config)
     change = next(_find_changes(planned, study), None)
-    if change is None and space is not None:
-        change = _find_other_space(folder, space)
+    if change is None and space is not None and planned_space.to_dict() != space.to_dict():
+        change = f"planned for layers that choose their {planned_space.name}, now their {space.name}"
     if change is not None:
         hint = f"choose another folder with --out, or remove {folder.path}"
         raise UserError(f"{folder.config}: {change}; {hint}")
-
-
-def _find_other_space(folder: StudyFolder, space: ChoiceSpace) -> str | None:
-    planned = ChoiceSpace.from_dict(read_yaml(folder.config).get("choice_space"), str(folder.config))
-    if planned.to_dict() == space.to_dict():
-        return None
-    return f"planned for layers that choose their {planned.name}, now their {space.name}"
 
 
 def _find_changes(planned: StudyConfig, study: StudyConfig) -> Iterator[str]:
@@ -104,16 +97,6 @@ try:
 except BlockingIOError:
     sys.exit({_LOCK_REFUSED})
 """
-
-
-def load_planned_study(folder: StudyFolder) -> StudyConfig | None:
-    """Returns the study that a folder was planned with; None for a new folder. Raises `UserError` if it is damaged."""
-    if not folder.config.exists():
-        return None
-    content = read_yaml(folder.config)
-    if not isinstance(content.get("study"), dict):
-        raise UserError(f"{folder.config}: study: expected keys and values; the file is damaged")
-    return study_from_dict(content["study"], str(folder.config))
 
 
 def write_study(
