@@ -2,7 +2,7 @@
 
 import sys
 
-from study.cli.main import main
+from study.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -163,3 +163,19 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(commands.COMMANDS, "run", wait)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert command(*STUDY).code == 0
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "pydantic":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from study.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 130
+    assert done.stderr == "Interrupted. Run the same command to resume.\n"

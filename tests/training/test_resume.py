@@ -187,6 +187,27 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
     assert len(all_numbers(folder)) == 4
 
 
+def test_ctrl_c_while_the_kernels_are_compiled_is_one_line(tmp_path: Path) -> None:
+    """As in the first run on a machine."""
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nexec sleep 600\n")
+    compiler.chmod(0o700)
+    driver = subprocess.Popen(
+        command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    while not list(tmp_path.glob("cache/*/build-*")):
+        assert driver.poll() is None
+        time.sleep(0.1)
+    os.killpg(driver.pid, signal.SIGINT)
+    output, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert errors.splitlines()[-1] == "Interrupted. Run the same command to resume."
+    assert "Traceback" not in output + errors
+    assert not list(tmp_path.glob("cache/*/build-*"))
+
+
 def test_status_shows_a_failed_trial_with_its_reason(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "depth_vs_batch")
     trial = plan_trials(load_study("depth_vs_batch", "smoke"))[0]

@@ -6,19 +6,30 @@ Only imports and plain computations: a thread or connection opened here would be
 from __future__ import annotations
 
 import contextlib
+import sys
 
-with contextlib.suppress(ImportError):
-    import requests  # noqa: F401
-    import wandb.sdk.launch.inputs.internal  # noqa: F401  # by `wandb.init`, also offline: 80 modules, one second
+from study.config.errors import INTERRUPTED
 
-import torch
 
-import study.training.trial  # noqa: F401
-from study.config.choice_space import NORMALIZATION
-from study.data import digits
-from study.norms.kernels import dispatch
-from study.record.wandb_run import build_heat_map
+def _preload() -> None:
+    with contextlib.suppress(ImportError):
+        import requests  # noqa: F401
+        import wandb.sdk.launch.inputs.internal  # noqa: F401  # by `wandb.init`, also offline: 80 modules, one second
 
-dispatch.load_kernels("cpu")  # compiles the kernels, once per machine
-digits.load()
-build_heat_map(torch.empty(0, 2, 1), [], ["bn"], NORMALIZATION)  # plotly imports each kind of trace when it is drawn
+    import torch
+
+    import study.training.trial  # noqa: F401
+    from study.config.choice_space import NORMALIZATION
+    from study.data import digits
+    from study.norms.kernels import dispatch
+    from study.record.wandb_run import build_heat_map
+
+    dispatch.load_kernels("cpu")  # compiles the kernels, once per machine
+    digits.load()
+    build_heat_map(torch.empty(0, 2, 1), [], ["bn"], NORMALIZATION)  # plotly imports each trace type when it is drawn
+
+
+try:
+    _preload()
+except KeyboardInterrupt:  # the driver reports it; the first run of a machine spends half a minute here
+    sys.exit(INTERRUPTED)
