@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,12 @@ def run_study(options: argparse.Namespace) -> int:
     executor = build_executor(study, folder, options.workers)
     if options.detach and not executor.outlives_driver:
         executor.close()
-        return _start_detached_driver(folder, [flag for flag in options.arguments if flag != "--detach"])
+        return _start_detached_driver(folder, options)
     result = Driver(
         study=study,
         folder=folder,
         executor=executor,
-        environment=describe_environment(format_command(options.arguments)),
+        environment=describe_environment(format_command(options.arguments, _own_program(options))),
         console=console,
         command_for=lambda trial: _build_reproduce_command(options, study, trial),
         storage=options.storage,
@@ -226,7 +227,7 @@ def _check_runnable(study: StudyConfig) -> None:
             check_data(dataset, study.run.data_root, subset=None not in samples)
 
 
-def _start_detached_driver(folder: StudyFolder, arguments: Sequence[str]) -> int:
+def _start_detached_driver(folder: StudyFolder, options: argparse.Namespace) -> int:
     """Starts a driver that outlives the terminal; returns an exit code once it has started to work, or has ended."""
     from study.cli.background import environment_with_package
     from study.sweep.driver import DETACHED
@@ -234,9 +235,11 @@ def _start_detached_driver(folder: StudyFolder, arguments: Sequence[str]) -> int
     if folder.is_locked():
         raise UserError(f"{folder.path}: a driver is running this study already; `status` shows its progress")
     folder.path.mkdir(parents=True, exist_ok=True)
+    program = [sys.argv[0]] if _own_program(options) else ["-m", "study"]
+    arguments = [flag for flag in options.arguments if flag != "--detach"]
     with open(folder.driver_log, "a") as log:
         driver = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "study", *arguments],
+            [sys.executable, *program, *arguments],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env={**environment_with_package(), DETACHED: "1"},
         )  # fmt: skip
@@ -261,7 +264,13 @@ def _build_reproduce_command(options: argparse.Namespace, study: StudyConfig, tr
     if study.search is not None:
         settings.append("search=null")
     flags = [argument for setting in settings for argument in ("--set", setting)]
-    return format_command(["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"])
+    arguments = ["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"]
+    return format_command(arguments, _own_program(options))
+
+
+def _own_program(options: argparse.Namespace) -> str:
+    """The user's own program, which alone knows the network of another choice; empty if this program is enough."""
+    return "" if options.build_network is None else f"python {shlex.quote(sys.argv[0])}"
 
 
 def _write_report(console: Console, folder: StudyFolder) -> Report:

@@ -20,7 +20,8 @@ class Job:
     devices: the device of each rank.
     threads: CPU threads of each rank.
     place: name of the cluster's job or node that the trial runs on, for its record.
-    build_network: a function of a module that builds the network, in place of the one that the config describes.
+    build_network: a function of a module that builds the network, in place of the one that the config describes; it
+        also applies the start rule, if the study has one.
     """
 
     trial: PlannedTrial

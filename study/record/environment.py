@@ -44,9 +44,9 @@ def program_name() -> str:
     return "python run_study.py" if in_checkout and not script_was_typed else "run-study"
 
 
-def format_command(arguments: Sequence[str]) -> str:
-    """Returns the command that a user types to run `arguments` again, with passwords hidden."""
-    return f"{program_name()} {shlex.join(map(hide_passwords, arguments))}"
+def format_command(arguments: Sequence[str], program: str = "") -> str:
+    """Returns the command that a user types to run `arguments` again, with passwords hidden; default: this program."""
+    return f"{program or program_name()} {shlex.join(map(hide_passwords, arguments))}"
 
 
 def hide_passwords(text: str) -> str:

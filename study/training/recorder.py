@@ -51,9 +51,8 @@ class Recorder(KeepSignalHandlers, LastCallback):
         self.checkpoint_seconds, self.stop_request, self.group = checkpoint_seconds, stop_request, group
         self.rows: list[dict[str, Any]] = []  # of metrics.jsonl
         self.steps: list[int] = []  # taken before each entry of the history
-        self.history: list[
-            Tensor
-        ] = []  # switch weights (layers, statistics, pool) before training and after each epoch
+        # Switch weights (layers, statistics, pool), before training and after each epoch.
+        self.history: list[Tensor] = []
         self.saved_at = time.monotonic()
         self.due_at = self.saved_at + checkpoint_seconds
         self.pruned = False

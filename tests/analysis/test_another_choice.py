@@ -7,6 +7,10 @@ A choice is a `ChoiceSpace`, a layer that follows the protocol of switch layers,
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +25,7 @@ from study.config.choice_space import Axis, ChoiceSpace, Member
 from study.models import build_network
 from study.plan.job import Job
 from study.record.layout import StudyFolder
+from tests.conftest import ROOT
 
 ACTIVATIONS = ChoiceSpace(
     name="activation",
@@ -69,19 +74,35 @@ def build_activation_network(job: Job) -> nn.Module:
     return network
 
 
-COMMAND = ["--study", "depth_vs_batch", "--scale", "smoke", "--set", "norm=[bn]", "--set", "depth=[8, 14]",
-           "--set", "batch_size=[2, 8]", "--set", "initialization=[he_normal]", "--set", "replicates=2",
-           "--set", "epochs=2", "--set", "train_samples=64", "--set", "analysis.questions=[impacts]",
-           "--set", "logit_learning_rate=10", "--set", "tracking.mode=disabled"]  # fmt: skip
+PROGRAM = """import sys
+from study.cli.main import main
+from tests.analysis.test_another_choice import ACTIVATIONS, build_activation_network
+if __name__ == "__main__":
+    sys.exit(main(space=ACTIVATIONS, build_network=build_activation_network))
+"""
+SETTINGS = ("norm=[bn]", "depth=[8, 14]", "batch_size=[2, 8]", "initialization=[he_normal]", "replicates=2", "epochs=2",
+            "train_samples=64", "analysis.questions=[impacts]", "logit_learning_rate=10",
+            "tracking.mode=disabled")  # fmt: skip
+COMMAND = ["--study", "depth_vs_batch", "--scale", "smoke", *(word for each in SETTINGS for word in ("--set", each))]
+
+
+def run_program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a user's own program, which takes the place of run_study.py."""
+    program = folder / "run_activations.py"
+    program.write_text(PROGRAM)
+    return subprocess.run(
+        [sys.executable, str(program), *COMMAND, "--out", str(folder), *arguments], capture_output=True, text=True,
+        timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
-    """Eight trials, trained by the command line: two depths, two replicates, two batch sizes."""
-    runs = tmp_path_factory.mktemp("runs")
-    arguments = [*COMMAND, "--out", str(runs)]
-    assert main(arguments, space=ACTIVATIONS, build_network=build_activation_network) == 0
-    return StudyFolder(runs / "depth_vs_batch")
+    """Eight trials: two depths, two replicates, two batch sizes."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = run_program(folder)
+    assert done.returncode == 0, done.stderr
+    return StudyFolder(folder / "depth_vs_batch")
 
 
 def test_what_layers_chose_is_in_the_record(study: StudyFolder) -> None:
@@ -122,3 +143,14 @@ def test_records_of_another_choice_are_read_by_their_own_space(study: StudyFolde
 def test_a_folder_is_not_continued_with_another_choice(study: StudyFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMAND, "--out", str(study.path.parent)]) == 2
     assert "planned for layers that choose their activation, now their normalization" in capsys.readouterr().err
+
+
+def test_a_detached_driver_and_the_recorded_command_are_of_the_same_program(study: StudyFolder) -> None:
+    record = next(iter(study.trials()))
+    assert f"command: python {study.path.parent}/run_activations.py --study" in record.trial.read_text()
+    assert run_program(study.path.parent, "--detach").returncode == 0
+    deadline = time.monotonic() + 60
+    while study.is_locked() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "error" not in study.driver_log.read_text()
+    assert "impacts: " in study.driver_log.read_text()
