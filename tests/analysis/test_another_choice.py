@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from study.analysis.report.report import write_report
@@ -146,8 +147,8 @@ def test_a_folder_is_not_continued_with_another_choice(study: StudyFolder, capsy
 
 
 def test_a_detached_driver_and_the_recorded_command_are_of_the_same_program(study: StudyFolder) -> None:
-    record = next(iter(study.trials()))
-    assert f"command: python {study.path.parent}/run_activations.py --study" in record.trial.read_text()
+    recorded = yaml.safe_load(next(iter(study.trials())).trial.read_text())
+    assert recorded["command"].startswith(f"python {study.path.parent}/run_activations.py --study ")
     assert run_program(study.path.parent, "--detach").returncode == 0
     deadline = time.monotonic() + 60
     while study.is_locked() and time.monotonic() < deadline:
