@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value
 from study.analysis.statistics.measures import Measure
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.config.schema import SCORE_MARGIN
-
-Verdict = Literal["supported", "not supported", "not enough evidence"]
 
 # A verdict needs this share of the planned cells. A cell that diverged has a result, and counts.
 MIN_CELLS = 0.8

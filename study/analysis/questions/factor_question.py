@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from study.analysis.questions import sentences
-from study.analysis.questions.answers import Answer, Effect, Verdict
+from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.factor_effects import (
     ChoiceDistances,
     effect_rows,
@@ -20,6 +20,7 @@ from study.analysis.questions.factor_effects import (
     select_choices,
     share_rows,
 )
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate
 

@@ -13,7 +13,7 @@ from itertools import product
 import pandas as pd
 
 from study.analysis.questions import sentences
-from study.analysis.questions.answers import Answer, Effect, Verdict
+from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.factor_effects import (
     RATIO_MARGIN,
     ChoiceDistances,
@@ -23,6 +23,7 @@ from study.analysis.questions.factor_effects import (
 )
 from study.analysis.questions.factor_question import Details, FactorQuestion, answer_factor_question
 from study.analysis.questions.impact_details import find_dynamics, find_trends
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.profiles import FactorDistances, count_cell_pairs, effect_contrast

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from study.analysis.questions.answers import MIN_CELLS, Effect, Verdict, covers_pairs
+from study.analysis.questions.answers import MIN_CELLS, Effect, covers_pairs
 from study.analysis.questions.factor_effects import (
     RATIO_MARGIN,
     ChoiceDistances,
     cells_of_pairs,
     find_distinguished,
 )
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.dynamics import SETTLED
 from study.analysis.statistics.intervals import (

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from study.analysis.questions import sentences
-from study.analysis.questions.answers import Answer, Effect, Verdict
+from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.factor_effects import (
     RATIO_MARGIN,
     ChoiceDistances,
@@ -23,6 +23,7 @@ from study.analysis.questions.factor_effects import (
 )
 from study.analysis.questions.factor_question import Details, FactorQuestion, answer_factor_question
 from study.analysis.questions.transfer import compare_after, compare_before_and_after, select_fine_tuned
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.profiles import count_cell_pairs, depth_profiles

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from study.analysis.questions import sentences
-from study.analysis.questions.answers import Answer, Effect, Verdict, confirms, difference_effects, refuted
+from study.analysis.questions.answers import Answer, Effect, confirms, difference_effects, refuted
 from study.analysis.questions.factor_effects import select_choices
 from study.analysis.questions.level_comparisons import compare_levels
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.questions.warm_starts import NO_MIX, NOT_OWN, compare_starts, describe_starts
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.distinctness import layer_distances, layer_weights

@@ -21,12 +21,16 @@ Numbers = NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A value, its interval, and the number `n` of replicates behind it. A value that is not defined is None."""
+    """A value, its interval, and the number `n` of replicates behind it. A value that is not defined is None.
+
+    freedom: degrees of freedom of Student's t interval; None without an interval.
+    """
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
     n: int = 0
+    freedom: float | None = None
 
     def above(self, line: float) -> bool:
         """Whether the whole interval lies above the line; False without an interval."""
@@ -60,7 +64,7 @@ def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> E
     if array.size == 1 or is_identical(array):
         return Estimate(value=mean, n=array.size)
     low, high = stats.ttest_1samp(array, 0.0).confidence_interval(confidence)
-    return Estimate(value=mean, low=float(low), high=float(high), n=array.size)
+    return Estimate(value=mean, low=float(low), high=float(high), n=array.size, freedom=array.size - 1)
 
 
 def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> tuple[float, float] | None:
@@ -187,7 +191,7 @@ def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) 
         return Estimate(value=value, n=n)
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
-    return Estimate(value=value, low=value - reach, high=value + reach, n=n)
+    return Estimate(value=value, low=value - reach, high=value + reach, n=n, freedom=n - 1)
 
 
 def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:

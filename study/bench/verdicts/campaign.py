@@ -15,7 +15,8 @@ from typing import Any, get_args
 import numpy as np
 from scipy import stats
 
-from study.analysis.questions.answers import Answer, Effect, Verdict
+from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.report.registry import QUESTIONS
 from study.bench.result import Figure, Result
 from study.bench.synthetic_records import SyntheticStudy

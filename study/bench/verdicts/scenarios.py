@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from study.analysis.questions.answers import Verdict
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Floats
 from study.bench.synthetic_records import Truth
 from study.config.schema import SCORE_MARGIN, StudyConfig
