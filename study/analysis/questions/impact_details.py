@@ -79,13 +79,13 @@ def _join(*parts: Details) -> Details:
 
 
 def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
-    """Trends over the layers of a network."""
+    """Trends over the layers of a network that have the same place."""
     confidence, parts = records.study.analysis.confidence, []
-    for measure, place, quantity in (
+    for measure, position, quantity in (
         ("trend_depth", "depth_fraction", "depth inside a network"),
         ("trend_receptive_field", "receptive_field", "receptive field"),
     ):
-        table = rank_trends(switch, place)
+        table = rank_trends(switch, position)
         block = select_block(trials, table)
         rho = block.values.mean(axis=0)
         p_values = adjust_holm([mean_p_value(column) for column in rho.T])
@@ -93,7 +93,7 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
         parts.append(Details(effects=rows, sentences=sentences.format_trend(quantity, rows, confidence)))
     alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
     if alike.size:
-        said = f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} inside a network."
+        said = f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} among layers of the same place."
         parts.append(Details(effects=[], sentences=[said]))
     return _join(*parts)
 

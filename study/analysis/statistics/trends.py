@@ -35,23 +35,30 @@ def tracked_shares(switch: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     return table
 
 
-def rank_trends(switch: pd.DataFrame, place: str, value: str = "weight") -> pd.DataFrame:
-    """Spearman's rank correlation of a column with the column `place`, over the layers of each network.
+def rank_trends(switch: pd.DataFrame, position: str, value: str = "weight") -> pd.DataFrame:
+    """Partial rank correlation of a column with the column `position`, given place, over the layers of each network.
 
-    One row per key, one column per (statistic, normalizer). Layers without a place are left out, and so are networks
-    with fewer than 3 layers that have one, or with all layers at one place. A value that is the same in every layer has
-    trend 0.
+    Both are ranked over the layers of a network; the mean rank of each place (first norm of a block, shortcut, ...) is
+    subtracted, and what remains is correlated: Spearman's correlation with indicators of place as covariates. So layers
+    of the same place are compared, and weights that alternate from place to place do not make a trend.
+
+    One row per key, one column per (statistic, normalizer). Layers without a position are left out. Networks have no
+    trend, and are left out, where position does not vary among layers of the same place, or where there are fewer than
+    two layers more than places. A value that is the same in all layers of each place has trend 0.
     """
-    known = switch[switch[place].notna()]
-    networks = known.groupby(["key", "statistic", "normalizer"], observed=True)
-    number = networks.ngroup()
-    ranks = known[[place, value]].astype(float).groupby(number).rank()
-    centred = ranks - ranks.groupby(number).transform("mean")
-    x, y = centred[place], centred[value]
-    products = pd.DataFrame({"xy": x * y, "xx": x * x, "yy": y * y, "layers": 1})
+    by = ["key", "statistic", "normalizer"]
+    known = switch[switch[position].notna()]
+    networks = known.groupby(by, observed=True)
+    number, place = networks.ngroup(), known.groupby([*by, "place"], observed=True).ngroup()
+    ranks = known[[position, value]].astype(float).groupby(number).rank()
+    # Ranks are multiples of a half, so equal ones leave a remainder of exactly 0.
+    remainder = ranks - ranks.groupby(place).transform("mean")
+    x, y = remainder[position], remainder[value]
+    products = pd.DataFrame({"xy": x * y, "xx": x * x, "yy": y * y, "spare": 1.0}, index=known.index)
     sums = products.groupby(number).sum().set_axis(networks.size().index)
+    sums["spare"] -= networks["place"].nunique()
     trend = (sums["xy"] / np.sqrt(sums["xx"] * sums["yy"])).where(sums["yy"] > 0, 0.0)
-    table: pd.DataFrame = trend[(sums["layers"] >= 3) & (sums["xx"] > 0)].unstack(["statistic", "normalizer"])
+    table: pd.DataFrame = trend[(sums["spare"] >= 2) & (sums["xx"] > 0)].unstack(["statistic", "normalizer"])
     return table
 
 
