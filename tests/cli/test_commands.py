@@ -23,8 +23,8 @@ from study.training.cost_estimate import estimate_bytes, measure_cell
 from tests.cli.conftest import NAME, STUDY, Command, find_trial
 
 Trained = tuple[StudyFolder, str]
-COLUMNS = ["trial_id", "replicate", "epoch", "step", "layer", "layer_index", "depth_fraction", "stage", "role",
-           "receptive_field", "statistic", "normalizer", "weight"]  # fmt: skip
+COLUMNS = ["trial_id", "replicate", "epoch", "step", "layer", "layer_index", "depth_fraction", "stage", "place",
+           "role", "receptive_field", "statistic", "normalizer", "weight"]  # fmt: skip
 
 
 def out(folder: StudyFolder) -> tuple[str, str]:

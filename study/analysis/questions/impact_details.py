@@ -82,8 +82,8 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
     """Trends over the layers of a network that have the same place."""
     confidence, parts = records.study.analysis.confidence, []
     for measure, position, quantity in (
-        ("trend_depth", "depth_fraction", "depth inside a network"),
-        ("trend_receptive_field", "receptive_field", "receptive field"),
+        ("trend_depth", "depth_fraction", "depth inside a network, among layers of the same place"),
+        ("trend_receptive_field", "receptive_field", "receptive field, among layers of the same place"),
     ):
         table = rank_trends(switch, position)
         block = select_block(trials, table)
