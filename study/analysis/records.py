@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from study.analysis.statistics.intervals import Floats, cell_numbers
+from study.analysis.statistics.intervals import cell_numbers
 from study.analysis.statistics.measures import Measure, build_measures
-from study.analysis.statistics.profiles import depth_profiles
+from study.analysis.statistics.profiles import Profiles, build_profiles
 from study.analysis.trial_files import TrialRecord, build_key, build_trial_table, read_search_plan, read_trial
 from study.analysis.weight_tables import compute_epoch_means, join_weights, select_last_epochs, split_roles
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
@@ -54,9 +54,9 @@ class StudyRecords:
     unplanned: tuple[str, ...]
 
     @cached_property
-    def profiles(self) -> dict[str, Floats]:
-        """What each network chose, by key: `depth_profiles` of the last epoch."""
-        return depth_profiles(self.switch, self.space)
+    def profiles(self) -> Profiles:
+        """What the backbone of each network chose in the last epoch, by key."""
+        return build_profiles(self.switch, self.space)
 
     @property
     def measures(self) -> dict[str, Measure]:

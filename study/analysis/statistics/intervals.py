@@ -7,13 +7,14 @@ cells. Cells of one replicate are therefore not independent, and no interval tre
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import brentq
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.intp]
@@ -24,6 +25,7 @@ class Estimate:
     """A value, its interval, and the number `n` of replicates behind it. A value that is not defined is None.
 
     freedom: degrees of freedom of Student's t interval; None without an interval.
+    bounds: the ends of the interval at any confidence, where it is not symmetric.
     """
 
     value: float | None = None
@@ -31,6 +33,7 @@ class Estimate:
     high: float | None = None
     n: int = 0
     freedom: float | None = None
+    bounds: Callable[[float], tuple[float, float]] | None = field(default=None, compare=False, repr=False)
 
     def above(self, line: float) -> bool:
         """Whether the whole interval lies above the line; False without an interval."""
@@ -177,42 +180,67 @@ def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
 
 
 def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """A statistic of replicates with its delete-one jackknife interval (Student t).
-
-    statistic: takes the numbers of the replicates to use, of 0 to n - 1.
-    What varies: the replicate. Fewer than three give no interval, and neither do identical ones.
-    """
+    """A statistic of replicates with its jackknife interval; it takes the numbers of the replicates, of 0 to n - 1."""
     everyone = np.arange(n)
-    value = statistic(everyone)
+    return jackknife_interval([statistic(everyone), *(statistic(np.delete(everyone, gone)) for gone in everyone)],
+                              confidence)  # fmt: skip
+
+
+def jackknife_interval(values: Sequence[float] | Floats, confidence: float, *, certain: bool = False) -> Estimate:
+    """A statistic with its delete-one jackknife interval (Student t).
+
+    values: the statistic of all replicates, followed by its values without each of them.
+    What varies: the replicate. Fewer than three give no interval, and neither do identical ones, unless it is `certain`
+    that nothing varies; then the interval is the value itself.
+    """
+    n, value, left_out = len(values) - 1, float(values[0]), np.asarray(values[1:], dtype=float)
     if not np.isfinite(value):
         return Estimate(n=n)
-    left_out = np.array([statistic(np.delete(everyone, gone)) for gone in everyone])
-    if n < 3 or not np.isfinite(left_out).all() or is_identical(left_out):
+    if n < 3 or not np.isfinite(left_out).all():
         return Estimate(value=value, n=n)
+    if is_identical(left_out):
+        return (
+            Estimate(value=value, low=value, high=value, n=n, freedom=n - 1) if certain else Estimate(value=value, n=n)
+        )
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
     return Estimate(value=value, low=value - reach, high=value + reach, n=n, freedom=n - 1)
 
 
-def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """The exponential of a statistic of replicates, and of its jackknife interval."""
-    log = jackknife(log_statistic, n, confidence)
-    with np.errstate(over="ignore"):
-        ends = [None if end is None else float(np.exp(end)) for end in (log.value, log.low, log.high)]
-    value, low, high = ends
-    return Estimate(value=value, low=low, high=high, n=n) if high != np.inf else Estimate(value=value, n=n)
+def find_bounds(estimate: Estimate, confidence: float, at: float) -> tuple[float, float]:
+    """The ends of an interval at another confidence, `at`; `confidence` is its own. Raises `ValueError` without one."""
+    if estimate.low is None or estimate.high is None or estimate.freedom is None:
+        raise ValueError("estimate: has no interval")
+    if estimate.bounds is not None:
+        return estimate.bounds(at)
+    middle, reach = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
+    quantiles = stats.t.ppf([(1 + at) / 2, (1 + confidence) / 2], estimate.freedom)
+    return middle - reach * float(quantiles[0] / quantiles[1]), middle + reach * float(quantiles[0] / quantiles[1])
 
 
-def ratio_p_value(ratio: Estimate, line: float, confidence: float) -> float | None:
-    """One-sided p value of the hypothesis that a ratio is no larger than the line; 1 - p is that of the opposite one.
+def one_sided_p_value(estimate: Estimate, line: float, confidence: float, *, above: bool = True) -> float | None:
+    """P value of the hypothesis that a number is not above the line (or not below it), from its interval.
 
-    Computed from the t interval of the ratio's logarithm, and consistent with it: p < (1 - confidence) / 2 where the
-    whole interval lies above the line. None without an interval.
+    confidence: that of the interval. p < (1 - confidence) / 2 where the whole interval lies beyond the line. None
+    without an interval; 0 or 1 where the interval is a single point.
     """
-    if not (ratio.value and ratio.low and ratio.high):
+    value, low, high, freedom = estimate.value, estimate.low, estimate.high, estimate.freedom
+    if value is None or low is None or high is None or freedom is None:
         return None
-    error = np.log(ratio.high / ratio.low) / 2 / stats.t.ppf((1 + confidence) / 2, ratio.n - 1)
-    return float(stats.t.sf(np.log(ratio.value / line) / error, ratio.n - 1))
+    distance = value - line if above else line - value
+    if low == high:
+        return 0.0 if distance > 0 else 1.0
+    if estimate.bounds is None:
+        error = (high - low) / 2 / float(stats.t.ppf((1 + confidence) / 2, freedom))
+        return float(stats.t.sf(distance / error, freedom))
+    end = 0 if value > line else 1  # of the interval, the one that reaches the line
+
+    def gap(p: float) -> float:
+        return find_bounds(estimate, confidence, 1 - 2 * p)[end] - line
+
+    least = 1e-9
+    smaller = least if gap(least) * gap(0.5) > 0 else float(brentq(gap, least, 0.5, xtol=1e-9))
+    return smaller if distance > 0 else 1 - smaller
 
 
 def is_identical(values: Floats) -> bool:
