@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +19,30 @@ from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
 from study.norms.names import parse_norm
-from study.plan.loading import read_study_file
+from study.plan.analysis_plan import Amendment, Change, PlanRecord, adds_runs, find_changes, resolve_analysis_plan
+from study.plan.loading import StudyFile, read_study_file
+from study.plan.margins import compute_margin
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.layout import FINISHED, StudyFolder, TrialFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanChanges:
+    """How what a report computes differs from the plan of the analysis.
+
+    recorded: the plan; None where none was recorded. amendments: changes that later runs recorded, in their order.
+    unrecorded: changes that no run has recorded, of a study file that was edited or by another version of this program.
+    """
+
+    recorded: PlanRecord | None
+    amendments: tuple[Amendment, ...] = ()
+    unrecorded: Mapping[str, Change] = field(default_factory=dict)
+
+    @property
+    def is_as_planned(self) -> bool:
+        """Whether the plan was recorded before there were results, and nothing has changed since."""
+        before_data = self.recorded is not None and self.recorded.is_before_data
+        return before_data and not self.amendments and not self.unrecorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +61,8 @@ class StudyRecords:
         normalizer, weight.
     curves: metrics by epoch: key, epoch, name, value.
     unplanned: keys of trials on disk that are not in the plan.
+    plan: the plan of the analysis that was recorded when the study first ran, with its amendments; None where an older
+        version ran it.
     """
 
     folder: StudyFolder
@@ -52,6 +76,7 @@ class StudyRecords:
     switch_epochs: pd.DataFrame
     curves: pd.DataFrame
     unplanned: tuple[str, ...]
+    plan: PlanRecord | None = None
 
     @cached_property
     def profiles(self) -> dict[str, Floats]:
@@ -92,6 +117,40 @@ class StudyRecords:
         return int(self.trials["state"].isin(FINISHED).sum())
 
     @property
+    def is_interim(self) -> bool:
+        """Whether planned trials have not ended yet, so that answers carry no verdict."""
+        waiting = self.trials["state"].isin(("planned", "running", "stale"))
+        return bool(waiting.any()) or len(self.trials) < self.n_planned
+
+    @property
+    def plan_changes(self) -> PlanChanges:
+        """What has changed of the plan of the analysis since it was recorded."""
+        if self.plan is None:
+            return PlanChanges(recorded=None)
+        unrecorded = find_changes(self.plan.latest, resolve_analysis_plan(self.study))
+        return PlanChanges(recorded=self.plan, amendments=tuple(self.plan.amendments), unrecorded=unrecorded)
+
+    @property
+    def look(self) -> int:
+        """The number of the look at the data: 1 for the planned runs, one more each time that runs were added."""
+        changes = self.plan_changes
+        unrecorded = adds_runs(changes.unrecorded) and self.n_finished > 0
+        return 1 + sum(amendment.adds_runs for amendment in changes.amendments) + unrecorded
+
+    @property
+    def confidence(self) -> float:
+        """The confidence level of this look's intervals. Over all looks, false verdicts keep their planned rate.
+
+        Look k spends the share 2**-k of twice the rate of the first: 95, 97.5, 98.75 % and so on.
+        """
+        error: float = (1 - self.study.analysis.confidence) / 2 ** (self.look - 1)
+        return 1 - error
+
+    def margin(self, measure: str) -> float:
+        """The smallest difference that counts as practical: `study.plan.margins.compute_margin`."""
+        return compute_margin(self.study, measure)
+
+    @property
     def reference_norm(self) -> str | None:
         """The norm of the networks whose choices are studied.
 
@@ -129,7 +188,8 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial is a row of state
     `damaged`.
     """
-    study, space, provenance = read_study(folder)
+    content = read_study(folder)
+    study, space = content.study, content.space
     on_disk = list(folder.trials())
     planned = _plan_trials(folder, study, space, on_disk)
     trials = [read_trial(trial, plan, space) for trial, plan in planned]
@@ -137,7 +197,7 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     weights = join_weights((trial.row["key"], trial.weights) for trial in trials if trial.weights is not None)
     backbone, heads = split_roles(weights)
     return StudyRecords(
-        folder=folder, study=study, space=space, provenance=provenance,
+        folder=folder, study=study, space=space, provenance=content.provenance, plan=content.plan,
         trials=build_trial_table(trials, list(study.factors)),
         weights=weights.drop_columns("key"), switch=select_last_epochs(backbone), heads=select_last_epochs(heads),
         switch_epochs=compute_epoch_means(backbone), curves=_join_curves(trials),
@@ -145,8 +205,8 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     )  # fmt: skip
 
 
-def read_study(folder: StudyFolder) -> tuple[StudyConfig, ChoiceSpace, dict[str, Any]]:
-    """The study of a folder, what layers choose from, and its provenance (command, commit, versions).
+def read_study(folder: StudyFolder) -> StudyFile:
+    """The study of a folder, what layers choose from, its provenance, and the plan of its analysis.
 
     Raises `UserError` where the folder holds no study, or a damaged one.
     """

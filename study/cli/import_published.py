@@ -63,7 +63,7 @@ def import_networks(networks: Sequence[Published], folder: StudyFolder, command:
     UserError for two networks in the same cell, or a folder that holds another study.
     """
     study = _plan_study(networks, folder.path.name)
-    if folder.config.exists() and read_study_file(folder.config)[0] != study:
+    if folder.config.exists() and read_study_file(folder.config).study != study:
         raise UserError(f"{folder.config}: holds other networks; choose another folder with --out, or remove it")
     cells = [_plan_cell(study, published) for published in networks]
     environment = {**describe_environment(command), "device": "the authors' devices"}

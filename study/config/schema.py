@@ -374,8 +374,28 @@ class SearchConfig(StrictModel):
     """Early stopping of trials that are worse than the median of earlier ones; it needs `replicates: 1`."""
 
 
+class MarginConfig(StrictModel):
+    """The smallest differences that count as practical. A verdict compares intervals with them.
+
+    The margin of a metric is never below the resolution of its split, which is 1 / the number of images.
+    """
+
+    accuracy: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    """Difference in accuracy, from 0 to 1: half a percentage point, about the smallest difference between norms that
+    the papers discuss."""
+    miou: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Difference in mean intersection over union, from 0 to 1: one percentage point. Segmentation has fewer images
+    than classification, and its results are usually reported to a tenth of a point."""
+    box_ap: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Difference in average precision of boxes, from 0 to 1: one point. Runs of the same detector that differ only in
+    their seeds commonly differ by some tenths of a point."""
+    displacement: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Distance that a factor moves what layers choose, as a Jensen-Shannon distance from 0 to 1: about five points of
+    weight moved per layer (at uniform weights over three members, 0.055 moved from one member to another)."""
+
+
 class AnalysisConfig(StrictModel):
-    """What the report answers. It can be changed after training."""
+    """What the report answers. The first run records it as a plan, and later changes are listed in the report."""
 
     questions: list[Literal["useful", "impacts", "tasks"]] = ["useful", "impacts"]
     """Questions that the report answers: is choosing useful, what impacts the choice, do tasks choose differently."""
@@ -383,7 +403,13 @@ class AnalysisConfig(StrictModel):
     """Metric that trials are compared by; a score is the main metric of a task. By default `val_accuracy` if all trials
     are classifiers, and `val_score` otherwise."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Confidence level of all intervals."""
+    """Confidence level of all intervals. Each time that replicates are added after results existed, 1 - confidence is
+    halved."""
+    margins: MarginConfig = MarginConfig()
+    """The smallest differences that count as practical."""
+    tuned: list[str] = []
+    """Factors, such as `learning_rate`, whose level is chosen on validation for each norm and cell before norms are
+    compared. `norm` itself cannot be tuned."""
 
 
 class RunConfig(StrictModel):

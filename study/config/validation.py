@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from study.config.errors import UserError, allowed_names
-from study.config.schema import SECTIONS, Range, StudyConfig, TrialConfig
+from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig, TrialConfig
 from study.config.yaml_input import parse_yaml
 
 
@@ -30,6 +30,7 @@ def validate_study(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfi
     _check_joint(study, origin)
     normalized = {factor: _check_factor(study, factor, origin) for factor in study.factors}
     _check_blocks(study, origin)
+    _check_tuned(study, origin)
     return study.model_copy(update={"factors": normalized})
 
 
@@ -137,6 +138,18 @@ def _check_blocks(study: StudyConfig, origin: dict[str, str]) -> None:
             raise UserError(f"{where}: factor {factor} is in no block; its levels would not be planned")
 
 
+def _check_tuned(study: StudyConfig, origin: dict[str, str]) -> None:
+    """Checks that `analysis.tuned` names factors of the study, each once, other than the norm."""
+    where = f"{find_origin('analysis.tuned', origin)}: analysis.tuned"
+    allowed = [factor for factor in study.factors if factor != "norm"]
+    for number, factor in enumerate(study.analysis.tuned):
+        if factor not in allowed:
+            reason = "norms are compared, and cannot be tuned" if factor == "norm" else "no such factor"
+            raise UserError(f"{where}: {factor}: {reason}; {allowed_names(factor, allowed)}")
+        if factor in study.analysis.tuned[:number]:
+            raise UserError(f"{where}: {factor} appears twice")
+
+
 # ------------------------------------------------------------------------------------- errors of single settings
 
 
@@ -159,6 +172,8 @@ def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         *parents, key = map(str, first["loc"])
         model: type[BaseModel] = SECTIONS[parents[0]] if parents else StudyConfig
+        if parents == ["analysis", "margins"]:
+            model = MarginConfig
         dotted = ".".join([*parents, key])
         return f"{find_origin(dotted, origin)}: {dotted}: unknown key; {allowed_names(key, model.model_fields)}"
     # pydantic also puts the names of union members into an error's location.
@@ -167,5 +182,5 @@ def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
     return f"{find_origin(path, origin)}: {path}:{value} {explain_error(first)}"
 
 
-_MODELS: tuple[type[BaseModel], ...] = (StudyConfig, Range, *SECTIONS.values())
+_MODELS: tuple[type[BaseModel], ...] = (StudyConfig, Range, MarginConfig, *SECTIONS.values())
 _ALL_KEYS = {key for model in _MODELS for key in model.model_fields}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
 from study.config.yaml_input import check_mapping, parse_yaml, read_yaml
 from study.plan import warm_start
+from study.plan.analysis_plan import PlanRecord, parse_plan_record
 
 DEFAULT_SCALE = "laptop"
 CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -52,17 +54,32 @@ def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
     return _validate({str(key): value for key, value in data.items()}, {"": source})
 
 
-def read_study_file(path: Path) -> tuple[StudyConfig, ChoiceSpace, dict[str, Any]]:
-    """Reads `study.yaml` of a run: the study, what layers choose from, and the provenance (command, commit, versions).
+@dataclass(frozen=True, kw_only=True)
+class StudyFile:
+    """The content of `study.yaml` of a run.
 
-    Raises `UserError` if the file is damaged.
+    space: what layers choose from. provenance: command, commit and versions. plan: the plan of the analysis that was
+    recorded when the study first ran; None where an older version wrote the file.
     """
+
+    study: StudyConfig
+    space: ChoiceSpace
+    provenance: dict[str, Any]
+    plan: PlanRecord | None
+
+
+def read_study_file(path: Path) -> StudyFile:
+    """Reads `study.yaml` of a run. Raises `UserError` if the file is damaged."""
     content, source = read_yaml(path), str(path)
     if not isinstance(content.get("study"), dict):
         raise UserError(f"{source}: study: expected keys and values; the file is damaged")
-    study = study_from_dict(content["study"], source)
     provenance = content.get("provenance")
-    return study, ChoiceSpace.from_dict(content.get("choice_space"), source), dict(provenance or {})
+    return StudyFile(
+        study=study_from_dict(content["study"], source),
+        space=ChoiceSpace.from_dict(content.get("choice_space"), source),
+        provenance=provenance if isinstance(provenance, dict) else {},
+        plan=parse_plan_record(content, source),
+    )
 
 
 def list_configs(kind: Literal["studies", "scales"]) -> dict[str, Path]:

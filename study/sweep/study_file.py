@@ -13,8 +13,8 @@ from typing import Any
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
-from study.config.yaml_input import read_yaml
-from study.plan.loading import read_study_file
+from study.plan.analysis_plan import PlanRecord, amend_plan, record_plan, resolve_analysis_plan
+from study.plan.loading import StudyFile, read_study_file
 from study.record.io import write_yaml
 from study.record.layout import StudyFolder
 
@@ -27,7 +27,8 @@ def check_folder(study: StudyConfig, folder: StudyFolder, space: ChoiceSpace | N
     """
     if not folder.config.exists():
         return
-    planned, planned_space, _ = read_study_file(folder.config)
+    content = read_study_file(folder.config)
+    planned, planned_space = content.study, content.space
     change = next(_find_changes(planned, study), None)
     if change is None and space is not None and planned_space.to_dict() != space.to_dict():
         change = f"planned for layers that choose their {planned_space.name}, now their {space.name}"
@@ -102,11 +103,26 @@ except BlockingIOError:
 def write_study(
     study: StudyConfig, folder: StudyFolder, environment: dict[str, Any], space: ChoiceSpace = NORMALIZATION
 ) -> None:
-    """Writes study.yaml: the resolved study, what layers choose from, and the environment of its latest run."""
-    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    if folder.config.exists():
-        before = read_yaml(folder.config).get("provenance")
-        created = before.get("created", created) if isinstance(before, dict) else created
-    provenance = {**environment, "created": created}
-    content = {"study": study.model_dump(mode="json"), "choice_space": space.to_dict(), "provenance": provenance}
+    """Writes study.yaml: the resolved study, the plan of its analysis, and the environment of its latest run.
+
+    The plan is that of the first run. If another one follows from `study`, an amendment is added. Raises `UserError` if
+    the file exists and is damaged.
+    """
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    before = read_study_file(folder.config) if folder.config.exists() else None
+    created = before.provenance.get("created", now) if before else now
+    plan = _record_analysis_plan(study, folder, before, now)
+    content = {
+        "study": study.model_dump(mode="json"), **plan.to_dict(), "choice_space": space.to_dict(),
+        "provenance": {**environment, "created": created},
+    }  # fmt: skip
     write_yaml(folder.config, content)
+
+
+def _record_analysis_plan(study: StudyConfig, folder: StudyFolder, before: StudyFile | None, now: str) -> PlanRecord:
+    """The plan on record with what changes now. The plan of an older version's run is that of its study."""
+    results = sum(trial.result.exists() for trial in folder.trials())
+    record = before.plan if before else None
+    if record is None:
+        record = record_plan(resolve_analysis_plan(before.study if before and results else study), now, results)
+    return amend_plan(record, resolve_analysis_plan(study), now, results)

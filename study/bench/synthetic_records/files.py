@@ -18,6 +18,7 @@ from study.bench.synthetic_records.contents import (
 )
 from study.bench.synthetic_records.truth import SimulatedRun, Truth, simulate_run
 from study.config.schema import StudyConfig
+from study.plan.analysis_plan import record_plan, resolve_analysis_plan
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.io import file_digest, write_yaml
 from study.record.layout import SCHEMA_VERSION, StudyFolder, TrialFolder
@@ -41,11 +42,12 @@ def write_study(
     only: the trials that have a result. failed: trials that failed and have none. diverged: trials whose runs diverged,
     in addition to those that diverge by the truth.
     """
-    provenance = {
+    provenance: dict[str, Any] = {
         "command": f"python run_study.py --study {study.name}", "commit": "abc123", "versions": {"torch": "2.11.0"},
         "platform": "Linux", "python": "3.11", "created": "2026-01-01T00:00:00",
     }  # fmt: skip
-    write_yaml(folder.config, {"study": study.model_dump(mode="json"), "provenance": provenance})
+    plan = record_plan(resolve_analysis_plan(study), provenance["created"], results=0)
+    write_yaml(folder.config, {"study": study.model_dump(mode="json"), **plan.to_dict(), "provenance": provenance})
     for trial in plan_trials(study):
         if failed(trial):
             record = folder.trial(trial.trial_id, trial.replicate)
