@@ -22,6 +22,7 @@ from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
 from study.norms.names import parse_norm
 from study.plan.analysis_plan import Amendment, Change, PlanRecord, adds_runs, find_changes, resolve_analysis_plan
+from study.plan.design_diagnostics import find_co_varying
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
 from study.plan.trials import PlannedTrial, plan_trials
@@ -87,6 +88,15 @@ class StudyRecords:
     def profiles(self) -> Profiles:
         """What the backbone of each network chose in the last epoch, by key."""
         return build_profiles(self.switch, self.space)
+
+    @cached_property
+    def co_varying(self) -> dict[str, list[str]]:
+        """What else changes with each factor, in words; see `design_diagnostics.find_co_varying`."""
+        if self.study.search:
+            return {}
+        cells = {trial.trial_id: trial for trial in plan_trials(self.study, self.space)}
+        found = find_co_varying(self.study, list(cells.values()))
+        return {factor: [name.replace("_", " ") for name in changes] for factor, changes in found.items()}
 
     @property
     def measures(self) -> dict[str, Measure]:

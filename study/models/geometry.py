@@ -1,5 +1,6 @@
 """The position of each norm layer in a network: index, depth fraction, stage, place, role and receptive
-field."""
+field.
+"""
 
 from __future__ import annotations
 

@@ -9,18 +9,11 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from study.analysis.questions.answers import Effect
 from study.analysis.questions.verdicts import Claim, Verdict, find_above, find_below
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.distances import (
-    AITCHISON,
-    JENSEN_SHANNON,
-    TOTAL_VARIATION,
-    Distance,
-    convert_margin,
-    log_ratios,
-)
 from study.analysis.statistics.displacement import (
     CellDistances,
     Contrast,
@@ -32,6 +25,14 @@ from study.analysis.statistics.displacement import (
     probability_strongest,
     relative_displacement,
     seed_distance,
+)
+from study.analysis.statistics.distances import (
+    AITCHISON,
+    JENSEN_SHANNON,
+    TOTAL_VARIATION,
+    Distance,
+    convert_margin,
+    log_ratios,
 )
 from study.analysis.statistics.intervals import Estimate, Floats, Numbers, adjust_holm, cell_numbers, one_sided_p_value
 from study.analysis.statistics.measures import build_measures
@@ -60,9 +61,9 @@ class Choices:
     states: pd.DataFrame
 
     @property
-    def present(self) -> Floats:
+    def present(self) -> NDArray[np.bool_]:
         """Whether each network has a result: (cell, replicate)."""
-        return np.asarray(np.isfinite(self.values).all(axis=(2, 3, 4)) & (self.values.shape[3] > 0))
+        return np.asarray(np.isfinite(self.values).all(axis=(2, 3, 4)) & (self.values.shape[3] > 0), dtype=bool)
 
     @property
     def n_replicates(self) -> int:
@@ -82,7 +83,7 @@ class Choices:
     @cached_property
     def networks(self) -> Floats:
         """The networks with results: (network, axis, position, member)."""
-        return self.values[self.present]
+        return np.asarray(self.values[self.present])
 
     def measure(self, distance: Distance) -> Floats:
         """Squared distances (cell, replicate, cell, replicate, axis), NaN where a network is missing."""
@@ -189,9 +190,7 @@ def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, V
 
 
 def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
-    """Rows for the displacement of every factor: in the distance's unit and in that of seeds, for all weights and for
-    those of each axis, by other distances, and per doubling.
-    """
+    """Rows for the displacement of every factor: in two units, for each axis, by other distances, and per doubling."""
     choices, claims = distances.choices, distances.claims(confidence)
     p_values = adjust_p_values(claims, confidence)
     rows = [
@@ -297,7 +296,7 @@ def factor_row(
     contrasts = [each for name in factors for each in choices.contrasts.get(name, ())]
     cells = sorted({int(cell) for each in contrasts for cell in each.cells})
     planned, present = choices.rows[cells], choices.present[cells]
-    has_result = choices.present.any(axis=1)
+    has_result: NDArray[np.bool_] = np.asarray(choices.present.any(axis=1))
     missing = choices.states[choices.states["row"].isin(planned[~present])]["state"]
     return Effect(
         measure=build_measures(choices.space)[measure], comparison=comparison, estimate=estimate, p_value=p_value,
@@ -314,7 +313,7 @@ def adjust_p_values(claims: Mapping[str, Claim], confidence: float) -> dict[str,
 
 def find_empty_cells(choices: Choices) -> list[int]:
     """The numbers of planned cells without any result."""
-    return np.flatnonzero(~choices.present.any(axis=1)).tolist()
+    return [int(number) for number in np.flatnonzero(~choices.present.any(axis=1))]
 
 
 def _rank(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:

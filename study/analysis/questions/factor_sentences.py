@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from study.analysis.questions.answers import Effect
@@ -14,11 +13,8 @@ from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import find_ends
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.wording import format_confidence, format_estimate, format_number, format_states, join_words
-from study.config.schema import StudyConfig
-from study.plan.trials import find_factor_fields
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
-OPEN = "It cannot be said yet."
 UNIT = "Jensen-Shannon distance"
 
 
@@ -117,8 +113,9 @@ def format_factor_verdicts(
         found.append("Seeds change nothing here: replicates of a cell chose exactly the same.")
     return [
         *found,
-        f"A displacement is how far the levels of a factor lie apart, free of the noise of seeds; below {distances.margin:g} "
-        f"({UNIT}, about {_points(distances.margin)} points of weight in every layer) it counts as none.",
+        f"A displacement is how far the levels of a factor lie apart, free of the noise of seeds; below "
+        f"{distances.margin:g} ({UNIT}, about {_points(distances.margin)} points of weight in every layer) it counts "
+        f"as none.",
     ]  # fmt: skip
 
 
@@ -207,28 +204,29 @@ def _format_percent(share: Estimate) -> str:
 
 def format_impacts_rule(strong: Sequence[str], weak: Sequence[str], records: StudyRecords) -> str:
     """The rule of question 2."""
-    return (
-        f"{format_effect_rule(records)} The paper's claim, where its factors vary: for every pair of one of "
-        f"{' and '.join(strong)} and one of {', '.join(weak)}, the first has a displacement that is larger by more than "
-        f"{records.margin('effect'):g}. Supported: the interval of the difference lies above that for every pair (every "
-        f"pair must pass, so no correction is needed). Evidence against: it lies below for any pair (adjusted by Holm "
-        f"for their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether "
-        f"any factor moves the choice. The size of a displacement depends on the compared levels: levels that are "
-        f"further apart give larger ones."
-    )
+    return " ".join([
+        format_effect_rule(records),
+        "The paper's claim is tested where its factors vary: for every pair of one of",
+        f"{' and '.join(strong)} and one of {', '.join(weak)}, the displacement of the first is larger by more than",
+        f"{records.margin('effect'):g}. Supported: the interval of the difference lies above that for every pair (all",
+        "must pass, so no correction is needed). Evidence against: it lies below for any pair (adjusted by Holm for",
+        "their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether any",
+        "factor moves the choice. The size of a displacement depends on the compared levels: levels that are further",
+        "apart give larger ones.",
+    ])  # fmt: skip
 
 
 def format_effect_rule(records: StudyRecords) -> str:
     """How a factor is judged."""
-    return (
-        f"A factor moves the choice if its displacement is larger than the margin, {records.margin('effect'):g} ({UNIT}). "
-        f"Networks are matched by stage and place in the block. Numeric levels are compared between the lowest and the "
-        f"highest, others as the mean over all pairs. Supported: the {format_confidence(records.confidence)} interval "
-        f"lies above the margin; evidence against: below it (p values adjusted by Holm for the number of factors); "
-        f"otherwise not enough evidence. At least 3 replicates are needed. A cell without any result bars a verdict "
-        f"that it could change. Other distances, shares of variance and the probability of being the strongest are "
-        f"shown and do not decide."
-    )
+    return " ".join([
+        f"A factor moves the choice if its displacement is larger than the margin, {records.margin('effect'):g}",
+        f"({UNIT}). Networks are matched by stage and place in the block. Numeric levels are compared between the",
+        "lowest and the highest, others as the mean over all pairs. Supported: the",
+        f"{format_confidence(records.confidence)} interval lies above the margin. Evidence against: it lies below the",
+        "margin (p values adjusted by Holm for the number of factors). Otherwise: not enough evidence. At least 3",
+        "replicates are needed. A cell without any result bars a verdict that it could change. Other distances, shares",
+        "of variance and the probability of being the strongest are shown and do not decide.",
+    ])  # fmt: skip
 
 
 # -------------------------------------------------------------------------- question 3: tasks and data sets

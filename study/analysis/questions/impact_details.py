@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.questions import sentences
+from study.analysis.questions import impact_sentences as sentences
 from study.analysis.questions.answers import Effect, difference_effect
+from study.analysis.questions.factor_effects import collect_choices
 from study.analysis.questions.factor_question import Details
 from study.analysis.records import StudyRecords
+from study.analysis.statistics.displacement import displacement, relative_displacement
+from study.analysis.statistics.distinctness import place_distances
 from study.analysis.statistics.dynamics import network_dynamics
 from study.analysis.statistics.intervals import (
     Block,
@@ -26,13 +29,14 @@ from study.analysis.statistics.intervals import (
     select_block,
 )
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
+from study.analysis.statistics.profiles import build_profiles
 from study.analysis.statistics.trends import axis_slopes, batch_trends, network_means, rank_trends, tracked_shares
 from study.analysis.weight_tables import BACKBONE
 from study.analysis.wording import format_number
 
 CHANGES = ("convergence", "flips")  # the numbers of the dynamics that are compared between levels
 BATCH_AXES = ("batch_size", "chunks", "fixed_gradient_batch")  # the factors that set B and G x B
-NOTHING = Details(effects=[], sentences=[])
+NOTHING = Details()
 
 
 def find_trends(records: StudyRecords, trials: pd.DataFrame) -> Details:
@@ -50,11 +54,28 @@ def find_trends(records: StudyRecords, trials: pd.DataFrame) -> Details:
     )
 
 
+def find_places(records: StudyRecords, trials: pd.DataFrame) -> Details:
+    """How far the places in a block lie apart inside a network, and what layers choose at each."""
+    switch = records.switch[records.switch["key"].isin(trials["key"][trials["state"].eq("done")])]
+    choices = collect_choices(build_profiles(switch, records.space, "place"), trials, [], records.space)
+    if not choices.present.any() or choices.values.shape[3] < 2:
+        return NOTHING
+    moments, used = place_distances(choices.values), choices.rows[choices.present]
+    whole, relative = displacement(moments, records.confidence), relative_displacement(moments, records.confidence)
+    row = Effect(
+        measure=records.measures["effect_place"], comparison="places in a block", estimate=whole, n_pairs=used.size,
+        n_pairs_planned=len(trials), trials=sorted(used.tolist()),
+    )  # fmt: skip
+    means = np.nanmean(choices.values, axis=(0, 1))[:, :, records.space.member_names.index(records.space.tracked[0])]
+    shares = dict(zip(choices.profiles.positions, means.T, strict=True))
+    return Details(effects=[row], sentences=[sentences.format_places(records, whole, relative, shares)])
+
+
 def find_dynamics(records: StudyRecords, trials: pd.DataFrame) -> Details:
     """When layers settle, and how often their largest weight changes; `trials` as in `find_trends`."""
     if not (trials["state"].eq("done") & trials["key"].isin(list(records.profiles))).any():
         return NOTHING
-    table, confidence = network_dynamics(records.weights, BACKBONE, records.space), records.study.analysis.confidence
+    table, confidence = network_dynamics(records.weights, BACKBONE, records.space), records.confidence
     block = select_block(trials, table)
     if not block.trials.size:
         return Details(effects=[], sentences=["Finished runs have one recorded epoch, so the choice has no history."])
@@ -80,7 +101,7 @@ def _join(*parts: Details) -> Details:
 
 def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
     """Trends over the layers of a network that have the same place."""
-    confidence, parts = records.study.analysis.confidence, []
+    confidence, parts = records.confidence, []
     for measure, position, quantity in (
         ("trend_depth", "depth_fraction", "depth inside a network, among layers of the same place"),
         ("trend_receptive_field", "receptive_field", "receptive field, among layers of the same place"),
@@ -93,14 +114,16 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
         parts.append(Details(effects=rows, sentences=sentences.format_trend(quantity, rows, confidence)))
     alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
     if alike.size:
-        said = f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} among layers of the same place."
+        said = (
+            f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} among layers of the same place."
+        )
         parts.append(Details(effects=[], sentences=[said]))
     return _join(*parts)
 
 
 def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
     """Trends with B, over cells that agree in everything else."""
-    factors, confidence = records.study.factors, records.study.analysis.confidence
+    factors, confidence = records.study.factors, records.confidence
     table = network_means(switch)
     block = select_block(trials, table)
     groups = cell_numbers(block.cells, [name for name in factors if name != "batch_size"]).to_numpy()
@@ -146,7 +169,7 @@ def compare_tracked_shares(records: StudyRecords, switch: pd.DataFrame, trials: 
     return [
         paired_differences(
             table, factors=list(records.study.factors), factor="batch_size", reference=levels[-1],
-            other=levels[0], metric=str(name), confidence=records.study.analysis.confidence,
+            other=levels[0], metric=str(name), confidence=records.confidence,
         )
         for name in shares
     ]  # fmt: skip
@@ -172,7 +195,7 @@ def _find_tracked_share(records: StudyRecords, switch: pd.DataFrame, trials: pd.
 
 def _compare_axes(records: StudyRecords, block: Block, n_planned: int) -> Details:
     """Whether the share of the tracked member follows B or G x B. block: its shares over all axes, and of each."""
-    label, confidence = records.space.tracked[1], records.study.analysis.confidence
+    label, confidence = records.space.tracked[1], records.confidence
     others = [name for name in records.study.factors if name not in BATCH_AXES]
     found = [axis_slopes(block.cells, others, block.values[:, :, number]) for number in range(block.values.shape[2])]
     if found[0] is None:
@@ -202,7 +225,7 @@ def _compare_dynamics(records: StudyRecords, trials: pd.DataFrame, number: str, 
     items = [
         (factor, paired_differences(
             trials.join(values, on="key"), factors=factors, factor=factor, reference=reference,
-            other=other, metric=number, confidence=records.study.analysis.confidence,
+            other=other, metric=number, confidence=records.confidence,
         ))
         for factor in factors
         for reference, other in _find_ends([
@@ -240,6 +263,6 @@ def _replicate_row(
     """A row for a number that has one value per replicate. used: rows of the trial table, of `n_planned`."""
     return Effect(
         measure=records.measures[measure], comparison=comparison,
-        estimate=replicate_interval(values, records.study.analysis.confidence), n_pairs=used.size,
+        estimate=replicate_interval(values, records.confidence), n_pairs=used.size,
         n_pairs_planned=n_planned, per_replicate=values.tolist(), p_value=p_value, trials=sorted(used.ravel().tolist()),
     )  # fmt: skip

@@ -57,7 +57,9 @@ class _Tasks(FactorQuestion):
         return _find_factors(records, trials)
 
     def decide(self, records: StudyRecords, distances: ChoiceDistances) -> Decision:
-        claims = {name: each for name, each in distances.claims(records.confidence).items() if name in (*APART, TOGETHER)}
+        claims = {
+            name: each for name, each in distances.claims(records.confidence).items() if name in (*APART, TOGETHER)
+        }
         verdict, moving = judge_any(claims, records.confidence), find_above(claims, records.confidence)
         return Decision(
             claim="tasks and data sets prefer different normalizers", verdict=verdict, numbers=claims,

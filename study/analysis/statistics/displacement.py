@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -246,15 +245,15 @@ def probability_strongest(
     network is replaced by the mean of its cell's distances.
     """
     tables = {name: _replicate_table(distances, squared, each) for name, each in contrasts.items()}
-    tables = {name: table for name, table in tables.items() if table is not None}
-    if not tables or distances.n < 2:
+    known = {name: table for name, table in tables.items() if table is not None}
+    if not known or distances.n < 2:
         return {}
     weights = np.random.default_rng([7, distances.n]).dirichlet(np.ones(distances.n), draws)
-    products = weights[:, :, None] * weights[:, None, :] * ~np.eye(distances.n, dtype=bool)
+    products = weights[:, :, None] * weights[:, None, :] * (1 - np.eye(distances.n))
     products /= products.sum(axis=(1, 2), keepdims=True)
-    values = np.stack([np.einsum("drs,rs->d", products, table) for table in tables.values()])
+    values = np.stack([np.einsum("drs,rs->d", products, table) for table in known.values()])
     largest = values >= values.max(axis=0) - NOTHING
-    return dict(zip(tables, (largest / largest.sum(axis=0)).mean(axis=1).tolist(), strict=True))
+    return dict(zip(known, (largest / largest.sum(axis=0)).mean(axis=1).tolist(), strict=True))
 
 
 def _replicate_table(distances: CellDistances, squared: Floats, contrasts: Sequence[Contrast]) -> Floats | None:

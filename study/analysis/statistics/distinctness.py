@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from study.analysis.statistics.intervals import Floats
 from study.analysis.statistics.displacement import Moments, build_moments
 from study.analysis.statistics.distances import squared_jensen_shannon
+from study.analysis.statistics.intervals import Floats
 from study.config.choice_space import ChoiceSpace
 
 
@@ -28,7 +28,7 @@ def layer_weights(switch: pd.DataFrame, space: ChoiceSpace) -> dict[str, Floats]
 
 
 def layer_distances(cells: Sequence[Floats]) -> Moments:
-    """How far the layers of a network lie apart, and replicates of one layer: moments over replicates, means over cells.
+    """How far the layers of a network lie apart, and replicates of one layer: means over cells.
 
     cells: arrays (replicate, layer, axis, member), NaN for a replicate without a result. Between: the squared distance
     of a layer in one replicate from another layer in another replicate; within: that of the same layer in both. Both
@@ -58,5 +58,5 @@ def _tabulate_pairs(weights: Floats) -> Floats:
     squared = squared_jensen_shannon(networks).reshape(len(present), layers, len(present), layers, axes)
     same = np.einsum("rlsla->rsa", squared)
     other = squared.sum(axis=(1, 3)) - same
-    table[np.ix_([0, 1], present, present)] = other / (layers * (layers - 1)), same / layers
+    table[:, present[:, None], present] = other / (layers * (layers - 1)), same / layers
     return table

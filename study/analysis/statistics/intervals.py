@@ -214,8 +214,8 @@ def find_bounds(estimate: Estimate, confidence: float, at: float) -> tuple[float
     if estimate.bounds is not None:
         return estimate.bounds(at)
     middle, reach = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
-    quantiles = stats.t.ppf([(1 + at) / 2, (1 + confidence) / 2], estimate.freedom)
-    return middle - reach * float(quantiles[0] / quantiles[1]), middle + reach * float(quantiles[0] / quantiles[1])
+    wanted, own = (float(stats.t.ppf((1 + level) / 2, estimate.freedom)) for level in (at, confidence))
+    return middle - reach * wanted / own, middle + reach * wanted / own
 
 
 def one_sided_p_value(estimate: Estimate, line: float, confidence: float, *, above: bool = True) -> float | None:

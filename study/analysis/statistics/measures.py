@@ -53,14 +53,14 @@ def build_measures(space: ChoiceSpace = NORMALIZATION) -> dict[str, Measure]:
 
 _LAST = "in the last epoch"
 _MOVES = (
-    "How far the {} of two cells that differ in the factor alone lie apart, free of the noise of seeds: the signed root "
-    "of the mean squared {} distance between networks of different replicates, between the cells minus within them. At "
-    "0, the factor changes nothing."
+    "How far the {} of two cells that differ in the factor alone lie apart, free of the noise of seeds: the signed "
+    "root of the mean squared {} distance between networks of different replicates, between the cells minus within "
+    "them. At 0, the factor changes nothing."
 )
 _LEVELS = (
     "A factor with numeric levels is measured between the lowest and the highest, any other by the mean over all pairs "
-    "of its levels (of squares). Layers are matched by stage and place in the block. p: one-sided, that it is no larger "
-    "than the margin, Holm."
+    "of its levels (of squares). Layers are matched by stage and place in the block. p: one-sided, that it is no "
+    "larger than the margin, Holm."
 )
 
 
@@ -92,8 +92,8 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
         return Measure(name=name, label=label, definition=definition, rule=rule, headline=headline)
 
     return [
-        measure("effect", "displacement of the choice", f"{_MOVES.format('switch weights', 'Jensen-Shannon')} {_LEVELS}",
-                displacement, headline=True),
+        measure("effect", "displacement of the choice",
+                f"{_MOVES.format('switch weights', 'Jensen-Shannon')} {_LEVELS}", displacement, headline=True),
         measure("seed_distance", "distance between seeds",
                 "Root mean squared Jensen-Shannon distance between the switch weights of replicates of a cell.",
                 seed_distance, headline=True),
@@ -118,8 +118,8 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
         measure("effect_place", "displacement between places in a block",
                 "Displacement between the places of layers inside a network (stem, first norm, second norm, shortcut), "
                 "each a mean over its layers: the mean over all pairs of places.", place_distances),
-        measure("effect_layer", "displacement at one position", "The displacement of the layers of one stage and place. "
-                "p: one-sided, that it is 0, adjusted for the number of positions and factors by the false discovery "
+        measure("effect_layer", "displacement at one position",
+                "The displacement of the layers of one stage and place. p: one-sided, that it is 0, adjusted for the number of positions and factors by the false discovery "
                 "rate (Benjamini and Hochberg).", displacement),
         measure("effect_heads", "displacement of heads", _MOVES.format("switch weights of a head", "Jensen-Shannon"),
                 displacement),
