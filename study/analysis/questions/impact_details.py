@@ -93,7 +93,9 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
         parts.append(Details(effects=rows, sentences=sentences.format_trend(quantity, rows, confidence)))
     alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
     if alike.size:
-        said = f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} among layers of the same place."
+        said = (
+            f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} among layers of the same place."
+        )
         parts.append(Details(effects=[], sentences=[said]))
     return _join(*parts)
 
