@@ -93,7 +93,8 @@ def _read_table(file: Any) -> pa.Table:
     if not metadata.num_rows:
         return _CODED_SCHEMA.empty_table()
     # One thread: distributing a small file over several takes longer than reading it.
-    with pq.ParquetFile(file, metadata=metadata, read_dictionary=_TEXT) as source:
+    coded = [name for name in _TEXT if name in columns]
+    with pq.ParquetFile(file, metadata=metadata, read_dictionary=coded) as source:
         table = source.read(columns, use_threads=False)
     if "place" not in columns:
         index = SWITCH_WEIGHTS_SCHEMA.get_field_index("place")

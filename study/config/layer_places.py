@@ -16,10 +16,11 @@ def name_place(layer: str, role: str) -> str:
 
     Backbone: `stem`; `norm1`, `norm2`, `norm3` by order inside the block; `shortcut`, the norm on the projection of the
     skip connection; `output`, after the last block of a pre-activation ResNet.
-    FPN: `lateral` for the 1x1 convolutions, `output` for the 3x3 ones. Box and mask head: `norm1`, `norm2`, ... by order.
-    Decoder: `pyramid_point`, `pyramid_atrous1` to `pyramid_atrous3` and `pyramid_pool` for the branches of DeepLabV3,
-    `project` for what joins them, `conv` for the last 3x3 convolution, which FCN has too; `auxiliary` for the second
-    decoder. Any other layer, as in a user's own network: the last component of the path.
+    FPN: `lateral` after the 1x1 convolutions, `output` after the 3x3 ones. Box and mask head: `norm1`, `norm2`, ... by
+    order. Decoder: `pyramid_point`, `pyramid_atrous1` to `pyramid_atrous3` and `pyramid_pool` for the branches of
+    DeepLabV3, `project` after the 1x1 convolution that joins them, `conv` after the last 3x3 convolution, which FCN has
+    too; `auxiliary` in the second decoder.
+    Any other layer, as in a user's own network: the last component of the path.
     """
     for pattern, name in _PLACES.get(role, ()):
         found = re.fullmatch(pattern, layer)

@@ -1,6 +1,4 @@
-"""The position of each norm layer in a network: index, depth fraction, stage, place, role and receptive
-field.
-"""
+"""The position of each norm layer in a network: index, depth fraction, stage, place, role, receptive field."""
 
 from __future__ import annotations
 

@@ -210,8 +210,8 @@ def format_impacts_rule(strong: Sequence[str], weak: Sequence[str], records: Stu
         f"{' and '.join(strong)} and one of {', '.join(weak)}, the displacement of the first is larger by more than",
         f"{records.margin('effect'):g}. Supported: the interval of the difference lies above that for every pair (all",
         "must pass, so no correction is needed). Evidence against: it lies below for any pair (adjusted by Holm for",
-        "their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether any",
-        "factor moves the choice. The size of a displacement depends on the compared levels: levels that are further",
+        "their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether",
+        "any factor moves the choice. The size of a displacement depends on the compared levels: levels that are further",
         "apart give larger ones.",
     ])  # fmt: skip
 

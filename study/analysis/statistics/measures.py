@@ -201,8 +201,9 @@ def _variance() -> list[Measure]:
 def _trends(space: ChoiceSpace) -> list[Measure]:
     inside = (
         "Partial rank correlation (Spearman), -1 to 1, of a switch weight with the {} of its layer, in each network, "
-        "given the layer's place in the block (stem, first norm, second norm, shortcut): the mean rank of each place is "
-        "subtracted first, so only layers of the same place are compared; mean over cells. p: t test over replicates that it is 0, adjusted by Holm for all weights."
+        "given the layer's place in its block (stem, first norm, second norm, shortcut): the mean rank of each place "
+        "is subtracted, so only layers of the same place are compared. Mean over cells. p: t test over replicates that "
+        "it is 0, adjusted by Holm for all weights."
     )
     return [
         Measure(

@@ -16,27 +16,25 @@ from study.plan.trials import PlannedTrial
 
 DIVERGED_REASON, FAILED_REASON = "loss is nan at step 3", "out of memory"
 MAIN_METRICS = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
-HEAD_LAYERS = {  # the first norm of each head, by role
-    "classification": {},
-    "segmentation": {"decoder": "decoder.conv.1"},
-    "detection": {
-        "fpn": "backbone.fpn.inner_blocks.0.1", "box_head": "roi_heads.box_head.0.1",
-        "mask_head": "roi_heads.mask_head.0.1",
-    },
-}  # fmt: skip
+HEAD_LAYERS = {  # one norm of each head, by role
+    "decoder": "decoder.conv.1",
+    "fpn": "backbone.fpn.inner_blocks.0.1",
+    "box_head": "roi_heads.box_head.0.1",
+    "mask_head": "roi_heads.mask_head.0.1",
+}
 
 
 def build_norm_layers(config: TrialConfig) -> list[Any]:
-    """The norm layers of a small ResNet, and one of each head, with the attributes of `LayerGeometry`, which needs torch.
+    """The norm layers of a small ResNet, and one of each head, with the attributes of `LayerGeometry`.
 
-    Backbones of all tasks have the paths of a classifier's.
+    `LayerGeometry` itself needs torch. Backbones of all tasks have the paths of a classifier's.
     """
     backbone = [("bn1", 0, BACKBONE)]
     for stage in (1, 2, 3):
         for block in range((config.depth - 2) // 6):
             kinds = ("bn1", "bn2", "downsample.1") if stage > 1 and block == 0 else ("bn1", "bn2")
             backbone += [(f"layer{stage}.{block}.{kind}", stage, BACKBONE) for kind in kinds]
-    heads = [(layer, 4, role) for role, layer in HEAD_LAYERS[config.task].items()]
+    heads = [(layer, 4, role) for role, layer in HEAD_LAYERS.items() if role in config.norms]
     return [
         SimpleNamespace(
             layer=layer, layer_index=index, stage=stage, place=name_place(layer, role), role=role,

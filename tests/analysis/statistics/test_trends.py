@@ -58,7 +58,7 @@ def test_a_rank_trend_is_the_partial_correlation_of_ranks_given_indicators_of_pl
 
 
 def test_weights_that_follow_the_place_alone_have_no_trend_with_depth() -> None:
-    """The shortcuts of a small ResNet lie deep in the network: Spearman's correlation would be a trend of nearly all."""
+    """The shortcuts of a small ResNet lie deep in the network, so Spearman's correlation finds a trend."""
     random = np.random.default_rng(2)
     pattern = np.array([{"stem": 0.1, "norm1": 0.5, "norm2": 0.6, "shortcut": 0.8}[place] for place in SMALL_RESNET])
     weights = pattern + random.normal(0, 0.02, (DRAWS * 4, 9))
