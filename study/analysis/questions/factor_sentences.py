@@ -115,7 +115,7 @@ def format_factor_verdicts(
         *found,
         f"A displacement is how far the levels of a factor lie apart, free of the noise of seeds; below "
         f"{distances.margin:g} ({UNIT}, about {_points(distances.margin)} points of weight in every layer) it counts "
-        f"as none.",
+        f"as none. Where nothing moves the choice, estimates scatter around 0, below it as often as above.",
     ]  # fmt: skip
 
 
@@ -211,8 +211,8 @@ def format_impacts_rule(strong: Sequence[str], weak: Sequence[str], records: Stu
         f"{records.margin('effect'):g}. Supported: the interval of the difference lies above that for every pair (all",
         "must pass, so no correction is needed). Evidence against: it lies below for any pair (adjusted by Holm for",
         "their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether",
-        "any factor moves the choice. The size of a displacement depends on the compared levels: levels that are further",
-        "apart give larger ones.",
+        "any factor moves the choice. The size of a displacement depends on the compared levels: levels that are",
+        "further apart give larger ones.",
     ])  # fmt: skip
 
 

@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from study.analysis.questions.answers import MIN_CELLS, covers_pairs
-from study.analysis.questions.factor_effects import (
-    RATIO_MARGIN,
-)
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import (
     Estimate,
@@ -19,21 +16,11 @@ from study.analysis.statistics.intervals import (
     replicates_needed,
 )
 from study.analysis.statistics.paired_differences import PairedDifference
-from study.analysis.statistics.permanova import PERMUTATIONS
-from study.analysis.statistics.profiles import FLOOR
 from study.analysis.wording import format_estimate, format_states, join_words
 from study.config.schema import SCORE_MARGIN
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
 OPEN = "It cannot be said yet."
-EFFECT = (
-    "The effect of a factor is the Jensen-Shannon distance between the switch-weight profiles of two cells that "
-    "differ in it alone (of backbones, by relative depth), divided by the distance between replicates of a cell, both "
-    "root mean squares between different replicates: at 1, the factor moves the choice no further than another seed "
-    f"does. The same with Aitchison distances (weights below {FLOOR:g} count as {FLOOR:g}), and shares of variance "
-    f"(PERMANOVA; p values from {PERMUTATIONS} permutations between networks that differ in the factor alone), are "
-    "shown and do not decide."
-)
 
 
 # --------------------------------------------------------------------------------- question 1: is it useful?
@@ -96,11 +83,7 @@ def format_distinctness(reference: str | None, estimate: Estimate, confidence: f
     if estimate.value is None:
         return f"Replicates that differ are needed to say whether layers of {reference} differ more than seeds."
     number = format_estimate(estimate, confidence, digits=2)
-    compared = (
-        "more than seeds do" if estimate.above(1)
-        else "no more than seeds do" if estimate.below(RATIO_MARGIN)
-        else "not distinguished from seeds"
-    )  # fmt: skip
+    compared = "they differ" if estimate.above(0) else "not distinguished from seeds"
     return f"Distance between layers of {reference}, relative to replicates of one layer: {number}; {compared}."
 
 
@@ -129,7 +112,7 @@ def format_useful_rule(label: str, controls: Sequence[str], confidence: float) -
         f"time to target (distinguished where the two-sided p value, adjusted by Holm over all with the same "
         f"reference, is below {1 - confidence:.3g}), norms whose layers also pick their own (ssn, sn-tied, other "
         f"pools), what ssn gains, and how distinct layers are (more than seeds: the interval lies above 1; no more: "
-        f"below {RATIO_MARGIN:g}) are shown and do not decide."
+        f"below 0) are shown and do not decide."
     )
 
 

@@ -94,8 +94,8 @@ def find_interaction(grid: Floats, confidence: float) -> Interaction | None:
 def adjust_replicates(grid: Floats) -> Floats:
     """One number per replicate: the mean over its cells, corrected for the cells that it lacks.
 
-    The correction replaces the means of the cells that a replicate has by the mean of all cells' means. Where nothing is
-    missing these are the replicates' means. Replicates without any result are left out.
+    The correction replaces the means of the cells that a replicate has by the mean of all cells' means. Where nothing
+    is missing these are the replicates' means. Replicates without any result are left out.
     """
     with_result = grid[:, np.isfinite(grid).any(axis=0)]
     if not with_result.size:

@@ -119,8 +119,9 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
                 "Displacement between the places of layers inside a network (stem, first norm, second norm, shortcut), "
                 "each a mean over its layers: the mean over all pairs of places.", place_distances),
         measure("effect_layer", "displacement at one position",
-                "The displacement of the layers of one stage and place. p: one-sided, that it is 0, adjusted for the number of positions and factors by the false discovery "
-                "rate (Benjamini and Hochberg).", displacement),
+                "The displacement of the layers of one stage and place. p: one-sided, that it is no larger than 0, "
+                "adjusted for the number of positions and factors by the false discovery rate (Benjamini and "
+                "Hochberg).", displacement),
         measure("effect_heads", "displacement of heads", _MOVES.format("switch weights of a head", "Jensen-Shannon"),
                 displacement),
         measure("effect_after", "displacement after transfer",
