@@ -104,7 +104,8 @@ def draw_factor_ranking(
     )  # fmt: skip
     for number, column in enumerate(columns, start=1):
         _add_ranking_column(figure, rows, column, by_measure, number)
-    figure.update_xaxes(zeroline=False, title_text="displacement", rangemode="tozero", nticks=6)
+    figure.update_xaxes(zeroline=False, title_text="displacement", rangemode="tozero")
+    figure.update_xaxes(nticks=4).update_xaxes(nticks=8, col=1)
     figure.update_yaxes(range=[len(rows.names) - 0.5, -0.5], tickvals=list(range(len(rows.names))), ticktext=rows.names,
                         zeroline=False, showgrid=False)  # fmt: skip
     filled = "The dotted line is the margin; a filled symbol: the interval lies above it."
@@ -121,7 +122,7 @@ def _add_ranking_column(
         style = (kind, GREY if rank else ACCENT, SYMBOLS[rank])
         _add_ranked_effects(figure, rows, by_measure[measure], style, column.margin, shift=shift, col=number)
     for measure in column.references:
-        style = ("for comparison, all weights", GREY, "line-ns")
+        style = ("for comparison, all weights", GREY, "circle")
         _add_ranked_effects(figure, rows, by_measure[measure], style, None, shift=0, col=number)
     figure.add_vline(x=0, line=ZERO, row=1, col=number)
     figure.add_vline(x=column.margin, line=DOTTED, row=1, col=number)

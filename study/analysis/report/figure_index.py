@@ -15,7 +15,7 @@ from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report.effect_figures import RankingColumn, draw_factor_ranking, draw_forest
 from study.analysis.report.figure_texts import format_bars
 from study.analysis.report.layer_figures import draw_layers_by_epoch, draw_triangles, draw_weight_maps
-from study.analysis.report.levels import LEVEL, choose_ends, format_factor, split_by_level
+from study.analysis.report.levels import LEVEL, choose_ends, format_factor, keep_largest_pools, split_by_level
 from study.analysis.report.score_figures import draw_learning_curves, draw_metric_by_norm
 from study.analysis.report.share_figures import (
     draw_share_by_epoch,
@@ -166,8 +166,9 @@ def _split_choices(records: StudyRecords, factor: str) -> pd.DataFrame:
 
 
 def _split(records: StudyRecords, trials: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """`split_by_level` for the trials that have switch weights."""
-    return split_by_level(records, trials[trials["key"].isin(records.switch["key"].unique())], factor)
+    """`split_by_level` for the trials that have switch weights, of each level those with its largest pool."""
+    with_weights = trials[trials["key"].isin(records.switch["key"].unique())]
+    return keep_largest_pools(split_by_level(records, with_weights, factor))
 
 
 def _draw_places(records: StudyRecords, chosen: pd.DataFrame, factors: Sequence[str]) -> Iterator[go.Figure]:

@@ -13,10 +13,7 @@ LEVEL = "level"  # the column with the label of each trial's level: categories, 
 
 
 def split_by_level(records: StudyRecords, trials: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """The trials with a column `LEVEL`; of each level, those whose layers may choose from its largest pool.
-
-    Numeric levels are in ascending order, others in the study's order.
-    """
+    """The trials with a column `LEVEL`: numeric levels in ascending order, others in the study's order."""
     values = [_replace_missing(value) for value in trials[factor]]
     found = list(dict.fromkeys(values))
     ordered = all(type(level) in (int, float) for level in found)
@@ -27,10 +24,15 @@ def split_by_level(records: StudyRecords, trials: pd.DataFrame, factor: str) -> 
         found.sort(key=lambda level: listed.index(level) if level in listed else len(listed))
     labels = [format_level(factor, level) for level in found]
     levels = pd.Categorical([format_level(factor, value) for value in values], labels, ordered=ordered)
-    table = trials.assign(**{LEVEL: levels})
-    parts = [select_largest_pool(part) for _, part in table.groupby(LEVEL, observed=True)]
-    split: pd.DataFrame = pd.concat(parts).sort_index() if parts else table
+    split: pd.DataFrame = trials.assign(**{LEVEL: levels})
     return split
+
+
+def keep_largest_pools(trials: pd.DataFrame) -> pd.DataFrame:
+    """Of each level, the trials whose layers may choose from its largest pool. trials: from `split_by_level`."""
+    parts = [select_largest_pool(part) for _, part in trials.groupby(LEVEL, observed=True)]
+    kept: pd.DataFrame = pd.concat(parts).sort_index() if parts else trials
+    return kept
 
 
 def list_levels(trials: pd.DataFrame) -> list[str]:

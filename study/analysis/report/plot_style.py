@@ -114,7 +114,7 @@ def finish_figure(
             seen.add(trace.name)
     n_trials = groups.n_trials
     subtitle = f"{subtitle} From {n_trials} trial{'s' if n_trials != 1 else ''}." if n_trials else subtitle
-    axis = {"gridcolor": FAINT, "linecolor": GREY, "zerolinecolor": FAINT, "automargin": True,
+    axis = {"gridcolor": FAINT, "linecolor": GREY, "zerolinecolor": FAINT, "automargin": True, "exponentformat": "none",
             "title": {"font": {"size": 13}, "standoff": 6}}  # fmt: skip
     return figure.update_annotations(font_size=13).update_layout(
         template={"layout": {"xaxis": axis, "yaxis": axis}},
