@@ -92,7 +92,8 @@ def summarize_verdicts(report: Report) -> dict[str, Any]:
         for question, answer in report.answers.items()
         for factor, verdict in answer.factors.items()
     }
-    return {**verdicts, **factors, "trials/finished": report.records.n_finished, "trials/planned": report.records.n_planned}
+    trials = {"trials/finished": report.records.n_finished, "trials/planned": report.records.n_planned}
+    return {**verdicts, **factors, **trials}
 
 
 def build_tables(report: Report) -> dict[str, pd.DataFrame]:

@@ -94,9 +94,7 @@ def _add_maps(
 # ------------------------------------------------------------------------------------------------- triangles
 
 
-def draw_triangles(
-    switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, by: str = ""
-) -> go.Figure | None:
+def draw_triangles(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, by: str = "") -> go.Figure | None:
     """Switch weights in the triangle of a pool of three: one point per layer, coloured by depth; None for other pools.
 
     trials: from `split_by_level`; each level has a symbol, and those with a smaller pool are left out. by: the factor

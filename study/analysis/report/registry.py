@@ -56,7 +56,8 @@ def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
     first = f"Interim: {n_left} of {records.n_planned} planned trials have not ended, so there is no verdict yet."
     kept = said if answer.verdict == OPEN else said[1:]  # the first sentence says the verdict
     return replace(
-        answer, interim=True, verdict=OPEN, factors=dict.fromkeys(answer.factors, OPEN), answer=" ".join([first, *kept]),
+        answer, interim=True, verdict=OPEN, factors=dict.fromkeys(answer.factors, OPEN),
+        answer=" ".join([first, *kept]),
         needs=[f"the end of the other {n_left} planned trials", *answer.needs],
     )  # fmt: skip
 

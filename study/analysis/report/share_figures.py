@@ -178,9 +178,10 @@ class _LevelShare:
 
 
 def _compute_shares(weights: pd.DataFrame, trials: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """Mean weights over layers of each trial: the columns `by`, statistic, normalizer, trial_id, replicate, row, weight.
+    """Mean weights over the layers of each trial, by statistic, normalizer and the columns `by`.
 
-    by: columns of `weights` (role, place) or of `trials`. row: the trial's row in the trial table.
+    by: columns of `weights` (role, place) or of `trials`. The result also has trial_id, replicate and row, the trial's
+    row in the trial table.
     """
     of_layers = [name for name in ("role", "place") if name in by]
     of_trials = ["key", "trial_id", "replicate", "row", *(name for name in by if name not in of_layers)]
