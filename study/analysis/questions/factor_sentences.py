@@ -130,7 +130,9 @@ def _format_factor(
     subject = f"{name}{levels}"
     return {
         "supported": f"The factor {subject} moves the choice by {by}{seeds}.",
-        "not supported": f"The factor {subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}.",
+        "not supported": (
+            f"The factor {subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}."
+        ),
         "not enough evidence": f"Whether {subject} moves the choice cannot be said yet: {by}{seeds}.",
     }[verdict]
 

@@ -121,7 +121,7 @@ def _add_ranking_column(
         shift = 0.22 * (rank - (len(column.measures) - 1) / 2)
         style = (kind, GREY if rank else ACCENT, SYMBOLS[rank])
         _add_ranked_effects(figure, rows, by_measure[measure], style, column.margin, shift=shift, col=number)
-    for measure in column.references:
+    for measure in filter(by_measure.get, column.references):
         style = ("for comparison, all weights", GREY, "circle")
         _add_ranked_effects(figure, rows, by_measure[measure], style, None, shift=0, col=number)
     figure.add_vline(x=0, line=ZERO, row=1, col=number)

@@ -32,8 +32,8 @@ from study.record.layout import StudyFolder
 # `{margin}`: the margin of displacements. `{tracked}`: the member whose share is tracked.
 FAMILIES = {
     "effect_difference": ("How much further one factor moves the choice than another",
-                          "Displacement of the first minus that of the second. The dotted line is the margin, {margin}: "
-                          "the first moves the choice further if the interval lies above it."),
+                          "Displacement of the first minus that of the second. The dotted line is the margin, {margin}; the "
+                          "first moves the choice further if the interval lies above it."),
     "effect_relative": ("How far each factor moves the choice, in distances between seeds",
                         "At 0, a factor changes nothing; at 1 (dotted line), it moves the choice as far as another "
                         "seed does."),
@@ -64,6 +64,7 @@ FAMILIES = {
 }  # fmt: skip
 # Their measures have no value that means "no difference".
 WITHOUT_LINE = ("convergence", "convergence_epoch", "flips", "probability_strongest")
+SETTING = "task and data set"  # `TOGETHER` in titles
 REFERENCES = ("effect_place", "seed_distance")  # measures that the ranking of factors shows for comparison
 PUBLISHED = "official"  # the default folder of `study.cli.import_published`
 
@@ -101,11 +102,11 @@ def draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.
     yield from _draw_ranking(records, effects)
     tasks = task_factors(records.study)
     chosen = _split(records, name_settings(select_finished_choices(records, *APART, *tasks)), TOGETHER)
-    yield from _draw_places(records, chosen, [TOGETHER])
+    yield from _draw_places(records, chosen, [SETTING])
     if len(chosen):
         weights = pd.concat([records.switch, records.heads]) if len(records.heads) else records.switch
-        yield _assign_group(draw_share_by_setting(weights, chosen, records.space, records.confidence), TOGETHER)
-        yield from _draw_layers(records, chosen, TOGETHER)
+        yield _assign_group(draw_share_by_setting(weights, chosen, records.space, records.confidence), SETTING)
+        yield from _draw_layers(records, chosen, SETTING)
     if "impacts" not in records.study.analysis.questions:  # whose figures show the other factors
         others = [name for name in records.study.factors if name not in ("norm", *tasks)]
         for factor in _list_split_factors(records, effects, others):

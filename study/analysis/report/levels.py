@@ -41,7 +41,7 @@ def list_levels(trials: pd.DataFrame) -> list[str]:
 
 
 def choose_ends(trials: pd.DataFrame, most: int = 2) -> list[str]:
-    """Two levels to show where there is no room for more than `most`: lowest and highest, or the first two of others."""
+    """Two levels to show where there is no room for more than `most`: the lowest and the highest, or the first two."""
     levels = list_levels(trials)
     if len(levels) <= most:
         return levels
