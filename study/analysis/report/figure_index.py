@@ -28,12 +28,14 @@ from study.analysis.weight_tables import BACKBONE
 from study.analysis.wording import join_words
 from study.record.layout import StudyFolder
 
+PAIRED = "Paired at equal cell and replicate."
+
 # Effects that are not ranked are drawn in families, by the start of their measure's name: title and subtitle.
 # `{margin}`: the margin of displacements. `{tracked}`: the member whose share is tracked.
 FAMILIES = {
     "effect_difference": ("How much further one factor moves the choice than another",
-                          "Displacement of the first minus that of the second. The dotted line is the margin, {margin}; the "
-                          "first moves the choice further if the interval lies above it."),
+                          "Displacement of the first minus that of the second. The dotted line is the margin, {margin}: if "
+                          "the interval lies above it, the first moves the choice further."),
     "effect_relative": ("How far each factor moves the choice, in distances between seeds",
                         "At 0, a factor changes nothing; at 1 (dotted line), it moves the choice as far as another "
                         "seed does."),
@@ -249,7 +251,8 @@ def _draw_forests(records: StudyRecords, effects: Sequence[Effect], title: str) 
     for effect in effects:
         if effect.measure.name not in ranked:
             families.setdefault(_find_family(effect, title), []).append(effect)
-    for (name, what), members in families.items():
+    in_order = [(title, PAIRED), *FAMILIES.values()]
+    for (name, what), members in sorted(families.items(), key=lambda family: in_order.index(family[0])):
         points = " (grey points)" if any(effect.per_replicate for effect in members) else ""
         compared = not any(effect.measure.name in WITHOUT_LINE for effect in members)
         has_intervals = any(effect.estimate.low is not None for effect in members)
@@ -264,7 +267,7 @@ def _draw_forests(records: StudyRecords, effects: Sequence[Effect], title: str) 
 def _find_family(effect: Effect, title: str) -> tuple[str, str]:
     """Title and subtitle of the forest that shows an effect, to be formatted."""
     found = (words for start, words in FAMILIES.items() if effect.measure.name.startswith(start))
-    return next(found, (title, "Paired at equal cell and replicate."))
+    return next(found, (title, PAIRED))
 
 
 def _unlink_trials(figure: go.Figure) -> go.Figure:
