@@ -154,29 +154,28 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Numbers of finished trials, in the cells and replicates that are all present.
+class Grid:
+    """Numbers of finished trials by planned cell and replicate; cells without any are left out.
 
-    cells: one row per cell, the columns of the trial table. values: (cell, replicate, number).
-    trials: (cell, replicate), rows of the trial table.
+    cells: one row per cell, the columns of the trial table. values: (cell, replicate, number), NaN where missing.
+    trials: the rows of the trial table that have numbers.
     """
 
     cells: pd.DataFrame
     values: Floats
-    trials: Numbers
+    trials: list[int]
 
 
-def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
-    """The complete block of cells and replicates of `trials`; `numbers` has one row per key, NaN for missing values."""
+def build_grid(trials: pd.DataFrame, numbers: pd.DataFrame) -> Grid:
+    """The numbers of `trials` by cell and replicate; `numbers` has one row per key, NaN for missing values."""
     table = numbers.reindex(trials["key"]).to_numpy(dtype=float)
     present = trials["state"].eq("done").to_numpy() & np.isfinite(table).all(axis=1)
-    cells = cell_numbers(trials, ["trial_id"])
-    places = pd.Series(np.where(present, np.arange(len(trials)), -1),
-                       index=pd.MultiIndex.from_arrays([cells, trials["replicate"]]))  # fmt: skip
-    grid = places.unstack(fill_value=-1).to_numpy(dtype=np.intp)
-    rows, columns = complete_block(grid >= 0)
-    grid = grid[np.ix_(rows, columns)]
-    return Block(cells=trials.iloc[grid[:, :1].ravel()], values=table[grid], trials=trials.index.to_numpy()[grid])
+    found = trials[present]
+    cells, replicates = (cell_numbers(found, [name]).to_numpy() for name in ("trial_id", "replicate"))
+    values = np.full((cells.max(initial=-1) + 1, replicates.max(initial=-1) + 1, table.shape[1]), np.nan)
+    values[cells, replicates] = table[present]
+    first = found[~found.duplicated("trial_id")]
+    return Grid(cells=first, values=values, trials=sorted(int(row) for row in found.index))
 
 
 def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
