@@ -129,8 +129,8 @@ def _format_factor(
     seeds = f", which is {format_number(relative.value, 2)} of a seed distance" if relative.value is not None else ""
     subject = f"{name}{levels}"
     return {
-        "supported": f"{subject} moves the choice by {by}{seeds}.",
-        "not supported": f"{subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}.",
+        "supported": f"Factor {subject} moves the choice by {by}{seeds}.",
+        "not supported": f"Factor {subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}.",
         "not enough evidence": f"Whether {subject} moves the choice cannot be said yet: {by}{seeds}.",
     }[verdict]
 

@@ -18,6 +18,7 @@ from study.analysis.statistics.distinctness import layer_distances, place_distan
 from study.analysis.statistics.dynamics import SETTLED, count_flips, settle_epochs
 from study.analysis.statistics.paired_differences import paired_differences
 from study.analysis.statistics.permanova import variance_shares
+from study.analysis.statistics.seed_sources import pool_deviations
 from study.analysis.statistics.time_to_target import TARGET, TIME, epochs_to_target
 from study.analysis.statistics.trends import rank_trends, slope_weights
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
@@ -47,7 +48,16 @@ class Measure:
 @cache
 def build_measures(space: ChoiceSpace = NORMALIZATION) -> dict[str, Measure]:
     """All measures of a study whose layers choose from `space`, by name, in the order of the report."""
-    measures = [*_scores(), *_effects(space), *_shares(space), *_layers(space), *_variance(), *_trends(space), *_time()]
+    measures = [
+        *_scores(),
+        *_seeds(),
+        *_effects(space),
+        *_shares(space),
+        *_layers(space),
+        *_variance(),
+        *_trends(space),
+        *_time(),
+    ]
     return {measure.name: measure for measure in measures}
 
 
@@ -83,6 +93,16 @@ def _scores() -> list[Measure]:
             "scores in the last epoch. A run that never reaches it counts as one epoch more than it had (it is "
             "censored, and counted); one level of a factor minus another, paired at equal cell and replicate, mean "
             "over both.",
+        ),
+    ]  # fmt: skip
+
+
+def _seeds() -> list[Measure]:
+    return [
+        Measure(
+            name="seed_deviation", label="standard deviation over seeds", rule=pool_deviations,
+            definition="Standard deviation of the metric over runs of a cell that differ in one seed alone; root of "
+            "the mean variance over cells.",
         ),
     ]  # fmt: skip
 
