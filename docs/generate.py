@@ -65,7 +65,8 @@ or, except for the section `start`, by its name alone (`--set epochs=30`). A fac
 with a list of levels: `--set 'norm=[sn, bn]'`. Unknown settings and values of the wrong type are errors.
 
 The settings of `base`, and what `joint` and `start` add to them, are part of a trial's id where they differ from their
-defaults; nothing else is. `run`, `launch`, `tracking` and `analysis` can change between runs of the same study.
+defaults; nothing else is. `run`, `launch`, `tracking` and `analysis` can change between runs of the same study. A
+report lists every change of `analysis` since the first run (docs/plan.md).
 """
 
 
@@ -90,10 +91,11 @@ def _rule(question: str, study: str) -> str:
 
 def write_configuration() -> None:
     """Writes configuration.md from the descriptions of the fields in the schema."""
-    from study.config.schema import SECTIONS, Range, StudyConfig
+    from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig
 
     parts = [CONFIGURATION_HEAD, _settings_table("Study", StudyConfig, without=SECTIONS)]
     parts += [_settings_table(f"`{name}`", model) for name, model in SECTIONS.items()]
+    parts.append(_settings_table("`analysis.margins`", MarginConfig))
     parts.append(_settings_table("A range of a search", Range))
     parts.append("## Values of `dataset`\n\n" + _dataset_table())
     (DOCS / "configuration.md").write_text("\n".join(parts), encoding="utf-8")
@@ -115,6 +117,8 @@ def _format_allowed(field: dict[str, Any]) -> str:
     """Type and bounds of a setting, or its possible values, from its JSON schema."""
     if "anyOf" in field:
         return " or ".join(_format_allowed(option) for option in field["anyOf"])
+    if "$ref" in field:
+        return "the settings below"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "pattern" in field:

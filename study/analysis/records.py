@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from study.analysis.duplicates import find_duplicates, mark_duplicates
 from study.analysis.statistics.intervals import Floats, cell_numbers
 from study.analysis.statistics.measures import Measure, build_measures
 from study.analysis.statistics.profiles import depth_profiles
@@ -24,6 +26,9 @@ from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.layout import FINISHED, StudyFolder, TrialFolder
+
+ENDED = (*FINISHED, "failed", "damaged")
+"""States of trials that nothing is waited for; the others are planned, running and stale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +124,7 @@ class StudyRecords:
     @property
     def is_interim(self) -> bool:
         """Whether planned trials have not ended yet, so that answers carry no verdict."""
-        waiting = self.trials["state"].isin(("planned", "running", "stale"))
-        return bool(waiting.any()) or len(self.trials) < self.n_planned
+        return int(self.trials["state"].isin(ENDED).sum()) < self.n_planned
 
     @property
     def plan_changes(self) -> PlanChanges:
@@ -139,9 +143,10 @@ class StudyRecords:
 
     @property
     def confidence(self) -> float:
-        """The confidence level of this look's intervals. Over all looks, false verdicts keep their planned rate.
+        """The confidence level of this look's intervals: 95, 97.5, 98.75 % and so on.
 
-        Look k spends the share 2**-k of twice the rate of the first: 95, 97.5, 98.75 % and so on.
+        A false verdict lies on one side of its interval: at 95 %, look 1 gives one in 2.5 % of studies, and all looks
+        together in less than 5 %.
         """
         error: float = (1 - self.study.analysis.confidence) / 2 ** (self.look - 1)
         return 1 - error
@@ -185,8 +190,8 @@ class StudyRecords:
 def load_study_records(folder: StudyFolder) -> StudyRecords:
     """Reads a study of any completeness: no trials, one, some, all.
 
-    Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial is a row of state
-    `damaged`.
+    Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial, or a replicate that
+    repeats the numbers of another one, is a row of state `damaged`.
     """
     content = read_study(folder)
     study, space = content.study, content.space
@@ -195,12 +200,18 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
     trials = [read_trial(trial, plan, space) for trial, plan in planned]
     planned_paths = {trial.path for trial, _ in planned}
     weights = join_weights((trial.row["key"], trial.weights) for trial in trials if trial.weights is not None)
+    table, curves = build_trial_table(trials, list(study.factors)), _join_curves(trials)
+    repeated = find_duplicates(table, weights, curves)
+    if not repeated.empty:
+        keys = table["key"][repeated.index]
+        weights = weights.filter(pc.invert(pc.is_in(weights["key"].cast(pa.string()), pa.array(keys, pa.string()))))
+        table, curves = mark_duplicates(table, repeated), curves[~curves["key"].isin(keys)].reset_index(drop=True)
     backbone, heads = split_roles(weights)
     return StudyRecords(
         folder=folder, study=study, space=space, provenance=content.provenance, plan=content.plan,
-        trials=build_trial_table(trials, list(study.factors)),
+        trials=table,
         weights=weights.drop_columns("key"), switch=select_last_epochs(backbone), heads=select_last_epochs(heads),
-        switch_epochs=compute_epoch_means(backbone), curves=_join_curves(trials),
+        switch_epochs=compute_epoch_means(backbone), curves=curves,
         unplanned=tuple(build_key(trial) for trial in on_disk if trial.path not in planned_paths),
     )  # fmt: skip
 

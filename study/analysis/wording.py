@@ -32,6 +32,11 @@ def format_confidence(confidence: float) -> str:
     return f"{confidence * 100:g} %"
 
 
+def format_verdict(verdict: str, interim: bool = False) -> str:
+    """A verdict as pages and terminals show it; `answers.json` keeps the verdict's own words."""
+    return "interim" if interim else {"not supported": "evidence against"}.get(verdict, verdict)
+
+
 def format_states(states: Iterable[str]) -> str:
     """`3 planned, 2 failed`, the most frequent first; `none` for an empty list."""
     ranked = sorted(Counter(states).items(), key=lambda item: (-item[1], item[0]))

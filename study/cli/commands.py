@@ -86,7 +86,7 @@ def run_study(options: argparse.Namespace) -> int:
 
 def show_plan(options: argparse.Namespace) -> int:
     """Prints every cell of a grid with its batch sizes, network size and estimated time; of a search, its space."""
-    from study.cli.tables import print_plan, print_search_space
+    from study.cli.tables import print_analysis_plan, print_plan, print_search_space
     from study.plan.trials import plan_trials
     from study.sweep.executors.resources import count_cores, count_places
 
@@ -94,10 +94,12 @@ def show_plan(options: argparse.Namespace) -> int:
     console = _build_console()
     if study.search is not None:
         print_search_space(console, study)
+        print_analysis_plan(console, study, folder)
         return DONE
     trials = plan_trials(study)
     check_folder(study, folder)
     print_plan(console, study, trials, folder, options.workers or count_places(study.run, ["cpu"], count_cores()))
+    print_analysis_plan(console, study, folder)
     return DONE
 
 

@@ -16,8 +16,10 @@ from study.cli.study_observer import STATES, StudyObserver
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.config.yaml_input import read_yaml
+from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
 from study.plan.design_diagnostics import describe_balance, find_problems
 from study.plan.disk_space import check_disk_space, format_bytes
+from study.plan.loading import read_study_file
 from study.plan.power_analysis import describe_power
 from study.plan.trials import PlannedTrial
 from study.record.io import flatten, read_json
@@ -102,6 +104,18 @@ def print_search_space(console: Console, study: StudyConfig) -> None:
     )
     for factor, levels in study.factors.items():
         console.print(f"  {factor}: {levels}")
+
+
+def print_analysis_plan(console: Console, study: StudyConfig, folder: StudyFolder) -> None:
+    """Prints the hash of the plan of the analysis, and what differs from the plan on record, if there is one."""
+    plan = resolve_analysis_plan(study)
+    console.print(f"plan of the analysis: {hash_plan(plan)[:8]}, which the first run records in study.yaml")
+    recorded = read_study_file(folder.config).plan if folder.config.exists() else None
+    if recorded is None:
+        return
+    console.print(f"on record in {folder.config}: {recorded.hash[:8]}, {recorded.created[:10]}", soft_wrap=True)
+    if changes := find_changes(recorded.latest, plan):
+        console.print(f"the next run records these changes with their date: {format_changes(changes)}", soft_wrap=True)
 
 
 def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> None:

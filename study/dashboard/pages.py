@@ -13,6 +13,7 @@ from wandb_workspaces import expr
 
 from study.analysis.records import StudyRecords
 from study.analysis.report.report import Report
+from study.analysis.wording import format_verdict
 from study.config.choice_space import ChoiceSpace
 from study.dashboard.summary import COVERAGE, build_tables, name_figures
 
@@ -123,7 +124,8 @@ def _build_answer_sections(report: Report) -> list[Section]:
     shown = build_tables(report)
     sections = [
         Section(
-            title=answer.title, text=f"**{answer.verdict}.** {answer.answer}", job_type=SUMMARY_JOB,
+            title=answer.title, job_type=SUMMARY_JOB,
+            text=f"**{format_verdict(answer.verdict, answer.interim).capitalize()}.** {answer.answer}",
             panels=[
                 *(_build_media_panel(name, figure.layout.title.text) for name, figure in name_figures(report).items()
                   if name.startswith(f"{question}/")),

@@ -14,6 +14,7 @@ from typing import Any
 
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
+from study.record.io import flatten
 
 CHECKPOINT_RULE = "last epoch"
 ALIGNMENT = "stage and place"
@@ -121,6 +122,18 @@ def adds_runs(changes: Mapping[str, Change]) -> bool:
     return any((changes[key][1] or 0) > (changes[key][0] or 0) for key in _SAMPLE_KEYS if key in changes)
 
 
+def format_changes(changes: Mapping[str, Change]) -> str:
+    """Returns `replicates from 4 to 8, margins.accuracy from 0.005 to 0.01`: only the parts that differ."""
+    parts = []
+    for key, (before, now) in changes.items():
+        leaves = [flatten({key: value}) for value in (before, now)]
+        for name in dict.fromkeys(name for each in leaves for name in each):
+            old, new = (each.get(name) for each in leaves)
+            if old != new:
+                parts.append(f"{name} from {_format_value(old)} to {_format_value(new)}")
+    return ", ".join(parts)
+
+
 def record_plan(plan: Mapping[str, Any], date: str, results: int) -> PlanRecord:
     """Returns the record of a plan without amendments."""
     return PlanRecord(hash=hash_plan(plan), created=date, plan=plan, results=results)
@@ -184,6 +197,10 @@ def _parse_amendment(entry: Any, where: str, source: str) -> Amendment:
     if not _is_count(results):
         raise _damaged(source, f"{where}.results", f"expected a whole number, got {results!r}")
     return Amendment(date=entry["date"], changes={key: tuple(pair) for key, pair in changes.items()}, results=results)
+
+
+def _format_value(value: Any) -> str:
+    return "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _damaged(source: str, where: str, problem: str) -> UserError:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from study.config.schema import SCORE_MARGIN, StudyConfig
+from study.config.schema import StudyConfig
+from study.plan.margins import compute_margin
 from study.record.io import read_json
 from study.record.layout import StudyFolder
 
@@ -69,7 +70,7 @@ def compute_detectable_effect(replicates: int, confidence: float, power: float =
 
 
 def _describe_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:
-    """Replicates to detect `SCORE_MARGIN`, for the difference of the last report that varies most."""
+    """Replicates to detect the margin of the study's metric, for the difference of the last report that varies most."""
     deviations = {
         effect["comparison"]: float(np.std(effect["per_replicate"], ddof=1))
         for effect in _read_effects(folder, "useful", study.metric) if len(effect.get("per_replicate") or ()) > 1
@@ -77,9 +78,10 @@ def _describe_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:
     comparison = max(deviations, key=lambda name: deviations[name], default="")
     if not deviations or not deviations[comparison]:
         return []
-    needed = find_required_replicates(SCORE_MARGIN / deviations[comparison], study.analysis.confidence)
+    margin = compute_margin(study, study.metric)
+    needed = find_required_replicates(margin / deviations[comparison], study.analysis.confidence)
     return [f"the standard deviation of {study.metric} in the last report is {deviations[comparison]:.3g} "
-            f"({comparison}): to detect {SCORE_MARGIN:g} takes {_format_replicates(needed)} replicates"]  # fmt: skip
+            f"({comparison}): to detect {margin:.3g} takes {_format_replicates(needed)} replicates"]  # fmt: skip
 
 
 def _describe_ratio(study: StudyConfig, folder: StudyFolder) -> str:

@@ -56,7 +56,10 @@ class Effect:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The answer to one question, as the report and `answers.json` show it."""
+    """The answer to one question, as the report and `answers.json` show it.
+
+    interim: whether planned trials have not ended yet, so that there is no verdict (`report.registry` sets it).
+    """
 
     title: str
     verdict: Verdict
@@ -66,6 +69,7 @@ class Answer:
     n_done: int
     n_planned: int
     needs: Sequence[str]
+    interim: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""

@@ -77,7 +77,7 @@ def draw_tasks(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.
     yield from _draw_ranking(records, effects)
     if len(chosen):
         weights = pd.concat([records.switch, records.heads]) if len(records.heads) else records.switch
-        yield draw_share_by_setting(weights, chosen, records.space, TOGETHER, records.study.analysis.confidence)
+        yield draw_share_by_setting(weights, chosen, records.space, TOGETHER, records.confidence)
         yield draw_weight_maps(records.switch, chosen, records.space, TOGETHER, "backbones by task")
         triangle = draw_triangles(records.switch, chosen, records.space, TOGETHER, "backbones by task")
         yield from [triangle] if triangle else []
@@ -121,7 +121,7 @@ def select_all_epochs(records: StudyRecords, trials: pd.DataFrame) -> pd.DataFra
 
 def _draw_choices(records: StudyRecords, chosen: pd.DataFrame) -> Iterator[go.Figure]:
     """What layers choose, by depth and B: in the last epoch, and during training."""
-    yield draw_share_by_batch(records.switch, chosen, records.space, records.study.analysis.confidence)
+    yield draw_share_by_batch(records.switch, chosen, records.space, records.confidence)
     for depth, networks in chosen.groupby("depth"):
         yield draw_weight_maps(records.switch, networks, records.space, "batch_size", f"ResNet-{depth}")
         triangle = draw_triangles(records.switch, networks, records.space, "batch_size", f"ResNet-{depth}")
@@ -136,7 +136,7 @@ def _draw_ranking(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[
     ranking = _list_ranking_measures(records.space)
     names = {name for kinds in ranking.values() for name in kinds.values()}
     if ranked := [effect for effect in effects if effect.measure.name in names]:
-        bars = format_bars(records.study.analysis.confidence)
+        bars = format_bars(records.confidence)
         yield draw_factor_ranking(
             ranked, ranking, "How far each factor moves the choice, relative to seeds",
             "Distances between cells that differ in the factor alone, relative to those between replicates of a cell: "
@@ -162,7 +162,7 @@ def _draw_forests(records: StudyRecords, effects: Sequence[Effect], title: str) 
     for (name, what), members in families.items():
         points = " (grey points)" if any(effect.per_replicate for effect in members) else ""
         compared = not any(effect.measure.name in WITHOUT_LINE for effect in members)
-        bars = format_bars(records.study.analysis.confidence)
+        bars = format_bars(records.confidence)
         yield draw_forest(members, name, f"{what} {bars}{points}.".strip(), compared=compared)
 
 

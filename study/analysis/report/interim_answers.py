@@ -6,31 +6,30 @@ from typing import Any
 
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import load_study_records
-from study.analysis.report.registry import QUESTIONS
-from study.analysis.wording import format_number, split_sentences
+from study.analysis.report.registry import answer_questions
+from study.analysis.wording import format_number, format_verdict, split_sentences
 from study.record.layout import StudyFolder
 
 MAX_LINES = 8  # of main numbers, and of what would settle an answer
 
 
 def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
-    """The verdict and the decisive effects of each question, as plain values.
+    """The verdict, in the words of `format_verdict`, and the decisive effects of each question, as plain values.
 
     `{"n": finished trials, "confidence": 0.95, "questions": [{"name", "verdict", "effects": [line, ...]}]}`
     """
     records = load_study_records(folder)
     questions = []
-    for name in records.study.analysis.questions:
-        answer = QUESTIONS[name].answer(records)
+    for name, answer in answer_questions(records).items():
         effects = [format_effect(effect) for effect in _find_extremes(_headline_effects(answer))]
-        questions.append({"name": name, "verdict": answer.verdict, "effects": effects})
-    return {"n": records.n_finished, "confidence": records.study.analysis.confidence, "questions": questions}
+        questions.append({"name": name, "verdict": format_verdict(answer.verdict, answer.interim), "effects": effects})
+    return {"n": records.n_finished, "confidence": records.confidence, "questions": questions}
 
 
 def format_answer(name: str, answer: Answer) -> list[str]:
     """Lines for the end of a run: verdict, first sentence, main numbers, and what would settle the answer."""
     effects = _headline_effects(answer)
-    lines = [f"{name}: {answer.verdict}", f"  {split_sentences(answer.answer)[0]}"]
+    lines = [f"{name}: {format_verdict(answer.verdict, answer.interim)}", f"  {split_sentences(answer.answer)[0]}"]
     lines += [f"  {format_effect(effect)}" for effect in effects[:MAX_LINES]]
     if len(effects) > MAX_LINES:
         lines.append(f"  and {len(effects) - MAX_LINES} more in the report")

@@ -20,10 +20,11 @@ from plotly.offline import get_plotlyjs
 
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords
+from study.analysis.report.plan_text import format_plan
 from study.analysis.report.tables import REPORT_STATES, count_states
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
-from study.analysis.wording import format_number, split_sentences
+from study.analysis.wording import format_number, format_verdict, split_sentences
 from study.config.choice_space import ChoiceSpace
 from study.plan.warm_start import build_config
 
@@ -48,6 +49,7 @@ def render_page(
     occurring = {effect.measure.name for answer in answers.values() for effect in answer.effects}
     return load_templates().get_template("report.html.j2").render(
         records=records, study=records.study, answers=answers, trials=trials, plotly_js=get_plotlyjs(),
+        plan=format_plan(records),
         headlines={
             name: [effect for effect in answer.effects if effect.measure.headline]
             for name, answer in answers.items()
@@ -72,6 +74,7 @@ def load_templates() -> jinja2.Environment:
     environment.filters |= {
         "number": _format_number, "p_value": _format_p_value, "ranges": format_ranges, "sentences": split_sentences,
         "typeset": _typeset, "by_measure": _group_by_measure, "place": place_interval,
+        "verdict": format_verdict,
     }  # fmt: skip
     return environment
 

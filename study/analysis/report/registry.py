@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
@@ -11,8 +11,10 @@ from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.impacts import answer_impacts
 from study.analysis.questions.tasks import answer_tasks
 from study.analysis.questions.useful import answer_useful
-from study.analysis.records import StudyRecords
+from study.analysis.questions.verdicts import OPEN
+from study.analysis.records import ENDED, StudyRecords
 from study.analysis.report.figure_index import draw_impacts, draw_tasks, draw_useful
+from study.analysis.wording import split_sentences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,25 @@ QUESTIONS: Mapping[str, Question] = {
 
 def answer_questions(records: StudyRecords) -> dict[str, Answer]:
     """The answers to the questions that the study asks, by name."""
-    return {name: QUESTIONS[name].answer(records) for name in records.study.analysis.questions}
+    found: dict[str, Answer] = {name: QUESTIONS[name].answer(records) for name in records.study.analysis.questions}
+    if records.is_interim:
+        return {name: withhold_verdict(answer, records) for name, answer in found.items()}
+    return found
+
+
+def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
+    """The answer of a study whose planned trials have not all ended: numbers, and no verdict.
+
+    A verdict that is given as soon as the numbers allow it is wrong more often than its confidence says.
+    """
+    n_left = records.n_planned - int(records.trials["state"].isin(ENDED).sum())
+    said = split_sentences(answer.answer)
+    first = f"Interim: {n_left} of {records.n_planned} planned trials have not ended, so there is no verdict yet."
+    kept = said if answer.verdict == OPEN else said[1:]  # the first sentence says the verdict
+    return replace(
+        answer, interim=True, verdict=OPEN, answer=" ".join([first, *kept]),
+        needs=[f"the end of the other {n_left} planned trials", *answer.needs],
+    )  # fmt: skip
 
 
 def draw_figures(name: str, records: StudyRecords, answer: Answer) -> list[go.Figure]:

@@ -18,6 +18,7 @@ from study.analysis.questions.tasks import APART, TOGETHER, name_settings, task_
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report.figure_index import draw_published, select_finished_choices
 from study.analysis.report.page import render_page
+from study.analysis.report.plan_text import build_plan_section
 from study.analysis.report.registry import answer_questions, draw_figures
 from study.analysis.report.tables import write_tables
 from study.analysis.weight_tables import BACKBONE
@@ -57,7 +58,10 @@ class Report:
         """
         folder, records = self.folder.report, self.records
         found = {name: answer.to_json() for name, answer in self.answers.items()}
-        write_json(folder / "answers.json", {"schema": ANSWERS_SCHEMA, "study": records.study.name, "questions": found})
+        write_json(folder / "answers.json", {
+            "schema": ANSWERS_SCHEMA, "study": records.study.name, "plan": build_plan_section(records),
+            "questions": found,
+        })  # fmt: skip
         write_bytes(folder / "trials.parquet", _encode_parquet(_build_arrow_table(records.trials)))
         write_bytes(folder / "switch_weights.parquet", _encode_parquet(records.weights, store_schema=False))
         write_tables(folder / "tables", records, self.answers)

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from study.analysis.duplicates import find_duplicates, mark_duplicates
 from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.statistics.intervals import Floats
 from study.analysis.trial_files import CURVES, METRICS
@@ -61,8 +62,16 @@ class SyntheticStudy:
             for trial, run, present in zip(self.plan, runs, has_result, strict=True)
         ]  # fmt: skip
         weights = np.concatenate([run.history.ravel() for run in runs])
-        frames = self.template.fill(weights, self._compute_curve_values(runs), np.array(has_result))
-        return replace(self.finished, trials=self._build_trial_table(runs, np.array(states)), **frames)
+        curves = self._compute_curve_values(runs)
+        trials = self._build_trial_table(runs, np.array(states))
+        frames = self.template.fill(weights, curves, np.array(has_result))
+        repeated = find_duplicates(
+            trials, self.template.append_keys(frames["weights"], np.array(has_result)), frames["curves"]
+        )
+        if not repeated.empty:
+            trials = mark_duplicates(trials, repeated)
+            frames = self.template.fill(weights, curves, np.array(has_result) & ~trials.index.isin(repeated.index))
+        return replace(self.finished, trials=trials, **frames)
 
     def _compute_curve_values(self, runs: Sequence[SimulatedRun]) -> Floats:
         """Values of the curves that the data frame holds, in its order: by trial, epoch and curve."""
@@ -94,7 +103,7 @@ class _Template:
 
     def __init__(self, finished: StudyRecords, keys: Sequence[str]) -> None:
         """`keys`: of the trials, in the order in which `fill` is given their numbers."""
-        self.finished = finished
+        self.finished, self.keys = finished, list(keys)
         weights = finished.weights.to_pandas()
         weights["key"] = weights["trial_id"].astype(str) + "-r" + weights["replicate"].astype(str)
         is_last = weights["epoch"].eq(weights.groupby("key")["epoch"].transform("max"))
@@ -108,6 +117,12 @@ class _Template:
             "switch_epochs": finished.switch_epochs, "curves": finished.curves,
         }  # fmt: skip
         self.trials = {name: pd.Index(keys).get_indexer(frame["key"].astype(str)) for name, frame in frames.items()}
+
+    def append_keys(self, weights: pa.Table, has_result: NDArray[np.bool_]) -> pa.Table:
+        """Switch weights from `fill` with the keys of their trials as a further column."""
+        trials = self.trials["weights"]
+        rows = trials[has_result[trials]]
+        return weights.append_column("key", pa.DictionaryArray.from_arrays(rows.astype(np.int32), self.keys))
 
     def fill(self, weights: NDArray[np.float32], curves: Floats, has_result: NDArray[np.bool_]) -> dict[str, Any]:
         """The frames with these switch weights and curve values, without the rows of trials that have no result."""
