@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from study.analysis.duplicates import find_duplicates, mark_duplicates
-from study.analysis.statistics.intervals import Floats, cell_numbers
+from study.analysis.statistics.intervals import cell_numbers
 from study.analysis.statistics.measures import Measure, build_measures
-from study.analysis.statistics.profiles import depth_profiles
+from study.analysis.statistics.profiles import Profiles, build_profiles
 from study.analysis.trial_files import TrialRecord, build_key, build_trial_table, read_search_plan, read_trial
 from study.analysis.weight_tables import compute_epoch_means, join_weights, select_last_epochs, split_roles
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
@@ -22,6 +22,7 @@ from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
 from study.norms.names import parse_norm
 from study.plan.analysis_plan import Amendment, Change, PlanRecord, adds_runs, find_changes, resolve_analysis_plan
+from study.plan.design_diagnostics import find_co_varying
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
 from study.plan.trials import PlannedTrial, plan_trials
@@ -84,9 +85,18 @@ class StudyRecords:
     plan: PlanRecord | None = None
 
     @cached_property
-    def profiles(self) -> dict[str, Floats]:
-        """What each network chose, by key: `depth_profiles` of the last epoch."""
-        return depth_profiles(self.switch, self.space)
+    def profiles(self) -> Profiles:
+        """What the backbone of each network chose in the last epoch, by key."""
+        return build_profiles(self.switch, self.space)
+
+    @cached_property
+    def co_varying(self) -> dict[str, list[str]]:
+        """What else changes with each factor, in words; see `design_diagnostics.find_co_varying`."""
+        if self.study.search:
+            return {}
+        cells = {trial.trial_id: trial for trial in plan_trials(self.study, self.space)}
+        found = find_co_varying(self.study, list(cells.values()))
+        return {factor: [name.replace("_", " ") for name in changes] for factor, changes in found.items()}
 
     @property
     def measures(self) -> dict[str, Measure]:

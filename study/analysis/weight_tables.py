@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
-from study.record.switch_weights import SWITCH_WEIGHTS_SCHEMA
+from study.record.switch_weights import SWITCH_WEIGHTS_SCHEMA, derive_places
 
 BACKBONE = "backbone"  # the role that answers compare; heads are shown apart
 
@@ -82,15 +82,23 @@ def compute_epoch_means(weights: pa.Table) -> pd.DataFrame:
 
 
 def _read_table(file: Any) -> pa.Table:
-    """The columns of `SWITCH_WEIGHTS_SCHEMA`, with text dictionary-encoded; empty where layers have no choice."""
+    """The columns of `SWITCH_WEIGHTS_SCHEMA`, with text dictionary-encoded; empty where layers have no choice.
+
+    A file that was written before the column `place` existed gets it from the paths and roles of its layers.
+    """
     metadata = pq.read_metadata(file)
-    if missing := set(SWITCH_WEIGHTS_SCHEMA.names) - set(metadata.schema.names):
+    columns = [name for name in SWITCH_WEIGHTS_SCHEMA.names if name in metadata.schema.names]
+    if missing := set(SWITCH_WEIGHTS_SCHEMA.names) - {*columns, "place"}:
         raise ValueError(f"lacks the columns {', '.join(sorted(missing))}")
     if not metadata.num_rows:
         return _CODED_SCHEMA.empty_table()
     # One thread: distributing a small file over several takes longer than reading it.
-    with pq.ParquetFile(file, metadata=metadata, read_dictionary=_TEXT) as source:
-        table = source.read(SWITCH_WEIGHTS_SCHEMA.names, use_threads=False)
+    coded = [name for name in _TEXT if name in columns]
+    with pq.ParquetFile(file, metadata=metadata, read_dictionary=coded) as source:
+        table = source.read(columns, use_threads=False)
+    if "place" not in columns:
+        index = SWITCH_WEIGHTS_SCHEMA.get_field_index("place")
+        table = table.add_column(index, "place", derive_places(table).dictionary_encode())
     return table if table.schema == _CODED_SCHEMA else table.cast(_CODED_SCHEMA)
 
 

@@ -1,4 +1,4 @@
-"""The position of each norm layer in a network: index, depth fraction, stage, role and receptive field."""
+"""The position of each norm layer in a network: index, depth fraction, stage, place, role, receptive field."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import torch.fx
 from torch import nn
 from torch.nn.functional import interpolate
+
+from study.config.layer_places import name_place
 
 _WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 _NORMS_WITHOUT_STATISTICS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -31,6 +33,7 @@ class LayerGeometry:
     layer: path of the module. layer_index: in order of execution, over the whole network.
     depth_fraction: from 0 to 1 within its role.
     stage: in a ResNet, 0 is the stem; layers of a head have one more than the last stage.
+    place: in the block or head, such as `norm1` or `shortcut`; see `name_place`.
     receptive_field: in input pixels; None for the whole image, and for layers that see pooled regions.
     """
 
@@ -38,6 +41,7 @@ class LayerGeometry:
     layer_index: int
     depth_fraction: float
     stage: int
+    place: str
     role: str
     receptive_field: int | None
 
@@ -61,6 +65,7 @@ def trace_geometry(network: nn.Module) -> list[LayerGeometry]:
                 layer_index=index,
                 depth_fraction=positions[role] / max(1, lengths[role] - 1),
                 stage=get_stage(layer) if role == "backbone" else last_stage + 1,
+                place=name_place(layer, role),
                 role=role,
                 receptive_field=None if math.isinf(field) else int(field),
             )

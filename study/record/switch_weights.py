@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from study.config.choice_space import ChoiceSpace
+from study.config.layer_places import name_place
 
 if TYPE_CHECKING:  # the table is written and read without torch
     from torch import Tensor, nn
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # the table is written and read without torch
 SWITCH_WEIGHTS_SCHEMA = pa.schema([
     ("trial_id", pa.string()), ("replicate", pa.int32()), ("epoch", pa.int32()), ("step", pa.int64()),
     ("layer", pa.string()), ("layer_index", pa.int32()), ("depth_fraction", pa.float64()), ("stage", pa.int32()),
-    ("role", pa.string()), ("receptive_field", pa.int32()), ("statistic", pa.string()),
+    ("place", pa.string()), ("role", pa.string()), ("receptive_field", pa.int32()), ("statistic", pa.string()),
     ("normalizer", pa.string()), ("weight", pa.float32()),
 ])  # fmt: skip
 
@@ -125,7 +126,7 @@ def encode_parquet(
         "trial_id": [trial_id] * rows, "replicate": np.full(rows, replicate), "epoch": epoch,
         "step": np.array(steps)[epoch] if rows else [],
         **{field: layer_column(field)
-           for field in ("layer", "layer_index", "depth_fraction", "stage", "role", "receptive_field")},
+           for field in ("layer", "layer_index", "depth_fraction", "stage", "place", "role", "receptive_field")},
         "statistic": np.array(space.axis_names)[statistic] if rows else [],
         "normalizer": np.array(pool)[normalizer] if rows else [],
         "weight": history.ravel(),
@@ -140,10 +141,22 @@ def encode_parquet(
 
 
 def read_last_weights(file: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
-    """The last epoch of a table: a row for each layer, with its place, and weights (layers, axes, pool)."""
+    """The last epoch of a table: a row for each layer, with its geometry, and weights (layers, axes, pool)."""
     table = pq.read_table(file, schema=SWITCH_WEIGHTS_SCHEMA)
+    if table["place"].null_count:
+        index = SWITCH_WEIGHTS_SCHEMA.get_field_index("place")
+        table = table.set_column(index, SWITCH_WEIGHTS_SCHEMA.field(index), derive_places(table))
     last = table.filter(pc.equal(table["epoch"], pc.max(table["epoch"])))
     layers = len(last["layer_index"].unique())
     weights = last["weight"].to_numpy().reshape(layers, len(last["statistic"].unique()), -1)
     rows = last.num_rows // max(1, layers)
     return last.take(np.arange(layers) * rows).to_pylist(), weights
+
+
+def derive_places(table: pa.Table) -> pa.Array:
+    """The column `place` of a table that was written before this column existed, from each layer's path and role."""
+    pairs = table.select(["layer", "role"]).group_by(["layer", "role"], use_threads=False).aggregate([])
+    layers, roles = (pairs[name].cast(pa.string()).combine_chunks() for name in ("layer", "role"))
+    places = pa.array(map(name_place, layers.to_pylist(), roles.to_pylist()), pa.string())
+    rows = pc.index_in(table["layer"].cast(pa.string()), value_set=layers)
+    return places.take(rows.combine_chunks())

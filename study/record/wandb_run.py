@@ -80,7 +80,7 @@ class Tracker:
         """Logs the final weights (layers, axes, pool) as a table and as a heat map, layers x members."""
         if self.run is None or not len(weights):
             return
-        fields = ("layer", "layer_index", "stage", "depth_fraction", "receptive_field")
+        fields = ("layer", "layer_index", "stage", "place", "depth_fraction", "receptive_field")
         columns: list[str | int] = [*fields, "statistic", *pool]
         rows: list[Iterable[Any]] = [
             (*(getattr(layer, field) for field in fields), axis, *weights[index, a].tolist())

@@ -112,6 +112,7 @@ def test_what_layers_chose_is_in_the_record(study: StudyFolder) -> None:
     for table in tables:
         assert set(table["normalizer"]) == set(ACTIVATIONS.member_names)
         assert set(table["statistic"]) == {"output"}
+        assert set(table["place"]) == {"relu"}  # the last component of the path
         last = table[table["epoch"].eq(table["epoch"].max())]
         assert last.groupby("layer")["weight"].sum().to_numpy() == pytest.approx(1, abs=1e-5)
         assert last["weight"].std() > 0.001  # they have learned

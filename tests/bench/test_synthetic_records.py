@@ -6,19 +6,23 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from study.analysis.records import StudyRecords, load_study_records
 from study.bench.synthetic_records import SyntheticStudy, Truth, write_study
-from study.config.schema import StudyConfig
+from study.bench.synthetic_records.contents import build_norm_layers
+from study.config.schema import HEADS, StudyConfig
+from study.models import build_network, trace_geometry
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
 from tests.analysis.conftest import build_study
+from tests.models.samples import build_config
 
 TRUTH = Truth(
     bn_logit=lambda trial: 1.5 * (trial.config.batch_size == 16),
-    layer_logits=lambda trial, depths: depths[:, None] * [0.5, -0.5],
+    layer_logits=lambda trial, layers: np.outer([layer.depth_fraction for layer in layers], [0.5, -0.5]),
     bn_logit_of_heads=2.0,
     shared={(): 0.01, ("norm",): 0.01},
     shared_logits={("depth",): 0.1},
@@ -60,6 +64,28 @@ def test_records_in_memory_equal_those_on_disk(tmp_path: Path, factors: dict[str
     pd.testing.assert_frame_equal(means, expected, rtol=1e-12)
     weights, expected = (each.weights.to_pandas() for each in (memory, disk))
     pd.testing.assert_frame_equal(weights, expected, check_exact=True, check_categorical=False)
+
+
+@pytest.mark.parametrize("depth", [8, 14])
+@pytest.mark.parametrize("head", [None, *(head for heads in HEADS.values() for head in heads)])
+def test_layers_are_where_those_of_the_real_network_are(head: str | None, depth: int) -> None:
+    config = build_config(head, depth=depth, norm="sn")
+    real, simulated = trace_geometry(build_network(config, seed=0)), build_norm_layers(config)
+    facts = [
+        [(layer.layer_index, layer.depth_fraction, layer.stage, layer.place) for layer in layers
+         if layer.role == "backbone"] for layers in (simulated, real)
+    ]  # fmt: skip
+    assert facts[0] == facts[1]
+    heads = [(layer.role, layer.stage, layer.place, layer.layer) for layer in simulated if layer.role != "backbone"]
+    assert set(heads) <= {(layer.role, layer.stage, layer.place, layer.layer) for layer in real}
+
+
+def test_a_truth_may_follow_the_places_of_layers() -> None:
+    logits = {"stem": -2.0, "norm1": 0.0, "norm2": 1.0, "shortcut": 3.0}
+    truth = Truth(layer_logits=lambda trial, layers: np.array([[logits[each.place]] for each in layers]))
+    records = SyntheticStudy(build_study(replicates=4, norm=["sn"], depth=[8, 14])).draw_records(truth)
+    shares = records.switch.query("normalizer == 'bn'").groupby("place", observed=True)["weight"].mean()
+    assert shares.sort_values().index.tolist() == list(logits)
 
 
 def test_draws_of_a_study_are_independent() -> None:

@@ -23,8 +23,8 @@ from study.training.cost_estimate import estimate_bytes, measure_cell
 from tests.cli.conftest import NAME, STUDY, Command, find_trial
 
 Trained = tuple[StudyFolder, str]
-COLUMNS = ["trial_id", "replicate", "epoch", "step", "layer", "layer_index", "depth_fraction", "stage", "role",
-           "receptive_field", "statistic", "normalizer", "weight"]  # fmt: skip
+COLUMNS = ["trial_id", "replicate", "epoch", "step", "layer", "layer_index", "depth_fraction", "stage", "place",
+           "role", "receptive_field", "statistic", "normalizer", "weight"]  # fmt: skip
 
 
 def out(folder: StudyFolder) -> tuple[str, str]:
@@ -51,6 +51,8 @@ def test_switch_weights_have_the_documented_columns_and_sum_to_one(trained: Trai
     table = pd.read_parquet(trial.switch_weights)
     assert list(table.columns) == COLUMNS
     assert len(table) == 3 * 9 * 2 * 3  # epochs 0 to 2, layers, statistics, normalizers
+    places = ["stem", "norm1", "norm2", *["norm1", "norm2", "shortcut"] * 2]
+    assert table.drop_duplicates("layer").sort_values("layer_index")["place"].tolist() == places
     sums = table.groupby(["epoch", "layer", "statistic"]).weight.sum()
     assert sums.sub(1).abs().max() < 1e-6
     start = table[table.epoch == 0].weight

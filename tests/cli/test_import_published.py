@@ -49,6 +49,7 @@ def test_the_report_shows_what_published_layers_chose(
     ]  # fmt: skip
     assert trials["val_accuracy"].isna().all()
     weights = pd.read_parquet(report / "switch_weights.parquet")
+    assert set(weights["place"]) == {"stem", "norm1", "norm2", "norm3", "shortcut"}
     deep = weights[weights["trial_id"].eq(trials.set_index("depth").loc[101, "trial_id"])]
     state = official_state(**FACTS["deep"])
     for layer, name in {"bn1": "sn1", "layer3.22.bn3": "layer3.22.sn3", "layer2.0.downsample.1": None}.items():

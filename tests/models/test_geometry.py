@@ -6,10 +6,13 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 
-from study.config.schema import TrialConfig
+from study.config.layer_places import name_place
+from study.config.schema import HEADS, TrialConfig
 from study.models import build_network, trace_geometry
 from study.models.geometry import LayerGeometry, get_backbone_path, is_norm
+from study.norms.official import OfficialResNet
 from tests.models.samples import build_config
 
 
@@ -67,6 +70,89 @@ def test_every_norm_layer_has_a_role_and_a_depth_within_it(head: str) -> None:
     for layers in roles.values():
         assert (layers[0].depth_fraction, layers[-1].depth_fraction) == (0, 1)
     assert {place.stage for place in places if place.role != "backbone"} == {4}
+
+
+BLOCKS = {"basic": ["norm1", "norm2"], "bottleneck": ["norm1", "norm2", "norm3"]}
+HEAD_PLACES = {
+    "fpn": {"lateral", "output"},
+    "box_head": {f"norm{number}" for number in (1, 2, 3, 4)},
+    "mask_head": {f"norm{number}" for number in (1, 2, 3, 4)},
+    "decoder": {
+        "auxiliary", "conv", "project", "pyramid_point", "pyramid_pool",
+        *(f"pyramid_atrous{number}" for number in (1, 2, 3)),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("depth", "dataset", "block", "projected"),
+    [
+        (8, "digits", "basic", {2, 3}), (14, "digits", "basic", {2, 3}), (18, "imagenet", "basic", {2, 3, 4}),
+        (34, "imagenet", "basic", {2, 3, 4}), (50, "imagenet", "bottleneck", {1, 2, 3, 4}),
+    ],
+)  # fmt: skip
+def test_every_block_of_a_backbone_has_the_same_places(
+    depth: int, dataset: str, block: str, projected: set[int]
+) -> None:
+    blocks: dict[tuple[int, str], list[str]] = {}
+    for layer in geometry(depth, dataset=dataset):
+        blocks.setdefault((layer.stage, ".".join(layer.layer.split(".")[:2])), []).append(layer.place)
+    assert blocks.pop((0, "bn1")) == ["stem"]
+    for (stage, path), places in blocks.items():
+        shortcut = ["shortcut"] if path.endswith(".0") and stage in projected else []
+        assert places == [*BLOCKS[block], *shortcut], path
+
+
+def test_networks_of_other_depth_have_the_same_places_in_each_stage() -> None:
+    def of_stages(depth: int) -> set[tuple[int, str]]:
+        return {(layer.stage, layer.place) for layer in geometry(depth, dataset="digits")}
+
+    assert of_stages(8) == of_stages(14) == of_stages(20)
+    assert {(layer.stage, layer.place) for layer in geometry(50)} == {
+        (layer.stage, layer.place) for layer in geometry(101)
+    }
+
+
+@pytest.mark.parametrize("head", [head for heads in HEADS.values() for head in heads])
+@pytest.mark.parametrize("depth", [8, 50])
+def test_every_norm_of_a_head_has_a_place_with_a_meaning(head: str, depth: int) -> None:
+    width = 0.25 if depth == 8 else 0.125
+    config = build_config(head, norm="sn", depth=depth, width=width, deep_supervision=0.4)
+    roles: dict[str, list[str]] = {}
+    for layer in trace_geometry(build_network(config, seed=0)):
+        roles.setdefault(layer.role, []).append(layer.place)
+        assert layer.place == name_place(layer.layer, layer.role)
+    assert set(roles.pop("backbone")) == {"stem", *BLOCKS["basic" if depth == 8 else "bottleneck"], "shortcut"}
+    for role, places in roles.items():
+        assert set(places) <= HEAD_PLACES[role]
+        if role != "fpn":  # which has one of each at every level
+            assert len(set(places)) == len(places)
+    if head == "deeplabv3":
+        assert set(roles["decoder"]) == HEAD_PLACES["decoder"]
+    elif head == "fcn":
+        assert roles["decoder"] == ["conv", "auxiliary"]
+    else:
+        assert set(roles) == set(config.norms) - {"backbone"}
+        assert {role: set(places) for role, places in roles.items()} == {role: HEAD_PLACES[role] for role in roles}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_published_networks_have_the_places_of_ours(version: int) -> None:
+    found = trace_geometry(OfficialResNet(depth=50, version=version))
+    places = {layer.place for layer in found}
+    assert places - {"output"} == {"stem", *BLOCKS["bottleneck"]} | ({"shortcut"} if version == 1 else set())
+    assert [layer.layer for layer in found if layer.place == "output"] == (["layer4.bn_out"] if version == 2 else [])
+
+
+def test_the_place_in_a_network_that_is_not_known_is_the_last_component_of_the_path() -> None:
+    network = nn.Sequential()
+    network.add_module("first", nn.BatchNorm2d(3))
+    network.add_module("layer1", nn.Sequential())
+    network.get_submodule("layer1").add_module("scale", nn.BatchNorm2d(3))
+    assert [(layer.place, layer.role, layer.stage) for layer in trace_geometry(network)] == [
+        ("first", "elsewhere", 2), ("scale", "backbone", 1),
+    ]  # fmt: skip
+    assert name_place("bn1", "elsewhere") == "bn1"  # what is not a backbone has no stem
 
 
 @pytest.mark.parametrize("head", ["fcn", "mask_rcnn"])

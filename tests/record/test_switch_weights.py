@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,9 +17,11 @@ from study.models import build_network, trace_geometry
 from study.models.geometry import LayerGeometry
 from study.norms import switch_weights
 from study.record.switch_weights import (
+    SWITCH_WEIGHTS_SCHEMA,
     average_network,
     average_stages,
     encode_parquet,
+    read_last_weights,
     select_switch_layers,
     snapshot_weights,
 )
@@ -51,6 +56,25 @@ def test_the_table_has_the_weights_of_all_switch_layers(case: str) -> None:
         chosen = getattr(weights[row["layer"]], row["statistic"])
         assert row["weight"] == pytest.approx(float(chosen[POOL.index(row["normalizer"])]))
         assert (row["receptive_field"] is None) == row["role"].endswith("head")
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_a_table_that_was_written_without_places_gets_them_from_paths_and_roles(case: str, tmp_path: Path) -> None:
+    _, layers, snapshot = build_case(case)
+    history = torch.stack([snapshot, snapshot]).numpy()
+    content = encode_parquet(history, [0, 1], layers, POOL, NORMALIZATION, "trial", 0)
+    new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
+    new.write_bytes(content)
+    table = pq.read_table(pa.BufferReader(content))
+    assert table.column_names == SWITCH_WEIGHTS_SCHEMA.names
+    pq.write_table(table.drop_columns("place"), old)
+    assert read_switch_weights(old).to_pylist() == read_switch_weights(new).to_pylist() == table.to_pylist()
+    if not layers:
+        return
+    (rows, weights), (old_rows, old_weights) = read_last_weights(new), read_last_weights(old)
+    assert old_rows == rows
+    assert (old_weights == weights).all()
+    assert [row["place"] for row in rows] == [layer.place for layer in layers]
 
 
 def test_means_are_separate_for_the_backbone_its_stages_and_each_head() -> None:

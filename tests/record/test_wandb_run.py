@@ -194,7 +194,7 @@ SCORES = {
 def layers_of(counts: dict[Any, int], role: str | None = None) -> list[LayerGeometry]:
     return [
         LayerGeometry(layer=f"{role}{stage}.{index}", layer_index=index, depth_fraction=0.0, receptive_field=None,
-                      stage=5 if role is None else stage, role=role or stage)
+                      stage=5 if role is None else stage, place="norm1", role=role or stage)
         for stage, count in counts.items() for index in range(count)
     ]  # fmt: skip
 

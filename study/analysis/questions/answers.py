@@ -58,6 +58,7 @@ class Effect:
 class Answer:
     """The answer to one question, as the report and `answers.json` show it.
 
+    claim: what the verdict is about, in words. factors: the verdict on each factor: whether it moves the choice.
     interim: whether planned trials have not ended yet, so that there is no verdict (`report.registry` sets it).
     """
 
@@ -69,12 +70,14 @@ class Answer:
     n_done: int
     n_planned: int
     needs: Sequence[str]
+    claim: str = ""
+    factors: Mapping[str, Verdict] = field(default_factory=dict)
     interim: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
         effects = [effect.to_json() for effect in self.effects]
-        return {**vars(self), "effects": effects, "needs": list(self.needs)}
+        return {**vars(self), "effects": effects, "needs": list(self.needs), "factors": dict(self.factors)}
 
 
 def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> list[Effect]:

@@ -1,92 +1,134 @@
-"""Effects of factors on what networks chose.
-
-The effect of a factor is how far its levels move the profile of switch weights, relative to how far another seed moves
-it. The share of the variance between networks that the factor explains is reported with it.
-"""
+"""Effects of factors on what networks chose: how far the levels of a factor move it, free of the noise of seeds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from study.analysis.questions.answers import Effect, covers
+from study.analysis.questions.answers import Effect
+from study.analysis.questions.verdicts import Claim, Verdict, judge
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.intervals import (
-    Estimate,
-    Floats,
-    Numbers,
-    adjust_holm,
-    cell_numbers,
-    complete_block,
-    ratio_p_value,
+from study.analysis.statistics.displacement import (
+    CellDistances,
+    Contrast,
+    Moments,
+    displacement,
+    find_contrasts,
+    find_slope_contrasts,
+    measure_contrasts,
+    probability_strongest,
+    relative_displacement,
+    seed_distance,
 )
-from study.analysis.statistics.measures import build_measures
-from study.analysis.statistics.permanova import (
-    REPLICATE,
-    RESIDUAL,
-    permutation_p_value,
-    variance_shares,
-)
-from study.analysis.statistics.profiles import (
-    DEPTH_GRID,
-    CellPairs,
-    FactorDistances,
-    comparable_pairs,
-    euclidean,
-    factor_distances,
-    factor_effect,
+from study.analysis.statistics.distances import (
+    AITCHISON,
+    JENSEN_SHANNON,
+    TOTAL_VARIATION,
+    Distance,
+    convert_margin,
     log_ratios,
-    squared_distances,
 )
+from study.analysis.statistics.intervals import Estimate, Floats, Numbers, adjust_holm, cell_numbers, one_sided_p_value
+from study.analysis.statistics.measures import build_measures
+from study.analysis.statistics.permanova import REPLICATE, RESIDUAL, permutation_p_value, variance_shares
+from study.analysis.statistics.profiles import Profiles
 from study.config.choice_space import ChoiceSpace
 
-RATIO_MARGIN = 1.1  # a factor that moves the choice by less than this ratio moves it no further in practice
-PARTS = {"early": DEPTH_GRID < 1 / 3, "middle": abs(DEPTH_GRID - 0.5) < 1 / 6, "late": DEPTH_GRID > 2 / 3}
+SEEDS = "another seed"  # the comparison of the row that shows the distance between replicates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the networks of a plan chose: every planned cell and replicate, with whatever is missing.
+
+    cells: one row per planned cell, one column per factor. replicates: their numbers.
+    values: (cell, replicate, axis, position, member), NaN for a network without a result.
+    rows: rows of the trial table (cell, replicate), -1 where no trial is planned. states: those of the trials, alike.
+    """
+
+    space: ChoiceSpace
+    profiles: Profiles
+    cells: pd.DataFrame
+    replicates: tuple[int, ...]
+    values: Floats
+    rows: Numbers
+    states: pd.DataFrame
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether each network has a result: (cell, replicate)."""
+        return np.asarray(np.isfinite(self.values).all(axis=(2, 3, 4)) & (self.values.shape[3] > 0), dtype=bool)
+
+    @property
+    def n_replicates(self) -> int:
+        return int(self.present.any(axis=0).sum())
+
+    @property
+    def factors(self) -> list[str]:
+        """The factors that vary."""
+        return [str(name) for name in self.cells if self.cells[name].map(repr).nunique() > 1]
+
+    @cached_property
+    def contrasts(self) -> dict[str, list[Contrast]]:
+        """The comparisons of cells that differ in a factor alone, for each factor that has any."""
+        found = {name: find_contrasts(self.cells, name) for name in self.factors}
+        return {name: each for name, each in found.items() if each}
+
+    @cached_property
+    def networks(self) -> Floats:
+        """The networks with results: (network, axis, position, member)."""
+        return np.asarray(self.values[self.present])
+
+    def measure(self, distance: Distance) -> Floats:
+        """Squared distances (cell, replicate, cell, replicate, axis), NaN where a network is missing."""
+        table = np.full((self.present.size, self.present.size, len(self.space.axes)), np.nan)
+        where = np.flatnonzero(self.present)
+        if where.size:
+            table[np.ix_(where, where)] = distance.squared(self.networks)
+        return table.reshape(*self.present.shape, *self.present.shape, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceDistances:
-    """Distances between what networks chose, over the complete block of cells and replicates that have a result.
+    """The displacements of all factors, by one distance. squared: as `Choices.measure` returns it."""
 
-    factors, aitchison: Jensen-Shannon and Aitchison distances for every factor that varies alone.
-    squared: squared Jensen-Shannon distances, means over depth and axes: (cell, replicate, cell, replicate).
-    pairs, planned_pairs: for every factor the pairs of cells that differ in it alone, by row of cells, planned_cells.
-    profiles: (cell, replicate, statistic, depth, normalizer), of choices from `space`.
-    cells: the levels of the block's cells. replicates: their numbers.
-    rows: rows of the trial table, (cell, replicate).
-    planned: the cell (a row of planned_cells), replicate and state of every planned trial.
-    covered: whether enough of the planned cells have a result for a verdict.
-    """
-
-    factors: Mapping[str, FactorDistances]
-    aitchison: Mapping[str, FactorDistances]
+    choices: Choices
+    distance: Distance
     squared: Floats
-    pairs: Mapping[str, CellPairs]
-    planned_pairs: Mapping[str, CellPairs]
-    profiles: Floats
-    space: ChoiceSpace
-    cells: pd.DataFrame
-    replicates: tuple[int, ...]
-    rows: Numbers
-    planned_cells: pd.DataFrame
-    planned: pd.DataFrame
-    covered: bool
+    cells: CellDistances
+    moments: Mapping[str, Moments]
+    margin: float
 
-    @property
-    def n_replicates(self) -> int:
-        return len(self.replicates)
+    def estimate(self, confidence: float, axis: int | None = None) -> dict[str, Estimate]:
+        """The displacement of every factor, the largest first; `axis`: the number of the one axis to measure."""
+        found = {name: displacement(each, confidence, axis) for name, each in self.moments.items()}
+        return _rank({name: each for name, each in found.items() if each.value is not None})
 
-    def rank(self, confidence: float, axis: int | None = None) -> dict[str, Estimate]:
-        """The effect of every factor, the strongest first; `axis`: the number of the one axis to measure."""
-        return _rank({name: factor_effect(item, confidence, axis) for name, item in self.factors.items()})
+    def relative(self, confidence: float) -> dict[str, Estimate]:
+        """Displacements in units of the distance between seeds."""
+        return {name: relative_displacement(each, confidence) for name, each in self.moments.items()}
 
-    def rank_aitchison(self, confidence: float) -> dict[str, Estimate]:
-        """The same with Aitchison distances."""
-        return _rank({name: factor_effect(item, confidence) for name, item in self.aitchison.items()})
+    def claims(self, confidence: float) -> dict[str, Claim]:
+        """That each factor moves the choice by more than the margin.
+
+        A contrast without results may lie anywhere: the factor can only be said to move the choice if it does even
+        where the missing contrasts have no displacement, and cannot be said not to.
+        """
+        found = {}
+        for name, estimate in self.estimate(confidence).items():
+            moments = self.moments[name]
+            share = moments.n_contrasts / moments.n_planned
+            low = estimate.low is not None and estimate.low * share**0.5 > self.margin
+            found[name] = Claim(
+                estimate=estimate, margin=self.margin, can_support=low or share == 1, can_refute=share == 1
+            )
+        return found
 
 
 def select_choices(records: StudyRecords) -> pd.DataFrame:
@@ -100,87 +142,136 @@ def select_choices(records: StudyRecords) -> pd.DataFrame:
     return whole
 
 
-def measure_distances(
-    profiles: Mapping[str, Floats], trials: pd.DataFrame, factors: Sequence[str], space: ChoiceSpace
-) -> ChoiceDistances:
-    """Distances between the profiles of finished trials, over their complete block of cells and replicates.
+def collect_choices(
+    profiles: Profiles, trials: pd.DataFrame, factors: Sequence[str], space: ChoiceSpace
+) -> Choices:  # fmt: skip
+    """The profiles of finished trials, by planned cell and replicate.
 
-    profiles: from `depth_profiles`. trials: rows of the trial table, with its index. factors: columns of `trials`.
-    The plan may be an incomplete grid: a factor is measured where cells differ in it alone.
+    trials: rows of the trial table, with its index. factors: columns of `trials`.
     """
-    cell = cell_numbers(trials, ["trial_id"])
-    table = trials.assign(cell=cell, row=trials.index).set_index(["cell", "replicate"])
-    found = table["state"].eq("done") & table["key"].isin(list(profiles))
-    keys = table["key"].where(found).unstack("replicate")
-    rows, columns = complete_block(keys.notna().to_numpy())
-    chosen = keys.to_numpy()[np.ix_(rows, columns)]
-    array = np.array([[profiles[key] for key in row] for row in chosen])
-    array = array if array.size else np.empty((0, 0, 1, 1, 1))
-    planned_cells = pd.DataFrame({name: table.groupby("cell")[name].first() for name in factors}, index=keys.index)
-    cells = planned_cells.iloc[rows]
-    pairs, planned_pairs = (
-        {name: comparable_pairs(frame, name) for name in factors} for frame in (cells, planned_cells)
-    )
-    squared, aitchison = squared_distances(array), squared_distances(log_ratios(array), euclidean)
-    diverged = {cell for cell, _ in table.index[table["state"].eq("diverged")]} - set(keys.index[rows])
-    return ChoiceDistances(
-        factors={name: factor_distances(squared, found) for name, found in pairs.items() if found},
-        aitchison={name: factor_distances(aitchison, found) for name, found in pairs.items() if found},
-        pairs=pairs, planned_pairs=planned_pairs, squared=squared.mean(axis=-1), profiles=array, space=space,
-        cells=cells,
-        replicates=tuple(int(number) for number in keys.columns[columns]),
-        rows=table["row"].unstack("replicate").to_numpy()[np.ix_(rows, columns)].astype(np.intp),
-        planned_cells=planned_cells, planned=table[["row", "state"]].reset_index(),
-        covered=covers(rows.size, len(diverged), len(keys)),
+    table = trials.assign(cell=cell_numbers(trials, ["trial_id"]), row=trials.index).reset_index(drop=True)
+    grid = table.assign(place=table.index).pivot(index="cell", columns="replicate", values="place")
+    places = grid.fillna(-1).to_numpy(dtype=np.intp)
+    usable = table["key"].where(table["state"].eq("done") & table["key"].isin(list(profiles)))
+    values = np.full((places.size, len(space.axes), len(profiles.positions), len(space.members)), np.nan)
+    for number, place in enumerate(places.ravel()):
+        if place >= 0 and isinstance(usable[place], str):
+            values[number] = profiles[usable[place]]
+    cells = pd.DataFrame({name: table.groupby("cell")[name].first() for name in factors}, index=grid.index)
+    return Choices(
+        space=space, profiles=profiles, cells=cells, replicates=tuple(int(number) for number in grid.columns),
+        values=values.reshape(*places.shape, *values.shape[1:]),
+        rows=np.where(places >= 0, table["row"].to_numpy(dtype=np.intp)[places], -1),
+        states=table[["cell", "replicate", "row", "state"]],
     )  # fmt: skip
+
+
+def measure_distances(choices: Choices, margin: float, distance: Distance = JENSEN_SHANNON) -> ChoiceDistances:
+    """The displacement of every factor. margin: in Jensen-Shannon distance, converted to the unit of the distance."""
+    squared = choices.measure(distance)
+    cells = CellDistances(squared)
+    moments = {name: measure_contrasts(cells, each) for name, each in choices.contrasts.items()}
+    margin = convert_margin(margin, distance, len(choices.space.members))
+    return ChoiceDistances(
+        choices=choices, distance=distance, squared=squared, cells=cells, moments=moments, margin=margin
+    )
+
+
+def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, Verdict]:
+    """The verdict on each factor, a question of its own: whether it moves the choice by more than the margin."""
+    return {name: judge(claim, confidence) for name, claim in claims.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- effects
 
 
 def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
-    """Rows for the effect of every factor: on all weights, on those of each axis, and by Aitchison distances."""
-    ranks = {
-        "effect": distances.rank(confidence),
-        **{
-            f"effect_{axis.name}": distances.rank(confidence, number)
-            for number, axis in enumerate(distances.space.axes)
-        },
-        "effect_aitchison": distances.rank_aitchison(confidence),
-    }
+    """Rows for the displacement of every factor: in two units, for each axis, by other distances, and per doubling."""
+    choices, claims = distances.choices, distances.claims(confidence)
+    p_values = adjust_p_values(claims, confidence)
+    rows = [
+        factor_row(choices, "effect", name, [name], claim.estimate, p_values[name]) for name, claim in claims.items()
+    ]
+    rows += _seed_rows(distances, confidence)
+    relative = distances.relative(confidence)
+    rows += [factor_row(choices, "effect_relative", name, [name], relative[name]) for name in claims]
+    for number, axis in enumerate(choices.space.axes):
+        rows += [
+            factor_row(choices, f"effect_{axis.name}", name, [name], estimate)
+            for name, estimate in distances.estimate(confidence, number).items()
+        ]
+    for measure, distance in (("effect_aitchison", AITCHISON), ("effect_total_variation", TOTAL_VARIATION)):
+        other = measure_distances(choices, distances.margin, distance)
+        rows += [
+            factor_row(choices, measure, name, [name], estimate)
+            for name, estimate in other.estimate(confidence).items()
+        ]
+    for name in claims:
+        slopes = find_slope_contrasts(choices.cells, name)
+        if slopes:
+            estimate = displacement(measure_contrasts(distances.cells, slopes), confidence)
+            rows.append(factor_row(choices, "effect_per_doubling", name, [name], estimate))
+    return rows
+
+
+def _seed_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
+    """The distance between replicates of a cell, over the cells of all factors."""
+    names = list(distances.moments)
+    if not names:
+        return []
+    contrasts = [each for name in names for each in distances.choices.contrasts[name]]
+    estimate = seed_distance(measure_contrasts(distances.cells, contrasts), confidence)
+    return [factor_row(distances.choices, "seed_distance", SEEDS, names, estimate)] * (estimate.value is not None)
+
+
+def strongest_rows(distances: ChoiceDistances) -> list[Effect]:
+    """The probability of each factor that it is the strongest, from joint resampling of replicates."""
+    found = probability_strongest(distances.cells, distances.squared, distances.choices.contrasts)
+    n = distances.choices.n_replicates
     return [
-        factor_row(distances, measure, name, [name], item, p_values.get(name))
-        for measure, rank in ranks.items()
-        for p_values in [adjust_ratio_p_values(rank, 1, confidence)]
-        for name, item in rank.items()
+        factor_row(distances.choices, "probability_strongest", name, [name], Estimate(value=value, n=n))
+        for name, value in sorted(found.items(), key=lambda item: -item[1])
+    ] * (len(found) > 1)
+
+
+def share_rows(choices: Choices, confidence: float) -> list[Effect]:
+    """Rows for the share of variance of every factor, largest first, over replicates in which no cell is missing."""
+    whole = np.flatnonzero(choices.present.all(axis=0))
+    if whole.size < 2 or not choices.contrasts:
+        return []
+    values = choices.values[:, whole]
+    products = -JENSEN_SHANNON.squared(values.reshape(-1, *values.shape[2:])).mean(axis=-1) / 2
+    products = products.reshape(*values.shape[:2], *values.shape[:2])
+    return [
+        *_list_shares(choices, products, confidence, list(choices.contrasts)),
+        *_list_part_shares(choices, log_ratios(values), confidence, list(choices.contrasts)),
     ]
 
 
-def share_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
-    """Rows for the share of variance of every factor, over all layers and each third of the depth, largest first."""
-    if distances.n_replicates < 2 or not distances.factors:
-        return []
-    names, products = list(distances.factors), -distances.squared / 2
+def _list_shares(choices: Choices, products: Floats, confidence: float, names: Sequence[str]) -> list[Effect]:
     tests = adjust_holm([
-        permutation_p_value(products, distances.cells, name, np.random.default_rng([7, number]))
+        permutation_p_value(products, choices.cells, name, np.random.default_rng([7, number]))
         for number, name in enumerate(names)
     ])  # fmt: skip
-    p_values = dict(zip(names, tests, strict=True))
-    shares = variance_shares(products, distances.cells, confidence)
-    found = [
-        factor_row(distances, "share_of_variance", name, [name], item, p_values[name])
-        for name, item in _rank({name: shares[name] for name in names if name in shares}).items()
-    ]
-    found += [
-        factor_row(distances, "share_of_variance", name, names, shares[name])
-        for name in (REPLICATE, RESIDUAL)
-        if name in shares
-    ]
-    coordinates = log_ratios(distances.profiles)
-    for part, depths in PARTS.items():
-        shares = variance_shares(inner_products(coordinates[:, :, :, depths]), distances.cells, confidence)
+    p_values, shares = dict(zip(names, tests, strict=True)), variance_shares(products, choices.cells, confidence)
+    ranked = _rank({name: shares[name] for name in names if name in shares})
+    return [
+        *(factor_row(choices, "share_of_variance", name, [name], item, p_values[name])
+          for name, item in ranked.items()),
+        *(factor_row(choices, "share_of_variance", name, names, shares[name])
+          for name in (REPLICATE, RESIDUAL) if name in shares),
+    ]  # fmt: skip
+
+
+def _list_part_shares(choices: Choices, coordinates: Floats, confidence: float, names: Sequence[str]) -> list[Effect]:
+    """The same for every stage of the network, by log-ratios of the weights."""
+    stages = [position.partition(",")[0] for position in choices.profiles.positions]
+    found = []
+    for stage in dict.fromkeys(stages):
+        part = coordinates[:, :, :, [other == stage for other in stages]]
+        shares = variance_shares(inner_products(part), choices.cells, confidence)
         found += [
-            factor_row(distances, "layer_share", f"{name}, {part} layers", [name], item)
+            factor_row(choices, "layer_share", f"{name}, {stage}", [name], item)
             for name, item in _rank({name: shares[name] for name in names if name in shares}).items()
         ]
     return found
@@ -194,49 +285,31 @@ def inner_products(coordinates: Floats) -> Floats:
 
 
 def factor_row(
-    distances: ChoiceDistances, measure: str, comparison: str, factors: Sequence[str], estimate: Estimate,
+    choices: Choices, measure: str, comparison: str, factors: Sequence[str], estimate: Estimate,
     p_value: float | None = None,
 ) -> Effect:  # fmt: skip
-    """A row about factors: the pairs of cells that differ in one alone, their trials, and what is missing."""
-    cells, planned = (cells_of_pairs(found, factors) for found in (distances.pairs, distances.planned_pairs))
-    trials = distances.rows[cells].ravel()
-    of_cells = distances.planned[distances.planned["cell"].isin(distances.planned_cells.index[planned])]
-    missing = of_cells["state"][~of_cells["row"].isin(trials)]
+    """A row about factors: the contrasts between cells that differ in one alone, their trials, and what is missing."""
+    contrasts = [each for name in factors for each in choices.contrasts.get(name, ())]
+    cells = sorted({int(cell) for each in contrasts for cell in each.cells})
+    planned, present = choices.rows[cells], choices.present[cells]
+    has_result: NDArray[np.bool_] = np.asarray(choices.present.any(axis=1))
+    missing = choices.states[choices.states["row"].isin(planned[~present])]["state"]
     return Effect(
-        measure=build_measures(distances.space)[measure], comparison=comparison, estimate=estimate, p_value=p_value,
-        n_pairs=_count(distances.pairs, factors), n_pairs_planned=_count(distances.planned_pairs, factors),
-        missing=dict(sorted(Counter(missing.replace("done", "done, outside of the complete block")).items())),
-        trials=sorted(trials.tolist()),
+        measure=build_measures(choices.space)[measure], comparison=comparison, estimate=estimate, p_value=p_value,
+        n_pairs=sum(bool(has_result[each.cells].all()) for each in contrasts), n_pairs_planned=len(contrasts),
+        missing=dict(sorted(Counter(missing).items())), trials=sorted(planned[present].tolist()),
     )  # fmt: skip
 
 
-def _count(pairs: Mapping[str, CellPairs], factors: Sequence[str]) -> int:
-    return sum(len(group) for name in factors for group in pairs[name])
+def adjust_p_values(claims: Mapping[str, Claim], confidence: float) -> dict[str, float | None]:
+    """One-sided p values that each number is no larger than its margin, adjusted for their number by Holm."""
+    raw = [one_sided_p_value(claim.estimate, claim.margin, confidence) for claim in claims.values()]
+    return dict(zip(claims, adjust_holm(raw), strict=True))
 
 
-def cells_of_pairs(pairs: Mapping[str, CellPairs], factors: Sequence[str]) -> list[int]:
-    """The rows of the cells in the pairs of these factors."""
-    return sorted({cell for name in factors for group in pairs[name] for pair in group for cell in pair})
-
-
-def adjust_ratio_p_values(
-    ratios: Mapping[str, Estimate], line: float, confidence: float, *, above: bool = True
-) -> dict[str, float]:
-    """One-sided p values that ratios are no larger than the line (or no smaller), adjusted for their number by Holm.
-
-    A ratio without an interval has p = 1 and counts as one of them.
-    """
-    values = [ratio_p_value(item, line, confidence) for item in ratios.values()]
-    raw = [1.0 if value is None else value if above else 1 - value for value in values]
-    return {name: p for name, p in zip(ratios, adjust_holm(raw), strict=True) if p is not None}
-
-
-def find_distinguished(
-    ratios: Mapping[str, Estimate], line: float, confidence: float, *, above: bool = True
-) -> list[str]:
-    """The ratios that lie above the line (or below), with a family-wise error rate of half of 1 - confidence."""
-    level = (1 - confidence) / 2
-    return [name for name, p in adjust_ratio_p_values(ratios, line, confidence, above=above).items() if p < level]
+def find_empty_cells(choices: Choices) -> list[int]:
+    """The numbers of planned cells without any result."""
+    return [int(number) for number in np.flatnonzero(~choices.present.any(axis=1))]
 
 
 def _rank(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:

@@ -1,36 +1,52 @@
 """How a question about factors is answered: which factors change what layers choose, and by how much?
 
-A question states which columns of the trial table are its factors, which numbers decide, and by which rule.
+A question states which columns of the trial table are its factors, and which claim is tested.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 
-from study.analysis.questions import sentences
+from study.analysis.questions import factor_sentences as sentences
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.factor_effects import (
     ChoiceDistances,
+    collect_choices,
     effect_rows,
+    judge_factors,
     measure_distances,
     select_choices,
     share_rows,
+    strongest_rows,
 )
-from study.analysis.questions.verdicts import Verdict
+from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
     """What a question shows besides the effects of factors: rows of its table, and sentences."""
 
-    effects: list[Effect]
-    sentences: list[str]
+    effects: list[Effect] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The claim that is tested, in words, its verdict, and the numbers that decide.
+
+    opening: the first sentence of the answer. numbers: by name. effects: rows for numbers that are not displacements.
+    """
+
+    claim: str
+    verdict: Verdict
+    opening: str
+    numbers: Mapping[str, Claim]
+    effects: Sequence[Effect] = ()
 
 
 class FactorQuestion(ABC):
@@ -47,89 +63,59 @@ class FactorQuestion(ABC):
         """The columns of `trials` whose effects are measured."""
 
     @abstractmethod
-    def find_deciding(self, distances: ChoiceDistances, confidence: float) -> dict[str, Estimate]:
-        """The numbers that decide, by name."""
-
-    @abstractmethod
-    def decide(self, deciding: Mapping[str, Estimate], confidence: float, *, covered: bool) -> Verdict:
-        """The verdict; `covered`: enough of the planned cells have a result."""
-
-    def is_settled(self, estimate: Estimate) -> bool:
-        """Whether a deciding number needs no more replicates, whatever the others are."""
-        return False
-
-    @abstractmethod
-    def find_deciding_rows(
-        self, distances: ChoiceDistances, deciding: Mapping[str, Estimate], confidence: float
-    ) -> list[Effect]:
-        """Rows of the table for deciding numbers that are not themselves effects of factors."""
+    def decide(self, records: StudyRecords, distances: ChoiceDistances) -> Decision:
+        """The claim and its verdict."""
 
     @abstractmethod
     def find_details(self, records: StudyRecords, trials: pd.DataFrame, distances: ChoiceDistances) -> Details:
         """What else is shown."""
 
     @abstractmethod
-    def open_answer(self, verdict: Verdict, deciding: Mapping[str, Estimate], confidence: float) -> str:
-        """The first sentence of the answer."""
-
-    @abstractmethod
-    def format_rule(self, confidence: float) -> str:
+    def format_rule(self, records: StudyRecords) -> str:
         """The rule of `decide`, in words."""
 
     @abstractmethod
     def name_missing_variation(self, distances: ChoiceDistances) -> list[str]:
         """Factors that would have to vary for a verdict, as needs."""
 
-    @abstractmethod
-    def name_co_varying(self, records: StudyRecords) -> list[str]:
-        """What else changes with a factor of the question, as sentences."""
-
 
 def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> Answer:
     """Answers a question about factors from a study of any completeness."""
-    confidence, trials = records.study.analysis.confidence, question.select(records)
-    distances = measure_distances(records.profiles, trials, question.find_factors(records, trials), records.space)
-    deciding = question.find_deciding(distances, confidence)
-    verdict = question.decide(deciding, confidence, covered=distances.covered)
-    details = question.find_details(records, trials, distances)
-    shares = share_rows(distances, confidence)
-    effects = [
-        *effect_rows(distances, confidence), *question.find_deciding_rows(distances, deciding, confidence), *shares,
-        *details.effects,
-    ]  # fmt: skip
-    text = sentences.format_missing_choices(records, distances) or [
-        question.open_answer(verdict, deciding, confidence),
-        *sentences.format_factor_effects(distances, confidence),
-        *sentences.format_variance_shares(shares),
+    confidence, trials = records.confidence, question.select(records)
+    factors = question.find_factors(records, trials)
+    choices = collect_choices(records.profiles, trials, factors, records.space)
+    distances = measure_distances(choices, records.margin("effect"))
+    claims, decision = distances.claims(confidence), question.decide(records, distances)
+    verdicts, details = judge_factors(claims, confidence), question.find_details(records, trials, distances)
+    strongest, shares = strongest_rows(distances), share_rows(choices, confidence)
+    text = sentences.format_missing_choices(records, choices) or [
+        decision.opening,
+        *sentences.format_empty_cells(choices),
+        *sentences.format_factor_verdicts(records, distances, verdicts),
+        *sentences.format_strongest(strongest),
         *details.sentences,
-        *question.name_co_varying(records),
-        *sentences.format_left_out(records, trials),
+        *sentences.format_variance_shares(shares),
+        *sentences.format_left_out(records, trials, choices),
     ]
     return Answer(
-        title=question.title, verdict=verdict, answer=" ".join(text), rule=question.format_rule(confidence),
-        effects=effects, n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
-        needs=_list_needs(question, records, verdict, distances, deciding),
+        title=question.title, verdict=decision.verdict, claim=decision.claim, factors=verdicts, answer=" ".join(text),
+        rule=question.format_rule(records),
+        effects=[*effect_rows(distances, confidence), *decision.effects, *strongest, *shares, *details.effects],
+        n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
+        needs=_list_needs(question, records, distances, decision),
     )  # fmt: skip
 
 
 def _list_needs(
-    question: FactorQuestion, records: StudyRecords, verdict: Verdict, distances: ChoiceDistances,
-    deciding: Mapping[str, Estimate],
-) -> list[str]:  # fmt: skip
+    question: FactorQuestion, records: StudyRecords, distances: ChoiceDistances, decision: Decision
+) -> list[str]:
     """What would decide an undecided question."""
-    if verdict != "not enough evidence":
+    if decision.verdict != "not enough evidence":
         return []
     if records.reference_norm is None:
         return ["runs of a switch norm (sn)"]
     return [
         *question.name_missing_variation(distances),
-        *sentences.format_common_needs(distances),
-        *(
-            f"{name.replace(' / ', ' against ')}: {need}"
-            for name, estimate in deciding.items()
-            if not question.is_settled(estimate)
-            for need in sentences.format_replicates_for_ratio(
-                distances, name.split(" / "), estimate, records.study.analysis.confidence
-            )
-        ),
+        *sentences.format_common_needs(distances.choices),
+        *sentences.format_more_replicates(decision.numbers, records),
     ]

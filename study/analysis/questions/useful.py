@@ -8,7 +8,6 @@ what warm starts add is shown beside it (`warm_starts.py`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,10 +19,9 @@ from study.analysis.questions.level_comparisons import compare_levels
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.questions.warm_starts import NO_MIX, NOT_OWN, compare_starts, describe_starts
 from study.analysis.records import StudyRecords
+from study.analysis.statistics.displacement import relative_displacement
 from study.analysis.statistics.distinctness import layer_distances, layer_weights
-from study.analysis.statistics.intervals import cell_numbers, complete_block
 from study.analysis.statistics.paired_differences import PairedDifference
-from study.analysis.statistics.profiles import factor_effect
 from study.analysis.statistics.time_to_target import TIME
 from study.norms.names import parse_norm
 
@@ -96,26 +94,27 @@ def compare_sparse(records: StudyRecords, metric: str) -> list[PairedDifference]
 def measure_layers(records: StudyRecords) -> list[Effect]:
     """How distinct the layers of the reference norm's backbones are, over all weights and over those of each axis.
 
-    Measured over the complete block of cells and replicates; pairs are pairs of replicates of a cell.
+    Pairs are pairs of replicates of a cell.
     """
     trials = select_choices(records)
     weights = layer_weights(records.switch[records.switch["key"].isin(trials["key"])], records.space)
-    table = trials.assign(cell=cell_numbers(trials, ["trial_id"]), row=trials.index)
-    chosen = table[table["state"].eq("done") & table["key"].isin([key for key in weights if len(weights[key]) > 1])]
-    grid = chosen.pivot(index="cell", columns="replicate", values="row")
-    rows, columns = complete_block(grid.notna().to_numpy())
-    if not rows.size:
+    done = trials[trials["state"].eq("done") & trials["key"].isin([key for key in weights if len(weights[key]) > 1])]
+    replicates = sorted(trials["replicate"].unique())
+    cells = []
+    for _, cell in done.groupby("trial_id", sort=False):
+        of_cell = {replicate: weights[key] for replicate, key in zip(cell["replicate"], cell["key"], strict=True)}
+        missing = np.full_like(next(iter(of_cell.values())), np.nan)
+        cells.append(np.stack([of_cell.get(replicate, missing) for replicate in replicates]))
+    if not cells:
         return []
-    block = grid.iloc[rows, columns].astype(int).to_numpy()
-    keys = trials["key"].loc[block.ravel()].to_numpy().reshape(block.shape)
-    distances = layer_distances([np.array([weights[key] for key in cell]) for cell in keys])
-    planned = table.groupby("cell").size()
+    moments, planned = layer_distances(cells), trials.groupby("trial_id").size()
+    counts = done.groupby("trial_id").size()
     return [
         Effect(
             measure=records.measures[measure], comparison=f"layers of {records.reference_norm}",
-            estimate=factor_effect(distances, records.study.analysis.confidence, axis),
-            n_pairs=rows.size * math.comb(columns.size, 2), n_pairs_planned=int((planned * (planned - 1) // 2).sum()),
-            trials=sorted(block.ravel().tolist()),
+            estimate=relative_displacement(moments, records.confidence, axis),
+            n_pairs=int((counts * (counts - 1) // 2).sum()), n_pairs_planned=int((planned * (planned - 1) // 2).sum()),
+            trials=sorted(done.index.tolist()),
         )
         for measure, axis in (
             ("distinctness", None),

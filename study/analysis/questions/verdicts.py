@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
-
-from study.analysis.statistics.intervals import Estimate, adjust_holm
+from study.analysis.statistics.intervals import Estimate, adjust_holm, one_sided_p_value
 
 Verdict = Literal["supported", "not supported", "not enough evidence"]
 SUPPORTED: Verdict = "supported"
@@ -56,34 +54,20 @@ def judge_any(claims: Mapping[str, Claim], confidence: float) -> Verdict:
 
 def find_below(claims: Mapping[str, Claim], confidence: float) -> list[str]:
     """The numbers that lie below their margins, with a family-wise error rate of half of 1 - confidence."""
-    return _find_beyond({name: claim for name, claim in claims.items() if claim.can_refute}, claims, confidence, -1)
+    allowed = [name for name, claim in claims.items() if claim.can_refute]
+    return _find_beyond(claims, allowed, confidence, above=False)
 
 
 def find_above(claims: Mapping[str, Claim], confidence: float) -> list[str]:
     """The numbers that lie above their margins, with the same error rate."""
-    return _find_beyond({name: claim for name, claim in claims.items() if claim.can_support}, claims, confidence, 1)
+    allowed = [name for name, claim in claims.items() if claim.can_support]
+    return _find_beyond(claims, allowed, confidence, above=True)
 
 
-def _find_beyond(
-    tested: Mapping[str, Claim], family: Mapping[str, Claim], confidence: float, side: Literal[-1, 1]
-) -> list[str]:
-    """Those of the tested numbers that lie beyond their margins; p values are adjusted over the whole family."""
-    p_values = adjust_holm([_p_value(claim, confidence, side) for claim in family.values()])
+def _find_beyond(claims: Mapping[str, Claim], allowed: Sequence[str], confidence: float, *, above: bool) -> list[str]:
+    """Those of the allowed numbers that lie beyond their margins; p values are adjusted over all of them."""
+    p_values = adjust_holm([
+        one_sided_p_value(claim.estimate, claim.margin, confidence, above=above) for claim in claims.values()
+    ])  # fmt: skip
     level = (1 - confidence) / 2
-    return [name for name, p in zip(family, p_values, strict=True) if name in tested and p is not None and p < level]
-
-
-def _p_value(claim: Claim, confidence: float, side: Literal[-1, 1]) -> float | None:
-    """One-sided p value of the hypothesis that a number is not beyond its margin, from its interval.
-
-    It agrees with the interval: p < (1 - confidence) / 2 where the whole interval lies beyond the margin. None without
-    an interval. Identical replicates without any spread have an interval of one point, and p is 0 or 1.
-    """
-    value, low, high, freedom = claim.estimate.value, claim.estimate.low, claim.estimate.high, claim.estimate.freedom
-    if value is None or low is None or high is None or freedom is None:
-        return None
-    distance = side * (value - claim.margin)
-    if low == high:
-        return 0.0 if distance > 0 else 1.0
-    error = (high - low) / 2 / float(stats.t.ppf((1 + confidence) / 2, freedom))
-    return float(stats.t.sf(distance / error, freedom))
+    return [name for name, p in zip(claims, p_values, strict=True) if name in allowed and p is not None and p < level]

@@ -21,30 +21,30 @@ from study.analysis.report.plot_style import (
     finish_figure,
     sort_levels,
 )
-from study.analysis.statistics.profiles import DEPTH_GRID, depth_profiles
+from study.analysis.statistics.profiles import build_profiles
 from study.analysis.wording import join_words
 from study.config.choice_space import ChoiceSpace
 
-LAYER_COLUMNS = ["statistic", "place", "layer", "depth_fraction", "stage"]
+LAYER_COLUMNS = ["statistic", "position", "layer", "depth_fraction", "stage"]
 
 
 def compute_layer_means(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     """Mean switch weights of trials by axis and layer: `LAYER_COLUMNS`, and a column for each member of the pool.
 
     switch: rows of one epoch of each trial. Networks with the same layers are averaged layer by layer, in order; others
-    at the relative depths of `DEPTH_GRID`, and then stage is missing. place: from 0, the first, to 1, the last. Only
-    trials with the largest pool are averaged.
+    at the positions (stage and place in the block) that they have in common. position: from 0, the first, to 1, the
+    last. Only trials with the largest pool are averaged.
     """
     rows = switch[switch["key"].isin(select_largest_pool(trials)["key"])]
     layers = rows.drop_duplicates(["key", "layer_index", "layer"])
     same = layers.groupby(["layer_index", "layer"], observed=True).size().eq(rows["key"].nunique()).all()
-    rows = rows if same else _interpolate_depths(rows, space)
+    rows = rows if same else _match_positions(rows, space)
     order = rows["layer_index"].rank(method="dense") - 1
-    rows = rows.assign(place=(order / max(order.max(), 1)).round(4))
+    rows = rows.assign(position=(order / max(order.max(), 1)).round(4))
     groups = rows.groupby([*LAYER_COLUMNS, "normalizer"], observed=True, dropna=False)
     means = groups["weight"].mean().unstack("normalizer")
     table = means.reindex(columns=[name for name in space.member_names if name in means]).reset_index()
-    in_order: pd.DataFrame = table.sort_values(["statistic", "place"], ignore_index=True)
+    in_order: pd.DataFrame = table.sort_values(["statistic", "position"], ignore_index=True)
     return in_order
 
 
@@ -89,7 +89,7 @@ def _add_maps(
         part = table[table["statistic"].eq(axis.name)]
         members = [str(member) for member in reversed(part.columns[len(LAYER_COLUMNS) :])]
         figure.add_heatmap(
-            z=part[members].T.round(4).to_numpy().tolist(), x=part["place"].to_list(), y=members, xgap=1, ygap=1,
+            z=part[members].T.round(4).to_numpy().tolist(), x=part["position"].to_list(), y=members, xgap=1, ygap=1,
             coloraxis="coloraxis", row=row, col=col,
             customdata=[[[group, layer] for layer in part["layer"]]] * len(members),
             hovertemplate=f"%{{customdata[1]}}, {name}<br>%{{y}}, {axis.label}: %{{z:.3f}}"
@@ -225,7 +225,7 @@ def _add_layer_line(
     style["marker"] |= {"size": 5}
     style["line"] |= {"width": 1.5}
     figure.add_scatter(
-        x=part["place"].to_list(), y=_round_line(part, member), mode="lines+markers", **style,
+        x=part["position"].to_list(), y=_round_line(part, member), mode="lines+markers", **style,
         row=row, col=space.axis_names.index(axis) + 1,
         customdata=[[group, layer] for layer in part["layer"]],
         hovertemplate=f"%{{customdata[1]}}, B = {batch}<br>{member}, {space.labels[axis]}: %{{y:.3f}}"
@@ -245,19 +245,22 @@ def _build_slider(steps: Mapping[str, list[list[float]]]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- shared
 
 
-def _interpolate_depths(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
-    """Rows of networks whose layers differ, at the depths of `DEPTH_GRID` in place of layers."""
-    profiles = depth_profiles(rows, space)
+def _match_positions(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
+    """Rows of networks whose layers differ, at the positions that they have in common in place of layers."""
+    profiles = build_profiles(rows, space)
     members = [name for name in space.member_names if name in set(rows["normalizer"])]
     index = pd.MultiIndex.from_product(
-        [list(profiles), space.axis_names, range(len(DEPTH_GRID)), space.member_names],
+        [list(profiles), space.axis_names, range(len(profiles.positions)), space.member_names],
         names=["key", "statistic", "layer_index", "normalizer"],
     )
-    table = pd.Series(np.stack(list(profiles.values())).ravel(), index, name="weight").reset_index()
+    weights = np.stack(list(profiles.values())).ravel() if len(profiles) else np.empty(0)
+    table = pd.Series(weights, index, name="weight").reset_index()
     table = table[table["normalizer"].isin(members)]
-    depth = DEPTH_GRID[table["layer_index"].to_numpy()]
+    number = table["layer_index"].to_numpy()
+    names = np.array(profiles.positions, dtype=object)[number]
+    stages = [int(name.partition(",")[0].removeprefix("stage ")) for name in names]
     named: pd.DataFrame = table.assign(
-        depth_fraction=depth, layer=[f"relative depth {at:.1f}" for at in depth], stage=np.nan
+        depth_fraction=number / max(len(profiles.positions) - 1, 1), layer=names, stage=stages
     )
     return named
 
@@ -283,12 +286,12 @@ def _round_line(table: pd.DataFrame, member: str) -> list[float]:
 
 
 def _label_depth_axis(figure: go.Figure, tables: Sequence[pd.DataFrame], rows: int) -> None:
-    """Ticks where stages begin; relative depths where the networks of the panels differ in their stages."""
-    layers = [table.drop_duplicates("place") for table in tables]
-    stages = {tuple(zip(table["place"], table["stage"], strict=True)) for table in layers}
-    if len(stages) > 1 or layers[0]["stage"].isna().any():
-        figure.update_xaxes(tickvals=[0, 0.5, 1]).update_xaxes(title_text="relative depth", row=rows)
+    """Ticks where stages begin, if the networks of all panels agree in their stages."""
+    layers = [table.drop_duplicates("position") for table in tables]
+    stages = {tuple(zip(table["position"], table["stage"], strict=True)) for table in layers}
+    if len(stages) > 1:
+        figure.update_xaxes(tickvals=[0, 0.5, 1]).update_xaxes(title_text="layers, from input to output", row=rows)
         return
     firsts = layers[0].drop_duplicates("stage")
-    figure.update_xaxes(tickvals=firsts["place"].to_list(), ticktext=[f"{stage:g}" for stage in firsts["stage"]])
+    figure.update_xaxes(tickvals=firsts["position"].to_list(), ticktext=[f"{stage:g}" for stage in firsts["stage"]])
     figure.update_xaxes(title_text="layers by stage", row=rows)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
+from study.analysis.statistics.displacement import Moments, build_moments
+from study.analysis.statistics.distances import squared_jensen_shannon
 from study.analysis.statistics.intervals import Floats
-from study.analysis.statistics.profiles import FactorDistances, profile_divergence
 from study.config.choice_space import ChoiceSpace
 
 
@@ -26,35 +27,36 @@ def layer_weights(switch: pd.DataFrame, space: ChoiceSpace) -> dict[str, Floats]
     return {str(key): part.to_numpy(float).reshape(shape) for key, part in table.groupby(level="key")}
 
 
-def layer_distances(cells: Sequence[Floats]) -> FactorDistances:
-    """Squared Jensen-Shannon distances between layers, and between replicates of one layer, averaged over cells.
+def layer_distances(cells: Sequence[Floats]) -> Moments:
+    """How far the layers of a network lie apart, and replicates of one layer: means over cells.
 
-    cells: arrays (replicate, layer, axis, member). `between` is the distance of a layer in one replicate from another
-    layer in another replicate, `within` that of the same layer in both. Both contain the noise of two seeds, so their
-    ratio is 1 where all layers draw their weights from one distribution, and above 1 where they do not: the distance is
-    of negative type (its mean between two distributions is at least its mean within them; Székely and Rizzo 2013).
-    Distances between layers of the same network would contain less noise, as seeds move all layers of a network
-    together. Measured on layers of one distribution: the mean ratio is 1.00, and 99 % of 95 % intervals of
-    `factor_effect` contain 1 (200 draws each at 3, 4 and 8 replicates).
-    Raises `ValueError` where no cell has two layers.
+    cells: arrays (replicate, layer, axis, member), NaN for a replicate without a result. Between: the squared distance
+    of a layer in one replicate from another layer in another replicate; within: that of the same layer in both. Both
+    contain the noise of two seeds; distances between layers of one network would contain less, as seeds move all layers
+    of a network together. Raises `ValueError` where no cell has two layers.
     """
-    tables = [_cell_distances(weights) for weights in cells if weights.shape[1] > 1]
+    tables = [_tabulate_pairs(weights) for weights in cells if weights.shape[1] > 1]
     if not tables:
         raise ValueError("cells: no network has two layers")
-    between, within = np.mean(tables, axis=0)
-    return FactorDistances(between=between, within=within)
+    with warnings.catch_warnings():  # a pair of replicates that no cell has stays NaN
+        warnings.simplefilter("ignore", RuntimeWarning)
+        between, within = np.nanmean(tables, axis=0)
+    return build_moments(between, within)
 
 
-def _cell_distances(weights: Floats) -> Floats:
-    """Squared distances (between or within, replicate, replicate, axis); 0 for a replicate and itself."""
+def place_distances(values: Floats) -> Moments:
+    """The same for places in a block. values: (cell, replicate, axis, place, member), NaN without a result."""
+    return layer_distances(list(values.transpose(0, 1, 3, 2, 4)))
+
+
+def _tabulate_pairs(weights: Floats) -> Floats:
+    """Mean squared Jensen-Shannon distances (between or within, replicate, replicate, axis)."""
     replicates, layers, axes = weights.shape[:3]
-    same = np.eye(layers, dtype=bool)
-    table = np.zeros((2, replicates, replicates, axes))
-    for one, other in combinations(range(replicates), 2):
-        first, second = (
-            weights[one, :, None, :, None],
-            weights[other, None, :, :, None],
-        )  # every layer is a profile of one depth
-        distance = profile_divergence(first, second)
-        table[:, one, other] = table[:, other, one] = distance[~same].mean(axis=0), distance[same].mean(axis=0)
+    present = np.flatnonzero(np.isfinite(weights).all(axis=(1, 2, 3)))
+    table = np.full((2, replicates, replicates, axes), np.nan)
+    networks = weights[present].reshape(len(present) * layers, axes, 1, -1)
+    squared = squared_jensen_shannon(networks).reshape(len(present), layers, len(present), layers, axes)
+    same = np.einsum("rlsla->rsa", squared)
+    other = squared.sum(axis=(1, 3)) - same
+    table[:, present[:, None], present] = other / (layers * (layers - 1)), same / layers
     return table

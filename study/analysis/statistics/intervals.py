@@ -7,13 +7,14 @@ cells. Cells of one replicate are therefore not independent, and no interval tre
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
+from scipy.optimize import brentq
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.intp]
@@ -24,6 +25,7 @@ class Estimate:
     """A value, its interval, and the number `n` of replicates behind it. A value that is not defined is None.
 
     freedom: degrees of freedom of Student's t interval; None without an interval.
+    bounds: the ends of the interval at any confidence, where it is not symmetric.
     """
 
     value: float | None = None
@@ -31,6 +33,7 @@ class Estimate:
     high: float | None = None
     n: int = 0
     freedom: float | None = None
+    bounds: Callable[[float], tuple[float, float]] | None = field(default=None, compare=False, repr=False)
 
     def above(self, line: float) -> bool:
         """Whether the whole interval lies above the line; False without an interval."""
@@ -151,68 +154,97 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Numbers of finished trials, in the cells and replicates that are all present.
+class Grid:
+    """Numbers of finished trials by planned cell and replicate; cells without any are left out.
 
-    cells: one row per cell, the columns of the trial table. values: (cell, replicate, number).
-    trials: (cell, replicate), rows of the trial table.
+    cells: one row per cell, the columns of the trial table. values: (cell, replicate, number), NaN where missing.
+    trials: the rows of the trial table that have numbers.
     """
 
     cells: pd.DataFrame
     values: Floats
-    trials: Numbers
+    trials: list[int]
 
 
-def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
-    """The complete block of cells and replicates of `trials`; `numbers` has one row per key, NaN for missing values."""
+def build_grid(trials: pd.DataFrame, numbers: pd.DataFrame) -> Grid:
+    """The numbers of `trials` by cell and replicate; `numbers` has one row per key, NaN for missing values."""
     table = numbers.reindex(trials["key"]).to_numpy(dtype=float)
     present = trials["state"].eq("done").to_numpy() & np.isfinite(table).all(axis=1)
-    cells = cell_numbers(trials, ["trial_id"])
-    places = pd.Series(np.where(present, np.arange(len(trials)), -1),
-                       index=pd.MultiIndex.from_arrays([cells, trials["replicate"]]))  # fmt: skip
-    grid = places.unstack(fill_value=-1).to_numpy(dtype=np.intp)
-    rows, columns = complete_block(grid >= 0)
-    grid = grid[np.ix_(rows, columns)]
-    return Block(cells=trials.iloc[grid[:, :1].ravel()], values=table[grid], trials=trials.index.to_numpy()[grid])
+    found = trials[present]
+    cells, replicates = (cell_numbers(found, [name]).to_numpy() for name in ("trial_id", "replicate"))
+    values = np.full((cells.max(initial=-1) + 1, replicates.max(initial=-1) + 1, table.shape[1]), np.nan)
+    values[cells, replicates] = table[present]
+    first = found[~found.duplicated("trial_id")]
+    return Grid(cells=first, values=values, trials=sorted(int(row) for row in found.index))
 
 
 def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """A statistic of replicates with its delete-one jackknife interval (Student t).
-
-    statistic: takes the numbers of the replicates to use, of 0 to n - 1.
-    What varies: the replicate. Fewer than three give no interval, and neither do identical ones.
-    """
+    """A statistic of replicates with its jackknife interval; it takes the numbers of the replicates, of 0 to n - 1."""
     everyone = np.arange(n)
-    value = statistic(everyone)
+    return jackknife_interval([statistic(everyone), *(statistic(np.delete(everyone, gone)) for gone in everyone)],
+                              confidence)  # fmt: skip
+
+
+def jackknife_interval(values: Sequence[float] | Floats, confidence: float, *, certain: bool = False) -> Estimate:
+    """A statistic with its delete-one jackknife interval (Student t).
+
+    values: the statistic of all replicates, followed by its values without each of them.
+    What varies: the replicate. Fewer than three give no interval, and neither do identical ones, unless it is `certain`
+    that nothing varies; then the interval is the value itself.
+    """
+    n, value, left_out = len(values) - 1, float(values[0]), np.asarray(values[1:], dtype=float)
     if not np.isfinite(value):
         return Estimate(n=n)
-    left_out = np.array([statistic(np.delete(everyone, gone)) for gone in everyone])
-    if n < 3 or not np.isfinite(left_out).all() or is_identical(left_out):
+    if n < 3 or not np.isfinite(left_out).all():
         return Estimate(value=value, n=n)
+    if is_identical(left_out):
+        return (
+            Estimate(value=value, low=value, high=value, n=n, freedom=n - 1) if certain else Estimate(value=value, n=n)
+        )
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
-    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
+    reach = t_quantile(confidence, n - 1) * float(error)
     return Estimate(value=value, low=value - reach, high=value + reach, n=n, freedom=n - 1)
 
 
-def jackknife_ratio(log_statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
-    """The exponential of a statistic of replicates, and of its jackknife interval."""
-    log = jackknife(log_statistic, n, confidence)
-    with np.errstate(over="ignore"):
-        ends = [None if end is None else float(np.exp(end)) for end in (log.value, log.low, log.high)]
-    value, low, high = ends
-    return Estimate(value=value, low=low, high=high, n=n) if high != np.inf else Estimate(value=value, n=n)
+def find_bounds(estimate: Estimate, confidence: float, at: float) -> tuple[float, float]:
+    """The ends of an interval at another confidence, `at`; `confidence` is its own. Raises `ValueError` without one."""
+    if estimate.low is None or estimate.high is None or estimate.freedom is None:
+        raise ValueError("estimate: has no interval")
+    if estimate.bounds is not None:
+        return estimate.bounds(at)
+    middle, reach = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
+    wanted, own = (t_quantile(level, estimate.freedom) for level in (at, confidence))
+    return middle - reach * wanted / own, middle + reach * wanted / own
 
 
-def ratio_p_value(ratio: Estimate, line: float, confidence: float) -> float | None:
-    """One-sided p value of the hypothesis that a ratio is no larger than the line; 1 - p is that of the opposite one.
+def one_sided_p_value(estimate: Estimate, line: float, confidence: float, *, above: bool = True) -> float | None:
+    """P value of the hypothesis that a number is not above the line (or not below it), from its interval.
 
-    Computed from the t interval of the ratio's logarithm, and consistent with it: p < (1 - confidence) / 2 where the
-    whole interval lies above the line. None without an interval.
+    confidence: that of the interval. p < (1 - confidence) / 2 where the whole interval lies beyond the line. None
+    without an interval; 0 or 1 where the interval is a single point.
     """
-    if not (ratio.value and ratio.low and ratio.high):
+    value, low, high, freedom = estimate.value, estimate.low, estimate.high, estimate.freedom
+    if value is None or low is None or high is None or freedom is None:
         return None
-    error = np.log(ratio.high / ratio.low) / 2 / stats.t.ppf((1 + confidence) / 2, ratio.n - 1)
-    return float(stats.t.sf(np.log(ratio.value / line) / error, ratio.n - 1))
+    distance = value - line if above else line - value
+    if low == high:
+        return 0.0 if distance > 0 else 1.0
+    if estimate.bounds is None:
+        error = (high - low) / 2 / t_quantile(confidence, freedom)
+        return float(special.stdtr(freedom, -distance / error))
+    end = 0 if value > line else 1  # of the interval, the one that reaches the line
+
+    def gap(p: float) -> float:
+        return find_bounds(estimate, confidence, 1 - 2 * p)[end] - line
+
+    least = 1e-9
+    smaller = least if gap(least) * gap(0.5) > 0 else float(brentq(gap, least, 0.5, xtol=1e-9))
+    return smaller if distance > 0 else 1 - smaller
+
+
+def t_quantile(confidence: float, freedom: float) -> float:
+    """Half the width of a Student t interval, in standard errors."""
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))  # scipy.stats does the same a hundred times slower
 
 
 def is_identical(values: Floats) -> bool:

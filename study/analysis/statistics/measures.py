@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from study.analysis.statistics.distinctness import layer_distances
+from study.analysis.statistics.displacement import (
+    displacement,
+    displacement_difference,
+    probability_strongest,
+    relative_displacement,
+    seed_distance,
+)
+from study.analysis.statistics.distinctness import layer_distances, place_distances
 from study.analysis.statistics.dynamics import SETTLED, count_flips, settle_epochs
 from study.analysis.statistics.paired_differences import paired_differences
 from study.analysis.statistics.permanova import variance_shares
-from study.analysis.statistics.profiles import effect_contrast, factor_effect, transfer_distance
 from study.analysis.statistics.time_to_target import TARGET, TIME, epochs_to_target
-from study.analysis.statistics.trends import axis_slopes, batch_trends, rank_trends
+from study.analysis.statistics.trends import rank_trends, slope_weights
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 
 
@@ -46,9 +52,15 @@ def build_measures(space: ChoiceSpace = NORMALIZATION) -> dict[str, Measure]:
 
 
 _LAST = "in the last epoch"
-_RATIO = (
-    "Jensen-Shannon distance between the {} of two cells that differ in the factor alone, over the distance between "
-    "replicates of a cell, both root mean squares between different replicates."
+_MOVES = (
+    "How far the {} of two cells that differ in the factor alone lie apart, free of the noise of seeds: the signed "
+    "root of the mean squared {} distance between networks of different replicates, between the cells minus within "
+    "them. At 0, the factor changes nothing."
+)
+_LEVELS = (
+    "A factor with numeric levels is measured between the lowest and the highest, any other by the mean over all pairs "
+    "of its levels (of squares). Layers are matched by stage and place in the block. p: one-sided, that it is no "
+    "larger than the margin, Holm."
 )
 
 
@@ -76,39 +88,46 @@ def _scores() -> list[Measure]:
 
 
 def _effects(space: ChoiceSpace) -> list[Measure]:
+    def measure(name: str, label: str, definition: str, rule: Callable[..., Any], *, headline: bool = False) -> Measure:
+        return Measure(name=name, label=label, definition=definition, rule=rule, headline=headline)
+
     return [
-        Measure(
-            name="effect", label="effect on all weights", line=1.0, headline=True, rule=factor_effect,
-            definition=_RATIO.format("switch-weight profiles"),
-        ),
-        *(
-            Measure(
-                name=f"effect_{axis.name}", label=f"effect on {axis.label}", line=1.0, rule=factor_effect,
-                definition=_RATIO.format(f"weights of the {axis.target}"),
-            )
-            for axis in space.axes
-        ),
-        Measure(
-            name="effect_aitchison", label="effect by Aitchison distance", line=1.0, rule=factor_effect,
-            definition=_RATIO.format("log-ratios of switch weights").replace("Jensen-Shannon", "Aitchison"),
-        ),
-        Measure(
-            name="effect_ratio", label="effect over effect", line=1.0, rule=effect_contrast,
-            definition="One factor's effect over another's.",
-        ),
-        Measure(
-            name="effect_heads", label="effect on heads", line=1.0, rule=factor_effect,
-            definition=_RATIO.format("switch weights of a head"),
-        ),
-        Measure(
-            name="effect_after", label="effect after transfer", line=1.0, rule=factor_effect,
-            definition=_RATIO.format("switch-weight profiles of fine-tuned networks"),
-        ),
-        Measure(
-            name="transfer_distance", label="distance moved by transfer", line=1.0, rule=transfer_distance,
-            definition="Jensen-Shannon distance between the profiles of a network before and after it was fine-tuned, "
-            "over the distance between replicates before, both root mean squares.",
-        ),
+        measure("effect", "displacement of the choice",
+                f"{_MOVES.format('switch weights', 'Jensen-Shannon')} {_LEVELS}", displacement, headline=True),
+        measure("seed_distance", "distance between seeds",
+                "Root mean squared Jensen-Shannon distance between the switch weights of replicates of a cell.",
+                seed_distance, headline=True),
+        measure("effect_relative", "displacement in seed distances",
+                "The displacement over the distance between seeds: at 1, a factor moves the choice as far as another "
+                "seed does.", relative_displacement, headline=True),
+        *(measure(f"effect_{axis.name}", f"displacement of {axis.label}",
+                  _MOVES.format(f"weights of the {axis.target}", "Jensen-Shannon"), displacement)
+          for axis in space.axes),
+        measure("effect_aitchison", "displacement by Aitchison distance",
+                _MOVES.format("log-ratios of switch weights", "Aitchison"), displacement),
+        measure("effect_total_variation", "displacement by total variation",
+                _MOVES.format("switch weights", "Euclidean") + " Divided by the root of 2: for two members it is the "
+                "total variation, for three within 14 % of it.", displacement),
+        measure("effect_per_doubling", "displacement per doubling",
+                "Displacement for each doubling of a factor: least squares on log2 of its levels.", displacement),
+        measure("effect_difference", "difference of displacements", "One factor's displacement minus another's.",
+                displacement_difference),
+        measure("probability_strongest", "probability of being the strongest",
+                "Share of resampled studies in which the factor has the largest displacement; replicates are resampled "
+                "jointly, by random weights.", probability_strongest),
+        measure("effect_place", "displacement between places in a block",
+                "Displacement between the places of layers inside a network (stem, first norm, second norm, shortcut), "
+                "each a mean over its layers: the mean over all pairs of places.", place_distances),
+        measure("effect_layer", "displacement at one position",
+                "The displacement of the layers of one stage and place. p: one-sided, that it is no larger than 0, "
+                "adjusted for the number of positions and factors by the false discovery rate (Benjamini and "
+                "Hochberg).", displacement),
+        measure("effect_heads", "displacement of heads", _MOVES.format("switch weights of a head", "Jensen-Shannon"),
+                displacement),
+        measure("effect_after", "displacement after transfer",
+                _MOVES.format("switch weights of fine-tuned networks", "Jensen-Shannon"), displacement),
+        measure("transfer_distance", "displacement by transfer",
+                "Displacement between networks before and after they were fine-tuned.", displacement),
     ]  # fmt: skip
 
 
@@ -116,8 +135,8 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
     """The weight of the tracked member, and its slopes."""
     member, label = space.tracked
     slope = (
-        "Change of the weight of {} in {} for each doubling of B or of G x B while the other stays: least squares in "
-        "each replicate, over cells that agree in all else."
+        "Change of the weight of {} in {} for each doubling of B or of G x B while the other stays: least squares "
+        "over the means of cells that agree in all else."
     )
     weights = {"": "all weights", **{f"_{axis.name}": axis.label for axis in space.axes}}
     return [
@@ -134,7 +153,7 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
         ),
         *(
             Measure(
-                name=f"share_slope{suffix}", label=f"{label} share of {words} per doubling", rule=axis_slopes,
+                name=f"share_slope{suffix}", label=f"{label} share of {words} per doubling", rule=slope_weights,
                 definition=slope.format(member, words),
             )
             for suffix, words in weights.items()
@@ -145,19 +164,18 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
 def _layers(space: ChoiceSpace) -> list[Measure]:
     """How distinct layers are."""
     definition = (
-        "Jensen-Shannon distance between {} of two layers of the backbone, over the distance between replicates of one "
-        "layer, both root mean squares between different replicates of a cell: at 1, layers differ no more than seeds "
-        "move one layer."
+        "Displacement between {} of two layers of the backbone of a network, over the distance between replicates of "
+        "one layer: at 0, layers do not differ; at 1, they differ as much as seeds move one layer."
     )
     return [
         Measure(
-            name="distinctness", label="distinctness of layers", line=1.0, headline=True, rule=layer_distances,
+            name="distinctness", label="distinctness of layers", headline=True, rule=layer_distances,
             definition=definition.format("the switch weights"),
         ),
         *(
             Measure(
-                name=f"distinctness_{axis.name}", label=f"distinctness of layers' {axis.label}", line=1.0,
-                rule=layer_distances, definition=definition.format(f"the weights of the {axis.target}"),
+                name=f"distinctness_{axis.name}", label=f"distinctness of layers' {axis.label}", rule=layer_distances,
+                definition=definition.format(f"the weights of the {axis.target}"),
             )
             for axis in space.axes
         ),
@@ -170,21 +188,23 @@ def _variance() -> list[Measure]:
             name="share_of_variance", label="share of variance", rule=variance_shares,
             definition="Omega squared of a PERMANOVA on Jensen-Shannon distances between networks: the share of the "
             "variance that a factor explains beyond chance, in addition to all other factors and the replicate. The "
-            "residual holds interactions and seeds. In a study of blocks the shares need not sum to 1. "
+            "residual holds interactions and seeds. In a study of blocks the shares need not sum to 1. Computed over "
+            "the replicates in which no cell is missing. p: levels are permuted alike in all cells of a replicate. "
             "Few cells and replicates allow few permutations, and no p value below one over half their number.",
         ),
         Measure(
-            name="layer_share", label="share of variance by depth", rule=variance_shares,
-            definition="The same on centred log-ratios of the switch weights of each third of the depth (early, "
-            "middle, late).",
+            name="layer_share", label="share of variance by stage", rule=variance_shares,
+            definition="The same on centred log-ratios of the switch weights of each stage.",
         ),
     ]  # fmt: skip
 
 
 def _trends(space: ChoiceSpace) -> list[Measure]:
     inside = (
-        "Spearman's rank correlation, -1 to 1, of a switch weight with the {} of its layer, in each network; mean over "
-        "cells. p: t test over replicates that it is 0, adjusted by Holm for all weights."
+        "Partial rank correlation (Spearman), -1 to 1, of a switch weight with the {} of its layer, in each network, "
+        "given the layer's place in its block (stem, first norm, second norm, shortcut): the mean rank of each place "
+        "is subtracted, so only layers of the same place are compared. Mean over cells. p: t test over replicates that "
+        "it is 0, adjusted by Holm for all weights."
     )
     return [
         Measure(
@@ -196,10 +216,9 @@ def _trends(space: ChoiceSpace) -> list[Measure]:
             definition=inside.format("receptive field"),
         ),
         Measure(
-            name="trend_batch", label="trend with B", rule=batch_trends,
+            name="trend_batch", label="trend with B", rule=slope_weights,
             definition="Change of a switch weight, mean over layers, for each doubling of B, over cells that agree in "
-            "all else. p: Page's trend test with replicates as blocks, two-sided; with two levels of B a paired t "
-            "test; Holm.",
+            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm.",
         ),
     ]  # fmt: skip
 

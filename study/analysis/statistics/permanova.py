@@ -103,9 +103,10 @@ def permutation_p_value(
 ) -> float:
     """The p value of the hypothesis that a factor has no effect: how often a permutation explains as much.
 
-    Levels of the factor are permuted between networks that agree in all other factors and in the replicate: without an
-    effect these have the same distribution, shared seeds included. A small block has few distinct permutations: two
-    cells and three replicates have eight, and each explains as much as the one with all levels swapped, so no p
+    The levels of the factor are permuted in every replicate, alike for all cells: networks of one replicate share
+    seeds, and a seed may move all networks at one level alike, so only whole levels are exchangeable. Cells at whose
+    combination of the other factors a level is missing keep their levels. A small block has few distinct permutations:
+    two levels and three replicates have eight, and each explains as much as the one with all levels swapped, so no p
     value is below 2 / 8.
     """
     n_cells, n = products.shape[:2]
@@ -119,18 +120,24 @@ def permutation_p_value(
     left = np.eye(len(networks)) - fixed @ fixed.T
     inner = left @ products.reshape(len(networks), -1) @ left
 
-    strata = cell_numbers(networks, list(indicators)).to_numpy()
-    permuted = _permute_within(strata, labels, random, permutations)
+    others = [str(name) for name in cells if name != factor]
+    permuted = _permute_levels(cell_numbers(cells, others).to_numpy(), labels.reshape(n_cells, n), random, permutations)
     explained = _explained_by_each(inner, left, (permuted[..., None] == np.unique(labels)).astype(float))
     return float(np.mean(explained >= explained[0] * (1 - 1e-9)))  # the first is as observed, and counts
 
 
-def _permute_within(strata: Numbers, labels: Numbers, random: np.random.Generator, permutations: int) -> Numbers:
-    """The labels as observed, followed by permutations of them within strata: (1 + permutation, network)."""
-    order = np.argsort(strata + random.random((permutations, strata.size)), axis=1)
-    permuted = np.tile(labels, (1 + permutations, 1))
-    permuted[1:, np.argsort(strata, kind="stable")] = labels[order]
-    return permuted
+def _permute_levels(groups: Numbers, labels: Numbers, random: np.random.Generator, permutations: int) -> Numbers:
+    """The labels as observed, followed by permutations of levels in each replicate: (1 + permutation, network).
+
+    groups: the combination of the other factors' levels of each cell. labels: (cell, replicate), numbers of levels.
+    """
+    levels, n = np.unique(labels), labels.shape[1]
+    whole = [group for group in np.unique(groups) if np.unique(labels[groups == group]).size == levels.size]
+    dealt = random.permuted(np.tile(levels, (permutations, n, 1)), axis=2)  # (permutation, replicate, level)
+    permuted = np.tile(labels, (1 + permutations, 1, 1))
+    moved = np.flatnonzero(np.isin(groups, whole))
+    permuted[1:, moved] = dealt[:, np.arange(n)[None], labels[moved]]
+    return permuted.reshape(1 + permutations, -1)
 
 
 def _explained_by_each(inner: Floats, left: Floats, indicators: Floats) -> Floats:

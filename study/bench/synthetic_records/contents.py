@@ -10,29 +10,38 @@ import numpy as np
 from study.analysis.statistics.intervals import Floats
 from study.analysis.weight_tables import BACKBONE
 from study.bench.synthetic_records.truth import SimulatedRun
+from study.config.layer_places import name_place
 from study.config.schema import TrialConfig
 from study.plan.trials import PlannedTrial
 
 DIVERGED_REASON, FAILED_REASON = "loss is nan at step 3", "out of memory"
 MAIN_METRICS = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
-HEAD_LAYERS = {"classification": (), "segmentation": ("decoder",), "detection": ("fpn", "box_head", "mask_head")}
+HEAD_LAYERS = {  # one norm of each head, by role
+    "decoder": "decoder.conv.1",
+    "fpn": "backbone.fpn.inner_blocks.0.1",
+    "box_head": "roi_heads.box_head.0.1",
+    "mask_head": "roi_heads.mask_head.0.1",
+}
 
 
 def build_norm_layers(config: TrialConfig) -> list[Any]:
-    """The norm layers of a small ResNet and its heads, with the attributes of `LayerGeometry`, which needs torch."""
-    places = [("bn1", 0, BACKBONE)]
+    """The norm layers of a small ResNet, and one of each head, with the attributes of `LayerGeometry`.
+
+    `LayerGeometry` itself needs torch. Backbones of all tasks have the paths of a classifier's.
+    """
+    backbone = [("bn1", 0, BACKBONE)]
     for stage in (1, 2, 3):
         for block in range((config.depth - 2) // 6):
             kinds = ("bn1", "bn2", "downsample.1") if stage > 1 and block == 0 else ("bn1", "bn2")
-            places += [(f"layer{stage}.{block}.{kind}", stage, BACKBONE) for kind in kinds]
-    heads = [(role, -1, role) for role in HEAD_LAYERS[config.task]]
+            backbone += [(f"layer{stage}.{block}.{kind}", stage, BACKBONE) for kind in kinds]
+    heads = [(layer, 4, role) for role, layer in HEAD_LAYERS.items() if role in config.norms]
     return [
         SimpleNamespace(
-            layer=name, layer_index=index, stage=stage, role=role,
-            depth_fraction=index / (len(places) - 1) if role == BACKBONE else 0.0,
+            layer=layer, layer_index=index, stage=stage, place=name_place(layer, role), role=role,
+            depth_fraction=index / (len(backbone) - 1) if role == BACKBONE else 0.0,
             receptive_field=3 + 2 * index if role == BACKBONE else None,
         )
-        for index, (name, stage, role) in enumerate([*places, *heads])
+        for index, (layer, stage, role) in enumerate([*backbone, *heads])
     ]  # fmt: skip
 
 

@@ -28,8 +28,8 @@ class Truth:
         the same norm, which makes the gain of a norm vary with the seed.
     bn_logit: added to the logit of bn in every layer, twice as much for variances as for means.
     bn_logit_of_heads: added to it in the layers of heads.
-    layer_logits: added to it as well: a function of a trial and the relative depths of its layers (layers,), with a
-        result that broadcasts to (layers, statistics).
+    layer_logits: added to it as well: a function of a trial and its layers, which have the attributes of
+        `LayerGeometry` (place, stage, depth_fraction, ...), with a result that broadcasts to (layers, statistics).
     logit_noise: standard deviation of the noise of logits, drawn once per network and once per layer.
     shared_logits: like `shared`, for logits.
     draw: draws standard noise from a generator in a given shape. Replace it for noise with heavy tails.
@@ -41,7 +41,7 @@ class Truth:
     shared: Mapping[tuple[str, ...], float] = field(default_factory=lambda: {(): 0.01})
     bn_logit: Effect = lambda trial: 0.0
     bn_logit_of_heads: float = 0.0
-    layer_logits: Callable[[PlannedTrial, Floats], Floats | float] = lambda trial, depths: 0.0
+    layer_logits: Callable[[PlannedTrial, Sequence[Any]], Floats | float] = lambda trial, layers: 0.0
     logit_noise: float | Effect = 0.15
     shared_logits: Mapping[tuple[str, ...], float] = field(default_factory=dict)
     draw: Callable[[np.random.Generator, tuple[int, ...]], Floats] = np.random.Generator.standard_normal
@@ -86,7 +86,7 @@ def _simulate_switch_weights(
     depths = np.arange(len(layers)) / (in_backbone.sum() - 1)
     if "bn" in pool:
         bn = logits[..., pool.index("bn")]
-        bn += truth.bn_logit(trial) * np.array([1, 2]) / 1.5 + truth.layer_logits(trial, depths)
+        bn += truth.bn_logit(trial) * np.array([1, 2]) / 1.5 + truth.layer_logits(trial, layers)
         bn[~in_backbone] += truth.bn_logit_of_heads
     if "ln" in pool:
         logits[..., pool.index("ln")] += depths[:, None]

@@ -67,7 +67,8 @@ def test_with_a_fixed_number_of_chunks_the_two_are_not_told_apart(find: Any) -> 
 
 def test_trends_with_depth_are_named(find: Any) -> None:
     effects, text, _ = find(depth=[8, 14])  # the logit of ln rises with depth, by 1
-    assert "With depth inside a network, the weight rises for ln of means and ln of variances and falls for" in text
+    said = "With depth inside a network, among layers of the same place, the weight rises for ln of means and ln of"
+    assert f"{said} variances and falls for" in text
     assert _of(effects, "trend_depth")["ln of means"].estimate.above(0.8)
     assert "rank correlation of 1.00" in text
     assert "one B" in text

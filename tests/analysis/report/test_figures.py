@@ -132,7 +132,7 @@ def test_networks_with_unlike_layers_meet_at_relative_depths(records: StudyRecor
     profiles = depth_profiles(records.switch, records.space)
     expected = np.mean([profiles[key] for key in trials["key"]], axis=0)[1, :, :3]  # variance weights of in, ln, bn
     np.testing.assert_allclose(table.loc[table["statistic"].eq("var"), ["in", "ln", "bn"]], expected)
-    np.testing.assert_allclose(table["place"][: len(DEPTH_GRID)], DEPTH_GRID)
+    np.testing.assert_allclose(table["position"][: len(DEPTH_GRID)], DEPTH_GRID)
     assert table["stage"].isna().all()
 
 

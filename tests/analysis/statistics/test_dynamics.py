@@ -55,7 +55,7 @@ def _table(history: Any, *roles: str) -> Any:
     """The record of a network whose layers have these roles."""
     layers = [
         SimpleNamespace(layer=f"l{index}", layer_index=3 * index, role=role,
-                        depth_fraction=0.0, stage=0, receptive_field=None)
+                        depth_fraction=0.0, stage=0, place="norm1", receptive_field=None)
         for index, role in enumerate(roles)
     ]  # fmt: skip
     steps: list[int] = list(range(len(history)))

@@ -20,22 +20,72 @@ LEVELS = np.array([2.0, 4.0, 8.0, 16.0])
 # ------------------------------------------------------------------------------------- inside a network
 
 
-def _switch(weights: Floats, places: Any) -> pd.DataFrame:
+SMALL_RESNET = ["stem", "norm1", "norm2", *["norm1", "norm2", "shortcut"] * 2]
+
+
+def _switch(weights: Floats, positions: Any, places: Any = "norm1") -> pd.DataFrame:
     """The weights (network, layer) of one normalizer and statistic, as records have them."""
     rows = [
-        (f"n{network}", "mean", "bn", place, weight)
+        (f"n{network}", "mean", "bn", position, weight)
         for network, layers in enumerate(weights)
-        for place, weight in zip(places, layers, strict=True)
+        for position, weight in zip(positions, layers, strict=True)
     ]
-    return pd.DataFrame(rows, columns=["key", "statistic", "normalizer", "depth_fraction", "weight"])
+    table = pd.DataFrame(rows, columns=["key", "statistic", "normalizer", "depth_fraction", "weight"])
+    return table.assign(place=places if isinstance(places, str) else places * len(weights))
 
 
-def test_a_rank_trend_is_spearmans() -> None:
+def test_among_layers_of_one_place_a_rank_trend_is_spearmans() -> None:
     random = np.random.default_rng(0)
-    places, weights = [0.0, 0.2, 0.2, 0.5, 0.8, 1.0], random.integers(0, 4, (5, 6)) / 4
-    expected = [stats.spearmanr(places, row).statistic for row in weights]
-    found = rank_trends(_switch(weights, places), "depth_fraction")["mean", "bn"]
+    positions, weights = [0.0, 0.2, 0.2, 0.5, 0.8, 1.0], random.integers(0, 4, (5, 6)) / 4
+    expected = [stats.spearmanr(positions, row).statistic for row in weights]
+    found = rank_trends(_switch(weights, positions), "depth_fraction")["mean", "bn"]
     assert found.tolist() == pytest.approx(expected)
+
+
+def test_a_rank_trend_is_the_partial_correlation_of_ranks_given_indicators_of_place() -> None:
+    random = np.random.default_rng(1)
+    weights, positions = random.integers(0, 6, (20, 9)) / 6, [0.0, 0.1, 0.1, 0.3, 0.4, 0.6, 0.7, 0.9, 1.0]
+    indicators = pd.get_dummies(SMALL_RESNET).to_numpy(dtype=float)
+
+    def remainder(values: Any) -> Floats:
+        ranks = stats.rankdata(values)
+        return np.asarray(ranks - indicators @ np.linalg.lstsq(indicators, ranks, rcond=None)[0])
+
+    expected = {f"n{number}": np.corrcoef(remainder(positions), remainder(row))[0, 1]
+                for number, row in enumerate(weights)}  # fmt: skip
+    found = rank_trends(_switch(weights, positions, SMALL_RESNET), "depth_fraction")["mean", "bn"]
+    assert found.to_dict() == pytest.approx(expected)
+
+
+def test_weights_that_follow_the_place_alone_have_no_trend_with_depth() -> None:
+    """The shortcuts of a small ResNet lie deep in the network, so Spearman's correlation finds a trend."""
+    random = np.random.default_rng(2)
+    pattern = np.array([{"stem": 0.1, "norm1": 0.5, "norm2": 0.6, "shortcut": 0.8}[place] for place in SMALL_RESNET])
+    weights = pattern + random.normal(0, 0.02, (DRAWS * 4, 9))
+    plain, given_place = (
+        rank_trends(_switch(weights, range(9), places), "depth_fraction")["mean", "bn"]
+        for places in ("norm1", SMALL_RESNET)
+    )
+
+    def count_false(trends: pd.Series) -> float:
+        by_key = trends.loc[[f"n{number}" for number in range(DRAWS * 4)]].to_numpy().reshape(DRAWS, 4)
+        return float(np.mean([(mean_p_value(replicates) or 1.0) < 0.05 for replicates in by_key]))
+
+    assert count_false(plain) > 0.95
+    assert count_false(given_place) <= 0.09
+    exact = rank_trends(_switch(np.tile(pattern, (2, 1)), range(9), SMALL_RESNET), "depth_fraction")
+    assert exact.to_numpy().ravel().tolist() == [0.0, 0.0]
+
+
+def test_networks_in_which_depth_follows_from_place_have_no_trend() -> None:
+    weights = np.random.default_rng(3).random((2, 4))
+    each_its_own = _switch(weights, range(4), ["stem", "norm1", "norm2", "shortcut"])
+    two_depths = _switch(weights, [0, 0, 1, 1], ["norm1", "norm1", "norm2", "norm2"])
+    one_pair = _switch(weights, range(4), ["stem", "norm1", "norm2", "norm1"])  # their correlation is always 1 or -1
+    for switch in (each_its_own, two_depths, one_pair):
+        assert rank_trends(switch, "depth_fraction").empty
+    both = pd.concat([each_its_own, _switch(weights, range(4)).replace({"key": {"n0": "n2", "n1": "n3"}})])
+    assert list(rank_trends(both, "depth_fraction").index) == ["n2", "n3"]
 
 
 def test_weights_that_are_the_same_in_every_layer_have_no_trend() -> None:
@@ -43,18 +93,18 @@ def test_weights_that_are_the_same_in_every_layer_have_no_trend() -> None:
     assert found.to_numpy().ravel().tolist() == [0.0, 0.0]
 
 
-def test_too_few_layers_with_a_place_have_no_number() -> None:
+def test_too_few_layers_with_a_position_have_no_number() -> None:
     two_known = _switch(np.random.default_rng(0).random((2, 5)), [0.0, None, None, 1.0, None])
-    at_one_place = _switch(np.random.default_rng(0).random((2, 5)), [0.5] * 5)
+    at_one_position = _switch(np.random.default_rng(0).random((2, 5)), [0.5] * 5)
     assert rank_trends(two_known, "depth_fraction").empty
-    assert rank_trends(at_one_place, "depth_fraction").empty
+    assert rank_trends(at_one_position, "depth_fraction").empty
 
 
 @pytest.mark.parametrize(("slope", "low", "high"), [(0.0, 0.01, 0.09), (0.4, 0.95, 1.0)], ids=["flat", "planted"])
 def test_trends_with_depth_are_found_where_they_are(slope: float, low: float, high: float) -> None:
     random = np.random.default_rng(1)
     weights = slope * np.linspace(0, 1, 9) + random.normal(0, 0.1, (DRAWS * 4, 9))
-    trends = rank_trends(_switch(weights, range(9)), "depth_fraction")["mean", "bn"]
+    trends = rank_trends(_switch(weights, range(9), SMALL_RESNET), "depth_fraction")["mean", "bn"]
     by_key = trends.loc[[f"n{number}" for number in range(DRAWS * 4)]].to_numpy().reshape(DRAWS, 4)
     p_values = np.array([mean_p_value(replicates) for replicates in by_key], dtype=float)
     assert low <= np.mean(p_values < 0.05) <= high

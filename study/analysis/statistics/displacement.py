@@ -1,0 +1,313 @@
+"""How far a factor moves what networks choose: displacements, free of the noise of seeds, with jackknife intervals.
+
+The displacement of two cells is the distance of their centres. Its square is estimated without bias from squared
+distances between networks of different replicates: their mean between the cells, minus that within them. Networks of
+one replicate share seeds, and lie closer together or further apart than others, so pairs of equal replicates are not
+used. Squares are averaged over all pairs of cells that differ in the factor alone; the root of the mean, with the sign
+of the mean, is the displacement. So it is about 0 where a factor changes nothing, and as often below as above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.statistics.intervals import Estimate, Floats, Numbers, cell_numbers, find_bounds, jackknife_interval
+
+NOTHING = 1e-12  # a squared distance up to this is 0: replicates do not differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A comparison of cells that differ in one factor alone.
+
+    cells: row numbers. weights: (cell, cell), such that the sum of weights times mean squared distances between cells
+    (on the diagonal: within a cell) is a squared displacement.
+    """
+
+    cells: Numbers
+    weights: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """The means that a displacement is computed from: with all replicates first, then without each of them in turn.
+
+    squared: squared displacements (1 + replicate, axis). seeds: squared distances between replicates of a cell, of the
+    same shape. noise: the variance of one replicate's contrast, as a multiple of `seeds`, if seeds are independent.
+    n_contrasts, n_planned: the number of contrasts with results, and of planned ones.
+    """
+
+    squared: Floats
+    seeds: Floats
+    noise: float = 1.0
+    n_contrasts: int = 1
+    n_planned: int = 1
+
+    @property
+    def n(self) -> int:
+        """Number of replicates."""
+        return len(self.squared) - 1
+
+    @property
+    def is_complete(self) -> bool:
+        return self.n_contrasts == self.n_planned
+
+    @property
+    def seeds_change_nothing(self) -> bool:
+        """Whether replicates of a cell do not differ at all, as with weights that have become one-hot."""
+        return self.n > 1 and bool((self.seeds[0] <= NOTHING).all())
+
+
+# ------------------------------------------------------------------------------------------------ which cells
+
+
+def find_contrasts(cells: pd.DataFrame, factor: str) -> list[Contrast]:
+    """The comparisons that measure a factor: one for each combination of the other factors' levels.
+
+    cells: one row per cell, one column per factor. A factor with numeric levels is measured between its lowest and its
+    highest level, whatever lies between them; one with names, by the mean over all pairs of its levels. Combinations at
+    which the factor does not vary, or lacks one of the ends, are left out.
+    """
+    ends = find_ends(cells[factor].tolist())
+    found = []
+    for rows in _group_cells(cells, factor):
+        levels = [cells[factor].iloc[row] for row in rows]
+        chosen = [row for row, level in zip(rows, levels, strict=True) if ends is None or level in ends]
+        if len(chosen) > 1 and (ends is None or len(chosen) == 2):
+            found.append(Contrast(cells=np.array(chosen), weights=_pair_weights(len(chosen))))
+    return found
+
+
+def find_slope_contrasts(cells: pd.DataFrame, factor: str) -> list[Contrast]:
+    """The least-squares slope of the choice on log2 of a factor with positive numeric levels, as `find_contrasts`.
+
+    All levels count, and the squared displacement is that of a doubling. Empty for other factors.
+    """
+    levels = cells[factor].tolist()
+    if find_ends(levels) is None or min(levels) <= 0:
+        return []
+    found = []
+    for rows in _group_cells(cells, factor):
+        doublings = np.log2([float(cells[factor].iloc[row]) for row in rows])
+        doublings = doublings - doublings.mean()
+        if np.abs(doublings).max(initial=0) > 0:
+            slope = doublings / np.sum(doublings**2)
+            found.append(Contrast(cells=np.array(rows), weights=-np.outer(slope, slope) / 2))
+    return found
+
+
+def find_ends(levels: Sequence[Any]) -> tuple[Any, Any] | None:
+    """The lowest and the highest level of a factor whose levels are numbers; None for other factors, or one level."""
+    if any(type(level) not in (int, float) for level in levels) or len(set(levels)) < 2:
+        return None
+    return min(levels), max(levels)
+
+
+def _group_cells(cells: pd.DataFrame, factor: str) -> list[list[int]]:
+    """Row numbers of cells that agree in all factors but this one, and in which it has several levels."""
+    numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
+    groups = [np.flatnonzero(numbers == number).tolist() for number in np.unique(numbers)]
+    return [rows for rows in groups if len({repr(cells[factor].iloc[row]) for row in rows}) > 1]
+
+
+def _pair_weights(n: int) -> Floats:
+    """Weights of the mean over all pairs of cells: distance between them, minus the mean of those within."""
+    weights = np.full((n, n), 1 / (n * (n - 1)))
+    np.fill_diagonal(weights, -1 / n)
+    return weights
+
+
+# -------------------------------------------------------------------------------------------------- estimates
+
+
+class CellDistances:
+    """Mean squared distances between cells over pairs of different replicates, with any networks missing.
+
+    squared: (cell, replicate, cell, replicate, axis), NaN where one of the two networks is missing.
+    """
+
+    def __init__(self, squared: Floats) -> None:
+        n = squared.shape[1]
+        known = np.isfinite(squared) & ~np.eye(n, dtype=bool)[None, :, None, :, None]
+        values = np.where(known, squared, 0.0)
+        self.n = n
+        # By cell, cell and axis; and the part of each replicate, as the first or the second of a pair.
+        self._sums, self._counts = values.sum(axis=(1, 3)), known.sum(axis=(1, 3))
+        self._own_sums = values.sum(axis=3).swapaxes(0, 1) + np.moveaxis(values.sum(axis=1), 2, 0)
+        self._own_counts = known.sum(axis=3).swapaxes(0, 1) + np.moveaxis(known.sum(axis=1), 2, 0)
+
+    def means(self, without: int | None = None) -> Floats:
+        """Mean squared distances (cell, cell, axis), without one of the replicates; NaN where there is no pair.
+
+        A cell with a single network gets the mean distance of the others within cells.
+        """
+        sums, counts = self._sums, self._counts
+        if without is not None:
+            sums, counts = sums - self._own_sums[without], counts - self._own_counts[without]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means = np.where(counts > 0, sums / counts, np.nan)
+        diagonal = np.arange(len(means))
+        within = means[diagonal, diagonal]
+        known = np.isfinite(within)
+        if known.any(axis=0).all():
+            average = np.nanmean(within, axis=0)
+            means[diagonal, diagonal] = np.where(known, within, average)
+        return np.asarray(means)
+
+
+def measure_contrasts(distances: CellDistances, contrasts: Sequence[Contrast]) -> Moments:
+    """The moments of a factor, means over its contrasts. A contrast with a cell that has no network is left out."""
+    tables = [distances.means(), *(distances.means(without) for without in range(distances.n))]
+    whole = [each for each in contrasts if np.isfinite(_select(tables[0], each)).all()]
+    shape = (len(tables), distances.means().shape[-1])
+    squared, seeds = np.full(shape, np.nan), np.full(shape, np.nan)
+    for row, table in enumerate(tables if whole else []):
+        squared[row] = np.mean([np.einsum("ij,ija->a", each.weights, _select(table, each)) for each in whole], axis=0)
+        seeds[row] = np.mean([np.einsum("iia->ia", _select(table, each)).mean(axis=0) for each in whole], axis=0)
+    noise = float(np.mean([-np.trace(each.weights) for each in whole])) if whole else 1.0
+    return Moments(squared=squared, seeds=seeds, noise=noise, n_contrasts=len(whole), n_planned=len(contrasts))
+
+
+def displacement(moments: Moments, confidence: float, axis: int | None = None) -> Estimate:
+    """The displacement in the distance's own unit; `axis`: the number of the one axis to measure, else their mean.
+
+    What varies in the interval: the replicate; see `_estimate_root`. Where replicates do not differ at all, the
+    interval is the value itself.
+    """
+    squares, seeds = _average(moments.squared, axis), _average(moments.seeds, axis)
+    return _estimate_root(squares, float(seeds[0]) * moments.noise, confidence, certain=moments.seeds_change_nothing)
+
+
+def relative_displacement(moments: Moments, confidence: float, axis: int | None = None) -> Estimate:
+    """The displacement in units of the distance between replicates of a cell: at 1, as far as another seed.
+
+    Not defined where replicates do not differ.
+    """
+    squares, seeds = _average(moments.squared, axis), _average(moments.seeds, axis)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = np.where(seeds > NOTHING, squares / seeds, np.nan)
+    return _estimate_root(ratios, moments.noise, confidence)
+
+
+def displacement_difference(first: Estimate, second: Estimate, confidence: float) -> Estimate:
+    """How much further one factor moves the choice than another, from their displacements at this confidence.
+
+    The interval combines those of the two (Zou and Donner, 2008), so it need not be symmetric.
+    """
+    n = min(first.n, second.n)
+    if first.value is None or second.value is None:
+        return Estimate(n=n)
+    value, parts = first.value - second.value, (first, second)
+    if any(each.freedom is None for each in parts):
+        return Estimate(value=value, n=n)
+
+    def bounds(at: float) -> tuple[float, float]:
+        (low, high), (other_low, other_high) = (find_bounds(each, confidence, at) for each in parts)
+        below = np.hypot((first.value or 0.0) - low, other_high - (second.value or 0.0))
+        above = np.hypot(high - (first.value or 0.0), (second.value or 0.0) - other_low)
+        return value - float(below), value + float(above)
+
+    low, high = bounds(confidence)
+    freedom = min(each.freedom or 0.0 for each in parts)
+    return Estimate(value=value, low=low, high=high, n=n, freedom=freedom, bounds=bounds)
+
+
+def seed_distance(moments: Moments, confidence: float) -> Estimate:
+    """The root mean squared distance between replicates of a cell."""
+    return jackknife_interval(np.sqrt(_average(moments.seeds)), confidence, certain=moments.seeds_change_nothing)
+
+
+def build_moments(between: Floats, within: Floats) -> Moments:
+    """The moments of a comparison whose distances are given by replicate.
+
+    between, within: mean squared distances of two different replicates (replicate, replicate, axis), NaN where there
+    are none; the diagonal is not used.
+    """
+    n = len(between)
+    tables = np.where(~np.eye(n, dtype=bool)[:, :, None], np.stack([between, within]), np.nan)
+    kept = [np.arange(n), *(np.delete(np.arange(n), gone) for gone in range(n))]
+    means = np.stack([_nan_mean(tables[:, keep][:, :, keep]) for keep in kept], axis=1)
+    return Moments(squared=means[0] - means[1], seeds=means[1])
+
+
+def probability_strongest(
+    distances: CellDistances, squared: Floats, contrasts: Mapping[str, Sequence[Contrast]], draws: int = 2000
+) -> dict[str, float]:
+    """The share of resampled studies in which each factor has the largest displacement.
+
+    Replicates are resampled jointly for all factors, by random weights (the Bayesian bootstrap: Rubin, 1981): with few
+    replicates, drawing with replacement would often leave one replicate alone. Ties count in equal parts. A missing
+    network is replaced by the mean of its cell's distances.
+    """
+    tables = {name: _replicate_table(distances, squared, each) for name, each in contrasts.items()}
+    known = {name: table for name, table in tables.items() if table is not None}
+    if not known or distances.n < 2:
+        return {}
+    weights = np.random.default_rng([7, distances.n]).dirichlet(np.ones(distances.n), draws)
+    products = weights[:, :, None] * weights[:, None, :] * (1 - np.eye(distances.n))
+    products /= products.sum(axis=(1, 2), keepdims=True)
+    values = np.stack([np.einsum("drs,rs->d", products, table) for table in known.values()])
+    largest = values >= values.max(axis=0) - NOTHING
+    return dict(zip(known, (largest / largest.sum(axis=0)).mean(axis=1).tolist(), strict=True))
+
+
+def _replicate_table(distances: CellDistances, squared: Floats, contrasts: Sequence[Contrast]) -> Floats | None:
+    """The parts (replicate, replicate) whose mean is the squared displacement of a factor; None without a contrast."""
+    means = distances.means().mean(axis=-1)
+    parts = []
+    for each in contrasts:
+        if not np.isfinite(means[np.ix_(each.cells, each.cells)]).all():
+            continue
+        own = squared[each.cells][:, :, each.cells].mean(axis=-1)
+        own = np.where(np.isfinite(own), own, means[np.ix_(each.cells, each.cells)][:, None, :, None])
+        parts.append(np.einsum("ij,irjs->rs", each.weights, own))
+    return np.mean(parts, axis=0) if parts else None
+
+
+def _nan_mean(tables: Floats) -> Floats:
+    """Means over pairs of replicates: (table, axis)."""
+    known = np.isfinite(tables)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(known, tables, 0.0).sum(axis=(1, 2)) / known.sum(axis=(1, 2)))
+
+
+def _select(table: Floats, contrast: Contrast) -> Floats:
+    return table[np.ix_(contrast.cells, contrast.cells)]
+
+
+def _average(values: Floats, axis: int | None = None) -> Floats:
+    return np.asarray(values.mean(axis=-1) if axis is None else values[:, axis])
+
+
+def _estimate_root(squares: Floats, noise: float, confidence: float, *, certain: bool = False) -> Estimate:
+    """The signed root of a squared displacement, with its interval.
+
+    squares: of all replicates, followed by those without each replicate. noise: the variance of one replicate's
+    contrast. The variance of an estimated square s is about proportional to s + c with c = noise / (2 (n - 1)), so the
+    jackknife (Student t) is applied to sign(s) (sqrt(|s| + c) - sqrt(c)), whose variance is about constant, and the
+    ends are transformed back. Measured on Gaussian replicates of 1 to 40 dimensions, 3 to 16 of them, 95 % intervals
+    cover 85 to 99 %, most of them 95 to 98 %; those of the plain root cover 84 to 99 %, and are wider near 0.
+    """
+    scale = float(np.sqrt(noise / (2 * max(len(squares) - 2, 1)))) if np.isfinite(noise) else 0.0
+    stable = jackknife_interval(
+        np.sign(squares) * (np.sqrt(np.abs(squares) + scale**2) - scale), confidence, certain=certain
+    )
+
+    def restore(number: float) -> float:
+        return float(np.sign(number) * np.sqrt((abs(number) + scale) ** 2 - scale**2))
+
+    def bounds(at: float) -> tuple[float, float]:
+        low, high = find_bounds(stable, confidence, at)
+        return restore(low), restore(high)
+
+    if stable.value is None:
+        return stable
+    if stable.low is None:
+        return replace(stable, value=restore(stable.value))
+    low, high = bounds(confidence)
+    return replace(stable, value=restore(stable.value), low=low, high=high, bounds=bounds)
