@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from study.analysis.statistics.cell_means import (
     Interaction,
@@ -118,10 +117,12 @@ def paired_differences(
     per_replicate = adjust_replicates(values)
     estimate = estimate_mean_of_cells(values, confidence)
     empty = grid.index.difference(measured.index, sort=False)
-    worst, best = (
-        (_fill_empty(grid, first["value"], second["value"], empty, ends, confidence) for ends in ((0.0, 1.0), (1.0, 0.0)))
-        if chance is not None and len(empty) else (None, None)
-    )  # fmt: skip
+    worst, best = None, None
+    if chance is not None and len(empty):
+        worst, best = (
+            _fill_empty(grid, first["value"].fillna(ends[0]) - second["value"].fillna(ends[1]), empty, confidence)
+            for ends in ((0.0, 1.0), (1.0, 0.0))
+        )
     causes = _count_missing_causes(
         difference, {_format_level(factor, reference): first, _format_level(factor, other): second}
     )
@@ -183,14 +184,11 @@ def _estimate_cells(
     return tuple(found)
 
 
-def _fill_empty(
-    grid: pd.DataFrame, first: pd.Series, second: pd.Series, empty: pd.Index, ends: tuple[float, float],
-    confidence: float,
-) -> Estimate:  # fmt: skip
-    """The estimate over all planned cells if the missing scores of empty cells were at these ends (reference, other)."""
-    filled = (first.fillna(ends[0]) - second.fillna(ends[1])).unstack("replicate")
-    values: Floats = grid.where(~grid.index.isin(empty)[:, None], filled).to_numpy(dtype=float)
-    return estimate_mean_of_cells(values, confidence)
+def _fill_empty(grid: pd.DataFrame, assumed: pd.Series, empty: pd.Index, confidence: float) -> Estimate:
+    """The estimate over all planned cells if the differences in empty cells were the assumed ones."""
+    values: Floats = grid.to_numpy(dtype=float)
+    filled = np.where(grid.index.isin(empty)[:, None], assumed.unstack("replicate").to_numpy(dtype=float), values)
+    return estimate_mean_of_cells(filled, confidence)
 
 
 def _count_missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) -> dict[str, int]:
@@ -199,9 +197,7 @@ def _count_missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFram
     if missing.empty:
         return {}
     states = {name: side[side["value"].isna()]["state"].to_dict() for name, side in sides.items()}
-    causes = [
-        " and ".join(f"{name} {lost[pair]}" for name, lost in states.items() if pair in lost) for pair in missing
-    ]
+    causes = [" and ".join(f"{name} {lost[pair]}" for name, lost in states.items() if pair in lost) for pair in missing]
     return dict(sorted(Counter(causes).items()))
 
 
@@ -210,9 +206,7 @@ def _name_cells(levels: pd.DataFrame, numbers: pd.Series, cells: pd.Index) -> di
     first = levels[~numbers.duplicated()].set_index(numbers[~numbers.duplicated()]).loc[cells]
     varied = {name: "B" if name == "batch_size" else name for name in levels if first[name].map(repr).nunique() > 1}
     rows = first[list(varied)].to_dict("index")
-    return {
-        int(cell): ", ".join(f"{varied[name]} = {level}" for name, level in rows[cell].items()) for cell in cells
-    }
+    return {int(cell): ", ".join(f"{varied[name]} = {level}" for name, level in rows[cell].items()) for cell in cells}
 
 
 def _format_level(factor: str, level: object) -> str:

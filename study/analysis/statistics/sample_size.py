@@ -36,12 +36,12 @@ def replicates_to_settle(
     above it; the first step of Holm, which is the hardest, is assumed.
     None without an interval, and where more than `MAX_REPLICATES` would be needed.
     """
-    error, value = compute_standard_error(estimate, confidence), estimate.value
-    if not error or value is None or estimate.freedom is None:
+    error, value, freedom_now = compute_standard_error(estimate, confidence), estimate.value, estimate.freedom
+    if not error or value is None or freedom_now is None:
         return None
     random = np.random.default_rng([11, estimate.n])
     spread = error * np.sqrt(estimate.n)  # standard deviation over replicates
-    sigma = spread * np.sqrt(estimate.freedom / random.chisquare(estimate.freedom, DRAWS))
+    sigma = spread * np.sqrt(freedom_now / random.chisquare(freedom_now, DRAWS))
     true = value + sigma / np.sqrt(estimate.n) * random.standard_normal(DRAWS)
     noise, quantiles = random.standard_normal(DRAWS), random.uniform(size=DRAWS)
 
@@ -51,8 +51,8 @@ def replicates_to_settle(
         squares_new = sigma**2 * stats.chi2.ppf(quantiles, new - 1) if new > 1 else 0.0
         mean = (estimate.n * value + new * mean_new) / total
         between = estimate.n * new / total * (mean_new - value) ** 2
-        freedom = estimate.freedom + new
-        error_then = np.sqrt((estimate.freedom * spread**2 + squares_new + between) / freedom / total)
+        freedom = freedom_now + new
+        error_then = np.sqrt((freedom_now * spread**2 + squares_new + between) / freedom / total)
         above, below = (
             stats.t.ppf(1 - (1 - confidence_next) / 2 / n_tests, freedom) * error_then
             for n_tests in (n_supporting, n_refuting)
