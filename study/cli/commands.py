@@ -16,6 +16,7 @@ from rich.console import Console
 
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
 from study.config.schema import StudyConfig
+from study.config.seeds import MAX_REPLICATES, find_seed_role
 from study.config.yaml_input import read_yaml
 from study.plan.loading import DEFAULT_SCALE, list_configs, load_study
 from study.record.environment import describe_environment, format_command, program_name
@@ -262,7 +263,10 @@ def _build_reproduce_command(options: argparse.Namespace, study: StudyConfig, tr
     levels = [
         f"factors.{factor}={json.dumps(list(dict.fromkeys(cell[factor] for cell in cells)))}" for factor in trial.levels
     ]
-    settings = [*options.set, *levels, f"replicates={trial.replicate + 1}"]
+    role = find_seed_role(trial.replicate)
+    settings = [*options.set, *levels, f"replicates={trial.replicate % MAX_REPLICATES + 1}"]
+    if study.seeds.apart:
+        settings.append(f"seeds.apart={json.dumps([role] if role else [])}")
     if study.search is not None:
         settings.append("search=null")
     flags = [argument for setting in settings for argument in ("--set", setting)]

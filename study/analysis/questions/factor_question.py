@@ -23,6 +23,7 @@ from study.analysis.questions.factor_effects import (
     share_rows,
     strongest_rows,
 )
+from study.analysis.questions.seed_sources import format_seed_sources, seed_distance_rows
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
 
@@ -88,11 +89,13 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
     claims, decision = distances.claims(confidence), question.decide(records, distances)
     verdicts, details = judge_factors(claims, confidence), question.find_details(records, trials, distances)
     strongest, shares = strongest_rows(distances), share_rows(choices, confidence)
+    seeds = seed_distance_rows(records, trials)
     text = sentences.format_missing_choices(records, choices) or [
         decision.opening,
         *sentences.format_empty_cells(choices),
         *sentences.format_factor_verdicts(records, distances, verdicts),
         *sentences.format_strongest(strongest),
+        *format_seed_sources(seeds),
         *details.sentences,
         *sentences.format_variance_shares(shares),
         *sentences.format_left_out(records, trials, choices),
@@ -100,7 +103,9 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
     return Answer(
         title=question.title, verdict=decision.verdict, claim=decision.claim, factors=verdicts, answer=" ".join(text),
         rule=question.format_rule(records),
-        effects=[*effect_rows(distances, confidence), *decision.effects, *strongest, *shares, *details.effects],
+        effects=[
+            *effect_rows(distances, confidence), *seeds, *decision.effects, *strongest, *shares, *details.effects,
+        ],
         n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
         needs=_list_needs(question, records, distances, decision),
     )  # fmt: skip

@@ -129,10 +129,8 @@ def _format_factor(
     seeds = f", which is {format_number(relative.value, 2)} of a seed distance" if relative.value is not None else ""
     subject = f"{name}{levels}"
     return {
-        "supported": f"The factor {subject} moves the choice by {by}{seeds}.",
-        "not supported": (
-            f"The factor {subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}."
-        ),
+        "supported": f"Factor {subject} moves the choice by {by}{seeds}.",
+        "not supported": f"Factor {subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}.",
         "not enough evidence": f"Whether {subject} moves the choice cannot be said yet: {by}{seeds}.",
     }[verdict]
 
@@ -213,8 +211,8 @@ def format_impacts_rule(strong: Sequence[str], weak: Sequence[str], records: Stu
         f"{records.margin('effect'):g}. Supported: the interval of the difference lies above that for every pair (all",
         "must pass, so no correction is needed). Evidence against: it lies below for any pair (adjusted by Holm for",
         "their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether",
-        "any factor moves the choice. The size of a displacement depends on the compared levels: levels that are",
-        "further apart give larger ones.",
+        "any factor moves the choice (one above the margin is enough, adjusted by Holm for their number). The",
+        "size of a displacement depends on the compared levels: levels that are further apart give larger ones.",
     ])  # fmt: skip
 
 
@@ -225,9 +223,9 @@ def format_effect_rule(records: StudyRecords) -> str:
         f"({UNIT}). Networks are matched by stage and place in the block. Numeric levels are compared between the",
         "lowest and the highest, others as the mean over all pairs. Supported: the",
         f"{format_confidence(records.confidence)} interval lies above the margin. Evidence against: it lies below the",
-        "margin (p values adjusted by Holm for the number of factors). Otherwise: not enough evidence. At least 3",
-        "replicates are needed. A cell without any result bars a verdict that it could change. Other distances, shares",
-        "of variance and the probability of being the strongest are shown and do not decide.",
+        "margin. Otherwise: not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
+        "verdict that it could change. Other distances, shares of variance and the probability of being the strongest",
+        "are shown and do not decide.",
     ])  # fmt: skip
 
 

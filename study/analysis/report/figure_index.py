@@ -34,8 +34,8 @@ PAIRED = "Paired at equal cell and replicate."
 # `{margin}`: the margin of displacements. `{tracked}`: the member whose share is tracked.
 FAMILIES = {
     "effect_difference": ("How much further one factor moves the choice than another",
-                          "Displacement of the first minus that of the second. The dotted line is the margin, {margin}: if "
-                          "the interval lies above it, the first moves the choice further."),
+                          "Displacement of the first minus that of the second. The dotted line is the margin, {margin}: "
+                          "where the interval lies above it, the first moves the choice further."),
     "effect_relative": ("How far each factor moves the choice, in distances between seeds",
                         "At 0, a factor changes nothing; at 1 (dotted line), it moves the choice as far as another "
                         "seed does."),
@@ -57,6 +57,10 @@ FAMILIES = {
     "distinctness": ("How distinct layers are",
                      "Displacement between layers of a network, in distances between replicates of a layer: at 0, "
                      "layers do not differ; at 1, as much as seeds move one layer."),
+    "cell_difference": ("Differences between norms in single cells",
+                        "Paired at equal replicate; adjusted for the number of cells."),
+    "interaction": ("Which cell's difference between norms is least like that of the others",
+                    "The difference in one cell minus its mean over the other cells."),
     "trend": ("Trends of the switch weights", ""),
     "share_slope": ("How the {tracked} share follows B, and how G x B", ""),
     "convergence_change": ("How the time in which the choice settles differs", "Paired at equal cell and replicate."),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from study.analysis.statistics.cell_means import estimate_contrast, find_interaction
 from study.analysis.statistics.displacement import (
     displacement,
     displacement_difference,
@@ -18,8 +19,9 @@ from study.analysis.statistics.distinctness import layer_distances, place_distan
 from study.analysis.statistics.dynamics import SETTLED, count_flips, settle_epochs
 from study.analysis.statistics.paired_differences import paired_differences
 from study.analysis.statistics.permanova import variance_shares
+from study.analysis.statistics.seed_sources import pool_deviations
 from study.analysis.statistics.time_to_target import TARGET, TIME, epochs_to_target
-from study.analysis.statistics.trends import axis_slopes, batch_trends, rank_trends
+from study.analysis.statistics.trends import rank_trends, slope_weights
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 
 
@@ -54,7 +56,16 @@ _SIGNED = (paired_differences, displacement_difference, epochs_to_target, rank_t
 @cache
 def build_measures(space: ChoiceSpace = NORMALIZATION) -> dict[str, Measure]:
     """All measures of a study whose layers choose from `space`, by name, in the order of the report."""
-    measures = [*_scores(), *_effects(space), *_shares(space), *_layers(space), *_variance(), *_trends(space), *_time()]
+    measures = [
+        *_scores(),
+        *_seeds(),
+        *_effects(space),
+        *_shares(space),
+        *_layers(space),
+        *_variance(),
+        *_trends(space),
+        *_time(),
+    ]
     return {measure.name: measure for measure in measures}
 
 
@@ -90,6 +101,27 @@ def _scores() -> list[Measure]:
             "scores in the last epoch. A run that never reaches it counts as one epoch more than it had (it is "
             "censored, and counted); one level of a factor minus another, paired at equal cell and replicate, mean "
             "over both.",
+        ),
+        Measure(
+            name="cell_difference", label="difference in a single cell", rule=estimate_contrast,
+            definition="The metric of the study: one norm minus another in one cell, paired at equal replicate. All "
+            "intervals of a comparison together have the stated confidence (Bonferroni).",
+        ),
+        Measure(
+            name="interaction", label="interaction of norm and cell", rule=find_interaction,
+            definition="The metric of the study: the difference between two norms in one cell, minus its mean over the "
+            "other cells, paired at equal replicate, for the cell where this is clearest. The interval is adjusted for "
+            "the number of cells (Bonferroni), and p, that all cells have the same difference, by Holm.",
+        ),
+    ]  # fmt: skip
+
+
+def _seeds() -> list[Measure]:
+    return [
+        Measure(
+            name="seed_deviation", label="standard deviation over seeds", rule=pool_deviations,
+            definition="Standard deviation of the metric over runs of a cell that differ in one seed alone; root of "
+            "the mean variance over cells.",
         ),
     ]  # fmt: skip
 
@@ -142,8 +174,8 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
     """The weight of the tracked member, and its slopes."""
     member, label = space.tracked
     slope = (
-        "Change of the weight of {} in {} for each doubling of B or of G x B while the other stays: least squares in "
-        "each replicate, over cells that agree in all else."
+        "Change of the weight of {} in {} for each doubling of B or of G x B while the other stays: least squares "
+        "over the means of cells that agree in all else."
     )
     weights = {"": "all weights", **{f"_{axis.name}": axis.label for axis in space.axes}}
     return [
@@ -160,7 +192,7 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
         ),
         *(
             Measure(
-                name=f"share_slope{suffix}", label=f"{label} share of {words} per doubling", rule=axis_slopes,
+                name=f"share_slope{suffix}", label=f"{label} share of {words} per doubling", rule=slope_weights,
                 definition=slope.format(member, words),
             )
             for suffix, words in weights.items()
@@ -223,10 +255,9 @@ def _trends(space: ChoiceSpace) -> list[Measure]:
             definition=inside.format("receptive field"),
         ),
         Measure(
-            name="trend_batch", label="trend with B", rule=batch_trends,
+            name="trend_batch", label="trend with B", rule=slope_weights,
             definition="Change of a switch weight, mean over layers, for each doubling of B, over cells that agree in "
-            "all else. p: Page's trend test with replicates as blocks, two-sided; with two levels of B a paired t "
-            "test; Holm.",
+            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm.",
         ),
     ]  # fmt: skip
 
