@@ -41,6 +41,8 @@ FAMILIES = {
                         "seed does."),
     "effect_per_doubling": ("How far a doubling of a factor moves the choice",
                             "Slope on log2 of the levels, in Jensen-Shannon distance."),
+    "effect_place": ("How far places in a block lie apart",
+                     "Displacement inside a network, in Jensen-Shannon distance."),
     "effect_layer": ("Where in the network a factor moves the choice",
                      "Displacements of the layers of one stage and place, in Jensen-Shannon distance."),
     "effect_heads": ("How far each factor moves what heads choose", "In Jensen-Shannon distance, within each task."),
@@ -218,8 +220,8 @@ def _assign_group(figure: go.Figure, by: str) -> go.Figure:
 
 
 def _draw_ranking(records: StudyRecords, effects: Sequence[Effect]) -> Iterator[go.Figure]:
-    columns = _build_ranking_columns(records)
-    if ranked := [effect for effect in effects if effect.measure.name in _list_ranked_measures(columns)]:
+    columns, measures = _build_ranking_columns(records), _list_ranked_measures(records, effects)
+    if ranked := [effect for effect in effects if effect.measure.name in measures]:
         yield draw_factor_ranking(
             ranked, columns, "How far each factor moves the choice",
             "Displacement between the levels of each factor, free of the noise of seeds: at 0, the factor changes "
@@ -245,14 +247,16 @@ def _build_ranking_columns(records: StudyRecords) -> list[RankingColumn]:
     ]  # fmt: skip
 
 
-def _list_ranked_measures(columns: Sequence[RankingColumn]) -> set[str]:
-    return {measure for column in columns for measure in (*column.measures.values(), *column.references)}
+def _list_ranked_measures(records: StudyRecords, effects: Sequence[Effect]) -> set[str]:
+    """The measures that the ranking shows: none if no factor has an effect."""
+    measures = {measure for column in _build_ranking_columns(records) for measure in column.measures.values()}
+    return {*measures, *REFERENCES} if any(effect.measure.name in measures for effect in effects) else set()
 
 
 def _draw_forests(records: StudyRecords, effects: Sequence[Effect], title: str) -> Iterator[go.Figure]:
     """A forest for each of the `FAMILIES`; `title` is that of the forest with all other effects."""
     families: dict[tuple[str, str], list[Effect]] = {}
-    ranked, margin = _list_ranked_measures(_build_ranking_columns(records)), records.margin("effect")
+    ranked, margin = _list_ranked_measures(records, effects), records.margin("effect")
     for effect in effects:
         if effect.measure.name not in ranked:
             families.setdefault(_find_family(effect, title), []).append(effect)
