@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 
 from study.analysis.questions.answers import Effect
-from study.analysis.report.effect_figures import draw_factor_ranking, draw_forest
+from study.analysis.report.effect_figures import RankingColumn, draw_factor_ranking, draw_forest
 from study.analysis.report.export import (
     NO_BROWSER,
     ONE_COLUMN,
@@ -21,7 +21,10 @@ from study.analysis.report.export import (
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
 
-RANKING = {"Jensen-Shannon": {"all weights": "effect"}, "Other": {"all weights": "effect_mean"}}
+RANKING = [
+    RankingColumn(title="Jensen-Shannon", measures={"all weights": "effect"}, margin=0.05),
+    RankingColumn(title="Other", measures={"all weights": "effect_mean"}, margin=0.05),
+]
 
 
 def _effect(measure: str) -> Effect:
