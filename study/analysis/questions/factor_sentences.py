@@ -8,6 +8,7 @@ import pandas as pd
 
 from study.analysis.questions.answers import Effect
 from study.analysis.questions.factor_effects import ChoiceDistances, Choices, find_empty_cells
+from study.analysis.questions.replicate_sentences import format_replicates_to_settle
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import find_ends
@@ -184,8 +185,13 @@ def format_common_needs(choices: Choices) -> list[str]:
 
 
 def format_more_replicates(numbers: Mapping[str, Claim], records: StudyRecords) -> list[str]:
-    """How many replicates would put each open number on one side of its margin."""
-    return []
+    """How many replicates would probably put each open number on one side of its margin."""
+    return [
+        f"{name.replace(' - ', ' against ')}: "
+        + format_replicates_to_settle(claim.estimate, claim.margin, records.confidence, n_refuting=len(numbers))
+        for name, claim in numbers.items()
+        if claim.estimate.freedom is not None and not claim.estimate.above(claim.margin)
+    ]
 
 
 def _name_cell(levels: pd.Series, factors: Sequence[str]) -> str:
