@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,11 +19,12 @@ from tests.analysis.conftest import build_study
 
 TRUTH = Truth(
     bn_logit=lambda trial: 1.5 * (trial.config.batch_size == 16),
-    layer_logits=lambda trial, depths: depths[:, None] * [0.5, -0.5],
+    layer_logits=lambda trial, layers: np.arange(len(layers))[:, None] * [0.05, -0.05],
     bn_logit_of_heads=2.0,
     shared={(): 0.01, ("norm",): 0.01},
     shared_logits={("depth",): 0.1},
     diverges=lambda trial, accuracy: 0.2,
+    fails=lambda trial, accuracy: 0.1,
     seed=3,
 )
 STUDIES: dict[str, dict[str, Any]] = {
@@ -76,3 +78,19 @@ def test_trials_share_the_noise_that_the_truth_names() -> None:
     trials = study.draw_records(truth).trials
     assert trials.groupby(["norm", "replicate"])["val_accuracy"].nunique().eq(1).all()
     assert trials["val_accuracy"].nunique() == 6
+
+
+def test_a_replicate_can_repeat_another() -> None:
+    study = SyntheticStudy(build_study(replicates=3, norm=["sn", "bn"]))
+    records = study.draw_records(Truth(repeats={2: 0}))
+    scores = records.trials.pivot(index="norm", columns="replicate", values="val_accuracy")
+    assert scores[2].eq(scores[0]).all()
+    assert scores[1].ne(scores[0]).all()
+    weights = {replicate: rows["weight"].tolist() for replicate, rows in records.weights.to_pandas().groupby("replicate")}
+    assert weights[2] == weights[0] != weights[1]
+
+
+def test_one_hot_weights_follow_the_largest_logit() -> None:
+    study = SyntheticStudy(build_study(replicates=2, norm=["sn"]))
+    switch = study.draw_records(Truth(bn_logit=lambda trial: 9.0, one_hot=True)).switch
+    assert switch.groupby("normalizer")["weight"].agg(["min", "max"]).to_numpy().tolist() == [[1, 1], [0, 0], [0, 0]]

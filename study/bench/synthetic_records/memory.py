@@ -54,12 +54,13 @@ class SyntheticStudy:
     ) -> StudyRecords:
         """What `load_study_records` reads from the files that `write_study` writes with the same arguments."""
         runs = [simulate_run(trial, layers, truth) for trial, layers in zip(self.plan, self.layers, strict=True)]
-        has_result = [only(trial) and not failed(trial) for trial in self.plan]
         states = [
-            "diverged" if present and (run.diverged or diverged(trial))
-            else "done" if present else "failed" if failed(trial) else "planned"
-            for trial, run, present in zip(self.plan, runs, has_result, strict=True)
+            "failed" if failed(trial) or (only(trial) and run.failed)
+            else "planned" if not only(trial)
+            else "diverged" if run.diverged or diverged(trial) else "done"
+            for trial, run in zip(self.plan, runs, strict=True)
         ]  # fmt: skip
+        has_result = [state in ("done", "diverged") for state in states]
         weights = np.concatenate([run.history.ravel() for run in runs])
         frames = self.template.fill(weights, self._compute_curve_values(runs), np.array(has_result))
         return replace(self.finished, trials=self._build_trial_table(runs, np.array(states)), **frames)
