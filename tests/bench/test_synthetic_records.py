@@ -86,7 +86,8 @@ def test_a_replicate_can_repeat_another() -> None:
     scores = records.trials.pivot(index="norm", columns="replicate", values="val_accuracy")
     assert scores[2].eq(scores[0]).all()
     assert scores[1].ne(scores[0]).all()
-    weights = {replicate: rows["weight"].tolist() for replicate, rows in records.weights.to_pandas().groupby("replicate")}
+    rows = records.weights.to_pandas().groupby("replicate")
+    weights = {replicate: table["weight"].tolist() for replicate, table in rows}
     assert weights[2] == weights[0] != weights[1]
 
 
