@@ -79,7 +79,7 @@ class SyntheticStudy:
         rows = [compute_metrics(trial.config.task, run.accuracy) for trial, run in zip(self.plan, runs, strict=True)]
         metrics = {name: np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in METRICS}
         reasons = {"diverged": DIVERGED_REASON, "failed": FAILED_REASON}
-        columns: dict[str, Any] = dict(self.finished.trials.items())
+        columns: dict[str, Any] = {str(name): self.finished.trials[name] for name in self.finished.trials}
         if without_result.any():
             columns = {name: column.mask(without_result, self.planned[name]) for name, column in columns.items()}
         # A frame of columns is built several times faster than columns are assigned one by one.

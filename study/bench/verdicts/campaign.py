@@ -206,8 +206,8 @@ def _build_figures(scenario: Scenario, counts: Counts) -> list[Figure]:
     if scenario.expected:
         found = counts.verdicts[scenario.expected] / counts.draws
         figures.append(Figure(f"{scenario.name}: found", found, FOUND_BAR, at_least=True))
-    for measure, count in counts.alarms.items():
-        low, _ = _wilson_interval(count, counts.draws)
+    for measure, alarms in counts.alarms.items():
+        low, _ = _wilson_interval(alarms, counts.draws)
         figures.append(Figure(f"{scenario.name}: p values of {measure}, low end", low, SIGNIFICANCE))
     if scenario.replicates < MIN_REPLICATES_TO_COVER:
         return figures

@@ -120,7 +120,7 @@ def _useful_scenarios() -> Iterator[Scenario]:
     yield build("null, bn diverges at B = 2", equal, {}, diverges=_bn_at_2)
     yield build("planted, bn diverges at B = 2", "0.03 over all", clear, wrong=NO, expected=YES, diverges=_bn_at_2)
     yield build("null, the worst diverge", equal, {}, diverges=lambda trial, accuracy: float(accuracy < 0.89))
-    hard = {"draw": draw_student_t, "accuracy_noise": _large_at_small_batch, "shared": SHARED_BY_CELL}
+    hard: dict[str, Any] = {"draw": draw_student_t, "accuracy_noise": _large_at_small_batch, "shared": SHARED_BY_CELL}
     yield build("null, hard noise", f"{equal}; heteroscedastic, heavy tails, shared", {}, **hard)
     yield build("at the margin, hard noise", f"{margin}; the same noise", gain, wrong=NO, **hard)
     yield build("null, 2 replicates", equal, {}, replicates=2)
@@ -157,10 +157,10 @@ def _worst_cell_scenarios() -> Iterator[Scenario]:
     )
     yield build("worst cell, complete")
     yield build("worst cell, 1 run failed", fails=is_run("sn"))
-    yield build("worst cell, 1 run of bn failed", fails=is_run("bn"))
     yield build("worst cell, 1 run failed, 8 replicates", replicates=8, fails=is_run("sn"))
     yield build("worst cell, 1 run diverged", diverges=is_run("sn"))
     of_pair = {**FIVE_BATCHES, "norm": ["sn", "bn"]}
+    yield build("worst cell, 1 run of bn failed", factors=of_pair, fails=is_run("bn"))
     yield build("worst cell, 1 run of bn diverged", factors=of_pair, diverges=is_run("bn"))
     yield build(
         "worst cell, sn diverged and bn failed", factors=of_pair, diverges=is_run("sn"), fails=is_run("bn")
@@ -193,9 +193,9 @@ def _impacts_scenarios() -> Iterator[Scenario]:
     yield build("the contrary", "initialization alone", {"initialization": 2.0}, expected=NO)
     yield build("half the claim", "B alone", {"batch_size": 1.5}, expected=NO)
     yield build("half the claim, 3 replicates", "B alone", {"batch_size": 1.5}, replicates=3)
-    by_place, only_b = {"layer_logits": _add_place_logits}, "B alone; the same pattern by place at both depths"
-    yield build("places in the block, none moves", "the same pattern by place at both depths", {}, **by_place)
-    yield build("places in the block, B moves", only_b, {"batch_size": 1.5}, **by_place)
+    pattern, by_place = "the same pattern by place at both depths", partial(build, layer_logits=_add_place_logits)
+    yield by_place("places in the block, none moves", pattern, {})
+    yield by_place("places in the block, B moves", f"B alone; {pattern}", {"batch_size": 1.5})
     yield build(
         "none moves, hard noise", f"{none}; heteroscedastic, heavy tails, shared seed x B", {},
         null_factors=["initialization"], logit_noise=_large_in_one_cell, draw=draw_student_t,
@@ -239,8 +239,7 @@ def _level_scenarios() -> Iterator[Scenario]:
         yield _build_choice_scenario(
             "impacts", {**FACTORS, "batch_size": levels}, f"the claim, {len(levels)} levels of B",
             "depth 1.7, B 1.7 from 2 to 16, initialization 1.1", {"depth": 1.7, "initialization": 1.1},
-            wrong=NO, expected=YES, null_factors=[], layer_logits=lambda trial, layers: 1.7 * np.log2(trial.config.batch_size / 2) / 3
-            * np.array([1, 2]) / 1.5,
+            wrong=NO, expected=YES, null_factors=[], layer_logits=_rise_with_log_batch,
         )  # fmt: skip
 
 
@@ -329,6 +328,10 @@ def _is_worst(trial: PlannedTrial, norm: str) -> bool:
 
 def _is_first_cell(trial: PlannedTrial) -> bool:
     return (trial.config.depth, trial.config.batch_size, trial.config.initialization) == (8, 2, "he_normal")
+
+
+def _rise_with_log_batch(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
+    return np.array([1.0, 2.0]) / 1.5 * 1.7 * float(np.log2(trial.config.batch_size / 2)) / 3
 
 
 def _add_place_logits(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
