@@ -60,11 +60,13 @@ class Counts:
         self.draws += 1
         self.verdicts.update({answer.verdict for answer in answers})
         effects = answers[-1].effects
-        for measure in {effect.measure.name for effect in effects if effect.measure.name in TESTED or _is_main(effect)}:
-            self.alarms[measure] += any(
-                effect.p_value is not None and effect.p_value < SIGNIFICANCE
-                for effect in effects if effect.comparison in null and effect.measure.name == measure
-            )  # fmt: skip
+        tested = [effect for effect in effects if effect.measure.name in TESTED or _is_main(effect)]
+        p_values: dict[str, list[float]] = defaultdict(list)
+        for effect in tested:
+            if effect.comparison in null and effect.p_value is not None:
+                p_values[effect.measure.name].append(effect.p_value)
+        for measure, found in p_values.items():
+            self.alarms[measure] += min(found) < SIGNIFICANCE
         for effect in filter(_is_main, effects):
             key, low, high = _key(effect), effect.estimate.low, effect.estimate.high
             if key not in true_values:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
 
 import pytest
 
 from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
+from study.bench.synthetic_records.contents import build_norm_layers
+from study.bench.synthetic_records.truth import simulate_run
 from study.bench.verdicts import campaign
-from study.bench.verdicts.campaign import Counts, compute_true_values, count_draws, measure, select_scenarios
+from study.bench.verdicts.campaign import Counts, compute_true_values, measure, select_scenarios
 from study.bench.verdicts.scenarios import NO_EFFECT, Scenario, build_scenarios
 from study.config.errors import UserError
+from study.plan.trials import plan_trials
 
 SCENARIOS = {scenario.name: scenario for scenario in build_scenarios()}
+
+
+def build_answer(verdict: Verdict, effects: Sequence[Effect] = ()) -> Answer:
+    return Answer(title="", verdict=verdict, answer="", rule="", effects=effects, n_done=1, n_planned=1, needs=[])
 
 
 def test_counts_are_of_sides_and_false_alarms() -> None:
@@ -29,9 +37,11 @@ def test_counts_are_of_sides_and_false_alarms() -> None:
     counts = Counts()
     for p_value in (0.01, 0.2):
         effects = [effect("sn - bn", -0.1, 0.1, p_value), effect("sn - gn", 0.1, 0.2, 0.001)]
-        answer = Answer(title="", verdict="supported", answer="", rule="", effects=effects, n_done=1, n_planned=1,
-                        needs=[])  # fmt: skip
-        counts.add([answer], {("val_accuracy", "sn - bn"): 0.0, ("val_accuracy", "sn - gn"): 0.05}, ["sn - bn"])
+        counts.add(
+            [build_answer("supported", effects)],
+            {("val_accuracy", "sn - bn"): 0.0, ("val_accuracy", "sn - gn"): 0.05},
+            ["sn - bn"],
+        )
     assert (counts.draws, counts.verdicts, counts.alarms) == (2, Counter(supported=2), Counter(val_accuracy=1))
     assert counts.sides == counts.bootstrap
     assert counts.sides == {("val_accuracy", "sn - bn"): {"holds": 2}, ("val_accuracy", "sn - gn"): {"above": 2}}
@@ -83,16 +93,18 @@ def test_results_do_not_depend_on_the_number_of_processes() -> None:
 
 
 def test_a_verdict_at_any_look_counts_once() -> None:
-    scenario = replace(SCENARIOS["planted"], looks=[2, 3, 4], factors={"norm": ["sn", "bn"]})
-    assert count_draws(scenario, 3, {}).verdicts["supported"] == 3
-    alone = [count_draws(replace(scenario, looks=[look]), 3, {}).verdicts for look in scenario.looks]
-    assert count_draws(scenario, 3, {}).verdicts["not enough evidence"] == alone[0]["not enough evidence"] == 1
+    counts = Counts()
+    verdicts: list[Verdict] = ["not enough evidence", "supported", "supported", "not enough evidence"]
+    counts.add([build_answer(verdict) for verdict in verdicts], {}, [])
+    assert counts.verdicts == Counter({"not enough evidence": 1, "supported": 1})
 
 
 @pytest.mark.parametrize("scenario", build_scenarios(), ids=lambda scenario: scenario.name)
-def test_a_draw_of_every_scenario_is_answered(scenario: Scenario) -> None:
-    once = replace(scenario, looks=scenario.looks[:2], replicates=min(scenario.replicates, 5))
-    assert count_draws(once, 1, {}).draws == 1
+def test_the_study_of_every_scenario_can_be_drawn(scenario: Scenario) -> None:
+    for trial in plan_trials(scenario.build_study(1)):
+        run = simulate_run(trial, build_norm_layers(trial.config), scenario.truth)
+        assert 0 < run.accuracy < 1.1
+        assert run.history.sum(axis=-1) == pytest.approx(1, abs=1e-5)
 
 
 def test_one_run_changes_the_mean_over_cells_that_remain() -> None:
