@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value
 from study.analysis.statistics.measures import Measure
 from study.analysis.statistics.paired_differences import PairedDifference
+from study.analysis.wording import round_number
 from study.config.schema import SCORE_MARGIN
 
 # A verdict needs this share of the planned cells. A cell that diverged has a result, and counts.
@@ -41,15 +43,15 @@ class Effect:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
-        low, high = _round(self.estimate.low), _round(self.estimate.high)
+        low, high = round_number(self.estimate.low), round_number(self.estimate.high)
         return {
             "measure": self.measure.name, "rule": self.measure.rule_name, "comparison": self.comparison,
-            "estimate": _round(self.estimate.value),
+            "estimate": round_number(self.estimate.value),
             "interval": None if low is None else [low, high], "n": self.estimate.n,
             "n_pairs": self.n_pairs, "n_pairs_planned": self.n_pairs_planned, "missing": dict(self.missing),
-            "per_replicate": [_round(value) for value in self.per_replicate],
-            "bootstrap": self.bootstrap and [_round(end) for end in self.bootstrap],
-            "probability": _round(self.probability), "p_value": _round(self.p_value), "trials": list(self.trials),
+            "per_replicate": [round_number(value) for value in self.per_replicate],
+            "bootstrap": self.bootstrap and [round_number(end) for end in self.bootstrap],
+            "probability": round_number(self.probability), "p_value": round_number(self.p_value), "trials": list(self.trials),
             "censored": self.censored,
         }  # fmt: skip
 
@@ -60,6 +62,7 @@ class Answer:
 
     claim: what the verdict is about, in words. factors: the verdict on each factor: whether it moves the choice.
     interim: whether planned trials have not ended yet, so that there is no verdict (`report.registry` sets it).
+    robustness: what other analyses would have said; None where that was not computed, as in interim answers.
     """
 
     title: str
@@ -73,11 +76,21 @@ class Answer:
     claim: str = ""
     factors: Mapping[str, Verdict] = field(default_factory=dict)
     interim: bool = False
+    robustness: Robustness | None = None
+
+    @property
+    def fragile(self) -> bool | None:
+        """Whether an analysis that differs from the planned one in a single choice gives another verdict."""
+        return None if self.robustness is None else self.robustness.is_fragile
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
-        effects = [effect.to_json() for effect in self.effects]
-        return {**vars(self), "effects": effects, "needs": list(self.needs), "factors": dict(self.factors)}
+        return {
+            **vars(self), "effects": [effect.to_json() for effect in self.effects], "needs": list(self.needs),
+            "factors": dict(self.factors), "fragile": self.fragile,
+            "fragile_factors": [name for name in self.factors if self.robustness and name in self.robustness.fragile],
+            "robustness": [each.to_json() for each in (self.robustness.analyses if self.robustness else ())],
+        }  # fmt: skip
 
 
 def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> list[Effect]:
@@ -130,7 +143,3 @@ def refuted(items: Sequence[PairedDifference], confidence: float) -> list[Paired
 def covers_pairs(item: PairedDifference) -> bool:
     """`covers` for a paired difference."""
     return covers(item.n_cells, item.n_cells_diverged, item.n_cells_planned)
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")

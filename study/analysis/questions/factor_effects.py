@@ -101,9 +101,20 @@ class ChoiceDistances:
     choices: Choices
     distance: Distance
     squared: Floats
-    cells: CellDistances
     moments: Mapping[str, Moments]
     margin: float
+
+    @cached_property
+    def cells(self) -> CellDistances:
+        """Mean squared distances between cells."""
+        return CellDistances(self.squared)
+
+    def select_axis(self, axis: int) -> ChoiceDistances:
+        """The same by the weights of one axis alone."""
+        return ChoiceDistances(
+            choices=self.choices, distance=self.distance, squared=self.squared[..., [axis]],
+            moments={name: each.select_axis(axis) for name, each in self.moments.items()}, margin=self.margin,
+        )  # fmt: skip
 
     def estimate(self, confidence: float, axis: int | None = None) -> dict[str, Estimate]:
         """The displacement of every factor, the largest first; `axis`: the number of the one axis to measure."""
@@ -172,9 +183,7 @@ def measure_distances(choices: Choices, margin: float, distance: Distance = JENS
     cells = CellDistances(squared)
     moments = {name: measure_contrasts(cells, each) for name, each in choices.contrasts.items()}
     margin = convert_margin(margin, distance, len(choices.space.members))
-    return ChoiceDistances(
-        choices=choices, distance=distance, squared=squared, cells=cells, moments=moments, margin=margin
-    )
+    return ChoiceDistances(choices=choices, distance=distance, squared=squared, moments=moments, margin=margin)
 
 
 def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, Verdict]:

@@ -63,8 +63,12 @@ class FactorQuestion(ABC):
         """The columns of `trials` whose effects are measured."""
 
     @abstractmethod
+    def judge(self, distances: ChoiceDistances, confidence: float) -> Verdict:
+        """The verdict on the claim, by any analysis."""
+
+    @abstractmethod
     def decide(self, records: StudyRecords, distances: ChoiceDistances) -> Decision:
-        """The claim and its verdict."""
+        """The claim and its verdict, which is that of `judge`."""
 
     @abstractmethod
     def find_details(self, records: StudyRecords, trials: pd.DataFrame, distances: ChoiceDistances) -> Details:

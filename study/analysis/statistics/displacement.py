@@ -62,6 +62,10 @@ class Moments:
         """Whether replicates of a cell do not differ at all, as with weights that have become one-hot."""
         return self.n > 1 and bool((self.seeds[0] <= NOTHING).all())
 
+    def select_axis(self, axis: int) -> Moments:
+        """The moments of one axis."""
+        return replace(self, squared=self.squared[:, [axis]], seeds=self.seeds[:, [axis]])
+
 
 # ------------------------------------------------------------------------------------------------ which cells
 

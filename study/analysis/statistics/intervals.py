@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 from scipy.optimize import brentq
 
 Floats = NDArray[np.float64]
@@ -203,7 +203,7 @@ def jackknife_interval(values: Sequence[float] | Floats, confidence: float, *, c
             Estimate(value=value, low=value, high=value, n=n, freedom=n - 1) if certain else Estimate(value=value, n=n)
         )
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
-    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error)
+    reach = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * error
     return Estimate(value=value, low=value - reach, high=value + reach, n=n, freedom=n - 1)
 
 
@@ -214,7 +214,7 @@ def find_bounds(estimate: Estimate, confidence: float, at: float) -> tuple[float
     if estimate.bounds is not None:
         return estimate.bounds(at)
     middle, reach = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
-    wanted, own = (float(stats.t.ppf((1 + level) / 2, estimate.freedom)) for level in (at, confidence))
+    wanted, own = (float(special.stdtrit(estimate.freedom, (1 + level) / 2)) for level in (at, confidence))
     return middle - reach * wanted / own, middle + reach * wanted / own
 
 
@@ -231,8 +231,8 @@ def one_sided_p_value(estimate: Estimate, line: float, confidence: float, *, abo
     if low == high:
         return 0.0 if distance > 0 else 1.0
     if estimate.bounds is None:
-        error = (high - low) / 2 / float(stats.t.ppf((1 + confidence) / 2, freedom))
-        return float(stats.t.sf(distance / error, freedom))
+        error = (high - low) / 2 / float(special.stdtrit(freedom, (1 + confidence) / 2))
+        return float(special.stdtr(freedom, -distance / error))
     end = 0 if value > line else 1  # of the interval, the one that reaches the line
 
     def gap(p: float) -> float:
