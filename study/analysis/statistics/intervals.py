@@ -154,29 +154,28 @@ def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Numbers of finished trials, in the cells and replicates that are all present.
+class Grid:
+    """Numbers of finished trials by planned cell and replicate; cells without any are left out.
 
-    cells: one row per cell, the columns of the trial table. values: (cell, replicate, number).
-    trials: (cell, replicate), rows of the trial table.
+    cells: one row per cell, the columns of the trial table. values: (cell, replicate, number), NaN where missing.
+    trials: the rows of the trial table that have numbers.
     """
 
     cells: pd.DataFrame
     values: Floats
-    trials: Numbers
+    trials: list[int]
 
 
-def select_block(trials: pd.DataFrame, numbers: pd.DataFrame) -> Block:
-    """The complete block of cells and replicates of `trials`; `numbers` has one row per key, NaN for missing values."""
+def build_grid(trials: pd.DataFrame, numbers: pd.DataFrame) -> Grid:
+    """The numbers of `trials` by cell and replicate; `numbers` has one row per key, NaN for missing values."""
     table = numbers.reindex(trials["key"]).to_numpy(dtype=float)
     present = trials["state"].eq("done").to_numpy() & np.isfinite(table).all(axis=1)
-    cells = cell_numbers(trials, ["trial_id"])
-    places = pd.Series(np.where(present, np.arange(len(trials)), -1),
-                       index=pd.MultiIndex.from_arrays([cells, trials["replicate"]]))  # fmt: skip
-    grid = places.unstack(fill_value=-1).to_numpy(dtype=np.intp)
-    rows, columns = complete_block(grid >= 0)
-    grid = grid[np.ix_(rows, columns)]
-    return Block(cells=trials.iloc[grid[:, :1].ravel()], values=table[grid], trials=trials.index.to_numpy()[grid])
+    found = trials[present]
+    cells, replicates = (cell_numbers(found, [name]).to_numpy() for name in ("trial_id", "replicate"))
+    values = np.full((cells.max(initial=-1) + 1, replicates.max(initial=-1) + 1, table.shape[1]), np.nan)
+    values[cells, replicates] = table[present]
+    first = found[~found.duplicated("trial_id")]
+    return Grid(cells=first, values=values, trials=sorted(int(row) for row in found.index))
 
 
 def jackknife(statistic: Callable[[Numbers], float], n: int, confidence: float) -> Estimate:
@@ -203,7 +202,7 @@ def jackknife_interval(values: Sequence[float] | Floats, confidence: float, *, c
             Estimate(value=value, low=value, high=value, n=n, freedom=n - 1) if certain else Estimate(value=value, n=n)
         )
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))
-    reach = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * error
+    reach = t_quantile(confidence, n - 1) * float(error)
     return Estimate(value=value, low=value - reach, high=value + reach, n=n, freedom=n - 1)
 
 
@@ -214,7 +213,7 @@ def find_bounds(estimate: Estimate, confidence: float, at: float) -> tuple[float
     if estimate.bounds is not None:
         return estimate.bounds(at)
     middle, reach = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
-    wanted, own = (float(special.stdtrit(estimate.freedom, (1 + level) / 2)) for level in (at, confidence))
+    wanted, own = (t_quantile(level, estimate.freedom) for level in (at, confidence))
     return middle - reach * wanted / own, middle + reach * wanted / own
 
 
@@ -231,7 +230,7 @@ def one_sided_p_value(estimate: Estimate, line: float, confidence: float, *, abo
     if low == high:
         return 0.0 if distance > 0 else 1.0
     if estimate.bounds is None:
-        error = (high - low) / 2 / float(special.stdtrit(freedom, (1 + confidence) / 2))
+        error = (high - low) / 2 / t_quantile(confidence, freedom)
         return float(special.stdtr(freedom, -distance / error))
     end = 0 if value > line else 1  # of the interval, the one that reaches the line
 
@@ -241,6 +240,11 @@ def one_sided_p_value(estimate: Estimate, line: float, confidence: float, *, abo
     least = 1e-9
     smaller = least if gap(least) * gap(0.5) > 0 else float(brentq(gap, least, 0.5, xtol=1e-9))
     return smaller if distance > 0 else 1 - smaller
+
+
+def t_quantile(confidence: float, freedom: float) -> float:
+    """Half the width of a Student t interval, in standard errors."""
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))  # scipy.stats does the same a hundred times slower
 
 
 def is_identical(values: Floats) -> bool:
