@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from study.analysis.statistics.intervals import Estimate, Floats, adjust_holm
+from study.analysis.statistics.intervals import Estimate, Floats, adjust_holm, t_quantile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def estimate_contrast(grid: Floats, weights: Sequence[float] | Floats, confidenc
     error, freedom = _compute_error(np.where(present, grid - means[:, None], 0.0), present, share)
     if error <= 1e-12 * max(1.0, float(np.abs(means).max())):
         return Estimate(value=value, n=n)
-    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    reach = t_quantile(confidence, freedom) * error
     return Estimate(value=value, low=value - reach, high=value + reach, n=n, freedom=freedom)
 
 
@@ -109,7 +109,7 @@ def compute_standard_error(estimate: Estimate, confidence: float) -> float | Non
     """The standard error behind a Student t interval; None without an interval."""
     if estimate.low is None or estimate.high is None or estimate.freedom is None:
         return None
-    return (estimate.high - estimate.low) / 2 / float(stats.t.ppf((1 + confidence) / 2, estimate.freedom))
+    return (estimate.high - estimate.low) / 2 / t_quantile(confidence, estimate.freedom)
 
 
 def compute_p_value(estimate: Estimate, confidence: float, line: float = 0.0) -> float | None:
@@ -117,7 +117,7 @@ def compute_p_value(estimate: Estimate, confidence: float, line: float = 0.0) ->
     error = compute_standard_error(estimate, confidence)
     if not error or estimate.value is None or estimate.freedom is None:
         return None
-    return float(2 * stats.t.sf(abs(estimate.value - line) / error, estimate.freedom))
+    return float(2 * special.stdtr(estimate.freedom, -abs(estimate.value - line) / error))
 
 
 def _compute_error(deviations: Floats, present: np.ndarray, share: Floats) -> tuple[float, float]:
