@@ -87,7 +87,7 @@ class Choices:
 
     def measure(self, distance: Distance) -> Floats:
         """Squared distances (cell, replicate, cell, replicate, axis), NaN where a network is missing."""
-        table = np.full((self.present.size, self.present.size, len(self.space.axes)), np.nan)
+        table = np.full((self.present.size, self.present.size, self.values.shape[2]), np.nan)
         where = np.flatnonzero(self.present)
         if where.size:
             table[np.ix_(where, where)] = distance.squared(self.networks)

@@ -23,6 +23,7 @@ from study.analysis.questions.factor_effects import (
     share_rows,
     strongest_rows,
 )
+from study.analysis.questions.layer_effects import format_layer_effects, layer_rows
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
 
@@ -92,11 +93,13 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
     claims, decision = distances.claims(confidence), question.decide(records, distances)
     verdicts, details = judge_factors(claims, confidence), question.find_details(records, trials, distances)
     strongest, shares = strongest_rows(distances), share_rows(choices, confidence)
+    layers = layer_rows(choices, confidence)
     text = sentences.format_missing_choices(records, choices) or [
         decision.opening,
         *sentences.format_empty_cells(choices),
         *sentences.format_factor_verdicts(records, distances, verdicts),
         *sentences.format_strongest(strongest),
+        *format_layer_effects(layers, list(claims), confidence),
         *details.sentences,
         *sentences.format_variance_shares(shares),
         *sentences.format_left_out(records, trials, choices),
@@ -104,7 +107,9 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
     return Answer(
         title=question.title, verdict=decision.verdict, claim=decision.claim, factors=verdicts, answer=" ".join(text),
         rule=question.format_rule(records),
-        effects=[*effect_rows(distances, confidence), *decision.effects, *strongest, *shares, *details.effects],
+        effects=[
+            *effect_rows(distances, confidence), *decision.effects, *strongest, *layers, *shares, *details.effects,
+        ],
         n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
         needs=_list_needs(question, records, distances, decision),
     )  # fmt: skip
