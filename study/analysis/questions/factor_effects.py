@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.verdicts import Claim, Verdict, find_above, find_below
+from study.analysis.questions.verdicts import Claim, Verdict, judge
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import (
     CellDistances,
@@ -187,12 +187,8 @@ def measure_distances(choices: Choices, margin: float, distance: Distance = JENS
 
 
 def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, Verdict]:
-    """The verdict on each factor: whether it moves the choice by more than the margin, adjusted for their number."""
-    above, below = find_above(claims, confidence), find_below(claims, confidence)
-    return {
-        name: "supported" if name in above else "not supported" if name in below else "not enough evidence"
-        for name in claims
-    }
+    """The verdict on each factor, a question of its own: whether it moves the choice by more than the margin."""
+    return {name: judge(claim, confidence) for name, claim in claims.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- effects

@@ -211,8 +211,8 @@ def format_impacts_rule(strong: Sequence[str], weak: Sequence[str], records: Stu
         f"{records.margin('effect'):g}. Supported: the interval of the difference lies above that for every pair (all",
         "must pass, so no correction is needed). Evidence against: it lies below for any pair (adjusted by Holm for",
         "their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether",
-        "any factor moves the choice. The size of a displacement depends on the compared levels: levels that are",
-        "further apart give larger ones.",
+        "any factor moves the choice (one above the margin is enough, adjusted by Holm for their number). The",
+        "size of a displacement depends on the compared levels: levels that are further apart give larger ones.",
     ])  # fmt: skip
 
 
@@ -223,9 +223,9 @@ def format_effect_rule(records: StudyRecords) -> str:
         f"({UNIT}). Networks are matched by stage and place in the block. Numeric levels are compared between the",
         "lowest and the highest, others as the mean over all pairs. Supported: the",
         f"{format_confidence(records.confidence)} interval lies above the margin. Evidence against: it lies below the",
-        "margin (p values adjusted by Holm for the number of factors). Otherwise: not enough evidence. At least 3",
-        "replicates are needed. A cell without any result bars a verdict that it could change. Other distances, shares",
-        "of variance and the probability of being the strongest are shown and do not decide.",
+        "margin. Otherwise: not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
+        "verdict that it could change. Other distances, shares of variance and the probability of being the strongest",
+        "are shown and do not decide.",
     ])  # fmt: skip
 
 

@@ -14,23 +14,14 @@ from study.analysis.questions.answers import Effect, difference_effect
 from study.analysis.questions.factor_effects import collect_choices
 from study.analysis.questions.factor_question import Details
 from study.analysis.records import StudyRecords
+from study.analysis.statistics.cell_means import compute_p_value, estimate_contrast
 from study.analysis.statistics.displacement import displacement, relative_displacement
 from study.analysis.statistics.distinctness import place_distances
 from study.analysis.statistics.dynamics import network_dynamics
-from study.analysis.statistics.intervals import (
-    Block,
-    Floats,
-    Numbers,
-    adjust_holm,
-    cell_numbers,
-    complete_block,
-    mean_p_value,
-    replicate_interval,
-    select_block,
-)
+from study.analysis.statistics.intervals import Floats, Grid, adjust_holm, build_grid
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
 from study.analysis.statistics.profiles import build_profiles
-from study.analysis.statistics.trends import axis_slopes, batch_trends, network_means, rank_trends, tracked_shares
+from study.analysis.statistics.trends import leading_axis, network_means, rank_trends, slope_weights, tracked_shares
 from study.analysis.weight_tables import BACKBONE
 from study.analysis.wording import format_number
 
@@ -76,13 +67,12 @@ def find_dynamics(records: StudyRecords, trials: pd.DataFrame) -> Details:
     if not (trials["state"].eq("done") & trials["key"].isin(list(records.profiles))).any():
         return NOTHING
     table, confidence = network_dynamics(records.weights, BACKBONE, records.space), records.confidence
-    block = select_block(trials, table)
-    if not block.trials.size:
-        return Details(effects=[], sentences=["Finished runs have one recorded epoch, so the choice has no history."])
-    means = block.values.mean(axis=0)
+    grid = build_grid(trials, table)
+    if not grid.trials:
+        return Details(sentences=["Finished runs have one recorded epoch, so the choice has no history."])
     effects = [
-        _replicate_row(records, number, records.space.labels[axis], values, block.trials, len(trials))
-        for (number, axis), values in zip(_column_names(table), means.T, strict=True)
+        _mean_row(records, number, records.space.labels[axis], grid, column, len(trials))
+        for column, (number, axis) in enumerate(_column_names(table))
     ]
     changes = {number: _compare_dynamics(records, trials, number, table) for number in CHANGES}
     rows = [row for each in changes.values() for row in each]
@@ -107,10 +97,11 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
         ("trend_receptive_field", "receptive_field", "receptive field, among layers of the same place"),
     ):
         table = rank_trends(switch, position)
-        block = select_block(trials, table)
-        rho = block.values.mean(axis=0)
-        p_values = adjust_holm([mean_p_value(column) for column in rho.T])
-        rows = _trend_rows(records, measure, table, rho, p_values, block.trials, len(trials))
+        grid = build_grid(trials, table)
+        rows = _adjust([
+            _mean_row(records, measure, name, grid, column, len(trials))
+            for column, name in enumerate(_name_weights(records, table))
+        ] if grid.trials else [], confidence)  # fmt: skip
         parts.append(Details(effects=rows, sentences=sentences.format_trend(quantity, rows, confidence)))
     alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
     if alike.size:
@@ -123,37 +114,31 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
 
 def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
     """Trends with B, over cells that agree in everything else."""
-    factors, confidence = records.study.factors, records.confidence
-    table = network_means(switch)
-    block = select_block(trials, table)
-    groups = cell_numbers(block.cells, [name for name in factors if name != "batch_size"]).to_numpy()
-    batches = block.cells["batch_size"].to_numpy(dtype=float)
-    rows, levels = np.unique(groups), np.unique(batches)
-    if len(levels) < 2:
-        return Details(effects=[], sentences=["Finished runs have one B, so there is no trend with B."] * len(levels))
-    grid = np.full((len(rows), len(levels)), -1)
-    grid[np.searchsorted(rows, groups), np.searchsorted(levels, batches)] = np.arange(len(groups))
-    kept, columns = complete_block(grid >= 0)
-    if len(columns) < 2:
+    confidence, table = records.confidence, network_means(switch)
+    grid = build_grid(trials, table)
+    if grid.cells["batch_size"].nunique() < 2:
+        return Details(sentences=["Finished runs have one B, so there is no trend with B."] * bool(len(grid.cells)))
+    others = [name for name in records.study.factors if name != "batch_size"]
+    weights = slope_weights(grid.cells, others, ["batch_size"])
+    if weights is None:
         return NOTHING
-    cells = grid[np.ix_(kept, columns)]  # (group, level)
-    values = block.values[cells].mean(axis=0).swapaxes(0, 1)  # (replicate, level, number)
-    slopes, p_values = batch_trends(values, levels[columns])
-    effects = _trend_rows(records, "trend_batch", table, slopes, p_values, block.trials[cells.ravel()], len(trials))
-    return Details(effects=effects, sentences=sentences.format_trend("B", effects, confidence))
+    rows = _adjust([
+        _contrast_row(records, "trend_batch", name, grid, column, weights[0], len(trials))
+        for column, name in enumerate(_name_weights(records, table))
+    ], confidence)  # fmt: skip
+    return Details(effects=rows, sentences=sentences.format_trend("B", rows, confidence))
 
 
-def _trend_rows(
-    records: StudyRecords, measure: str, table: pd.DataFrame, values: Floats, p_values: Sequence[float | None],
-    used: Numbers, n_planned: int,
-) -> list[Effect]:  # fmt: skip
-    """One row per weight. values: (replicate, number), with a number for each column of the table."""
+def _name_weights(records: StudyRecords, table: pd.DataFrame) -> list[str]:
+    """`bn of means`, for every column of a table of weights."""
     targets = {axis.name: axis.target for axis in records.space.axes}
-    return [
-        _replicate_row(records, measure, f"{member} of {targets[axis]}", column, used, n_planned, p_value)
-        for (axis, member), column, p_value in zip(_column_names(table), values.T, p_values, strict=True)
-        if column.size
-    ]
+    return [f"{member} of {targets[axis]}" for axis, member in _column_names(table)]
+
+
+def _adjust(rows: Sequence[Effect], confidence: float) -> list[Effect]:
+    """The rows with p values that each number is 0, adjusted by Holm for their number."""
+    p_values = adjust_holm([compute_p_value(row.estimate, confidence) for row in rows])
+    return [replace(row, p_value=p_value) for row, p_value in zip(rows, p_values, strict=True)]
 
 
 # -------------------------------------------------------------------------------- share of the tracked member
@@ -189,24 +174,28 @@ def _find_tracked_share(records: StudyRecords, switch: pd.DataFrame, trials: pd.
         for suffix, item in zip(_measure_suffixes(records), differences, strict=False)
     ]
     change = Details(effects=effects, sentences=sentences.format_tracked_share(records, differences))
-    block = select_block(trials, tracked_shares(switch, records.space))
-    return _join(change, _compare_axes(records, block, len(trials)))
+    grid = build_grid(trials, tracked_shares(switch, records.space))
+    return _join(change, _compare_axes(records, grid, len(trials)))
 
 
-def _compare_axes(records: StudyRecords, block: Block, n_planned: int) -> Details:
-    """Whether the share of the tracked member follows B or G x B. block: its shares over all axes, and of each."""
-    label, confidence = records.space.tracked[1], records.confidence
+def _compare_axes(records: StudyRecords, grid: Grid, n_planned: int) -> Details:
+    """Whether the share of the tracked member follows B or G x B. grid: its shares over all axes, and of each."""
+    label = records.space.tracked[1]
     others = [name for name in records.study.factors if name not in BATCH_AXES]
-    found = [axis_slopes(block.cells, others, block.values[:, :, number]) for number in range(block.values.shape[2])]
-    if found[0] is None:
-        return Details(effects=[], sentences=[sentences.format_inseparable(label, block.cells)])
+    weights = slope_weights(grid.cells, others, ["statistics_batch", "gradient_batch"]) if len(grid.cells) else None
+    if weights is None:
+        return Details(sentences=[sentences.format_inseparable(label, grid.cells)])
     effects = [
-        _replicate_row(records, f"share_slope{suffix}", comparison, values, block.trials, n_planned)
-        for suffix, slopes in zip(_measure_suffixes(records), found, strict=True)
-        if slopes is not None
-        for comparison, values in zip(("B at equal G x B", "G x B at equal B"), slopes, strict=True)
+        _contrast_row(records, f"share_slope{suffix}", comparison, grid, column, each, n_planned)
+        for column, suffix in enumerate(_measure_suffixes(records))
+        for comparison, each in zip(("B at equal G x B", "G x B at equal B"), weights, strict=True)
     ]
-    said = [sentences.format_followed(label, found[0], confidence), sentences.format_held_axes(records.study)]
+    leader = leading_axis(grid.values[:, :, 0], weights, records.confidence)
+    slopes = [effect.estimate for effect in effects[:2]]
+    said = [
+        sentences.format_followed(label, slopes, leader, records.confidence),
+        sentences.format_held_axes(records.study),
+    ]
     return Details(effects=effects, sentences=said)
 
 
@@ -233,7 +222,7 @@ def _compare_dynamics(records: StudyRecords, trials: pd.DataFrame, number: str, 
         ])
     ]  # fmt: skip
     items = [(factor, item) for factor, item in items if item.n_pairs]
-    adjusted = adjust_holm([mean_p_value(item.per_replicate) for _, item in items])
+    adjusted = adjust_holm([item.p_value for _, item in items])
     measure = records.measures[f"{number}_change"]
     return [
         replace(difference_effect(measure, f"{factor} {item.reference} - {item.other}", item), p_value=p_value)
@@ -256,13 +245,23 @@ def _column_names(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(str(first), str(second)) for first, second in table.columns.to_flat_index()]
 
 
-def _replicate_row(
-    records: StudyRecords, measure: str, comparison: str, values: Floats, used: Numbers, n_planned: int,
-    p_value: float | None = None,
+def _mean_row(
+    records: StudyRecords, measure: str, comparison: str, grid: Grid, column: int, n_planned: int
 ) -> Effect:  # fmt: skip
-    """A row for a number that has one value per replicate. used: rows of the trial table, of `n_planned`."""
+    """A row for a number of networks, a mean over cells."""
+    return _contrast_row(
+        records, measure, comparison, grid, column, np.full(len(grid.cells), 1 / len(grid.cells)), n_planned
+    )
+
+
+def _contrast_row(
+    records: StudyRecords, measure: str, comparison: str, grid: Grid, column: int, weights: Floats, n_planned: int
+) -> Effect:  # fmt: skip
+    """A row for a weighted sum of cells of one number. n_planned: number of planned trials."""
+    values = grid.values[:, :, column]
+    whole = np.isfinite(values).all(axis=0)
     return Effect(
         measure=records.measures[measure], comparison=comparison,
-        estimate=replicate_interval(values, records.confidence), n_pairs=used.size,
-        n_pairs_planned=n_planned, per_replicate=values.tolist(), p_value=p_value, trials=sorted(used.ravel().tolist()),
+        estimate=estimate_contrast(values, weights, records.confidence), n_pairs=len(grid.trials),
+        n_pairs_planned=n_planned, per_replicate=(weights @ values[:, whole]).tolist(), trials=grid.trials,
     )  # fmt: skip

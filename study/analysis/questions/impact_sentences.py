@@ -9,9 +9,9 @@ import pandas as pd
 from study.analysis.questions.answers import Effect
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.dynamics import SETTLED
-from study.analysis.statistics.intervals import Estimate, Floats, replicate_interval
+from study.analysis.statistics.intervals import Estimate, Floats
 from study.analysis.statistics.paired_differences import PairedDifference
-from study.analysis.statistics.trends import AXES, BatchAxis, leading_axis
+from study.analysis.statistics.trends import AXES, BatchAxis
 from study.analysis.wording import format_estimate, format_number, join_words
 from study.config.schema import StudyConfig
 
@@ -71,16 +71,15 @@ def format_inseparable(label: str, cells: pd.DataFrame) -> str:
     return f"This study cannot say whether the {label} share follows B or G x B: {reason}; study batch_axes can."
 
 
-def format_followed(label: str, slopes: Floats, confidence: float) -> str:
-    """Which of B and G x B the share follows, with numbers and rule. slopes: (axis, replicate)."""
-    each: dict[BatchAxis, Floats] = {"B": slopes[0], "G x B": slopes[1]}
-    estimates = {axis: replicate_interval(values, confidence) for axis, values in each.items()}
+def format_followed(label: str, slopes: Sequence[Estimate], leader: BatchAxis | None, confidence: float) -> str:
+    """Which of B and G x B the share follows, with numbers and rule. slopes: of B and of G x B."""
+    estimates = dict(zip(AXES, slopes, strict=True))
     moves = {
         axis: f"{'rises' if item.above(0) else 'falls'} with {axis}"
         for axis, item in estimates.items()
         if item.above(0) or item.below(0)
     }
-    leader, verdict = leading_axis(each, confidence), "whether it follows B or G x B cannot be said yet"
+    verdict = "whether it follows B or G x B cannot be said yet"
     if leader:
         other = AXES[1 - AXES.index(leader)]
         rest = f", more than it {moves[other]}" if other in moves else f" and not with {other}"
@@ -90,8 +89,8 @@ def format_followed(label: str, slopes: Floats, confidence: float) -> str:
     b, gradient = (format_estimate(item, confidence, sign=True) for item in estimates.values())
     return (
         f"{label} share, B against G x B: {verdict}. A doubling of B at equal G x B changes it by {b}, a doubling of "
-        f"G x B at equal B by {gradient}. (Rule: least squares in each replicate; one leads where the intervals of its "
-        "slope, of its slope minus the other's, and of the sum of both lie on one side of 0.)"
+        f"G x B at equal B by {gradient}. (Rule: least squares over the means of cells; one leads where the intervals "
+        "of its slope, of its slope minus the other's, and of the sum of both lie on one side of 0.)"
     )
 
 

@@ -19,7 +19,7 @@ from study.analysis.statistics.dynamics import SETTLED, count_flips, settle_epoc
 from study.analysis.statistics.paired_differences import paired_differences
 from study.analysis.statistics.permanova import variance_shares
 from study.analysis.statistics.time_to_target import TARGET, TIME, epochs_to_target
-from study.analysis.statistics.trends import axis_slopes, batch_trends, rank_trends
+from study.analysis.statistics.trends import rank_trends, slope_weights
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 
 
@@ -135,8 +135,8 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
     """The weight of the tracked member, and its slopes."""
     member, label = space.tracked
     slope = (
-        "Change of the weight of {} in {} for each doubling of B or of G x B while the other stays: least squares in "
-        "each replicate, over cells that agree in all else."
+        "Change of the weight of {} in {} for each doubling of B or of G x B while the other stays: least squares "
+        "over the means of cells that agree in all else."
     )
     weights = {"": "all weights", **{f"_{axis.name}": axis.label for axis in space.axes}}
     return [
@@ -153,7 +153,7 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
         ),
         *(
             Measure(
-                name=f"share_slope{suffix}", label=f"{label} share of {words} per doubling", rule=axis_slopes,
+                name=f"share_slope{suffix}", label=f"{label} share of {words} per doubling", rule=slope_weights,
                 definition=slope.format(member, words),
             )
             for suffix, words in weights.items()
@@ -216,10 +216,9 @@ def _trends(space: ChoiceSpace) -> list[Measure]:
             definition=inside.format("receptive field"),
         ),
         Measure(
-            name="trend_batch", label="trend with B", rule=batch_trends,
+            name="trend_batch", label="trend with B", rule=slope_weights,
             definition="Change of a switch weight, mean over layers, for each doubling of B, over cells that agree in "
-            "all else. p: Page's trend test with replicates as blocks, two-sided; with two levels of B a paired t "
-            "test; Holm.",
+            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm.",
         ),
     ]  # fmt: skip
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from study.analysis.statistics.intervals import Floats, adjust_holm, cell_numbers, mean_p_value, replicate_interval
+from study.analysis.statistics.cell_means import estimate_contrast
+from study.analysis.statistics.intervals import Floats, cell_numbers
 from study.config.choice_space import ChoiceSpace
 
 BatchAxis = Literal["B", "G x B"]
@@ -62,51 +62,31 @@ def rank_trends(switch: pd.DataFrame, position: str, value: str = "weight") -> p
     return table
 
 
-def batch_trends(values: Floats, levels: Floats) -> tuple[Floats, list[float | None]]:
-    """The change of each number for a doubling of B, and the p values of a monotone trend.
+def slope_weights(cells: pd.DataFrame, others: Sequence[str], axes: Sequence[str]) -> Floats | None:
+    """Weights of cells whose sum with the cells' means is a least-squares slope on log2 of the axes: (axis, cell).
 
-    values: (replicate, level, number), means over cells that agree in all but B. Returns least-squares slopes on
-    log2 B, (replicate, number), and p values adjusted by Holm: of Page's two-sided test with replicates as blocks, or
-    of a paired t test where there are two levels. The p values are None where there is one replicate.
+    Cells are compared where they agree in `others`. axes: columns of positive numbers. None where an axis does not
+    vary, or not independently of the other axes.
     """
-    doublings = np.log2(levels)
-    doublings = doublings - doublings.mean()
-    slopes = np.einsum("l,rln->rn", doublings, values) / np.sum(doublings**2)
-    if len(levels) < 3 or len(values) < 2:
-        return slopes, adjust_holm([mean_p_value(column) for column in slopes.T])
-    return slopes, adjust_holm([page_p_value(values[:, :, number]) for number in range(values.shape[2])])
-
-
-def page_p_value(values: Floats) -> float:
-    """The two-sided p value of Page's trend test over the levels of a table (block, level) with 3 levels or more."""
-    rising, falling = (stats.page_trend_test(table).pvalue for table in (values, values[:, ::-1]))
-    return float(min(1.0, 2 * min(rising, falling)))
-
-
-def axis_slopes(cells: pd.DataFrame, others: Sequence[str], values: Floats) -> Floats | None:
-    """Least-squares slopes of values (cell, replicate) on log2 B and log2 G x B in each replicate: (axis, replicate).
-
-    Cells are compared where they agree in `others`. None where B and G x B do not vary independently.
-    """
-    axes = np.log2(cells[["statistics_batch", "gradient_batch"]].to_numpy(dtype=float))
+    values = np.log2(cells[list(axes)].to_numpy(dtype=float))
     groups = cell_numbers(cells, others).to_numpy()
-    centred, target = axes.copy(), np.array(values, dtype=float)
     for group in np.unique(groups):
-        centred[groups == group] -= axes[groups == group].mean(axis=0)
-        target[groups == group] -= values[groups == group].mean(axis=0)
-    if np.linalg.matrix_rank(centred, tol=1e-6) < 2:
+        values[groups == group] -= values[groups == group].mean(axis=0)
+    if np.linalg.matrix_rank(values, tol=1e-6) < len(axes):
         return None
-    return np.asarray(np.linalg.lstsq(centred, target, rcond=None)[0], dtype=float)
+    return np.asarray(np.linalg.pinv(values), dtype=float)  # the values are centred, and so are the weights
 
 
-def leading_axis(slopes: Mapping[BatchAxis, Floats], confidence: float) -> BatchAxis | None:
+def leading_axis(grid: Floats, weights: Floats, confidence: float) -> BatchAxis | None:
     """Which of B and G x B the share of the tracked member follows more; None where the intervals leave it open.
 
-    The slope of the leading one lies on one side of 0, and so do its difference from and its sum with the other slope:
-    then the other is smaller in absolute value.
+    grid: shares (cell, replicate), NaN where missing. weights: from `slope_weights`, for the two axes. The slope of the
+    leading one lies on one side of 0, and so do its difference from and its sum with the other slope: then the other is
+    smaller in absolute value.
     """
-    for axis, other in (AXES, AXES[::-1]):
-        lead = slopes[axis] * np.sign(slopes[axis].mean())
-        if all(replicate_interval(lead + part * slopes[other], confidence).above(0) for part in (-1, 0, 1)):
+    for first, axis in enumerate(AXES):
+        lead, other = weights[first], weights[1 - first]
+        sign = np.sign(estimate_contrast(grid, lead, confidence).value or 0.0)
+        if all(estimate_contrast(grid, sign * lead + part * other, confidence).above(0) for part in (-1, 0, 1)):
             return axis
     return None
