@@ -13,10 +13,11 @@ from study.analysis.questions.factor_effects import Choices, factor_row
 from study.analysis.statistics.displacement import (
     CellDistances,
     displacement,
+    displacement_p_values,
     measure_contrasts,
 )
 from study.analysis.statistics.distances import JENSEN_SHANNON, Distance
-from study.analysis.statistics.intervals import Estimate, Floats, one_sided_p_value
+from study.analysis.statistics.intervals import Estimate, Floats
 from study.analysis.wording import format_number
 
 
@@ -28,14 +29,17 @@ def layer_rows(choices: Choices, confidence: float) -> list[Effect]:
     cells, rows = CellDistances(measure_positions(choices)), []
     for name, contrasts in choices.contrasts.items():
         moments = measure_contrasts(cells, contrasts)
+        if not moments.n_contrasts:
+            continue
         row = factor_row(choices, "effect_layer", name, [name], Estimate())
-        for number, position in enumerate(choices.profiles.positions):
-            estimate = displacement(moments.select_axis(number), confidence)
-            if estimate.value is not None:
-                rows.append(replace(
-                    row, comparison=f"{name}, {position}", estimate=estimate,
-                    p_value=one_sided_p_value(estimate, 0.0, confidence),
-                ))  # fmt: skip
+        p_values = displacement_p_values(moments)
+        rows += [
+            replace(
+                row, comparison=f"{name}, {position}", estimate=displacement(moments.select_axis(number), confidence),
+                p_value=float(p_values[number]) if np.isfinite(p_values[number]) else None,
+            )
+            for number, position in enumerate(choices.profiles.positions)
+        ]  # fmt: skip
     return adjust_false_discoveries(rows)
 
 
