@@ -6,6 +6,7 @@ neighbor does not share is fragile.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,11 @@ class Robustness:
         return {choice: verdicts for choice, verdicts in found.items() if verdicts}
 
     @property
+    def has_estimates(self) -> bool:
+        """Whether there is any number that could have been another one."""
+        return any(each.value is not None for analysis in self.analyses for each in analysis.estimates.values())
+
+    @property
     def fragile(self) -> list[str]:
         """What has a fragile verdict: the claim, by the name `CLAIM`, and factors."""
         names = [name for verdicts in self.changes.values() for name in verdicts]
@@ -92,22 +98,28 @@ class Robustness:
 
     def count_agreeing(self, name: str = CLAIM) -> int:
         """The number of analyses, the planned one among them, that give the planned verdict."""
-        return sum(each.verdicts.get(name) == self.planned.verdicts[name] for each in self.analyses)
+        planned = self.planned.verdicts[name]
+        return sum(each.verdicts.get(name) == planned for each in self.analyses)
 
 
 def format_agreement(robustness: Robustness) -> str:
-    """`48 of 54 analyses give the same verdict on the claim; on depth 54, on batch_size 50.`"""
-    n = len(robustness.analyses)
-    factors = [f"on {name} {robustness.count_agreeing(name)}" for name in robustness.planned.factors]
-    said = f"{robustness.count_agreeing()} of {n} analyses give the same verdict on the claim"
-    return f"{said}; {', '.join(factors)}." if factors else f"{said}."
+    """`48 of 54 analyses agree on the claim (6: evidence against), 54 on depth and 50 on batch_size.`"""
+    planned, parts = robustness.planned.verdicts, []
+    for name in planned:
+        others = Counter(
+            each.verdicts[name] for each in robustness.analyses if each.verdicts.get(name, planned[name]) != planned[name]
+        )
+        said = ", ".join(f"{number}: {format_verdict(verdict)}" for verdict, number in others.most_common())
+        of = "" if parts else f" of {len(robustness.analyses)} analyses agree"
+        parts.append(f"{robustness.count_agreeing(name)}{of} on {name}" + f" ({said})" * bool(others))
+    return f"{join_words(parts)}."
 
 
 def format_fragile(robustness: Robustness) -> str:
-    """`Fragile: with distance Aitchison, the claim has "supported".`; a sentence that says so if nothing is."""
+    """`Fragile: with the Aitchison distance, the claim has "supported".`; a sentence that says so if nothing is."""
     changes = robustness.changes
     if not changes:
-        return "No verdict changes if a single choice is made otherwise."
+        return "No verdict changes if a single choice is made in another way."
     parts = []
     for choice, verdicts in changes.items():
         groups: dict[Verdict, list[str]] = {}
@@ -119,7 +131,7 @@ def format_fragile(robustness: Robustness) -> str:
 
 
 def format_fragile_choices(robustness: Robustness) -> str:
-    """`with Aitchison distances`: the choices that change the verdict on the claim, for a line of a terminal."""
+    """`with the Aitchison distance`: the choices that change the verdict on the claim, for a line of a terminal."""
     return join_words(
         _format_choice(choice) for choice, verdicts in robustness.changes.items() if CLAIM in verdicts
     )  # fmt: skip

@@ -15,7 +15,7 @@ from study.analysis.weight_tables import find_first_late_epoch
 from study.config.datasets import DATASETS
 
 FINISHED_PAIRS = "diverged runs left out"
-AT_CHANCE = "diverged runs counted as chance"
+AT_CHANCE = "diverged runs at chance level"
 
 
 def explore_useful(records: StudyRecords) -> Robustness:
@@ -26,7 +26,7 @@ def explore_useful(records: StudyRecords) -> Robustness:
     analyses = []
     for metric in _list_metrics(records.study.metric):
         for moment, trials in _select_moments(records, metric):
-            for divergence, counted in ((FINISHED_PAIRS, trials), (AT_CHANCE, count_as_chance(trials, metric))):
+            for divergence, counted in _count_diverged(trials, metric):
                 values = {
                     "metric": _name_metric(records, metric), "moment": moment, "divergence": divergence,
                 }  # fmt: skip
@@ -79,6 +79,13 @@ def _select_moments(records: StudyRecords, metric: str) -> Iterator[tuple[str, p
     if not means.empty:
         late = records.trials["key"].map(means).astype(float)
         yield LAST_FIFTH, records.trials.assign(**{metric: late.where(records.trials["state"].eq("done"))})
+
+
+def _count_diverged(trials: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The trials with diverged runs left out and, if there are any, counted at chance level."""
+    yield FINISHED_PAIRS, trials
+    if trials["state"].eq("diverged").any():
+        yield AT_CHANCE, count_as_chance(trials, metric)
 
 
 def average_late_epochs(curves: pd.DataFrame, metric: str) -> pd.Series:
