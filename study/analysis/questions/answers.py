@@ -8,14 +8,10 @@ from typing import Any
 
 from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.verdicts import Verdict
-from study.analysis.statistics.intervals import Estimate, adjust_holm, mean_p_value
+from study.analysis.statistics.intervals import Estimate, adjust_holm
 from study.analysis.statistics.measures import Measure
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.analysis.wording import round_number
-from study.config.schema import SCORE_MARGIN
-
-# A verdict needs this share of the planned cells. A cell that diverged has a result, and counts.
-MIN_CELLS = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +19,7 @@ class Effect:
     """One row of an answer's table: a number, its uncertainty, and the trials behind it.
 
     n_pairs: pairs in the estimate. missing: number of planned pairs that are not in it, by reason. bootstrap: ends of
-    the bootstrap interval. probability: share of pairs above the measure's line, ties counting half. p_value: adjusted
+    the bootstrap interval. share_above: share of pairs above the measure's line, ties counting half. p_value: adjusted
     for its family. trials: rows of the trial table that the number is computed from. censored: how many of them never
     reached the target and count as one epoch more than they had.
     """
@@ -36,7 +32,7 @@ class Effect:
     missing: Mapping[str, int] = field(default_factory=dict)
     per_replicate: Sequence[float] = ()
     bootstrap: tuple[float, float] | None = None
-    probability: float | None = None
+    share_above: float | None = None
     p_value: float | None = None
     trials: Sequence[int] = ()
     censored: int = 0
@@ -51,7 +47,8 @@ class Effect:
             "n_pairs": self.n_pairs, "n_pairs_planned": self.n_pairs_planned, "missing": dict(self.missing),
             "per_replicate": [round_number(value) for value in self.per_replicate],
             "bootstrap": self.bootstrap and [round_number(end) for end in self.bootstrap],
-            "probability": round_number(self.probability), "p_value": round_number(self.p_value), "trials": list(self.trials),
+            "share_above": round_number(self.share_above), "p_value": round_number(self.p_value),
+            "trials": list(self.trials),
             "censored": self.censored,
         }  # fmt: skip
 
@@ -111,35 +108,30 @@ def difference_effect(measure: Measure, comparison: str, item: PairedDifference)
     return Effect(
         measure=measure, comparison=comparison, estimate=item.estimate, per_replicate=item.per_replicate,
         n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing, bootstrap=item.bootstrap,
-        probability=item.probability, p_value=item.p_value, trials=item.trials, censored=item.censored,
+        share_above=item.share_above, p_value=item.p_value, trials=item.trials, censored=item.censored,
     )  # fmt: skip
 
 
-def covers(n_cells: int, n_cells_diverged: int, n_cells_planned: int) -> bool:
-    """Whether enough of the planned cells have a result for a verdict."""
-    return n_cells > 0 and n_cells + n_cells_diverged >= MIN_CELLS * n_cells_planned
-
-
-def confirms(item: PairedDifference) -> bool:
-    """Whether the reference gains, with no diverged run of its own whose absence could have caused it."""
-    return covers_pairs(item) and item.estimate.above(0) and not item.missing.get(f"{item.reference} diverged")
-
-
-def refuted(items: Sequence[PairedDifference], confidence: float) -> list[PairedDifference]:
-    """The items whose reference gains less than `SCORE_MARGIN`, with no diverged run of the other side.
-
-    One of them is enough to refute a claim, so every comparison adds a chance of error: one-sided p values of a
-    gain of `SCORE_MARGIN` or more are adjusted by Holm over all items. For a single item: its interval lies below the
-    margin.
-    """
-    p_values = adjust_holm([mean_p_value(item.per_replicate, SCORE_MARGIN, "less") for item in items])
+def cell_effects(measure: Measure, item: PairedDifference) -> list[Effect]:
+    """Rows for the single cells of a paired difference. Intervals and p values are adjusted for their number."""
     return [
-        item for item, p_value in zip(items, p_values, strict=True)
-        if p_value is not None and p_value < (1 - confidence) / 2
-        and covers_pairs(item) and not item.missing.get(f"{item.other} diverged")
+        Effect(
+            measure=measure, comparison=f"{item.reference} - {item.other} at {cell.name}", estimate=cell.estimate,
+            n_pairs=cell.n_pairs, n_pairs_planned=cell.n_pairs_planned, p_value=cell.p_value, trials=cell.trials,
+        )
+        for cell in item.cells
     ]  # fmt: skip
 
 
-def covers_pairs(item: PairedDifference) -> bool:
-    """`covers` for a paired difference."""
-    return covers(item.n_cells, item.n_cells_diverged, item.n_cells_planned)
+def interaction_effects(measure: Measure, items: Sequence[PairedDifference]) -> list[Effect]:
+    """Rows for the interaction tests of paired differences; p values are adjusted over all of them."""
+    tested = [(item, item.interaction) for item in items if item.interaction is not None]
+    p_values = adjust_holm([found.p_value for _, found in tested])
+    return [
+        Effect(
+            measure=measure, estimate=found.estimate, p_value=p_value, trials=item.trials,
+            comparison=f"{item.reference} - {item.other} at {item.cells[found.cell].name}, minus other cells",
+            n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned,
+        )
+        for (item, found), p_value in zip(tested, p_values, strict=True)
+    ]  # fmt: skip

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pandas as pd
 
+from study.analysis.questions.level_comparisons import find_chance_levels
 from study.analysis.questions.robustness import LAST_EPOCH, LAST_FIFTH, Analysis, Robustness
 from study.analysis.questions.useful import compare_norms, decide
 from study.analysis.records import StudyRecords
 from study.analysis.trial_files import CURVES
 from study.analysis.weight_tables import find_first_late_epoch
-from study.config.datasets import DATASETS
 
 FINISHED_PAIRS = "diverged runs left out"
 AT_CHANCE = "diverged runs at chance level"
@@ -37,27 +37,17 @@ def explore_useful(records: StudyRecords) -> Robustness:
 def count_as_chance(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The trials with diverged runs as finished ones that have the score of guessing."""
     diverged = trials["state"].eq("diverged")
-    chance = compute_chance_levels(trials)
+    chance = find_chance_levels(trials)
     return trials.assign(**{
         "state": trials["state"].mask(diverged, "done"), metric: trials[metric].mask(diverged, chance),
     })  # fmt: skip
 
 
-def compute_chance_levels(trials: pd.DataFrame) -> pd.Series:
-    """The score of guessing for each trial: 1 / the number of classes; 0 for mIoU and AP."""
-    levels = [
-        1 / DATASETS[dataset].classes if task == "classification" else 0.0
-        for task, dataset in zip(trials["task"], trials["dataset"], strict=True)
-    ]
-    return pd.Series(levels, index=trials.index, dtype=float)
-
-
 def _judge(records: StudyRecords, metric: str, values: dict[str, str]) -> Analysis:
-    comparisons = compare_norms(records, metric)
+    comparisons, margin = compare_norms(records, metric), records.margin(metric)
     return Analysis(
-        choices=values, verdict=decide(comparisons, records.study.analysis.confidence),
-        estimates={f"{item.reference} - {item.other}": item.estimate for item in comparisons},
-        margin=records.margin(metric),
+        choices=values, verdict=decide(comparisons, margin, records.confidence),
+        estimates={f"{item.reference} - {item.other}": item.estimate for item in comparisons}, margin=margin,
     )  # fmt: skip
 
 

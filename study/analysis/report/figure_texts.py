@@ -20,8 +20,8 @@ def format_effect(effect: Effect) -> str:
         lines.append(f"interval {format_number(effect.estimate.low, 4)} to {format_number(effect.estimate.high, 4)}")
     if effect.bootstrap:
         lines.append(f"bootstrap {format_number(effect.bootstrap[0], 4)} to {format_number(effect.bootstrap[1], 4)}")
-    if effect.probability is not None:
-        lines.append(f"probability of a pair above the line: {format_number(effect.probability, 2)}")
+    if effect.share_above is not None:
+        lines.append(f"share of pairs above the line: {format_number(effect.share_above, 2)}")
     if effect.p_value is not None:
         lines.append(f"adjusted p {effect.p_value:.2g}")
     lines.append(f"{effect.estimate.n} replicates, {effect.n_pairs} of {effect.n_pairs_planned} pairs")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from study.analysis.statistics.cell_means import estimate_contrast, find_interaction
 from study.analysis.statistics.displacement import (
     displacement,
     displacement_difference,
@@ -83,6 +84,17 @@ def _scores() -> list[Measure]:
             "scores in the last epoch. A run that never reaches it counts as one epoch more than it had (it is "
             "censored, and counted); one level of a factor minus another, paired at equal cell and replicate, mean "
             "over both.",
+        ),
+        Measure(
+            name="cell_difference", label="difference in a single cell", rule=estimate_contrast,
+            definition="The metric of the study: one norm minus another in one cell, paired at equal replicate. All "
+            "intervals of a comparison together have the stated confidence (Bonferroni).",
+        ),
+        Measure(
+            name="interaction", label="interaction of norm and cell", rule=find_interaction,
+            definition="The metric of the study: the difference between two norms in one cell, minus its mean over the "
+            "other cells, paired at equal replicate, for the cell where this is clearest. The interval is adjusted for "
+            "the number of cells (Bonferroni), and p, that all cells have the same difference, by Holm.",
         ),
     ]  # fmt: skip
 
