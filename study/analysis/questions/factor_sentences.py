@@ -27,7 +27,7 @@ def format_paper_claim(
 ) -> str:
     """The part of the paper's claim that a study can test, with what changes along with a factor, and what is left."""
     absent = [name for name in all_factors if name not in (*strong, *weak)]
-    left = f" ({join_words(absent)} {'was' if len(absent) == 1 else 'were'} not varied)" * bool(absent)
+    left = f" ({join_words(absent)} {'was' if len(absent) == 1 else 'were'} not varied)" if absent else ""
     moves = "moves" if len(strong) == 1 else "each move"
     return (
         f"{_join_factors(records, strong)} {moves} the choice further than {_join_factors(records, weak)}{left}"
