@@ -75,7 +75,9 @@ def average_last_fifth(weights: pa.Table) -> pd.DataFrame:
     by = ["trial_id", "replicate", "layer_index", "stage", "place", "depth_fraction", "statistic", "normalizer"]
     trials = weights["trial_id"].combine_chunks().indices.to_pandas()
     epochs = weights["epoch"].to_pandas()
-    is_late = epochs.gt(find_first_late_epoch(epochs.groupby([trials, weights["replicate"].to_pandas()]).transform("max")) - 1)
+    is_late = epochs.gt(
+        find_first_late_epoch(epochs.groupby([trials, weights["replicate"].to_pandas()]).transform("max")) - 1
+    )
     late = weights.filter(pa.array(is_late & weights["role"].to_pandas().eq(BACKBONE)))
     means: pd.DataFrame = _decode(late.group_by(by, use_threads=False).aggregate([("weight", "mean")])).to_pandas()
     return means.rename(columns={"weight_mean": "weight"})

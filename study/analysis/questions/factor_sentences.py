@@ -127,7 +127,11 @@ def _format_factor(
     ends = find_ends(distances.choices.cells[name].tolist())
     levels = f" (from {ends[0]} to {ends[1]})" if ends else ""
     by = format_estimate(estimate, records.confidence)
-    seeds = f", which is {format_number(relative.value, 2)} times the distance between two seeds" if relative.value is not None else ""
+    seeds = (
+        f", which is {format_number(relative.value, 2)} times the distance between two seeds"
+        if relative.value is not None
+        else ""
+    )
     subject = f"{name}{levels}"
     return {
         "supported": f"Factor {subject} moves the choice by {by}{seeds}.",

@@ -107,7 +107,9 @@ def format_agreement(robustness: Robustness) -> str:
     planned, parts = robustness.planned.verdicts, []
     for name in planned:
         others = Counter(
-            each.verdicts[name] for each in robustness.analyses if each.verdicts.get(name, planned[name]) != planned[name]
+            each.verdicts[name]
+            for each in robustness.analyses
+            if each.verdicts.get(name, planned[name]) != planned[name]
         )
         said = ", ".join(f"{number}: {format_verdict(verdict)}" for verdict, number in others.most_common())
         of = "" if parts else f" of {len(robustness.analyses)} analyses agree"

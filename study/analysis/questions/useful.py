@@ -13,7 +13,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from study.analysis.questions import useful_sentences as sentences
-from study.analysis.questions.answers import Answer, Effect, cell_effects, difference_effects, interaction_effects
+from study.analysis.questions.answers import (
+    Answer,
+    Effect,
+    Judgement,
+    cell_effects,
+    difference_effects,
+    interaction_effects,
+)
 from study.analysis.questions.factor_effects import select_choices
 from study.analysis.questions.level_comparisons import build_claims, compare_levels
 from study.analysis.questions.seed_sources import format_seed_sources, seed_deviation_rows
@@ -67,6 +74,14 @@ def answer_useful(records: StudyRecords) -> Answer:
         n_done=len(records.done), n_planned=records.n_planned,
         needs=_list_needs(verdict, opponents, margin, confidence),
     )  # fmt: skip
+
+
+def judge_useful(records: StudyRecords) -> Judgement:
+    """The verdict of `answer_useful` alone, with the differences that decide."""
+    metric = records.study.metric
+    differences = compare_norms(records, metric)
+    verdict = decide(differences, records.margin(metric), records.confidence)
+    return Judgement(verdict=verdict, effects=difference_effects(records.measures[metric], differences))
 
 
 def decide(comparisons: Sequence[PairedDifference], margin: float, confidence: float) -> Verdict:

@@ -30,20 +30,27 @@ class Measure:
     """A kind of number.
 
     name: identifies it in `answers.json`. rule: the function that computes it.
-    line: the value that means "no difference". headline: whether it is in the table of main numbers.
+    headline: whether it is in the table of main numbers.
     """
 
     name: str
     label: str
     definition: str
     rule: Callable[..., Any]
-    line: float = 0.0
     headline: bool = False
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether it is a difference or a trend, which texts show with its sign."""
+        return self.rule in _SIGNED
 
     @property
     def rule_name(self) -> str:
         """Module and name of the rule: `paired_differences.paired_differences`."""
         return f"{self.rule.__module__.rpartition('.')[2]}.{self.rule.__name__}"
+
+
+_SIGNED = (paired_differences, displacement_difference, epochs_to_target, rank_trends, slope_weights)
 
 
 @cache
