@@ -314,9 +314,9 @@ def format_starts_rule(not_own: Sequence[str], no_mix: Sequence[str], margin: fl
     return " ".join([
         "Warm starts are compared by the same rule and do not decide the verdict. The difference is frozen (every",
         "layer keeps its own choice) minus the other start rule. If the study has no frozen, it is fine_tune (whose",
-        "choices are trained further) minus the other start rule. That each layer has its own choice matters if the difference",
-        f"lies above {margin:g} for each of {', '.join(not_own)} that the study has. It does not matter if the",
-        f"difference lies below {margin:g} for any of them (adjusted by Holm). Whether it matters that layers mix",
+        "choices are trained further) minus the other start rule. That each layer has its own choice matters if the",
+        f"difference lies above {margin:g} for each of {', '.join(not_own)} that the study has. It does not matter if",
+        f"the difference lies below {margin:g} for any of them (adjusted by Holm). Whether it matters that layers mix",
         f"normalizers is decided in the same way by {', '.join(no_mix)}. The rule transplant, and all rules with",
         "start.fresh, train a newly initialized network. They are compared with frozen and start.fresh, or else with",
         "scratch. This decides nothing: the BN statistics of scratch may be moving averages, whereas those of warm",
