@@ -78,7 +78,8 @@ def average_last_fifth(weights: pa.Table) -> pd.DataFrame:
     is_late = epochs.ge(find_first_late_epoch(epochs.groupby(trials).transform("max")))
     late = weights.filter(pa.array(is_late & weights["role"].to_pandas().eq(BACKBONE)))
     means: pd.DataFrame = _decode(late.group_by(by, use_threads=False).aggregate([("weight", "mean")])).to_pandas()
-    return means.rename(columns={"weight_mean": "weight"})
+    means.columns = [*by, "weight"]
+    return means
 
 
 def find_first_late_epoch(last: pd.Series) -> pd.Series:

@@ -104,7 +104,8 @@ class Robustness:
 
 def format_agreement(robustness: Robustness) -> str:
     """How many analyses agree: `48 of 54 analyses agree on the claim (6: evidence against) and 54 on depth.`."""
-    planned, parts = robustness.planned.verdicts, []
+    planned = robustness.planned.verdicts
+    parts: list[str] = []
     for name, verdict in planned.items():
         others = Counter(each.verdicts.get(name, verdict) for each in robustness.analyses)
         del others[verdict]
