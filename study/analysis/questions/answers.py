@@ -54,6 +54,15 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The verdicts of an answer with the numbers that decide, without anything that is only shown."""
+
+    verdict: Verdict
+    effects: Sequence[Effect]
+    factors: Mapping[str, Verdict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """The answer to one question, as the report and `answers.json` show it.
 

@@ -194,13 +194,20 @@ def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, V
 # ---------------------------------------------------------------------------------------------------- effects
 
 
+def displacement_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
+    """Rows for the displacement of every factor, on which its verdict is given."""
+    claims = distances.claims(confidence)
+    p_values = adjust_p_values(claims, confidence)
+    return [
+        factor_row(distances.choices, "effect", name, [name], claim.estimate, p_values[name])
+        for name, claim in claims.items()
+    ]
+
+
 def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
     """Rows for the displacement of every factor: in two units, for each axis, by other distances, and per doubling."""
     choices, claims = distances.choices, distances.claims(confidence)
-    p_values = adjust_p_values(claims, confidence)
-    rows = [
-        factor_row(choices, "effect", name, [name], claim.estimate, p_values[name]) for name, claim in claims.items()
-    ]
+    rows = displacement_rows(distances, confidence)
     rows += _seed_rows(distances, confidence)
     relative = distances.relative(confidence)
     rows += [factor_row(choices, "effect_relative", name, [name], relative[name]) for name in claims]

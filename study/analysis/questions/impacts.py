@@ -13,9 +13,15 @@ from itertools import product
 import pandas as pd
 
 from study.analysis.questions import factor_sentences as sentences
-from study.analysis.questions.answers import Answer
+from study.analysis.questions.answers import Answer, Judgement
 from study.analysis.questions.factor_effects import ChoiceDistances, adjust_p_values, factor_row
-from study.analysis.questions.factor_question import Decision, Details, FactorQuestion, answer_factor_question
+from study.analysis.questions.factor_question import (
+    Decision,
+    Details,
+    FactorQuestion,
+    answer_factor_question,
+    judge_factor_question,
+)
 from study.analysis.questions.factor_robustness import explore_factor_question
 from study.analysis.questions.impact_details import find_dynamics, find_places, find_trends
 from study.analysis.questions.robustness import Robustness
@@ -30,6 +36,11 @@ WEAK = ("initialization", "decay", "solver")
 def answer_impacts(records: StudyRecords) -> Answer:
     """Says of each factor whether it moves the choices of the reference norm. Works on any part of a study."""
     return answer_factor_question(_Impacts(), records)
+
+
+def judge_impacts(records: StudyRecords) -> Judgement:
+    """The verdicts of `answer_impacts` alone."""
+    return judge_factor_question(_Impacts(), records)
 
 
 def explore_impacts(records: StudyRecords) -> Robustness:

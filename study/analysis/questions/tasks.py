@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from study.analysis.questions import factor_sentences as sentences
-from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.answers import Answer, Effect, Judgement
 from study.analysis.questions.factor_effects import (
     ChoiceDistances,
     collect_choices,
@@ -17,7 +17,13 @@ from study.analysis.questions.factor_effects import (
     measure_distances,
     select_choices,
 )
-from study.analysis.questions.factor_question import Decision, Details, FactorQuestion, answer_factor_question
+from study.analysis.questions.factor_question import (
+    Decision,
+    Details,
+    FactorQuestion,
+    answer_factor_question,
+    judge_factor_question,
+)
 from study.analysis.questions.factor_robustness import explore_factor_question
 from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.transfer import compare_after, compare_before_and_after, select_fine_tuned
@@ -35,6 +41,11 @@ TOGETHER = "task on dataset"  # both as one factor, where tasks have no data set
 def answer_tasks(records: StudyRecords) -> Answer:
     """Measures how far task and data set move the choices of backbones. Works on any part of a study."""
     return answer_factor_question(_Tasks(), records)
+
+
+def judge_tasks(records: StudyRecords) -> Judgement:
+    """The verdicts of `answer_tasks` alone."""
+    return judge_factor_question(_Tasks(), records)
 
 
 def explore_tasks(records: StudyRecords) -> Robustness:
