@@ -73,14 +73,13 @@ def average_last_fifth(weights: pa.Table) -> pd.DataFrame:
     weights: those of every epoch and role, text dictionary-encoded.
     """
     by = ["trial_id", "replicate", "layer_index", "stage", "place", "depth_fraction", "statistic", "normalizer"]
-    trials = weights["trial_id"].combine_chunks().indices.to_pandas()
+    trials = [weights["trial_id"].combine_chunks().indices.to_numpy(), weights["replicate"].to_numpy()]
     epochs = weights["epoch"].to_pandas()
-    is_late = epochs.gt(
-        find_first_late_epoch(epochs.groupby([trials, weights["replicate"].to_pandas()]).transform("max")) - 1
-    )
+    is_late = epochs.ge(find_first_late_epoch(epochs.groupby(trials).transform("max")))
     late = weights.filter(pa.array(is_late & weights["role"].to_pandas().eq(BACKBONE)))
     means: pd.DataFrame = _decode(late.group_by(by, use_threads=False).aggregate([("weight", "mean")])).to_pandas()
-    return means.rename(columns={"weight_mean": "weight"})
+    means.columns = [*by, "weight"]
+    return means
 
 
 def find_first_late_epoch(last: pd.Series) -> pd.Series:
@@ -88,7 +87,8 @@ def find_first_late_epoch(last: pd.Series) -> pd.Series:
 
     Epoch 0 is the state before training, and is never one of them.
     """
-    return (last - np.ceil(last / 5).clip(lower=2) + 1).clip(lower=np.minimum(last, 1))
+    first: pd.Series = (last - np.ceil(last / 5).clip(lower=2) + 1).clip(lower=np.minimum(last, 1))
+    return first
 
 
 def compute_epoch_means(weights: pa.Table) -> pd.DataFrame:

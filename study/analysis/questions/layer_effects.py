@@ -29,7 +29,7 @@ def layer_rows(choices: Choices, confidence: float) -> list[Effect]:
     cells, rows = CellDistances(measure_positions(choices)), []
     for name, contrasts in choices.contrasts.items():
         moments = measure_contrasts(cells, contrasts)
-        if not moments.n_contrasts:
+        if not moments.n_contrasts or not choices.profiles.positions:
             continue
         row = factor_row(choices, "effect_layer", name, [name], Estimate())
         p_values = displacement_p_values(moments)
@@ -47,17 +47,15 @@ def measure_positions(choices: Choices, distance: Distance = JENSEN_SHANNON) -> 
     """Squared distances (cell, replicate, cell, replicate, position), means over axes; NaN for missing networks."""
     axes, positions, members = choices.values.shape[2:]
     apart = replace(choices, values=choices.values.reshape(*choices.values.shape[:2], axes * positions, 1, members))
-    return apart.measure(distance).reshape(*2 * choices.values.shape[:2], axes, positions).mean(axis=-2)
+    squared = apart.measure(distance).reshape(*2 * choices.values.shape[:2], axes, positions)
+    return np.asarray(squared.mean(axis=-2))
 
 
 def adjust_false_discoveries(rows: Sequence[Effect]) -> list[Effect]:
     """The rows with p values adjusted over all that have one."""
-    tested = [number for number, row in enumerate(rows) if row.p_value is not None]
-    adjusted = stats.false_discovery_control([rows[number].p_value for number in tested]) if tested else []
-    found = list(rows)
-    for number, p_value in zip(tested, np.asarray(adjusted).tolist(), strict=True):
-        found[number] = replace(rows[number], p_value=p_value)
-    return found
+    p_values = [row.p_value for row in rows if row.p_value is not None]
+    adjusted = iter(stats.false_discovery_control(p_values).tolist() if p_values else [])
+    return [row if row.p_value is None else replace(row, p_value=next(adjusted)) for row in rows]
 
 
 def format_layer_effects(rows: Sequence[Effect], factors: Sequence[str], confidence: float) -> list[str]:

@@ -103,22 +103,20 @@ class Robustness:
 
 
 def format_agreement(robustness: Robustness) -> str:
-    """`48 of 54 analyses agree on the claim (6: evidence against), 54 on depth and 50 on batch_size.`"""
-    planned, parts = robustness.planned.verdicts, []
-    for name in planned:
-        others = Counter(
-            each.verdicts[name]
-            for each in robustness.analyses
-            if each.verdicts.get(name, planned[name]) != planned[name]
-        )
-        said = ", ".join(f"{number}: {format_verdict(verdict)}" for verdict, number in others.most_common())
+    """How many analyses agree: `48 of 54 analyses agree on the claim (6: evidence against) and 54 on depth.`."""
+    planned = robustness.planned.verdicts
+    parts: list[str] = []
+    for name, verdict in planned.items():
+        others = Counter(each.verdicts.get(name, verdict) for each in robustness.analyses)
+        del others[verdict]
+        said = ", ".join(f"{number}: {format_verdict(other)}" for other, number in others.most_common())
         of = "" if parts else f" of {len(robustness.analyses)} analyses agree"
         parts.append(f"{robustness.count_agreeing(name)}{of} on {name}" + f" ({said})" * bool(others))
     return f"{join_words(parts)}."
 
 
 def format_fragile(robustness: Robustness) -> str:
-    """`Fragile: with the Aitchison distance, the claim has "supported".`; a sentence that says so if nothing is."""
+    """What is fragile: `Fragile: with the Aitchison distance, the claim has "supported".`; or that nothing is."""
     changes = robustness.changes
     if not changes:
         return "No verdict changes if a single choice is made in another way."

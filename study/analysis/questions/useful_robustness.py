@@ -38,9 +38,10 @@ def count_as_chance(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The trials with diverged runs as finished ones that have the score of guessing."""
     diverged = trials["state"].eq("diverged")
     chance = find_chance_levels(trials)
-    return trials.assign(**{
+    counted: pd.DataFrame = trials.assign(**{
         "state": trials["state"].mask(diverged, "done"), metric: trials[metric].mask(diverged, chance),
     })  # fmt: skip
+    return counted
 
 
 def _judge(records: StudyRecords, metric: str, values: dict[str, str]) -> Analysis:

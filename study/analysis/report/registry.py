@@ -23,7 +23,8 @@ from study.analysis.wording import split_sentences
 class Question:
     """How a question is answered and shown.
 
-    answer: works on any part of a study. judge: its verdicts alone. explore: what other analyses would have said.
+    answer: works on any part of a study. judge: its verdicts alone. explore: what other analyses would have said; only
+    for a report of a finished study, because it takes as long as an answer.
     draw: the figures for the rows of its table that have a value.
     example: a study of configs/studies that asks it.
     """

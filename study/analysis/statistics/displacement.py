@@ -210,7 +210,7 @@ def displacement_p_values(moments: Moments) -> Floats:
     error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean(axis=0)) ** 2, axis=0))
     with np.errstate(invalid="ignore", divide="ignore"):
         p_values = special.stdtr(n - 1, -value / error)
-    constant = np.array([is_identical(each) for each in left_out.T])
+    constant = np.array([is_identical(each) for each in left_out.T], dtype=bool)
     certain = constant & (seeds[0] <= NOTHING)
     p_values = np.where(certain, np.where(value > 0, 0.0, 1.0), np.where(constant, np.nan, p_values))
     return np.where(np.isfinite(stable).all(axis=0), p_values, np.nan)
