@@ -25,18 +25,20 @@ def find_duplicates(trials: pd.DataFrame, weights: pa.Table, curves: pd.DataFram
     epoch, and at least one loss. The first of them is kept.
     weights: switch weights of every epoch, with the column `key`.
     """
-    losses = curves["name"].isin(_LOSSES) & curves["value"].notna()
-    candidates = trials[trials["state"].isin(FINISHED) & trials["key"].isin(curves.loc[losses, "key"].unique())]
-    candidates = candidates[candidates.duplicated("trial_id", keep=False)]
-    if candidates.empty:
-        return pd.Series(dtype=object)
-    keys = pd.Index(candidates["key"])
-    digests = candidates[["trial_id", "replicate"]].assign(
-        weights=_sum_by_key(_hash_weights(weights), _locate_keys(weights, keys), len(keys)),
-        curves=_sum_by_key(_hash_curves(curves), keys.get_indexer(curves["key"]), len(keys)),
+    finished = trials[trials["state"].isin(FINISHED)]
+    keys = pd.Index(finished["key"])
+    places = keys.get_indexer(curves["key"])
+    losses = curves["name"].isin(_LOSSES).to_numpy() & curves["value"].notna().to_numpy() & (places >= 0)
+    learned = np.bincount(places[losses], minlength=len(keys)) > 0
+    digests = finished[["key", "trial_id", "replicate"]].assign(
+        curves=_sum_by_key(_hash_curves(curves), places, len(keys))
     )
-    first = digests.sort_values("replicate", kind="stable").groupby(["trial_id", "weights", "curves"])
-    original = first["replicate"].transform("first").reindex(digests.index)
+    # Switch weights have many more rows, and are compared only where curves are the same.
+    digests = digests[learned]
+    digests = digests[digests.duplicated(["trial_id", "curves"], keep=False)]
+    digests = digests.assign(weights=_digest_weights(weights, pd.Index(digests["key"])))
+    groups = digests.sort_values("replicate", kind="stable").groupby(["trial_id", "curves", "weights"])
+    original = groups["replicate"].transform("first").reindex(digests.index)
     repeated: pd.Series = original[original.ne(digests["replicate"])]
     return repeated
 
@@ -54,11 +56,18 @@ def mark_duplicates(trials: pd.DataFrame, repeated: pd.Series) -> pd.DataFrame:
     return marked
 
 
-def _hash_weights(weights: pa.Table) -> NDArray[np.uint64]:
-    """A hash of every row: epoch, layer, statistic, normalizer and weight."""
-    columns = [weights[name].to_numpy() for name in ("epoch", "layer_index", "weight")]
+def _digest_weights(weights: pa.Table, keys: pd.Index) -> NDArray[np.uint64]:
+    """A digest of all switch weights of each of these trials."""
+    if not len(keys) or not weights.num_rows:
+        return np.zeros(len(keys), np.uint64)
+    column = weights["key"].combine_chunks()
+    places = keys.get_indexer(pd.Index(column.dictionary.to_pylist(), dtype=object))[column.indices.to_numpy()]
+    weights, places = weights.filter(pa.array(places >= 0)), places[places >= 0]
+    if not weights.num_rows:  # the layers of some norms have no choice
+        return np.zeros(len(keys), np.uint64)
+    numbers = [_hash_numbers(weights[name].to_numpy()) for name in ("epoch", "layer_index", "weight")]
     texts = [_hash_text(weights[name]) for name in ("role", "statistic", "normalizer")]
-    return _mix([*map(_hash_numbers, columns), *texts])
+    return _sum_by_key(_mix([*numbers, *texts]), places, len(keys))
 
 
 def _hash_curves(curves: pd.DataFrame) -> NDArray[np.uint64]:
@@ -78,7 +87,7 @@ def _hash_text(column: pa.ChunkedArray) -> NDArray[np.uint64]:
     joined = column.combine_chunks()
     words = np.asarray(joined.dictionary.to_pylist(), dtype=object)
     hashed = np.asarray(pd.util.hash_array(words), dtype=np.uint64)
-    return hashed[joined.indices.to_numpy()] if len(words) else np.zeros(len(joined), np.uint64)
+    return np.asarray(hashed[joined.indices.to_numpy()], dtype=np.uint64)
 
 
 def _mix(columns: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
@@ -87,13 +96,6 @@ def _mix(columns: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     for column in columns:
         mixed = np.asarray(pd.util.hash_array(mixed * np.uint64(31) + column), dtype=np.uint64)
     return mixed
-
-
-def _locate_keys(weights: pa.Table, keys: pd.Index) -> NDArray[np.intp]:
-    """The position in `keys` of the key of every row; -1 for others."""
-    column = weights["key"].combine_chunks()
-    places = keys.get_indexer(pd.Index(column.dictionary.to_pylist(), dtype=object))
-    return places[column.indices.to_numpy()] if len(places) else np.zeros(0, np.intp)
 
 
 def _sum_by_key(hashes: NDArray[np.uint64], places: NDArray[np.intp], n_keys: int) -> NDArray[np.uint64]:

@@ -20,6 +20,7 @@ from study.analysis.weight_tables import compute_epoch_means, join_weights, sele
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
+from study.config.seeds import MAX_REPLICATES
 from study.norms.names import parse_norm
 from study.plan.analysis_plan import Amendment, Change, PlanRecord, adds_runs, find_changes, resolve_analysis_plan
 from study.plan.design_diagnostics import find_co_varying
@@ -66,6 +67,7 @@ class StudyRecords:
     switch_epochs: means over the layers of the backbone: key, epoch, scope ("network", "stage 1"), statistic,
         normalizer, weight.
     curves: metrics by epoch: key, epoch, name, value.
+    seed_runs: the same for runs in which one seed alone is varied (`seeds.apart`); they are compared with each other.
     unplanned: keys of trials on disk that are not in the plan.
     plan: the plan of the analysis that was recorded when the study first ran, with its amendments; None where an older
         version ran it.
@@ -76,6 +78,7 @@ class StudyRecords:
     space: ChoiceSpace
     provenance: dict[str, Any]
     trials: pd.DataFrame
+    seed_runs: pd.DataFrame
     weights: pa.Table
     switch: pd.DataFrame
     heads: pd.DataFrame
@@ -136,7 +139,7 @@ class StudyRecords:
         """Whether planned trials have not ended yet, so that answers carry no verdict."""
         return int(self.trials["state"].isin(ENDED).sum()) < self.n_planned
 
-    @property
+    @cached_property
     def plan_changes(self) -> PlanChanges:
         """What has changed of the plan of the analysis since it was recorded."""
         if self.plan is None:
@@ -144,7 +147,7 @@ class StudyRecords:
         unrecorded = find_changes(self.plan.latest, resolve_analysis_plan(self.study))
         return PlanChanges(recorded=self.plan, amendments=tuple(self.plan.amendments), unrecorded=unrecorded)
 
-    @property
+    @cached_property
     def look(self) -> int:
         """The number of the look at the data: 1 for the planned runs, one more each time that runs were added."""
         changes = self.plan_changes
@@ -217,9 +220,10 @@ def load_study_records(folder: StudyFolder) -> StudyRecords:
         weights = weights.filter(pc.invert(pc.is_in(weights["key"].cast(pa.string()), pa.array(keys, pa.string()))))
         table, curves = mark_duplicates(table, repeated), curves[~curves["key"].isin(keys)].reset_index(drop=True)
     backbone, heads = split_roles(weights)
+    is_seed_run = table["replicate"].map(lambda number: number is not None and number >= MAX_REPLICATES).astype(bool)
     return StudyRecords(
         folder=folder, study=study, space=space, provenance=content.provenance, plan=content.plan,
-        trials=table,
+        trials=table[~is_seed_run], seed_runs=table[is_seed_run],
         weights=weights.drop_columns("key"), switch=select_last_epochs(backbone), heads=select_last_epochs(heads),
         switch_epochs=compute_epoch_means(backbone), curves=curves,
         unplanned=tuple(build_key(trial) for trial in on_disk if trial.path not in planned_paths),

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
 from study.config.schema import StudyConfig
+from study.config.seeds import MAX_REPLICATES, find_seed_role
 from study.config.yaml_input import read_yaml
 from study.plan.loading import DEFAULT_SCALE, list_configs, load_study
 from study.record.environment import describe_environment, format_command, program_name
@@ -127,6 +128,7 @@ def write_report(options: argparse.Namespace) -> int:
     for other in others:  # raises before anything is written
         read_study(other)
     console = _build_console()
+    _print_unused_settings(console, options, folder)
     images = _write_report(console, folder).export()
     console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
     if others:
@@ -262,7 +264,10 @@ def _build_reproduce_command(options: argparse.Namespace, study: StudyConfig, tr
     levels = [
         f"factors.{factor}={json.dumps(list(dict.fromkeys(cell[factor] for cell in cells)))}" for factor in trial.levels
     ]
-    settings = [*options.set, *levels, f"replicates={trial.replicate + 1}"]
+    role = find_seed_role(trial.replicate)
+    settings = [*options.set, *levels, f"replicates={trial.replicate % MAX_REPLICATES + 1}"]
+    if study.seeds.apart:
+        settings.append(f"seeds.apart={json.dumps([role] if role else [])}")
     if study.search is not None:
         settings.append("search=null")
     flags = [argument for setting in settings for argument in ("--set", setting)]
@@ -286,6 +291,23 @@ def _write_report(console: Console, folder: StudyFolder) -> Report:
         console.print("\n" + "\n".join(format_answer(name, answer)), soft_wrap=True)
     console.print(f"\nreport: {path}")
     return report
+
+
+def _print_unused_settings(console: Console, options: argparse.Namespace, folder: StudyFolder) -> None:
+    """Prints which settings of the analysis `--set` names that a report, which reads study.yaml, does not use."""
+    if not options.set or options.study not in list_configs("studies"):
+        return
+    from study.plan.analysis_plan import find_changes, format_changes, resolve_analysis_plan
+    from study.plan.loading import read_study_file
+
+    study, _ = _load_study(options)
+    changes = find_changes(resolve_analysis_plan(read_study_file(folder.config).study), resolve_analysis_plan(study))
+    if changes:
+        console.print(
+            f"--set does not change a report, which uses the settings in {folder.config}. To change "
+            f"{format_changes(changes)}, use the verb `run`, which records the change.",
+            soft_wrap=True,
+        )
 
 
 def _print_failures(console: Console, result: SweepResult) -> None:

@@ -34,9 +34,11 @@ def print_plan(
     """Prints the plan, one row per cell; sizes and times are filled in as the networks are built and measured."""
     cells = _group_by_cell(trials)
     console.print(f"{study.title}\n{study.question}")
+    more = len(trials) - len(cells) * study.replicates
+    seed_runs = f" and {more} runs with {', '.join(study.seeds.apart)} varied apart" if more else ""
     datasets, epochs = ("/".join(map(str, study.list_values(field))) for field in ("dataset", "epochs"))
     console.print(
-        f"{len(trials)} trials: {len(cells)} cells x {study.replicates} replicates, {study.scale} scale, "
+        f"{len(trials)} trials: {len(cells)} cells x {study.replicates} replicates{seed_runs}, {study.scale} scale, "
         f"data {datasets}, {epochs} epochs. G: chunks, B: batch_size. Batch statistics are taken over `stat` samples, "
         "gradients over G*B.\n"
     )

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import allowed_names
+from study.config.seeds import MAX_REPLICATES, SeedRole
 from study.norms.names import DEFAULT_POOL, effective_pool, parse_norm
 
 SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
@@ -353,6 +354,15 @@ class StartConfig(StrictModel):
     """Config of the trial that `trial` names, or digest of the file `checkpoint`. Computed; it cannot be set."""
 
 
+class SeedsConfig(StrictModel):
+    """Which seeds are also varied apart from each other, to divide the effect of another seed among its sources."""
+
+    apart: list[SeedRole] = []
+    """Seeds that are varied alone: initialization (`init`), order and augmentation of the training data (`data`), data
+    split (`split`). For each of them, every cell is trained again with this seed of each further replicate and all
+    other seeds of the first. These runs are compared with each other only; by default there are none."""
+
+
 class SearchConfig(StrictModel):
     """An Optuna search over the factors instead of the full grid.
 
@@ -504,8 +514,10 @@ class StudyConfig(StrictModel):
     blocks: list[list[str]] = []
     """Lists of factors that are crossed with each other, all other factors at their base level; the plan is the union
     of the blocks. By default all factors are crossed."""
-    replicates: Annotated[int, Field(ge=1)]
+    replicates: Annotated[int, Field(ge=1, lt=MAX_REPLICATES)]
     """Number of training runs of every cell, each with its own seeds."""
+    seeds: SeedsConfig = SeedsConfig()
+    """Seeds that are also varied apart from each other."""
     start: StartConfig = StartConfig()
     """What trials with a warm start start from."""
     search: SearchConfig | None = None
@@ -562,6 +574,7 @@ class StudyConfig(StrictModel):
 SECTIONS: dict[str, type[StrictModel]] = {
     "base": TrialConfig,
     "start": StartConfig,
+    "seeds": SeedsConfig,
     "run": RunConfig,
     "launch": LaunchConfig,
     "tracking": TrackingConfig,

@@ -70,6 +70,9 @@ def explain_error(error: Any) -> str:
 
 
 def _check_pruner(study: StudyConfig, origin: dict[str, str]) -> None:
+    if study.seeds.apart and (study.search or study.replicates < 2):
+        where, needs = find_origin("seeds.apart", origin), "a grid" if study.search else "at least 2 replicates"
+        raise UserError(f"{where}: seeds.apart: seeds can be varied apart in a study with {needs}")
     if study.search and study.search.pruner != "none" and study.replicates > 1:
         where = find_origin("search.pruner", origin)
         raise UserError(f"{where}: search.pruner: a pruner compares single trials; it needs replicates: 1")

@@ -11,6 +11,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
+from study.analysis.questions.answers import Answer
 from study.analysis.records import StudyRecords
 from study.analysis.report.report import Report
 from study.analysis.wording import format_verdict
@@ -125,7 +126,7 @@ def _build_answer_sections(report: Report) -> list[Section]:
     sections = [
         Section(
             title=answer.title, job_type=SUMMARY_JOB,
-            text=f"**{format_verdict(answer.verdict, answer.interim).capitalize()}.** {answer.answer}",
+            text=_format_answer_text(answer),
             panels=[
                 *(_build_media_panel(name, figure.layout.title.text) for name, figure in name_figures(report).items()
                   if name.startswith(f"{question}/")),
@@ -135,6 +136,17 @@ def _build_answer_sections(report: Report) -> list[Section]:
         for question, answer in report.answers.items()
     ]  # fmt: skip
     return [*sections, Section(title="Coverage", panels=[_build_table_panel(COVERAGE)], job_type=SUMMARY_JOB)]
+
+
+def _format_answer_text(answer: Answer) -> str:
+    """Verdict, claim, the verdict on each factor, and the answer, as Markdown."""
+    parts = [f"**{format_verdict(answer.verdict, answer.interim).capitalize()}.** {answer.answer}"]
+    if answer.claim:
+        parts.insert(0, f"Tested: {answer.claim}.")
+    if answer.factors and not answer.interim:
+        judged = "; ".join(f"{name}: {format_verdict(verdict)}" for name, verdict in answer.factors.items())
+        parts.append(f"Does each factor move the choice? {judged}.")
+    return "\n\n".join(parts)
 
 
 def _build_factor_section(factor: str, logged: LoggedMetrics) -> Section:

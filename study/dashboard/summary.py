@@ -81,13 +81,19 @@ def name_figures(report: Report) -> dict[str, go.Figure]:
 
 
 def summarize_verdicts(report: Report) -> dict[str, Any]:
-    """The summary values of the run: verdicts and answers, and the numbers of finished and planned trials."""
+    """The summary values of the run: verdicts, claims and answers, and the numbers of finished and planned trials."""
     verdicts = {
         f"{question}/{name}": getattr(answer, name)
         for question, answer in report.answers.items()
-        for name in ("verdict", "answer")
+        for name in ("verdict", "claim", "answer")
     }
-    return {**verdicts, "trials/finished": report.records.n_finished, "trials/planned": report.records.n_planned}
+    factors = {
+        f"{question}/factors/{factor}": verdict
+        for question, answer in report.answers.items()
+        for factor, verdict in answer.factors.items()
+    }
+    trials = {"trials/finished": report.records.n_finished, "trials/planned": report.records.n_planned}
+    return {**verdicts, **factors, **trials}
 
 
 def build_tables(report: Report) -> dict[str, pd.DataFrame]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError
 from study.config.schema import Range, StudyConfig, TrialConfig
-from study.config.seeds import derive_seeds
+from study.config.seeds import derive_seeds, list_seed_runs
 from study.plan.checks import check_cell
 from study.plan.warm_start import StartSource, build_config, check_source_is_planned, check_start, find_source
 
@@ -90,6 +90,8 @@ class PlannedTrial:
 def plan_trials(study: StudyConfig, space: ChoiceSpace = NORMALIZATION) -> list[PlannedTrial]:
     """Returns every trial of a grid study, replicate by replicate, so that an unfinished study covers all its cells.
 
+    Runs with seeds that are varied apart come last.
+
     Raises `UserError` for a cell that cannot be trained.
     """
     if study.search is not None:
@@ -101,9 +103,8 @@ def plan_trials(study: StudyConfig, space: ChoiceSpace = NORMALIZATION) -> list[
             check_source_is_planned(study, trial.levels, trial.source, planned)
         except ValueError as error:
             raise UserError(f"{study.name}: cell {_format_cell(trial.levels)}: {error}") from None
-    return [
-        replace(trial, replicate=replicate, space=space) for replicate in range(study.replicates) for trial in first
-    ]
+    replicates = [*range(study.replicates), *list_seed_runs(study.seeds.apart, study.replicates)]
+    return [replace(trial, replicate=replicate, space=space) for replicate in replicates for trial in first]
 
 
 def plan_cells(study: StudyConfig) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class Choices:
 
     def measure(self, distance: Distance) -> Floats:
         """Squared distances (cell, replicate, cell, replicate, axis), NaN where a network is missing."""
-        table = np.full((self.present.size, self.present.size, len(self.space.axes)), np.nan)
+        table = np.full((self.present.size, self.present.size, self.values.shape[2]), np.nan)
         where = np.flatnonzero(self.present)
         if where.size:
             table[np.ix_(where, where)] = distance.squared(self.networks)
@@ -101,9 +101,20 @@ class ChoiceDistances:
     choices: Choices
     distance: Distance
     squared: Floats
-    cells: CellDistances
     moments: Mapping[str, Moments]
     margin: float
+
+    @cached_property
+    def cells(self) -> CellDistances:
+        """Mean squared distances between cells."""
+        return CellDistances(self.squared)
+
+    def select_axis(self, axis: int) -> ChoiceDistances:
+        """The same by the weights of one axis alone."""
+        return ChoiceDistances(
+            choices=self.choices, distance=self.distance, squared=self.squared[..., [axis]],
+            moments={name: each.select_axis(axis) for name, each in self.moments.items()}, margin=self.margin,
+        )  # fmt: skip
 
     def estimate(self, confidence: float, axis: int | None = None) -> dict[str, Estimate]:
         """The displacement of every factor, the largest first; `axis`: the number of the one axis to measure."""
@@ -174,9 +185,7 @@ def measure_distances(choices: Choices, margin: float, distance: Distance = JENS
     cells = CellDistances(squared)
     moments = {name: measure_contrasts(cells, each) for name, each in choices.contrasts.items()}
     margin = convert_margin(margin, distance, len(choices.space.members))
-    return ChoiceDistances(
-        choices=choices, distance=distance, squared=squared, cells=cells, moments=moments, margin=margin
-    )
+    return ChoiceDistances(choices=choices, distance=distance, squared=squared, moments=moments, margin=margin)
 
 
 def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, Verdict]:
@@ -187,13 +196,20 @@ def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, V
 # ---------------------------------------------------------------------------------------------------- effects
 
 
+def displacement_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
+    """Rows for the displacement of every factor, on which its verdict is given."""
+    claims = distances.claims(confidence)
+    p_values = adjust_p_values(claims, confidence)
+    return [
+        factor_row(distances.choices, "effect", name, [name], claim.estimate, p_values[name])
+        for name, claim in claims.items()
+    ]
+
+
 def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
     """Rows for the displacement of every factor: in two units, for each axis, by other distances, and per doubling."""
     choices, claims = distances.choices, distances.claims(confidence)
-    p_values = adjust_p_values(claims, confidence)
-    rows = [
-        factor_row(choices, "effect", name, [name], claim.estimate, p_values[name]) for name, claim in claims.items()
-    ]
+    rows = displacement_rows(distances, confidence)
     rows += _seed_rows(distances, confidence)
     relative = distances.relative(confidence)
     rows += [factor_row(choices, "effect_relative", name, [name], relative[name]) for name in claims]

@@ -1,14 +1,17 @@
-"""Compares two levels of a factor over a study's trials."""
+"""Compares two levels of a factor over a study's trials, and what such a comparison can show."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 
+from study.analysis.questions.verdicts import Claim
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
 from study.analysis.statistics.time_to_target import TIME, epochs_to_target
+from study.config.datasets import DATASETS
 
 
 def compare_levels(
@@ -24,6 +27,43 @@ def compare_levels(
         trials = trials.assign(**{TIME: times[TIME]})
     found = paired_differences(
         trials, factors=factors, factor=factor, reference=reference, other=other, metric=metric,
-        confidence=records.study.analysis.confidence,
+        confidence=records.confidence, chance=find_chance_levels(trials) if _is_main(records, metric) else None,
     )  # fmt: skip
     return found if times.empty else replace(found, censored=int(times.loc[list(found.trials), "censored"].sum()))
+
+
+def _is_main(records: StudyRecords, metric: str) -> bool:
+    """Whether a metric is that by which trials are compared, on any split."""
+    return metric.partition("_")[2] == records.study.metric.partition("_")[2]
+
+
+def find_chance_levels(trials: pd.DataFrame) -> pd.Series:
+    """The score of guessing, by row: 1 / number of classes for a classifier, and 0 for mIoU and average precision."""
+    levels = [
+        1 / DATASETS[dataset].classes if task == "classification" else 0.0
+        for task, dataset in zip(trials["task"], trials["dataset"], strict=True)
+    ]
+    chance: pd.Series = pd.Series(levels, index=trials.index, dtype=float)
+    return chance
+
+
+def build_claims(items: Sequence[PairedDifference], margin: float) -> dict[str, Claim]:
+    """`build_claim` of every comparison, by its other level."""
+    return {str(item.other): build_claim(item, margin) for item in items}
+
+
+def build_claim(item: PairedDifference, margin: float) -> Claim:
+    """The claim that the reference gains more than the margin, and which verdicts on it the data allow.
+
+    A level that diverged more often cannot win by the runs that it lost. Where cells are empty, only what holds for
+    every score that they could have had is allowed: the worst case can support, and the best case can refute.
+    """
+    can_support = item.reference_diverged <= item.other_diverged
+    can_refute = item.other_diverged <= item.reference_diverged
+    if not item.empty_cells:
+        return Claim(estimate=item.estimate, margin=margin, can_support=can_support, can_refute=can_refute)
+    if item.worst is None or item.best is None:
+        return Claim(estimate=item.estimate, margin=margin, can_support=False, can_refute=False)
+    if item.worst.above(margin):
+        return Claim(estimate=item.worst, margin=margin, can_support=can_support, can_refute=False)
+    return Claim(estimate=item.best, margin=margin, can_support=False, can_refute=can_refute)

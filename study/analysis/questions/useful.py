@@ -12,11 +12,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from study.analysis.questions import sentences
-from study.analysis.questions.answers import Answer, Effect, confirms, difference_effects, refuted
+from study.analysis.questions import useful_sentences as sentences
+from study.analysis.questions.answers import (
+    Answer,
+    Effect,
+    Judgement,
+    cell_effects,
+    difference_effects,
+    interaction_effects,
+)
 from study.analysis.questions.factor_effects import select_choices
-from study.analysis.questions.level_comparisons import compare_levels
-from study.analysis.questions.verdicts import Verdict
+from study.analysis.questions.level_comparisons import build_claims, compare_levels
+from study.analysis.questions.seed_sources import format_seed_sources, seed_deviation_rows
+from study.analysis.questions.tuned import compare_tuned
+from study.analysis.questions.verdicts import OPEN, SUPPORTED, Verdict, find_below, judge, judge_all
 from study.analysis.questions.warm_starts import NO_MIX, NOT_OWN, compare_starts, describe_starts
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import relative_displacement
@@ -32,13 +41,15 @@ CONTROLS = ("uniform", "random", "shared", "stage")
 
 def answer_useful(records: StudyRecords) -> Answer:
     """Compares the reference switch norm with every other norm of the study. Works on any part of a study."""
-    metric, confidence = records.study.metric, records.study.analysis.confidence
+    metric, confidence, margin = records.study.metric, records.confidence, records.margin(records.study.metric)
     measures = (metric, "train_loss", "generalization_gap", TIME)
     differences = {name: compare_norms(records, name) for name in measures}
     sparse = {name: compare_sparse(records, name) for name in measures}
     starts = {name: compare_starts(records, name) for name in measures}
-    distinct = measure_layers(records)
-    verdict = decide(differences[metric], confidence)
+    tuned = compare_tuned(records)
+    distinct, opponents = measure_layers(records), find_opponents(differences[metric])
+    verdict = decide(differences[metric], margin, confidence)
+    seeds = seed_deviation_rows(records, records.from_scratch)
     rows = {name: [*differences[name], *sparse[name], *starts[name]] for name in measures}
     text = [
         *_compose_text(records, verdict, differences),
@@ -46,28 +57,43 @@ def answer_useful(records: StudyRecords) -> Answer:
         *sentences.format_censored(rows[TIME]),
         *(sentences.format_distinctness(records.reference_norm, row.estimate, confidence) for row in distinct[:1]),
         sentences.format_missing_runs(records.trials),
+        *sentences.format_tuned(tuned, records),
+        *format_seed_sources(seeds),
         *describe_starts(records, starts),
     ]
-    rule = sentences.format_useful_rule(records.measures[metric].label, CONTROLS, confidence)
+    rule = sentences.format_useful_rule(records.measures[metric].label, CONTROLS, margin, confidence)
     return Answer(
         title=TITLE, verdict=verdict, answer=" ".join(text),
-        rule=" ".join([rule, *[sentences.format_starts_rule(NOT_OWN, NO_MIX)] * bool(starts[metric])]),
+        rule=" ".join([rule, *[sentences.format_starts_rule(NOT_OWN, NO_MIX, margin)] * bool(starts[metric])]),
         effects=[
-            *(row for name in measures for row in difference_effects(records.measures[name], rows[name])), *distinct,
+            *(row for name in measures for row in difference_effects(records.measures[name], rows[name])),
+            *(row for item in opponents for row in cell_effects(records.measures["cell_difference"], item)),
+            *interaction_effects(records.measures["interaction"], opponents),
+            *difference_effects(records.measures["tuned_difference"], tuned), *seeds, *distinct,
         ],
         n_done=len(records.done), n_planned=records.n_planned,
-        needs=_needs(verdict, differences[metric], confidence),
+        needs=_list_needs(verdict, opponents, margin, confidence),
     )  # fmt: skip
 
 
-def decide(comparisons: Sequence[PairedDifference], confidence: float) -> Verdict:
-    """The verdict on differences of accuracy, reference minus other; `format_useful_rule` says it in words."""
-    opponents = _opponents(comparisons)
-    if refuted(opponents, confidence):
-        return "not supported"
-    if any(_is_single(item) for item in opponents) and all(confirms(item) for item in opponents):
-        return "supported"
-    return "not enough evidence"
+def judge_useful(records: StudyRecords) -> Judgement:
+    """The verdict of `answer_useful` alone, with the differences that decide."""
+    metric = records.study.metric
+    differences = compare_norms(records, metric)
+    verdict = decide(differences, records.margin(metric), records.confidence)
+    return Judgement(verdict=verdict, effects=difference_effects(records.measures[metric], differences))
+
+
+def decide(comparisons: Sequence[PairedDifference], margin: float, confidence: float) -> Verdict:
+    """The verdict on differences of a metric, reference minus other; `format_useful_rule` says it in words."""
+    opponents = find_opponents(comparisons)
+    verdict = judge_all(build_claims(opponents, margin), confidence)
+    return verdict if verdict != SUPPORTED or any(map(_is_single, opponents)) else OPEN
+
+
+def find_opponents(comparisons: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """The comparisons that decide: with a norm whose layers do not pick their own normalizer."""
+    return [item for item in comparisons if _is_held_back(str(item.other))]
 
 
 def compare_norms(records: StudyRecords, metric: str) -> list[PairedDifference]:
@@ -133,27 +159,28 @@ def _is_single(item: PairedDifference) -> bool:
     return len(parse_norm(str(item.other)).pool) == 1
 
 
-def _opponents(comparisons: Sequence[PairedDifference]) -> list[PairedDifference]:
-    """The comparisons with a norm whose layers do not pick their own normalizer."""
-    return [item for item in comparisons if _is_held_back(str(item.other))]
-
-
 def _compose_text(
     records: StudyRecords, verdict: Verdict, differences: Mapping[str, Sequence[PairedDifference]]
 ) -> list[str]:
     """The sentences on the differences between the reference norm and the others."""
-    metric, confidence = records.study.metric, records.study.analysis.confidence
+    metric, confidence = records.study.metric, records.confidence
     main = differences[metric]
     if not main:
         return ["The study does not compare a switch norm with another norm."]
     measured, reference = [item for item in main if item.estimate.value is not None], main[0].reference
     if not measured:
         return [f"No run of {reference} has finished together with its partner of another norm."]
-    opponents = _opponents(main)
+    opponents = find_opponents(main)
+    claims = build_claims(opponents, records.margin(metric))
+    first = "The study does not compare a switch norm with a norm whose layers do not choose."
+    if opponents:
+        first = sentences.open_useful(verdict, opponents, claims, find_below(claims, confidence), confidence)
     numbers = sentences.format_differences(measured, confidence)
     return [
-        sentences.open_useful(verdict, reference, opponents, refuted(opponents, confidence)),
+        first,
         f"{records.measures[metric].label.capitalize()} of {reference} minus that of the other: {numbers}.",
+        *sentences.format_divergence(opponents),
+        *sentences.format_interactions(opponents, confidence),
         *(
             sentences.format_distinguished(f"Its {records.measures[name].label}", items, confidence)
             for name, items in differences.items() if name != metric
@@ -161,15 +188,15 @@ def _compose_text(
     ]  # fmt: skip
 
 
-def _needs(verdict: Verdict, comparisons: Sequence[PairedDifference], confidence: float) -> list[str]:
+def _list_needs(verdict: Verdict, opponents: Sequence[PairedDifference], margin: float, confidence: float) -> list[str]:
     """What would decide an undecided question."""
-    if verdict != "not enough evidence":
+    if verdict != OPEN:
         return []
-    opponents = _opponents(comparisons)
-    if not any(_is_single(item) for item in opponents):
+    if not any(map(_is_single, opponents)):
         return ["a factor norm that holds a switch norm (sn) and at least one single normalizer (bn, gn, in, ln)"]
+    claims = build_claims(opponents, margin)
     return [
-        f"{item.reference} against {item.other}: {sentences.format_pair_needs(item, confidence, len(opponents))}"
-        for item in opponents
-        if not confirms(item)
+        f"{item.reference} against {item.other}: {sentences.format_pair_needs(item, claim, confidence, len(opponents))}"
+        for item, claim in zip(opponents, claims.values(), strict=True)
+        if judge(claim, confidence) != SUPPORTED
     ]

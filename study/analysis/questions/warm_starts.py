@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from study.analysis.questions import sentences
-from study.analysis.questions.answers import confirms, refuted
-from study.analysis.questions.level_comparisons import compare_levels
+from study.analysis.questions import useful_sentences as sentences
+from study.analysis.questions.level_comparisons import build_claims, compare_levels
+from study.analysis.questions.verdicts import Verdict, judge_all
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.analysis.wording import format_estimate
@@ -39,13 +39,14 @@ def compare_starts(records: StudyRecords, metric: str) -> list[PairedDifference]
 
 def describe_starts(records: StudyRecords, differences: Mapping[str, Sequence[PairedDifference]]) -> list[str]:
     """The sentences on comparisons of starts; `differences` are from `compare_starts`, by metric."""
-    metric, confidence = records.study.metric, records.study.analysis.confidence
+    metric, confidence = records.study.metric, records.confidence
     if not differences[metric]:
         return []
     found = [item for item in differences[metric] if item.estimate.value is not None]
     if not found:
         return ["No run that starts from another one has finished together with the one it is compared with."]
-    parts = sentences.format_start_answer(records.reference_norm, _judge_all(differences[metric], confidence))
+    judged = judge_properties(differences[metric], records.margin(metric), confidence)
+    parts = sentences.format_start_answer(records.reference_norm, judged)
     for reference in dict.fromkeys(item.reference for item in found):
         numbers = "; ".join(
             f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}"
@@ -64,19 +65,15 @@ def describe_starts(records: StudyRecords, differences: Mapping[str, Sequence[Pa
     return parts
 
 
-def judge(items: Sequence[PairedDifference], confidence: float) -> bool | None:
-    """Whether a property that start rules remove matters; None if undecided. `format_starts_rule` states the rule."""
-    if refuted(items, confidence):
-        return False
-    return True if items and all(confirms(item) for item in items) else None
+def judge_properties(items: Sequence[PairedDifference], margin: float, confidence: float) -> dict[str, Verdict]:
+    """Whether each property that start rules remove matters; `format_starts_rule` states the rule.
 
-
-def _judge_all(items: Sequence[PairedDifference], confidence: float) -> dict[str, bool | None]:
-    """Whether each property that start rules remove matters. A property without deciding comparisons has no entry."""
+    A property without deciding comparisons has no entry.
+    """
     deciding = [item for item in items if item.reference in DECIDING]
     taken = {"that each layer has its own choice": NOT_OWN, "that layers mix normalizers": NO_MIX}
     of_rules = {what: [item for item in deciding if item.other in rules] for what, rules in taken.items()}
-    return {what: judge(those, confidence) for what, those in of_rules.items() if those}
+    return {what: judge_all(build_claims(those, margin), confidence) for what, those in of_rules.items() if those}
 
 
 def _references(records: StudyRecords) -> dict[str, str]:

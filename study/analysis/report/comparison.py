@@ -20,7 +20,7 @@ from study.record.layout import StudyFolder
 
 # The keys of a study file that are compared: all except the study's name and texts and the sections
 # `run`, `launch` and `tracking`.
-COMPARED_KEYS = ("scale", "base", "factors", "joint", "blocks", "replicates", "start", "search", "analysis")
+COMPARED_KEYS = ("scale", "base", "factors", "joint", "blocks", "replicates", "seeds", "start", "search", "analysis")
 
 
 @dataclass(frozen=True, kw_only=True)

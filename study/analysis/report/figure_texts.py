@@ -20,8 +20,8 @@ def format_effect(effect: Effect) -> str:
         lines.append(f"interval {format_number(effect.estimate.low, 4)} to {format_number(effect.estimate.high, 4)}")
     if effect.bootstrap:
         lines.append(f"bootstrap {format_number(effect.bootstrap[0], 4)} to {format_number(effect.bootstrap[1], 4)}")
-    if effect.probability is not None:
-        lines.append(f"probability of a pair above the line: {format_number(effect.probability, 2)}")
+    if effect.share_above is not None:
+        lines.append(f"share of pairs above 0: {format_number(effect.share_above, 2)}")
     if effect.p_value is not None:
         lines.append(f"adjusted p {effect.p_value:.2g}")
     lines.append(f"{effect.estimate.n} replicates, {effect.n_pairs} of {effect.n_pairs_planned} pairs")
@@ -45,11 +45,6 @@ def format_interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"no interval from {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
     return f"interval {estimate.low:.3f} to {estimate.high:.3f}, {estimate.n} replicates"
-
-
-def format_level(factor: str, level: object) -> str:
-    """A level of a factor: `B = 16`, `segmentation on scenes`."""
-    return f"B = {level}" if factor == "batch_size" else str(level)
 
 
 def format_weights(weights: pd.Series) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.robustness import format_fragile_choices
 from study.analysis.records import load_study_records
 from study.analysis.report.registry import answer_questions
 from study.analysis.wording import format_number, format_verdict, split_sentences
@@ -21,7 +22,7 @@ def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
     records = load_study_records(folder)
     questions = []
     for name, answer in answer_questions(records).items():
-        effects = [format_effect(effect) for effect in _find_extremes(_headline_effects(answer))]
+        effects = [_format_judged(effect, answer) for effect in _find_extremes(_headline_effects(answer))]
         questions.append({"name": name, "verdict": format_verdict(answer.verdict, answer.interim), "effects": effects})
     return {"n": records.n_finished, "confidence": records.confidence, "questions": questions}
 
@@ -29,8 +30,11 @@ def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
 def format_answer(name: str, answer: Answer) -> list[str]:
     """Lines for the end of a run: verdict, first sentence, main numbers, and what would settle the answer."""
     effects = _headline_effects(answer)
-    lines = [f"{name}: {format_verdict(answer.verdict, answer.interim)}", f"  {split_sentences(answer.answer)[0]}"]
-    lines += [f"  {format_effect(effect)}" for effect in effects[:MAX_LINES]]
+    fragile = f" (fragile: {format_fragile_choices(answer.robustness)})" if answer.robustness and answer.fragile else ""
+    lines = [
+        f"{name}: {format_verdict(answer.verdict, answer.interim)}{fragile}", f"  {split_sentences(answer.answer)[0]}",
+    ]  # fmt: skip
+    lines += [f"  {_format_judged(effect, answer)}" for effect in effects[:MAX_LINES]]
     if len(effects) > MAX_LINES:
         lines.append(f"  and {len(effects) - MAX_LINES} more in the report")
     return lines + [f"  to settle this: {need}" for need in answer.needs[:MAX_LINES]]
@@ -40,14 +44,25 @@ def format_effect(effect: Effect) -> str:
     """`+0.012 (0.004 to 0.020, n = 4) validation accuracy, sn - bn`. A narrow terminal cuts the end, not the number."""
     measure, estimate = effect.measure, effect.estimate
     assert estimate.value is not None
-    value, interval = format_number(estimate.value, sign=measure.line == 0), "no interval"
+    value, interval = format_number(estimate.value, sign=measure.is_signed), "no interval"
     if estimate.low is not None and estimate.high is not None:
         interval = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
     return f"{value} ({interval}, n = {estimate.n}) {measure.label}, {effect.comparison}"
 
 
+def _format_judged(effect: Effect, answer: Answer) -> str:
+    """The line of an effect; that of a factor's displacement ends with the verdict on the factor."""
+    if answer.interim or effect.measure.name != "effect" or effect.comparison not in answer.factors:
+        return format_effect(effect)
+    return f"{format_effect(effect)}: {format_verdict(answer.factors[effect.comparison])}"
+
+
 def _headline_effects(answer: Answer) -> list[Effect]:
-    return [item for item in answer.effects if item.measure.headline and item.estimate.value is not None]
+    """The main numbers; of displacements, those in the distance's own unit, in which they are judged."""
+    return [
+        item for item in answer.effects
+        if item.measure.headline and item.estimate.value is not None and item.measure.name != "effect_relative"
+    ]  # fmt: skip
 
 
 def _find_extremes(effects: list[Effect]) -> list[Effect]:

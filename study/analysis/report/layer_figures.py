@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from study.analysis.report.figure_texts import format_level, format_weights
+from study.analysis.report.figure_texts import format_weights
+from study.analysis.report.levels import LEVEL, choose_ends, find_largest_pool, list_levels, select_largest_pool
 from study.analysis.report.plot_style import (
     FAINT,
     GREY,
@@ -19,7 +20,7 @@ from study.analysis.report.plot_style import (
     build_axis_panels,
     choose_style,
     finish_figure,
-    sort_levels,
+    join_title,
 )
 from study.analysis.statistics.profiles import build_profiles
 from study.analysis.wording import join_words
@@ -48,33 +49,26 @@ def compute_layer_means(switch: pd.DataFrame, trials: pd.DataFrame, space: Choic
     return in_order
 
 
-def select_largest_pool(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials with the largest pool."""
-    largest: pd.DataFrame = trials[trials["pool"].eq(_find_largest_pool(trials))]
-    return largest
-
-
 # ------------------------------------------------------------------------------------------------------ maps
 
 
-def draw_weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, rows: str, what: str) -> go.Figure:
-    """Switch weights by layer: a row of maps for each level of the column `rows` of `trials`, one column per axis.
+def draw_weight_maps(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, by: str = "") -> go.Figure:
+    """Switch weights by layer: a row of maps for each level, one column per axis.
 
-    what: the networks ("ResNet-14").
+    trials: from `split_by_level`. by: the factor in words.
     """
-    levels, groups, tables = sort_levels(trials[rows]), TrialGroups(), {}
-    names = [format_level(rows, level) for level in levels]
-    figure = build_axis_panels([64] * len(levels), space, gap=12, labels=names)
-    for row, (level, name) in enumerate(zip(levels, names, strict=True), start=1):
-        group = select_largest_pool(trials[trials[rows].eq(level)])
+    levels, groups, tables = list_levels(trials), TrialGroups(), {}
+    figure = build_axis_panels([64] * len(levels), space, gap=12, labels=levels)
+    for row, name in enumerate(levels, start=1):
+        group = select_largest_pool(trials[trials[LEVEL].eq(name)])
         tables[name] = compute_layer_means(switch, group, space)
         _add_maps(figure, tables[name], space, row, name=name, group=groups.number(group.index), n_trials=len(group))
     _label_depth_axis(figure, list(tables.values()), len(levels))
     add_colour_bar(figure, "weight", "right", yref="container", y=0, yanchor="bottom")
     figure.update_yaxes(showgrid=False, ticks="").update_xaxes(showgrid=False, zeroline=False, ticks="")
-    size = len(_find_largest_pool(trials).split(","))
+    size = len(find_largest_pool(trials).split(","))
     return finish_figure(
-        figure, groups, title=f"What the layers chose, from input to output: {what}",
+        figure, groups, title=join_title("What the layers chose, from input to output", by),
         subtitle="Last epoch; mean over replicates and all other factors. "
         f"With {size} {space.noun}s, equal weights are {1 / size:.2f} each.",
         alt=_describe_means(tables), below=90,
@@ -100,21 +94,20 @@ def _add_maps(
 # ------------------------------------------------------------------------------------------------- triangles
 
 
-def draw_triangles(
-    switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, symbol: str, what: str
-) -> go.Figure | None:
+def draw_triangles(switch: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, by: str = "") -> go.Figure | None:
     """Switch weights in the triangle of a pool of three: one point per layer, coloured by depth; None for other pools.
 
-    symbol: the column of `trials` whose levels have a symbol each. Levels with a smaller pool are left out.
+    trials: from `split_by_level`; each level has a symbol, and those with a smaller pool are left out. by: the factor
+    in words.
     """
     trials = select_largest_pool(trials)
-    pool = _find_largest_pool(trials).split(",")
+    pool = find_largest_pool(trials).split(",")
     if len(pool) != 3:
         return None
     groups, tables, columns = TrialGroups(), {}, len(space.axes)
     figure = build_axis_panels([270], space, lift=20, specs=[[{"type": "ternary"}] * columns], horizontal_spacing=0.08)
-    for rank, level in enumerate(sort_levels(trials[symbol])):
-        group, name = trials[trials[symbol].eq(level)], format_level(symbol, level)
+    for rank, name in enumerate(list_levels(trials)):
+        group = trials[trials[LEVEL].eq(name)]
         tables[name] = compute_layer_means(switch, group, space)
         mark = {"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 9, "line": {"width": 0.8, "color": GREY}}
         number = groups.number(group.index)
@@ -123,7 +116,7 @@ def draw_triangles(
         figure.update_layout({_name_triangle(number): _style_triangle(pool)})
     add_colour_bar(figure, "relative depth", "top", y=-0.08, yanchor="top", tickvals=[0, 0.5, 1])
     return finish_figure(
-        figure, groups, title=f"Where the layers lie between {join_words(pool)}: {what}",
+        figure, groups, title=join_title(f"Where the layers lie between {join_words(pool)}", by),
         subtitle="Last epoch. A point is a layer, a mean over replicates and all other factors; in a corner a layer "
         f"uses one {space.noun} alone, in the middle all equally.",
         alt=_describe_means(tables), below=110,
@@ -166,46 +159,47 @@ def _style_triangle(pool: Sequence[str]) -> dict[str, Any]:
 
 
 def draw_layers_by_epoch(
-    weights: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, what: str, most: int = 21
+    weights: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace, by: str = "", most: int = 21
 ) -> go.Figure:
-    """Switch weights by layer at one epoch, with a slider over epochs: a row the smallest and the largest B.
+    """Switch weights by layer at one epoch, with a slider over epochs: a row for each of two levels (`choose_ends`).
 
-    weights: rows of every epoch. most: the number of epochs shown, evenly spaced and with the last.
+    weights: rows of every epoch. trials: from `split_by_level`. by: the factor in words. most: the number of epochs
+    shown, evenly spaced and with the last.
     """
-    batches, groups = sorted({trials["batch_size"].min(), trials["batch_size"].max()}), TrialGroups()
-    by_batch = {batch: select_largest_pool(trials[trials["batch_size"].eq(batch)]) for batch in batches}
-    epochs = _select_epochs(weights, list(by_batch.values()), most)
+    levels, groups = choose_ends(trials), TrialGroups()
+    by_level = {level: select_largest_pool(trials[trials[LEVEL].eq(level)]) for level in levels}
+    epochs = _select_epochs(weights, list(by_level.values()), most)
     by_epoch = dict(tuple(weights[weights["epoch"].isin(epochs)].groupby("epoch")))
     tables = {
-        (epoch, batch): compute_layer_means(by_epoch[epoch], group, space)
-        for epoch in epochs for batch, group in by_batch.items()
+        (epoch, level): compute_layer_means(by_epoch[epoch], group, space)
+        for epoch in epochs for level, group in by_level.items()
     }  # fmt: skip
-    last = [tables[epochs[-1], batch] for batch in batches]
-    figure = build_axis_panels([170] * len(batches), space, gap=12, labels=[f"B = {batch}" for batch in batches])
+    last = [tables[epochs[-1], level] for level in levels]
+    figure = build_axis_panels([170] * len(levels), space, gap=12, labels=levels)
     lines = [
-        (batch, axis, str(member))
-        for batch, table in zip(batches, last, strict=True)
+        (level, axis, str(member))
+        for level, table in zip(levels, last, strict=True)
         for axis in space.axis_names for member in table.columns[len(LAYER_COLUMNS):]
     ]  # fmt: skip
-    for batch, axis, member in lines:
-        row = batches.index(batch) + 1
-        _add_layer_line(figure, last[row - 1], space, axis, member, row=row, batch=batch,
-                        group=groups.number(by_batch[batch].index), n_trials=len(by_batch[batch]))  # fmt: skip
+    for level, axis, member in lines:
+        row = levels.index(level) + 1
+        _add_layer_line(figure, last[row - 1], space, axis, member, row=row, level=level,
+                        group=groups.number(by_level[level].index), n_trials=len(by_level[level]))  # fmt: skip
     parts = {key: dict(tuple(table.groupby("statistic"))) for key, table in tables.items()}
     steps = {
-        str(epoch): [_round_line(parts[epoch, batch][axis], member) for batch, axis, member in lines]
+        str(epoch): [_round_line(parts[epoch, level][axis], member) for level, axis, member in lines]
         for epoch in epochs
     }  # fmt: skip
-    _label_depth_axis(figure, last, len(batches))
+    _label_depth_axis(figure, last, len(levels))
     figure.update_yaxes(range=[0, 1], tickvals=[0, 0.5, 1]).update_yaxes(title_text="weight", col=1)
     figure.update_xaxes(zeroline=False)
     figure.update_layout(sliders=[_build_slider(steps)])
-    first, end = (format_weights(_average_layers(tables[epoch, batches[-1]])) for epoch in (epochs[0], epochs[-1]))
+    first, end = (format_weights(_average_layers(tables[epoch, levels[-1]])) for epoch in (epochs[0], epochs[-1]))
     return finish_figure(
-        figure, groups, title=f"What each layer chose, epoch by epoch: {what}",
+        figure, groups, title=join_title("What each layer chose, epoch by epoch", by),
         subtitle="The slider moves through the epochs; 0 is before training. A point is a layer, a mean over "
         "replicates and all other factors.",
-        alt=f"At B = {batches[-1]}, means over layers at epoch {epochs[0]}: {first}; at epoch {epochs[-1]}: {end}.",
+        alt=f"At {levels[-1]}, means over layers at epoch {epochs[0]}: {first}; at epoch {epochs[-1]}: {end}.",
         below=165,
     )  # fmt: skip
 
@@ -218,7 +212,7 @@ def _select_epochs(weights: pd.DataFrame, groups: Sequence[pd.DataFrame], most: 
 
 
 def _add_layer_line(
-    figure: go.Figure, table: pd.DataFrame, space: ChoiceSpace, axis: str, member: str, *, row: int, batch: int,
+    figure: go.Figure, table: pd.DataFrame, space: ChoiceSpace, axis: str, member: str, *, row: int, level: str,
     group: int, n_trials: int,
 ) -> None:  # fmt: skip
     part, style = table[table["statistic"].eq(axis)], choose_style(member, colours=space.colours)
@@ -228,7 +222,7 @@ def _add_layer_line(
         x=part["position"].to_list(), y=_round_line(part, member), mode="lines+markers", **style,
         row=row, col=space.axis_names.index(axis) + 1,
         customdata=[[group, layer] for layer in part["layer"]],
-        hovertemplate=f"%{{customdata[1]}}, B = {batch}<br>{member}, {space.labels[axis]}: %{{y:.3f}}"
+        hovertemplate=f"%{{customdata[1]}}, {level}<br>{member}, {space.labels[axis]}: %{{y:.3f}}"
         f"<br>mean of {n_trials} trials<extra></extra>",
     )  # fmt: skip
 
@@ -263,11 +257,6 @@ def _match_positions(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
         depth_fraction=number / max(len(profiles.positions) - 1, 1), layer=names, stage=stages
     )
     return named
-
-
-def _find_largest_pool(trials: pd.DataFrame) -> str:
-    """The largest pool as text: `in,ln,bn`."""
-    return max(trials["pool"], key=len, default="")
 
 
 def _average_layers(table: pd.DataFrame) -> pd.Series:

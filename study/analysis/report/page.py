@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.robustness import format_agreement, format_fragile
+from study.analysis.questions.verdicts import Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.report.plan_text import format_plan
 from study.analysis.report.tables import REPORT_STATES, count_states
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
-from study.analysis.wording import format_number, format_verdict, split_sentences
+from study.analysis.wording import format_number, format_slug, format_verdict, split_sentences
 from study.config.choice_space import ChoiceSpace
 from study.plan.warm_start import build_config
 
 Figures = Sequence[go.Figure]
+FACTOR_MEASURES = ("effect", "seed_distance", "effect_relative", "effect_place")  # of the table of factors
 
 
 def render_page(
@@ -51,10 +54,12 @@ def render_page(
         records=records, study=records.study, answers=answers, trials=trials, plotly_js=get_plotlyjs(),
         plan=format_plan(records),
         headlines={
-            name: [effect for effect in answer.effects if effect.measure.headline]
+            name: [effect for effect in answer.effects if effect.measure.headline
+                   and not (answer.factors and effect.measure.name in FACTOR_MEASURES)]
             for name, answer in answers.items()
         },
-        figures={name: embed_figures(drawn, name) for name, drawn in figures.items()},
+        factors={name: build_factor_rows(answer) for name, answer in answers.items()}, margin=records.margin("effect"),
+        figures={name: group_figures(embed_figures(drawn, name)) for name, drawn in figures.items()},
         published=embed_figures(published, "published"),
         cells=count_states(records.trials, list(records.study.factors)),
         heads=heads, head_weights=_list_head_weights(records.space, heads),
@@ -74,7 +79,8 @@ def load_templates() -> jinja2.Environment:
     environment.filters |= {
         "number": _format_number, "p_value": _format_p_value, "ranges": format_ranges, "sentences": split_sentences,
         "typeset": _typeset, "by_measure": _group_by_measure, "place": place_interval,
-        "verdict": format_verdict,
+        "verdict": format_verdict, "agreement": format_agreement, "fragile": format_fragile,
+        "slug": partial(format_slug, most=60),
     }  # fmt: skip
     return environment
 
@@ -99,43 +105,70 @@ def embed_figure(figure: go.Figure, name: str, number: int) -> dict[str, Any]:
         spec["layout"]["meta"]["trials"] = [format_ranges(rows) for rows in groups]
     return {
         "id": f"figure-{name}-{number}", "title": title.text, "subtitle": title.subtitle.text,
+        "group": meta.get("group"),
         "alt": meta.get("alt"), "interactive": bool(groups or figure.layout.sliders),
         "height": figure.layout.height or 450,
         "spec": Markup(json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")),  # noqa: S704  (without "<" it cannot end the script)
     }  # fmt: skip
 
 
+def group_figures(embedded: Sequence[dict[str, Any]]) -> list[tuple[str | None, list[dict[str, Any]]]]:
+    """Consecutive figures that are split by the same factor, with its name; None for figures without one."""
+    return [(name, list(members)) for name, members in groupby(embedded, lambda figure: figure["group"])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorRow:
+    """A row of the table of factors.
+
+    verdict: whether the factor moves the choice; None for what factors are compared with (seeds, places in a block).
+    relative: the displacement in distances between seeds.
+    """
+
+    name: str
+    verdict: Verdict | None
+    effect: Effect
+    relative: Effect | None
+
+    @property
+    def is_reference(self) -> bool:
+        return self.verdict is None
+
+
+def build_factor_rows(answer: Answer) -> list[FactorRow]:
+    """The factors that an answer has a verdict on, the furthest first, then what they are compared with."""
+    by_name = {(effect.measure.name, effect.comparison): effect for effect in answer.effects}
+    rows = [
+        FactorRow(name=effect.comparison, verdict=answer.factors[effect.comparison], effect=effect,
+                  relative=by_name.get(("effect_relative", effect.comparison)))
+        for effect in answer.effects if effect.measure.name == "effect" and effect.comparison in answer.factors
+    ]  # fmt: skip
+    compared = [effect for effect in answer.effects if effect.measure.name in ("effect_place", "seed_distance")]
+    references = [FactorRow(name=each.comparison, verdict=None, effect=each, relative=None) for each in compared]
+    return [*rows, *references] if rows else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class IntervalPlace:
     """Where an interval is drawn, in percent of the scale that the rows of a table share; None for missing values."""
 
-    line: float | None
+    line: float
     value: float | None
     low: float | None
     high: float | None
     clear: bool  # whether the interval excludes the line
 
 
-def place_interval(estimate: Estimate, beside: Iterable[Estimate], measure: Measure) -> IntervalPlace:
-    """The place of an estimate on the scale of those beside it; ratios, whose line is not 0, on a logarithmic one."""
+def place_interval(estimate: Estimate, beside: Iterable[Estimate], line: float = 0.0) -> IntervalPlace:
+    """The place of an estimate and of a line on the scale of the estimates beside it."""
+    bounds = [0.0, line, *(end for item in beside for end in (item.value, item.low, item.high) if end is not None)]
+    first, width = min(bounds), max(bounds) - min(bounds) or 1.0
 
-    def scaled(value: float | None) -> float | None:
-        if value is None or measure.line == 0:
-            return value
-        return math.log(value) if value > 0 else None
+    def at(value: float) -> float:
+        return round(4 + 92 * (value - first) / width, 1)
 
-    bounds = [measure.line, *(end for item in beside for end in (item.value, item.low, item.high))]
-    ends = [end for bound in bounds if (end := scaled(bound)) is not None]
-    first, width = min(ends), max(ends) - min(ends) or 1.0
-
-    def at(value: float | None) -> float | None:
-        end = scaled(value)
-        return None if end is None else round(4 + 92 * (end - first) / width, 1)
-
-    return IntervalPlace(
-        line=at(measure.line), value=at(estimate.value), low=at(estimate.low), high=at(estimate.high),
-        clear=estimate.excludes(measure.line),
-    )  # fmt: skip
+    value, low, high = (None if end is None else at(end) for end in (estimate.value, estimate.low, estimate.high))
+    return IntervalPlace(line=at(line), value=value, low=low, high=high, clear=estimate.excludes(line))
 
 
 def _build_trial_rows(records: StudyRecords) -> list[dict[str, Any]]:

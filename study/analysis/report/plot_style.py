@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from study.analysis.report.levels import LEVEL, choose_ends
 from study.analysis.statistics.intervals import Estimate
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 
@@ -84,17 +85,17 @@ def build_axis_panels(heights: Sequence[int], space: ChoiceSpace, **options: Any
 
 def build_epoch_panels(
     rows: pd.DataFrame, trials: pd.DataFrame, heights: Sequence[int]
-) -> tuple[go.Figure, pd.DataFrame, list[int]]:
-    """An empty grid with a column for the smallest and the largest B, the rows of their trials, and the two B.
+) -> tuple[go.Figure, pd.DataFrame, list[str]]:
+    """An empty grid with a column for each of two levels (`choose_ends`), the rows of their trials, and the levels.
 
-    The rows get the columns norm, batch_size, and row: the row number in the trial table.
+    trials: from `split_by_level`. The rows get the columns norm, `LEVEL`, and row: the row number in the trial table.
     """
-    batches = sorted({trials["batch_size"].min(), trials["batch_size"].max()})
-    selected = trials[trials["batch_size"].isin(batches)][["key", "norm", "batch_size"]]
+    levels = choose_ends(trials)
+    selected = trials[trials[LEVEL].isin(levels)][["key", "norm", LEVEL]]
     table = rows.merge(selected.rename_axis("row").reset_index(), on="key")
-    figure = build_panels(heights, len(batches), column_titles=[f"B = {batch}" for batch in batches])
+    figure = build_panels(heights, len(levels), column_titles=levels)
     figure.update_xaxes(title_text="epoch", row=len(heights))
-    return figure, table, batches
+    return figure, table, levels
 
 
 def finish_figure(
@@ -113,7 +114,7 @@ def finish_figure(
             seen.add(trace.name)
     n_trials = groups.n_trials
     subtitle = f"{subtitle} From {n_trials} trial{'s' if n_trials != 1 else ''}." if n_trials else subtitle
-    axis = {"gridcolor": FAINT, "linecolor": GREY, "zerolinecolor": FAINT, "automargin": True,
+    axis = {"gridcolor": FAINT, "linecolor": GREY, "zerolinecolor": FAINT, "automargin": True, "exponentformat": "none",
             "title": {"font": {"size": 13}, "standoff": 6}}  # fmt: skip
     return figure.update_annotations(font_size=13).update_layout(
         template={"layout": {"xaxis": axis, "yaxis": axis}},
@@ -180,7 +181,6 @@ def iterate_groups(table: pd.DataFrame, *columns: str) -> Iterator[tuple[Any, pd
     yield from table.groupby(columns[0] if len(columns) == 1 else list(columns), observed=True)
 
 
-def sort_levels(levels: pd.Series) -> list[Any]:
-    """The distinct levels: numbers in ascending order, text in order of appearance."""
-    found = list(levels.unique())
-    return found if any(isinstance(level, str) for level in found) else sorted(found)
+def join_title(title: str, by: str) -> str:
+    """`What the layers chose, by batch size`; the title alone where a figure is not split."""
+    return f"{title}, by {by}" if by else title

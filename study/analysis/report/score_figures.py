@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from study.analysis.report.levels import LEVEL
 from study.analysis.report.plot_style import (
     TrialGroups,
     add_band,
@@ -50,12 +51,12 @@ def draw_metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: Meas
 def draw_learning_curves(
     curves: pd.DataFrame, trials: pd.DataFrame, norms: Sequence[str], metric: Measure
 ) -> go.Figure:
-    """A metric by epoch, one line per norm, at the smallest and at the largest B."""
+    """A metric by epoch, one line per norm: a column for each of two levels. trials: from `split_by_level`."""
     groups = TrialGroups()
-    figure, table, batches = build_epoch_panels(curves[curves["name"].eq(metric.name)], trials, [270])
-    for (batch, norm), group in iterate_groups(table, "batch_size", "norm"):
+    figure, table, levels = build_epoch_panels(curves[curves["name"].eq(metric.name)], trials, [270])
+    for (level, norm), group in iterate_groups(table, LEVEL, "norm"):
         number = groups.number(group["row"])
-        add_band(figure, group, "value", number, choose_style(norm, norms), row=1, col=batches.index(batch) + 1)
+        add_band(figure, group, "value", number, choose_style(norm, norms), row=1, col=levels.index(level) + 1)
     figure.update_yaxes(title_text=metric.label, col=1)
     last = table[table["epoch"].eq(table["epoch"].max())].groupby("norm", sort=False)["value"].median()
     described = ", ".join(f"{norm} {format_number(value)}" for norm, value in last.dropna().items())

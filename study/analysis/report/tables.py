@@ -14,7 +14,7 @@ from study.record.io import write_bytes
 
 # The states of trials in the order in which the report lists them.
 REPORT_STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
-_OPTIONAL_COLUMNS = ("bootstrap_low", "bootstrap_high", "probability", "p_value")
+_OPTIONAL_COLUMNS = ("bootstrap_low", "bootstrap_high", "share_above", "p_value")
 _EFFECT_COLUMNS = (
     *("measure", "rule", "comparison", "estimate", "low", "high", "replicates", "pairs", "pairs_planned", "missing"),
     *(*_OPTIONAL_COLUMNS, "trials"),
@@ -42,7 +42,7 @@ def build_effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
          "missing": ", ".join(f"{number} {cause}" for cause, number in effect.missing.items()),
          "bootstrap_low": effect.bootstrap and effect.bootstrap[0],
          "bootstrap_high": effect.bootstrap and effect.bootstrap[1],
-         "probability": effect.probability, "p_value": effect.p_value,
+         "share_above": effect.share_above, "p_value": effect.p_value,
          "trials": " ".join(map(str, effect.trials))}
         for effect in effects
     ]  # fmt: skip

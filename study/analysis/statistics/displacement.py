@@ -15,8 +15,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
-from study.analysis.statistics.intervals import Estimate, Floats, Numbers, cell_numbers, find_bounds, jackknife_interval
+from study.analysis.statistics.intervals import (
+    Estimate,
+    Floats,
+    Numbers,
+    cell_numbers,
+    find_bounds,
+    is_identical,
+    jackknife_interval,
+)
 
 NOTHING = 1e-12  # a squared distance up to this is 0: replicates do not differ
 
@@ -61,6 +70,10 @@ class Moments:
     def seeds_change_nothing(self) -> bool:
         """Whether replicates of a cell do not differ at all, as with weights that have become one-hot."""
         return self.n > 1 and bool((self.seeds[0] <= NOTHING).all())
+
+    def select_axis(self, axis: int) -> Moments:
+        """The moments of one axis."""
+        return replace(self, squared=self.squared[:, [axis]], seeds=self.seeds[:, [axis]])
 
 
 # ------------------------------------------------------------------------------------------------ which cells
@@ -190,6 +203,26 @@ def displacement(moments: Moments, confidence: float, axis: int | None = None) -
     """
     squares, seeds = _average(moments.squared, axis), _average(moments.seeds, axis)
     return _estimate_root(squares, float(seeds[0]) * moments.noise, confidence, certain=moments.seeds_change_nothing)
+
+
+def displacement_p_values(moments: Moments) -> Floats:
+    """One-sided p values, axis by axis, that the displacement is not above 0: those of `displacement`'s intervals.
+
+    NaN where there is no interval; 0 or 1 where the interval is a single point.
+    """
+    n, squares, seeds = moments.n, moments.squared, moments.seeds
+    if n < 3:
+        return np.full(squares.shape[1], np.nan)
+    offset = np.sqrt(np.maximum(seeds[0] * moments.noise, 0.0) / (2 * (n - 1)))
+    stable = np.sign(squares) * (np.sqrt(np.abs(squares) + offset**2) - offset)
+    value, left_out = stable[0], stable[1:]
+    error = np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean(axis=0)) ** 2, axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p_values = special.stdtr(n - 1, -value / error)
+    constant = np.array([is_identical(each) for each in left_out.T])
+    certain = constant & (seeds[0] <= NOTHING)
+    p_values = np.where(certain, np.where(value > 0, 0.0, 1.0), np.where(constant, np.nan, p_values))
+    return np.where(np.isfinite(stable).all(axis=0), p_values, np.nan)
 
 
 def relative_displacement(moments: Moments, confidence: float, axis: int | None = None) -> Estimate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from study.analysis.statistics.cell_means import estimate_contrast, find_interaction
 from study.analysis.statistics.displacement import (
     displacement,
     displacement_difference,
@@ -18,6 +19,7 @@ from study.analysis.statistics.distinctness import layer_distances, place_distan
 from study.analysis.statistics.dynamics import SETTLED, count_flips, settle_epochs
 from study.analysis.statistics.paired_differences import paired_differences
 from study.analysis.statistics.permanova import variance_shares
+from study.analysis.statistics.seed_sources import pool_deviations
 from study.analysis.statistics.time_to_target import TARGET, TIME, epochs_to_target
 from study.analysis.statistics.trends import rank_trends, slope_weights
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
@@ -28,15 +30,19 @@ class Measure:
     """A kind of number.
 
     name: identifies it in `answers.json`. rule: the function that computes it.
-    line: the value that means "no difference". headline: whether it is in the table of main numbers.
+    headline: whether it is in the table of main numbers.
     """
 
     name: str
     label: str
     definition: str
     rule: Callable[..., Any]
-    line: float = 0.0
     headline: bool = False
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether it is a difference or a trend, which texts show with its sign."""
+        return self.rule in _SIGNED
 
     @property
     def rule_name(self) -> str:
@@ -44,10 +50,22 @@ class Measure:
         return f"{self.rule.__module__.rpartition('.')[2]}.{self.rule.__name__}"
 
 
+_SIGNED = (paired_differences, displacement_difference, epochs_to_target, rank_trends, slope_weights)
+
+
 @cache
 def build_measures(space: ChoiceSpace = NORMALIZATION) -> dict[str, Measure]:
     """All measures of a study whose layers choose from `space`, by name, in the order of the report."""
-    measures = [*_scores(), *_effects(space), *_shares(space), *_layers(space), *_variance(), *_trends(space), *_time()]
+    measures = [
+        *_scores(),
+        *_seeds(),
+        *_effects(space),
+        *_shares(space),
+        *_layers(space),
+        *_variance(),
+        *_trends(space),
+        *_time(),
+    ]
     return {measure.name: measure for measure in measures}
 
 
@@ -76,6 +94,8 @@ def _scores() -> list[Measure]:
             "generalization_gap", "generalization gap",
             "Score on training images, evaluated as validation images are, minus the validation score",
         ),
+        _difference("tuned_difference", "difference at each norm's own best",
+                    "Test score, with the tuned settings (`analysis.tuned`) chosen on validation per norm and cell"),
         Measure(
             name=TIME, label="time to target", rule=epochs_to_target,
             definition="Epochs of training until the validation score first reaches the target, linear between "
@@ -83,6 +103,27 @@ def _scores() -> list[Measure]:
             "scores in the last epoch. A run that never reaches it counts as one epoch more than it had (it is "
             "censored, and counted); one level of a factor minus another, paired at equal cell and replicate, mean "
             "over both.",
+        ),
+        Measure(
+            name="cell_difference", label="difference in a single cell", rule=estimate_contrast,
+            definition="The metric of the study: one norm minus another in one cell, paired at equal replicate. All "
+            "intervals of a comparison together have the stated confidence (Bonferroni).",
+        ),
+        Measure(
+            name="interaction", label="interaction of norm and cell", rule=find_interaction,
+            definition="The metric of the study: the difference between two norms in one cell, minus its mean over the "
+            "other cells, paired at equal replicate, for the cell where this is clearest. The interval is adjusted for "
+            "the number of cells (Bonferroni), and p, that all cells have the same difference, by Holm.",
+        ),
+    ]  # fmt: skip
+
+
+def _seeds() -> list[Measure]:
+    return [
+        Measure(
+            name="seed_deviation", label="standard deviation over seeds", rule=pool_deviations,
+            definition="Standard deviation of the metric over runs of a cell that differ in one seed alone; root of "
+            "the mean variance over cells.",
         ),
     ]  # fmt: skip
 

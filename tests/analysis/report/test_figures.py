@@ -196,7 +196,7 @@ def _effect(measure: str, comparison: str, value: float, low: float | None, high
     estimate = Estimate(value=value, low=low, high=high, n=3)
     return Effect(
         measure=build_measures()[measure], comparison=comparison, estimate=estimate, n_pairs=6, n_pairs_planned=8,
-        trials=(4, 2), bootstrap=(0.1, 0.2), probability=0.75, p_value=0.01, per_replicate=(value, value),
+        trials=(4, 2), bootstrap=(0.1, 0.2), share_above=0.75, p_value=0.01, per_replicate=(value, value),
     )  # fmt: skip
 
 

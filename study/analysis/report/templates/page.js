@@ -71,7 +71,10 @@ async function copyText(text, button) {
 const paper = matchMedia("print"), PAPER_WIDTH = 660;  // width of A4 without margins, in CSS pixels
 const plots = [];
 
+// Draws a figure, unless it is drawn, or hidden in a closed part of the page, where it has no size.
 function draw(script) {
+  if (script.dataset.drawn || script.closest("details:not([open])")) return;
+  script.dataset.drawn = "true";
   const plot = document.getElementById(script.dataset.figure), spec = JSON.parse(script.textContent);
   plots.push(plot);
   const config = {displaylogo: false, responsive: true, displayModeBar: false};
@@ -149,9 +152,17 @@ function applyColours() {
   }
 }
 
-document.querySelectorAll("script[data-figure]").forEach(draw);
-applyColours();
+function drawAll() {
+  document.querySelectorAll("script[data-figure]").forEach(draw);
+  applyColours();
+}
+
+drawAll();
+document.querySelectorAll("details.split").forEach((part) => part.addEventListener("toggle", drawAll));
 applyHash();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyColours);
 paper.addEventListener("change", applyColours);
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((one) => (one.open = true));
+  drawAll();
+});

@@ -1,0 +1,64 @@
+"""How many replicates would settle a comparison, and with which probability."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import numpy as np
+from scipy import stats
+
+from study.analysis.statistics.cell_means import compute_standard_error
+from study.analysis.statistics.intervals import Estimate
+
+MAX_REPLICATES = 1000
+DRAWS = 4000
+
+
+def replicates_to_settle(
+    estimate: Estimate,
+    margin: float,
+    *,
+    confidence: float,
+    confidence_next: float,
+    probability: float = 0.8,
+    n_refuting: int = 1,
+    n_supporting: int = 1,
+) -> tuple[int, float] | None:
+    """The least total number of replicates that probably settles a comparison, and the probability that it does.
+
+    Settled means that the next interval lies wholly above the margin or wholly below it. The numbers so far are kept
+    and new replicates are added to them. The probability is the share of `DRAWS` futures in which that happens: each
+    draws the true value and standard deviation from what the replicates so far say about them (Student's t and scaled
+    inverse chi-squared distributions: a flat prior), then the mean and standard deviation of the new replicates.
+
+    estimate: a mean with its Student t interval at `confidence`. confidence_next: of the interval at the next look.
+    n_refuting, n_supporting: number of tests by which p values are adjusted (Holm) for a number below the margin, and
+    above it; the first step of Holm, which is the hardest, is assumed.
+    None without an interval, and where more than `MAX_REPLICATES` would be needed.
+    """
+    error, value, freedom_now = compute_standard_error(estimate, confidence), estimate.value, estimate.freedom
+    if not error or value is None or freedom_now is None:
+        return None
+    random = np.random.default_rng([11, estimate.n])
+    spread = error * np.sqrt(estimate.n)  # standard deviation over replicates
+    sigma = spread * np.sqrt(freedom_now / random.chisquare(freedom_now, DRAWS))
+    true = value + sigma / np.sqrt(estimate.n) * random.standard_normal(DRAWS)
+    noise, quantiles = random.standard_normal(DRAWS), random.uniform(size=DRAWS)
+
+    def compute_probability(total: int) -> float:
+        new = total - estimate.n
+        mean_new = true + sigma / np.sqrt(new) * noise
+        squares_new = sigma**2 * stats.chi2.ppf(quantiles, new - 1) if new > 1 else 0.0
+        mean = (estimate.n * value + new * mean_new) / total
+        between = estimate.n * new / total * (mean_new - value) ** 2
+        freedom = freedom_now + new
+        error_then = np.sqrt((freedom_now * spread**2 + squares_new + between) / freedom / total)
+        above, below = (
+            stats.t.ppf(1 - (1 - confidence_next) / 2 / n_tests, freedom) * error_then
+            for n_tests in (n_supporting, n_refuting)
+        )
+        return float(np.mean((mean - above > margin) | (mean + below < margin)))
+
+    totals = range(estimate.n + 1, MAX_REPLICATES + 1)
+    found = bisect_left(totals, probability, key=compute_probability)
+    return (totals[found], compute_probability(totals[found])) if found < len(totals) else None
