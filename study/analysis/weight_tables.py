@@ -66,6 +66,31 @@ def select_last_epochs(weights: pa.Table) -> pd.DataFrame:
     return frame
 
 
+def average_last_fifth(weights: pa.Table) -> pd.DataFrame:
+    """Mean weights of the layers of backbones over the last fifth of each trial's epochs, at least two.
+
+    Columns: trial_id, replicate, layer_index, stage, place, depth_fraction, statistic, normalizer, weight.
+    weights: those of every epoch and role, text dictionary-encoded.
+    """
+    by = ["trial_id", "replicate", "layer_index", "stage", "place", "depth_fraction", "statistic", "normalizer"]
+    trials = [weights["trial_id"].combine_chunks().indices.to_numpy(), weights["replicate"].to_numpy()]
+    epochs = weights["epoch"].to_pandas()
+    is_late = epochs.ge(find_first_late_epoch(epochs.groupby(trials).transform("max")))
+    late = weights.filter(pa.array(is_late & weights["role"].to_pandas().eq(BACKBONE)))
+    means: pd.DataFrame = _decode(late.group_by(by, use_threads=False).aggregate([("weight", "mean")])).to_pandas()
+    means.columns = [*by, "weight"]
+    return means
+
+
+def find_first_late_epoch(last: pd.Series) -> pd.Series:
+    """The first epoch of the last fifth, which has at least two epochs, of trials with these last epochs.
+
+    Epoch 0 is the state before training, and is never one of them.
+    """
+    first: pd.Series = (last - np.ceil(last / 5).clip(lower=2) + 1).clip(lower=np.minimum(last, 1))
+    return first
+
+
 def compute_epoch_means(weights: pa.Table) -> pd.DataFrame:
     """Means over layers, each layer counted once, of the network and of every stage.
 

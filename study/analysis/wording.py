@@ -15,6 +15,11 @@ def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
     return text.lstrip("+-") if float(text) == 0 else text
 
 
+def round_number(value: float | None) -> float | None:
+    """The value rounded to 6 significant digits, for JSON: the last bit of a sum changes no byte of a file."""
+    return None if value is None else float(f"{value:.6g}")
+
+
 def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign: bool = False) -> str:
     """`+0.012 (95 % interval 0.004 to 0.020, n = 5 replicates)`; without an interval the text says so."""
     if estimate.value is None:

@@ -41,13 +41,16 @@ FAULT_FLAGS = {
     "--storage": Flag("URL", "Optuna storage (default: SQLite in the study's folder)"),
     "--restart-storage": Flag("COMMAND", "command that restarts the server of --storage"),
 }
+VERDICT_FLAGS = {"--scenario": Flag("TEXT", "draw only the scenarios whose name contains this text")}
 BENCHMARKS = {
     "norms": Benchmark("speed.norms", "time and peak memory of norm layers at the layer shapes of ResNet-20 and -50"),
     "step": Benchmark("speed.step", "a training step of ResNet-20 and ResNet-18 with every norm"),
     "trial": Benchmark("speed.trial", "the harness against a bare training loop, and the fixed cost of a trial"),
     "scale": Benchmark("speed.scale", "plan, status and report on 100 to 10,000 synthetic records"),
     "driver": Benchmark("speed.driver", "the driver with 10,000 simulated trials (1,000 at once) that do no training"),
-    "verdicts": Benchmark("verdicts.campaign", "how often the answers are wrong, on studies with a known truth"),
+    "verdicts": Benchmark(
+        "verdicts.campaign", "how often the answers are wrong, on studies with a known truth", VERDICT_FLAGS
+    ),
     "faults": Benchmark(
         "faults.campaign", "faults injected into a running study, against an undisturbed run", FAULT_FLAGS
     ),
@@ -86,7 +89,8 @@ def _build_parser() -> ArgumentParser:
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="one of: " + ", ".join(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, to check that it works")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads of torch (default: the benchmark's own)")
+    threads = "threads of torch, or processes of verdicts (default: the benchmark's own)"
+    parser.add_argument("--threads", metavar="N", type=int, help=threads)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
     for name, benchmark in BENCHMARKS.items():

@@ -128,6 +128,7 @@ def write_report(options: argparse.Namespace) -> int:
     for other in others:  # raises before anything is written
         read_study(other)
     console = _build_console()
+    _print_unused_settings(console, options, folder)
     images = _write_report(console, folder).export()
     console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
     if others:
@@ -290,6 +291,23 @@ def _write_report(console: Console, folder: StudyFolder) -> Report:
         console.print("\n" + "\n".join(format_answer(name, answer)), soft_wrap=True)
     console.print(f"\nreport: {path}")
     return report
+
+
+def _print_unused_settings(console: Console, options: argparse.Namespace, folder: StudyFolder) -> None:
+    """Prints which settings of the analysis `--set` names that a report, which reads study.yaml, does not use."""
+    if not options.set or options.study not in list_configs("studies"):
+        return
+    from study.plan.analysis_plan import find_changes, format_changes, resolve_analysis_plan
+    from study.plan.loading import read_study_file
+
+    study, _ = _load_study(options)
+    changes = find_changes(resolve_analysis_plan(read_study_file(folder.config).study), resolve_analysis_plan(study))
+    if changes:
+        console.print(
+            f"--set does not change a report, which uses the settings in {folder.config}. To change "
+            f"{format_changes(changes)}, use the verb `run`, which records the change.",
+            soft_wrap=True,
+        )
 
 
 def _print_failures(console: Console, result: SweepResult) -> None:

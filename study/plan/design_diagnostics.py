@@ -146,7 +146,7 @@ def _compute_rank(columns: Sequence[np.ndarray[Any, Any]]) -> int:
 
 
 def _format_few_replicates(replicates: int) -> str:
-    problem = "no intervals" if replicates == 1 else "wide intervals of differences and no intervals of ratios"
+    problem = "no intervals" if replicates == 1 else "wide intervals of differences and no intervals of displacements"
     return (
         f"{replicates} replicate{'s' * (replicates > 1)}: {problem}, so a verdict is unlikely; at least "
         f"{MIN_REPLICATES}, better {RECOMMENDED_REPLICATES}: --set replicates={RECOMMENDED_REPLICATES}"

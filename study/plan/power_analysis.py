@@ -19,12 +19,12 @@ from study.record.layout import StudyFolder
 POWER = 0.8
 """Probability with which an effect is to be detected."""
 MIN_REPLICATES = 3
-"""With fewer replicates a ratio has no interval."""
+"""With fewer replicates a displacement has no interval."""
 RECOMMENDED_REPLICATES = 5
 MAX_REPLICATES = 1000
 """Larger numbers of replicates are not computed."""
-TARGET_RATIO = 1.5
-"""The effect that is to be detected: the factor moves the choice this many times as far as another seed does."""
+TARGET_DISPLACEMENT = 0.1
+"""The effect that is to be detected, in Jensen-Shannon distance: about eleven points of weight in every layer."""
 
 
 def describe_power(study: StudyConfig, folder: StudyFolder) -> list[str]:
@@ -39,7 +39,7 @@ def describe_power(study: StudyConfig, folder: StudyFolder) -> list[str]:
             line += f"; the {study.replicates} planned detect {effect:.2g} standard deviations"
         lines += [line, *_describe_margin(study, folder)]
     if {"impacts", "tasks"} & set(questions):
-        lines.append(_describe_ratio(study, folder))
+        lines.append(_describe_displacement(study, folder))
     return lines
 
 
@@ -84,30 +84,26 @@ def _describe_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:
             f"({comparison}): to detect {margin:.3g} takes {_format_replicates(needed)} replicates"]  # fmt: skip
 
 
-def _describe_ratio(study: StudyConfig, folder: StudyFolder) -> str:
-    """Replicates to detect `TARGET_RATIO`, for the effect of the last report that varies most.
-
-    Ratios are compared on a logarithmic scale.
-    """
+def _describe_displacement(study: StudyConfig, folder: StudyFolder) -> str:
+    """Replicates to detect `TARGET_DISPLACEMENT`, for the factor of the last report whose displacement varies most."""
     from scipy.stats import t
 
-    confidence, deviations = study.analysis.confidence, {}
+    confidence, margin, deviations = study.analysis.confidence, study.analysis.margins.displacement, {}
     for effect in [*_read_effects(folder, "impacts", "effect"), *_read_effects(folder, "tasks", "effect")]:
         low, high = effect.get("interval") or (0.0, 0.0)
-        if low > 0 and high > low and effect["n"] > 1:
-            half_width = np.log(high / low) / 2
-            critical = t.ppf((1 + confidence) / 2, effect["n"] - 1)
+        if high > low and effect["n"] > 1:
+            half_width, critical = (high - low) / 2, t.ppf((1 + confidence) / 2, effect["n"] - 1)
             deviations[effect["comparison"]] = float(half_width * np.sqrt(effect["n"]) / critical)
-    if not deviations:
+    if not deviations or margin >= TARGET_DISPLACEMENT:
         return (
-            f"replicates for ratios of distances: at least {MIN_REPLICATES}, better {RECOMMENDED_REPLICATES}; "
+            f"replicates for displacements: at least {MIN_REPLICATES}, better {RECOMMENDED_REPLICATES}; "
             "there is no report yet to estimate their standard deviation from"
         )
     factor = max(deviations, key=lambda name: deviations[name])
-    needed = find_required_replicates(np.log(TARGET_RATIO) / deviations[factor], confidence)
+    needed = find_required_replicates((TARGET_DISPLACEMENT - margin) / deviations[factor], confidence)
     return (
-        f"replicates to detect a factor that moves the choice {TARGET_RATIO:g} times as far as another seed does, at "
-        f"the standard deviation of {factor} in the last report: {_format_replicates(needed, MIN_REPLICATES)}"
+        f"replicates to detect a factor that moves the choice by {TARGET_DISPLACEMENT:g} (margin {margin:g}), at the "
+        f"standard deviation of {factor} in the last report: {_format_replicates(needed, MIN_REPLICATES)}"
     )
 
 

@@ -27,6 +27,7 @@ TRUTH = Truth(
     shared={(): 0.01, ("norm",): 0.01},
     shared_logits={("depth",): 0.1},
     diverges=lambda trial, accuracy: 0.2,
+    fails=lambda trial, accuracy: 0.1,
     seed=3,
 )
 STUDIES: dict[str, dict[str, Any]] = {
@@ -102,3 +103,20 @@ def test_trials_share_the_noise_that_the_truth_names() -> None:
     trials = study.draw_records(truth).trials
     assert trials.groupby(["norm", "replicate"])["val_accuracy"].nunique().eq(1).all()
     assert trials["val_accuracy"].nunique() == 6
+
+
+def test_a_replicate_can_repeat_another() -> None:
+    study = SyntheticStudy(build_study(replicates=3, norm=["sn", "bn"]))
+    records = study.draw_records(Truth(repeats={2: 0}))
+    scores = records.trials.pivot(index="norm", columns="replicate", values="val_accuracy")
+    assert scores[2].eq(scores[0]).all()
+    assert scores[1].ne(scores[0]).all()
+    rows = records.weights.to_pandas().groupby("replicate")
+    weights = {replicate: table["weight"].tolist() for replicate, table in rows}
+    assert weights[2] == weights[0] != weights[1]
+
+
+def test_one_hot_weights_follow_the_largest_logit() -> None:
+    study = SyntheticStudy(build_study(replicates=2, norm=["sn"]))
+    switch = study.draw_records(Truth(bn_logit=lambda trial: 9.0, one_hot=True)).switch
+    assert switch.groupby("normalizer")["weight"].agg(["min", "max"]).to_numpy().tolist() == [[1, 1], [0, 0], [0, 0]]

@@ -15,10 +15,12 @@ import pytest
 import torch
 import yaml
 
+from study.plan.analysis_plan import hash_plan, resolve_analysis_plan
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.io import read_metrics
 from study.record.layout import StudyFolder
+from study.sweep.study_file import write_study
 from study.training.cost_estimate import estimate_bytes, measure_cell
 from tests.cli.conftest import NAME, STUDY, Command, find_trial
 
@@ -245,8 +247,26 @@ def test_the_plan_names_cells_batches_and_sizes(command: Command, tmp_path: Path
     assert re.search(r"disk: about \d+ kB; .* free", done.out)
 
 
+def test_the_plan_names_the_hash_of_the_analysis_and_what_differs_from_the_record(
+    command: Command, tmp_path: Path
+) -> None:
+    study = load_study(NAME, "smoke")
+    digest = hash_plan(resolve_analysis_plan(study))[:8]
+    flags = ["--study", NAME, "--scale", "smoke", "--out", str(tmp_path)]
+    done = command("plan", *flags)
+    assert f"plan of the analysis: {digest}, which the first run records" in done.out
+    write_study(study, StudyFolder(tmp_path / NAME), {})
+    done = command("plan", *flags, "--set", "confidence=0.9")
+    assert f"{digest}, " in done.out
+    assert "records these changes with their date: confidence from 0.95 to 0.9" in done.out
+    report = command("report", *flags, "--set", "confidence=0.9")
+    assert "--set does not change a report" in report.out
+    assert "confidence from 0.95 to 0.9" in report.out
+
+
 def test_the_plan_of_a_search_is_its_space(command: Command, tmp_path: Path) -> None:
     done = command("plan", "--study", "learning_rates", "--scale", "smoke", "--out", str(tmp_path))
+    assert "plan of the analysis: " in done.out
     assert done.code == 0
     assert "suggested by" in done.out
     assert "learning_rate:" in done.out

@@ -69,7 +69,7 @@ def test_watch_on_a_terminal_follows_the_records_and_ctrl_c_leaves_it_clean(stud
     record = next(folder.trials())  # this one was interrupted, and can be resumed
     write_json(record.state, {"state": "interrupted", "attempt": 1, "reason": "SIGTERM after step 3"})
     printed += read_until(master, "3 failed", "1 stale", "SIGTERM after step 3")
-    printed += read_until(master, "answers after 4 trials", ": not enough evidence")
+    printed += read_until(master, "answers after 4 trials", ": interim")
     process.send_signal(signal.SIGINT)
     printed += read_until(master, "\x1b[?25h")
     assert process.wait(timeout=20) == 130

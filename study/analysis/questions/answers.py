@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Estimate, adjust_holm
 from study.analysis.statistics.measures import Measure
 from study.analysis.statistics.paired_differences import PairedDifference
+from study.analysis.wording import round_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +39,27 @@ class Effect:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
-        low, high = _round(self.estimate.low), _round(self.estimate.high)
+        low, high = round_number(self.estimate.low), round_number(self.estimate.high)
         return {
             "measure": self.measure.name, "rule": self.measure.rule_name, "comparison": self.comparison,
-            "estimate": _round(self.estimate.value),
+            "estimate": round_number(self.estimate.value),
             "interval": None if low is None else [low, high], "n": self.estimate.n,
             "n_pairs": self.n_pairs, "n_pairs_planned": self.n_pairs_planned, "missing": dict(self.missing),
-            "per_replicate": [_round(value) for value in self.per_replicate],
-            "bootstrap": self.bootstrap and [_round(end) for end in self.bootstrap],
-            "share_above": _round(self.share_above), "p_value": _round(self.p_value), "trials": list(self.trials),
+            "per_replicate": [round_number(value) for value in self.per_replicate],
+            "bootstrap": self.bootstrap and [round_number(end) for end in self.bootstrap],
+            "share_above": round_number(self.share_above), "p_value": round_number(self.p_value),
+            "trials": list(self.trials),
             "censored": self.censored,
         }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The verdicts of an answer with the numbers that decide, without anything that is only shown."""
+
+    verdict: Verdict
+    effects: Sequence[Effect]
+    factors: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,7 @@ class Answer:
 
     claim: what the verdict is about, in words. factors: the verdict on each factor: whether it moves the choice.
     interim: whether planned trials have not ended yet, so that there is no verdict (`report.registry` sets it).
+    robustness: what other analyses would have said; None where that was not computed, as in interim answers.
     """
 
     title: str
@@ -69,11 +82,21 @@ class Answer:
     claim: str = ""
     factors: Mapping[str, Verdict] = field(default_factory=dict)
     interim: bool = False
+    robustness: Robustness | None = None
+
+    @property
+    def fragile(self) -> bool | None:
+        """Whether an analysis that differs from the planned one in a single choice gives another verdict."""
+        return None if self.robustness is None else self.robustness.is_fragile
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
-        effects = [effect.to_json() for effect in self.effects]
-        return {**vars(self), "effects": effects, "needs": list(self.needs), "factors": dict(self.factors)}
+        return {
+            **vars(self), "effects": [effect.to_json() for effect in self.effects], "needs": list(self.needs),
+            "factors": dict(self.factors), "fragile": self.fragile,
+            "fragile_factors": [name for name in self.factors if self.robustness and name in self.robustness.fragile],
+            "robustness": [each.to_json() for each in (self.robustness.analyses if self.robustness else ())],
+        }  # fmt: skip
 
 
 def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> list[Effect]:
@@ -121,7 +144,3 @@ def interaction_effects(measure: Measure, items: Sequence[PairedDifference]) -> 
         )
         for (item, found), p_value in zip(tested, p_values, strict=True)
     ]  # fmt: skip
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")

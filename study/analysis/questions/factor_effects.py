@@ -87,7 +87,7 @@ class Choices:
 
     def measure(self, distance: Distance) -> Floats:
         """Squared distances (cell, replicate, cell, replicate, axis), NaN where a network is missing."""
-        table = np.full((self.present.size, self.present.size, len(self.space.axes)), np.nan)
+        table = np.full((self.present.size, self.present.size, self.values.shape[2]), np.nan)
         where = np.flatnonzero(self.present)
         if where.size:
             table[np.ix_(where, where)] = distance.squared(self.networks)
@@ -101,9 +101,20 @@ class ChoiceDistances:
     choices: Choices
     distance: Distance
     squared: Floats
-    cells: CellDistances
     moments: Mapping[str, Moments]
     margin: float
+
+    @cached_property
+    def cells(self) -> CellDistances:
+        """Mean squared distances between cells."""
+        return CellDistances(self.squared)
+
+    def select_axis(self, axis: int) -> ChoiceDistances:
+        """The same by the weights of one axis alone."""
+        return ChoiceDistances(
+            choices=self.choices, distance=self.distance, squared=self.squared[..., [axis]],
+            moments={name: each.select_axis(axis) for name, each in self.moments.items()}, margin=self.margin,
+        )  # fmt: skip
 
     def estimate(self, confidence: float, axis: int | None = None) -> dict[str, Estimate]:
         """The displacement of every factor, the largest first; `axis`: the number of the one axis to measure."""
@@ -118,10 +129,12 @@ class ChoiceDistances:
         """That each factor moves the choice by more than the margin.
 
         A contrast without results may lie anywhere: the factor can only be said to move the choice if it does even
-        where the missing contrasts have no displacement, and cannot be said not to.
+        where the missing contrasts have no displacement, and cannot be said not to. A factor without any result is a
+        claim without a value, which comes last.
         """
-        found = {}
-        for name, estimate in self.estimate(confidence).items():
+        found, measured = {}, self.estimate(confidence)
+        for name in [*measured, *(name for name in self.moments if name not in measured)]:
+            estimate = measured.get(name, Estimate())
             moments = self.moments[name]
             share = moments.n_contrasts / moments.n_planned
             low = estimate.low is not None and estimate.low * share**0.5 > self.margin
@@ -172,9 +185,7 @@ def measure_distances(choices: Choices, margin: float, distance: Distance = JENS
     cells = CellDistances(squared)
     moments = {name: measure_contrasts(cells, each) for name, each in choices.contrasts.items()}
     margin = convert_margin(margin, distance, len(choices.space.members))
-    return ChoiceDistances(
-        choices=choices, distance=distance, squared=squared, cells=cells, moments=moments, margin=margin
-    )
+    return ChoiceDistances(choices=choices, distance=distance, squared=squared, moments=moments, margin=margin)
 
 
 def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, Verdict]:
@@ -185,13 +196,20 @@ def judge_factors(claims: Mapping[str, Claim], confidence: float) -> dict[str, V
 # ---------------------------------------------------------------------------------------------------- effects
 
 
+def displacement_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
+    """Rows for the displacement of every factor, on which its verdict is given."""
+    claims = distances.claims(confidence)
+    p_values = adjust_p_values(claims, confidence)
+    return [
+        factor_row(distances.choices, "effect", name, [name], claim.estimate, p_values[name])
+        for name, claim in claims.items()
+    ]
+
+
 def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
     """Rows for the displacement of every factor: in two units, for each axis, by other distances, and per doubling."""
     choices, claims = distances.choices, distances.claims(confidence)
-    p_values = adjust_p_values(claims, confidence)
-    rows = [
-        factor_row(choices, "effect", name, [name], claim.estimate, p_values[name]) for name, claim in claims.items()
-    ]
+    rows = displacement_rows(distances, confidence)
     rows += _seed_rows(distances, confidence)
     relative = distances.relative(confidence)
     rows += [factor_row(choices, "effect_relative", name, [name], relative[name]) for name in claims]
@@ -211,7 +229,7 @@ def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
         if slopes:
             estimate = displacement(measure_contrasts(distances.cells, slopes), confidence)
             rows.append(factor_row(choices, "effect_per_doubling", name, [name], estimate))
-    return rows
+    return [row for row in rows if row.measure.name == "effect" or row.estimate.value is not None]
 
 
 def _seed_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:

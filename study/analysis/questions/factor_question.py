@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from study.analysis.questions import factor_sentences as sentences
-from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.answers import Answer, Effect, Judgement
 from study.analysis.questions.factor_effects import (
     ChoiceDistances,
     collect_choices,
+    displacement_rows,
     effect_rows,
     judge_factors,
     measure_distances,
@@ -23,6 +24,7 @@ from study.analysis.questions.factor_effects import (
     share_rows,
     strongest_rows,
 )
+from study.analysis.questions.layer_effects import format_layer_effects, layer_rows
 from study.analysis.questions.seed_sources import format_seed_sources, seed_distance_rows
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
@@ -64,8 +66,12 @@ class FactorQuestion(ABC):
         """The columns of `trials` whose effects are measured."""
 
     @abstractmethod
+    def judge(self, distances: ChoiceDistances, confidence: float) -> Verdict:
+        """The verdict on the claim, by any analysis."""
+
+    @abstractmethod
     def decide(self, records: StudyRecords, distances: ChoiceDistances) -> Decision:
-        """The claim and its verdict."""
+        """The claim and its verdict, which is that of `judge`."""
 
     @abstractmethod
     def find_details(self, records: StudyRecords, trials: pd.DataFrame, distances: ChoiceDistances) -> Details:
@@ -82,14 +88,12 @@ class FactorQuestion(ABC):
 
 def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> Answer:
     """Answers a question about factors from a study of any completeness."""
-    confidence, trials = records.confidence, question.select(records)
-    factors = question.find_factors(records, trials)
-    choices = collect_choices(records.profiles, trials, factors, records.space)
-    distances = measure_distances(choices, records.margin("effect"))
-    claims, decision = distances.claims(confidence), question.decide(records, distances)
-    verdicts, details = judge_factors(claims, confidence), question.find_details(records, trials, distances)
+    confidence, (trials, distances) = records.confidence, _measure(question, records)
+    choices, claims = distances.choices, distances.claims(confidence)
+    decision, verdicts = question.decide(records, distances), judge_factors(claims, confidence)
+    details = question.find_details(records, trials, distances)
     strongest, shares = strongest_rows(distances), share_rows(choices, confidence)
-    seeds = seed_distance_rows(records, trials)
+    layers, seeds = layer_rows(choices, confidence), seed_distance_rows(records, trials)
     text = sentences.format_missing_choices(records, choices) or [
         decision.opening,
         *sentences.format_empty_cells(choices),
@@ -97,6 +101,7 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
         *sentences.format_strongest(strongest),
         *format_seed_sources(seeds),
         *details.sentences,
+        *format_layer_effects(layers, list(claims), confidence),
         *sentences.format_variance_shares(shares),
         *sentences.format_left_out(records, trials, choices),
     ]
@@ -104,11 +109,30 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
         title=question.title, verdict=decision.verdict, claim=decision.claim, factors=verdicts, answer=" ".join(text),
         rule=question.format_rule(records),
         effects=[
-            *effect_rows(distances, confidence), *seeds, *decision.effects, *strongest, *shares, *details.effects,
+            *effect_rows(distances, confidence), *seeds, *decision.effects, *strongest, *details.effects, *layers,
+            *shares,
         ],
         n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
         needs=_list_needs(question, records, distances, decision),
     )  # fmt: skip
+
+
+def judge_factor_question(question: FactorQuestion, records: StudyRecords) -> Judgement:
+    """The verdicts of `answer_factor_question` alone, with the numbers that decide."""
+    confidence, (_, distances) = records.confidence, _measure(question, records)
+    decision = question.decide(records, distances)
+    return Judgement(
+        verdict=decision.verdict, factors=judge_factors(distances.claims(confidence), confidence),
+        effects=[*displacement_rows(distances, confidence), *decision.effects],
+    )  # fmt: skip
+
+
+def _measure(question: FactorQuestion, records: StudyRecords) -> tuple[pd.DataFrame, ChoiceDistances]:
+    """The planned trials that are compared, and the displacements of the factors."""
+    trials = question.select(records)
+    factors = question.find_factors(records, trials)
+    choices = collect_choices(records.profiles, trials, factors, records.space)
+    return trials, measure_distances(choices, records.margin("effect"))
 
 
 def _list_needs(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from study.analysis.questions.answers import Effect
 from study.analysis.questions.factor_effects import ChoiceDistances, Choices, find_empty_cells
+from study.analysis.questions.replicate_sentences import format_replicates_to_settle
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import find_ends
@@ -126,7 +127,11 @@ def _format_factor(
     ends = find_ends(distances.choices.cells[name].tolist())
     levels = f" (from {ends[0]} to {ends[1]})" if ends else ""
     by = format_estimate(estimate, records.confidence)
-    seeds = f", which is {format_number(relative.value, 2)} of a seed distance" if relative.value is not None else ""
+    seeds = (
+        f", which is {format_number(relative.value, 2)} times the distance between two seeds"
+        if relative.value is not None
+        else ""
+    )
     subject = f"{name}{levels}"
     return {
         "supported": f"Factor {subject} moves the choice by {by}{seeds}.",
@@ -184,8 +189,13 @@ def format_common_needs(choices: Choices) -> list[str]:
 
 
 def format_more_replicates(numbers: Mapping[str, Claim], records: StudyRecords) -> list[str]:
-    """How many replicates would put each open number on one side of its margin."""
-    return []
+    """How many replicates would probably put each open number on one side of its margin."""
+    return [
+        f"{name.replace(' - ', ' against ')}: "
+        + format_replicates_to_settle(claim.estimate, claim.margin, records.confidence, n_refuting=len(numbers))
+        for name, claim in numbers.items()
+        if claim.estimate.freedom is not None and not claim.estimate.above(claim.margin)
+    ]
 
 
 def _name_cell(levels: pd.Series, factors: Sequence[str]) -> str:

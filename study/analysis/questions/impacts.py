@@ -13,11 +13,19 @@ from itertools import product
 import pandas as pd
 
 from study.analysis.questions import factor_sentences as sentences
-from study.analysis.questions.answers import Answer
+from study.analysis.questions.answers import Answer, Judgement
 from study.analysis.questions.factor_effects import ChoiceDistances, adjust_p_values, factor_row
-from study.analysis.questions.factor_question import Decision, Details, FactorQuestion, answer_factor_question
+from study.analysis.questions.factor_question import (
+    Decision,
+    Details,
+    FactorQuestion,
+    answer_factor_question,
+    judge_factor_question,
+)
+from study.analysis.questions.factor_robustness import explore_factor_question
 from study.analysis.questions.impact_details import find_dynamics, find_places, find_trends
-from study.analysis.questions.verdicts import Claim, find_above, find_below, judge_all, judge_any
+from study.analysis.questions.robustness import Robustness
+from study.analysis.questions.verdicts import Claim, Verdict, find_above, find_below, judge_all, judge_any
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import displacement_difference
 
@@ -28,6 +36,16 @@ WEAK = ("initialization", "decay", "solver")
 def answer_impacts(records: StudyRecords) -> Answer:
     """Says of each factor whether it moves the choices of the reference norm. Works on any part of a study."""
     return answer_factor_question(_Impacts(), records)
+
+
+def judge_impacts(records: StudyRecords) -> Judgement:
+    """The verdicts of `answer_impacts` alone."""
+    return judge_factor_question(_Impacts(), records)
+
+
+def explore_impacts(records: StudyRecords) -> Robustness:
+    """What other analyses would have answered."""
+    return explore_factor_question(_Impacts(), records)
 
 
 def compare_factors(distances: ChoiceDistances, confidence: float) -> dict[str, Claim]:
@@ -51,13 +69,19 @@ class _Impacts(FactorQuestion):
     def find_factors(self, records: StudyRecords, trials: pd.DataFrame) -> list[str]:
         return [name for name in records.study.factors if name != "norm"]
 
+    def judge(self, distances: ChoiceDistances, confidence: float) -> Verdict:
+        differences = compare_factors(distances, confidence)
+        if differences:
+            return judge_all(differences, confidence)
+        return judge_any(distances.claims(confidence), confidence)
+
     def decide(self, records: StudyRecords, distances: ChoiceDistances) -> Decision:
         differences = compare_factors(distances, records.confidence)
         if not differences:
-            return _decide_any(records, distances)
+            return _decide_any(records, distances, self.judge(distances, records.confidence))
         strong, weak = ([name for name in names if any(name in pair.split(" - ") for pair in differences)]
                         for names in (STRONG, WEAK))  # fmt: skip
-        verdict = judge_all(differences, records.confidence)
+        verdict = self.judge(distances, records.confidence)
         claim = sentences.format_paper_claim(records, strong, weak, [*STRONG, *WEAK])
         p_values = adjust_p_values(differences, records.confidence)
         rows = [
@@ -84,10 +108,9 @@ class _Impacts(FactorQuestion):
         return [] if distances.moments else ["cells that differ in one factor alone"]
 
 
-def _decide_any(records: StudyRecords, distances: ChoiceDistances) -> Decision:
+def _decide_any(records: StudyRecords, distances: ChoiceDistances, verdict: Verdict) -> Decision:
     """Where the paper's claim cannot be tested: whether any of the study's factors moves the choice."""
     claims = distances.claims(records.confidence)
-    verdict = judge_any(claims, records.confidence)
     claim = sentences.format_any_claim(records, list(claims))
     moving = find_above(claims, records.confidence)
     return Decision(

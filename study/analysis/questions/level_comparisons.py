@@ -27,9 +27,14 @@ def compare_levels(
         trials = trials.assign(**{TIME: times[TIME]})
     found = paired_differences(
         trials, factors=factors, factor=factor, reference=reference, other=other, metric=metric,
-        confidence=records.confidence, chance=find_chance_levels(trials) if metric == records.study.metric else None,
+        confidence=records.confidence, chance=find_chance_levels(trials) if _is_main(records, metric) else None,
     )  # fmt: skip
     return found if times.empty else replace(found, censored=int(times.loc[list(found.trials), "censored"].sum()))
+
+
+def _is_main(records: StudyRecords, metric: str) -> bool:
+    """Whether a metric is that by which trials are compared, on any split."""
+    return metric.partition("_")[2] == records.study.metric.partition("_")[2]
 
 
 def find_chance_levels(trials: pd.DataFrame) -> pd.Series:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from study.analysis.questions import factor_sentences as sentences
-from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.answers import Answer, Effect, Judgement
 from study.analysis.questions.factor_effects import (
     ChoiceDistances,
     collect_choices,
@@ -17,9 +17,17 @@ from study.analysis.questions.factor_effects import (
     measure_distances,
     select_choices,
 )
-from study.analysis.questions.factor_question import Decision, Details, FactorQuestion, answer_factor_question
+from study.analysis.questions.factor_question import (
+    Decision,
+    Details,
+    FactorQuestion,
+    answer_factor_question,
+    judge_factor_question,
+)
+from study.analysis.questions.factor_robustness import explore_factor_question
+from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.transfer import compare_after, compare_before_and_after, select_fine_tuned
-from study.analysis.questions.verdicts import find_above, judge_any
+from study.analysis.questions.verdicts import Claim, Verdict, find_above, judge_any
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import find_contrasts
 from study.analysis.statistics.profiles import build_profiles
@@ -33,6 +41,16 @@ TOGETHER = "task on dataset"  # both as one factor, where tasks have no data set
 def answer_tasks(records: StudyRecords) -> Answer:
     """Measures how far task and data set move the choices of backbones. Works on any part of a study."""
     return answer_factor_question(_Tasks(), records)
+
+
+def judge_tasks(records: StudyRecords) -> Judgement:
+    """The verdicts of `answer_tasks` alone."""
+    return judge_factor_question(_Tasks(), records)
+
+
+def explore_tasks(records: StudyRecords) -> Robustness:
+    """What other analyses would have answered."""
+    return explore_factor_question(_Tasks(), records)
 
 
 def name_settings(trials: pd.DataFrame) -> pd.DataFrame:
@@ -56,11 +74,12 @@ class _Tasks(FactorQuestion):
     def find_factors(self, records: StudyRecords, trials: pd.DataFrame) -> list[str]:
         return _find_factors(records, trials)
 
+    def judge(self, distances: ChoiceDistances, confidence: float) -> Verdict:
+        return judge_any(_select_claims(distances, confidence), confidence)
+
     def decide(self, records: StudyRecords, distances: ChoiceDistances) -> Decision:
-        claims = {
-            name: each for name, each in distances.claims(records.confidence).items() if name in (*APART, TOGETHER)
-        }
-        verdict, moving = judge_any(claims, records.confidence), find_above(claims, records.confidence)
+        claims = _select_claims(distances, records.confidence)
+        verdict, moving = self.judge(distances, records.confidence), find_above(claims, records.confidence)
         return Decision(
             claim="tasks and data sets prefer different normalizers", verdict=verdict, numbers=claims,
             opening=sentences.open_tasks(verdict, list(claims), moving),
@@ -84,6 +103,12 @@ class _Tasks(FactorQuestion):
     def name_missing_variation(self, distances: ChoiceDistances) -> list[str]:
         varied = {*APART, TOGETHER} & distances.moments.keys()
         return [] if varied else ["cells that differ in task, or in dataset, alone"]
+
+
+def _select_claims(distances: ChoiceDistances, confidence: float) -> dict[str, Claim]:
+    """That task moves the choice, and that the data set does."""
+    claims = distances.claims(confidence)
+    return {name: each for name, each in claims.items() if name in (*APART, TOGETHER)}
 
 
 def _find_factors(records: StudyRecords, trials: pd.DataFrame) -> list[str]:

@@ -13,9 +13,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from study.analysis.questions import useful_sentences as sentences
-from study.analysis.questions.answers import Answer, Effect, cell_effects, difference_effects, interaction_effects
+from study.analysis.questions.answers import (
+    Answer,
+    Effect,
+    Judgement,
+    cell_effects,
+    difference_effects,
+    interaction_effects,
+)
 from study.analysis.questions.factor_effects import select_choices
 from study.analysis.questions.level_comparisons import build_claims, compare_levels
+from study.analysis.questions.seed_sources import format_seed_sources, seed_deviation_rows
+from study.analysis.questions.tuned import compare_tuned
 from study.analysis.questions.verdicts import OPEN, SUPPORTED, Verdict, find_below, judge, judge_all
 from study.analysis.questions.warm_starts import NO_MIX, NOT_OWN, compare_starts, describe_starts
 from study.analysis.records import StudyRecords
@@ -37,8 +46,10 @@ def answer_useful(records: StudyRecords) -> Answer:
     differences = {name: compare_norms(records, name) for name in measures}
     sparse = {name: compare_sparse(records, name) for name in measures}
     starts = {name: compare_starts(records, name) for name in measures}
+    tuned = compare_tuned(records)
     distinct, opponents = measure_layers(records), find_opponents(differences[metric])
     verdict = decide(differences[metric], margin, confidence)
+    seeds = seed_deviation_rows(records, records.from_scratch)
     rows = {name: [*differences[name], *sparse[name], *starts[name]] for name in measures}
     text = [
         *_compose_text(records, verdict, differences),
@@ -46,6 +57,8 @@ def answer_useful(records: StudyRecords) -> Answer:
         *sentences.format_censored(rows[TIME]),
         *(sentences.format_distinctness(records.reference_norm, row.estimate, confidence) for row in distinct[:1]),
         sentences.format_missing_runs(records.trials),
+        *sentences.format_tuned(tuned, records),
+        *format_seed_sources(seeds),
         *describe_starts(records, starts),
     ]
     rule = sentences.format_useful_rule(records.measures[metric].label, CONTROLS, margin, confidence)
@@ -55,11 +68,20 @@ def answer_useful(records: StudyRecords) -> Answer:
         effects=[
             *(row for name in measures for row in difference_effects(records.measures[name], rows[name])),
             *(row for item in opponents for row in cell_effects(records.measures["cell_difference"], item)),
-            *interaction_effects(records.measures["interaction"], opponents), *distinct,
+            *interaction_effects(records.measures["interaction"], opponents),
+            *difference_effects(records.measures["tuned_difference"], tuned), *seeds, *distinct,
         ],
         n_done=len(records.done), n_planned=records.n_planned,
         needs=_list_needs(verdict, opponents, margin, confidence),
     )  # fmt: skip
+
+
+def judge_useful(records: StudyRecords) -> Judgement:
+    """The verdict of `answer_useful` alone, with the differences that decide."""
+    metric = records.study.metric
+    differences = compare_norms(records, metric)
+    verdict = decide(differences, records.margin(metric), records.confidence)
+    return Judgement(verdict=verdict, effects=difference_effects(records.measures[metric], differences))
 
 
 def decide(comparisons: Sequence[PairedDifference], margin: float, confidence: float) -> Verdict:

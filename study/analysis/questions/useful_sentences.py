@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from study.analysis.questions.replicate_sentences import compute_next_confidence, format_replicates_to_settle
 from study.analysis.questions.verdicts import AGAINST, OPEN, SUPPORTED, Claim, Verdict, judge
+from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate, adjust_holm
 from study.analysis.statistics.paired_differences import CellDifference, PairedDifference
-from study.analysis.statistics.sample_size import MAX_REPLICATES, replicates_to_settle
 from study.analysis.wording import format_confidence, format_estimate, format_states, join_words
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
@@ -115,6 +116,21 @@ def format_sparse(items: Sequence[PairedDifference], confidence: float) -> list[
     return [f"The same for {measured[0].reference}, which does not decide: {gains}."]
 
 
+def format_tuned(items: Sequence[PairedDifference], records: StudyRecords) -> list[str]:
+    """The comparison in which each norm has the level of the tuned factors that suits it best."""
+    measured = [item for item in items if item.estimate.value is not None]
+    if not items:
+        return []
+    tuned = join_words(records.study.analysis.tuned)
+    if not measured:
+        return [f"With each norm at its own best {tuned}, no runs can be compared yet."]
+    numbers = format_differences(measured, records.confidence)
+    return [
+        f"With each norm at its own best {tuned}, chosen on validation images in every cell, and compared on test "
+        f"images, which does not decide: {numbers}."
+    ]
+
+
 def format_censored(items: Sequence[PairedDifference]) -> list[str]:
     """How many runs never reached the target of the time to target."""
     late = [f"{item.censored} in {item.reference} - {item.other}" for item in items if item.censored]
@@ -191,29 +207,6 @@ def format_pair_needs(item: PairedDifference, claim: Claim, confidence: float, n
     return format_replicates_to_settle(estimate, claim.margin, confidence, n_refuting=n_opponents)
 
 
-def format_replicates_to_settle(
-    estimate: Estimate, margin: float, confidence: float, *, n_refuting: int = 1, n_supporting: int = 1
-) -> str:
-    """How many replicates would probably put the interval of a mean on one side of its margin."""
-    found = replicates_to_settle(
-        estimate, margin, confidence=confidence, confidence_next=compute_next_confidence(confidence),
-        n_refuting=n_refuting, n_supporting=n_supporting,
-    )  # fmt: skip
-    if found is None:
-        return f"more than {MAX_REPLICATES} replicates would be needed to settle it with a probability of 80 %"
-    total, probability = found
-    more = total - estimate.n
-    return (
-        f"about {more} more replicate{'s' * (more > 1)} of every cell ({total} in all) would settle it with a "
-        f"probability of {int(100 * probability)} %, given what is known now"
-    )
-
-
-def compute_next_confidence(confidence: float) -> float:
-    """The confidence of the next look at the data, after replicates have been added."""
-    return 1 - (1 - confidence) / 2
-
-
 def _describe_refuted(reference: str, claims: Mapping[str, Claim]) -> str:
     """`sn is worse than bn and there is no practical difference between sn and gn (less than 0.005 either way)`."""
     worse = [name for name, claim in claims.items() if _is_worse(claim)]
@@ -277,7 +270,11 @@ def _at_names(names: Sequence[str]) -> str:
         return "in the only cell"
     said = [f"({name})" if "," in name and len(names) > 1 else name for name in names[:MAX_NAMED]]
     more = len(names) - MAX_NAMED
-    return f"at {join_words([*said, *[f'{more} more cells'] * (more > 0)])}"
+    return f"at {join_words([*said, *[_count_more(more)] * (more > 0)])}"
+
+
+def _count_more(number: int) -> str:
+    return f"{number} more cell{'s' * (number != 1)}"
 
 
 def _format_missing_pairs(item: PairedDifference) -> str:
@@ -287,7 +284,9 @@ def _format_missing_pairs(item: PairedDifference) -> str:
         for cell in item.empty_cells
     ]
     more = len(missing) - MAX_NAMED
-    return join_words([*missing[:MAX_NAMED], *[f"those of {more} more cells"] * (more > 0)] or ["both norms in a cell"])
+    return join_words(
+        [*missing[:MAX_NAMED], *[f"those of {_count_more(more)}"] * (more > 0)] or ["both norms in a cell"]
+    )
 
 
 # -------------------------------------------------------------------------------- question 1: warm starts
@@ -314,9 +313,9 @@ def format_starts_rule(not_own: Sequence[str], no_mix: Sequence[str], margin: fl
     return " ".join([
         "Warm starts are compared by the same rule and do not decide the verdict. The difference is frozen (every",
         "layer keeps its own choice) minus the other start rule. If the study has no frozen, it is fine_tune (whose",
-        "choices are trained further) minus the other start rule. That each layer has its own choice matters if the difference",
-        f"lies above {margin:g} for each of {', '.join(not_own)} that the study has. It does not matter if the",
-        f"difference lies below {margin:g} for any of them (adjusted by Holm). Whether it matters that layers mix",
+        "choices are trained further) minus the other start rule. That each layer has its own choice matters if the",
+        f"difference lies above {margin:g} for each of {', '.join(not_own)} that the study has. It does not matter if",
+        f"the difference lies below {margin:g} for any of them (adjusted by Holm). Whether it matters that layers mix",
         f"normalizers is decided in the same way by {', '.join(no_mix)}. The rule transplant, and all rules with",
         "start.fresh, train a newly initialized network. They are compared with frozen and start.fresh, or else with",
         "scratch. This decides nothing: the BN statistics of scratch may be moving averages, whereas those of warm",

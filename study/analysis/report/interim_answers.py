@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.robustness import format_fragile_choices
 from study.analysis.records import load_study_records
 from study.analysis.report.registry import answer_questions
 from study.analysis.wording import format_number, format_verdict, split_sentences
@@ -29,7 +30,10 @@ def compute_interim_answers(folder: StudyFolder) -> dict[str, Any]:
 def format_answer(name: str, answer: Answer) -> list[str]:
     """Lines for the end of a run: verdict, first sentence, main numbers, and what would settle the answer."""
     effects = _headline_effects(answer)
-    lines = [f"{name}: {format_verdict(answer.verdict, answer.interim)}", f"  {split_sentences(answer.answer)[0]}"]
+    fragile = f" (fragile: {format_fragile_choices(answer.robustness)})" if answer.robustness and answer.fragile else ""
+    lines = [
+        f"{name}: {format_verdict(answer.verdict, answer.interim)}{fragile}", f"  {split_sentences(answer.answer)[0]}",
+    ]  # fmt: skip
     lines += [f"  {_format_judged(effect, answer)}" for effect in effects[:MAX_LINES]]
     if len(effects) > MAX_LINES:
         lines.append(f"  and {len(effects) - MAX_LINES} more in the report")

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from study.analysis.questions.answers import Answer, Effect
+from study.analysis.questions.robustness import format_agreement, format_fragile
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.report.plan_text import format_plan
 from study.analysis.report.tables import REPORT_STATES, count_states
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
-from study.analysis.wording import format_number, format_verdict, split_sentences
+from study.analysis.wording import format_number, format_slug, format_verdict, split_sentences
 from study.config.choice_space import ChoiceSpace
 from study.plan.warm_start import build_config
 
@@ -77,7 +79,8 @@ def load_templates() -> jinja2.Environment:
     environment.filters |= {
         "number": _format_number, "p_value": _format_p_value, "ranges": format_ranges, "sentences": split_sentences,
         "typeset": _typeset, "by_measure": _group_by_measure, "place": place_interval,
-        "verdict": format_verdict,
+        "verdict": format_verdict, "agreement": format_agreement, "fragile": format_fragile,
+        "slug": partial(format_slug, most=60),
     }  # fmt: skip
     return environment
 

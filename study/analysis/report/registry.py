@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from study.analysis.questions.answers import Answer, Effect
-from study.analysis.questions.impacts import answer_impacts
-from study.analysis.questions.tasks import answer_tasks
-from study.analysis.questions.useful import answer_useful
+from study.analysis.questions.answers import Answer, Effect, Judgement
+from study.analysis.questions.impacts import answer_impacts, explore_impacts, judge_impacts
+from study.analysis.questions.robustness import Robustness
+from study.analysis.questions.tasks import answer_tasks, explore_tasks, judge_tasks
+from study.analysis.questions.useful import answer_useful, judge_useful
+from study.analysis.questions.useful_robustness import explore_useful
 from study.analysis.questions.verdicts import OPEN
 from study.analysis.records import ENDED, StudyRecords
 from study.analysis.report.figure_index import draw_impacts, draw_tasks, draw_useful
@@ -21,20 +23,28 @@ from study.analysis.wording import split_sentences
 class Question:
     """How a question is answered and shown.
 
-    answer: works on any part of a study. draw: the figures for the rows of its table that have a value.
+    answer: works on any part of a study. judge: its verdicts alone. explore: what other analyses would have said; only
+    for a report of a finished study, because it takes as long as an answer.
+    draw: the figures for the rows of its table that have a value.
     example: a study of configs/studies that asks it.
     """
 
     answer: Callable[[StudyRecords], Answer]
+    judge: Callable[[StudyRecords], Judgement]
+    explore: Callable[[StudyRecords], Robustness]
     draw: Callable[[StudyRecords, Sequence[Effect]], Iterator[go.Figure]]
     example: str
 
 
 # By the names that a study gives under `analysis.questions` (study/config/schema.py).
 QUESTIONS: Mapping[str, Question] = {
-    "useful": Question(answer=answer_useful, draw=draw_useful, example="distinct"),
-    "impacts": Question(answer=answer_impacts, draw=draw_impacts, example="impacts"),
-    "tasks": Question(answer=answer_tasks, draw=draw_tasks, example="tasks"),
+    "useful": Question(
+        answer=answer_useful, judge=judge_useful, explore=explore_useful, draw=draw_useful, example="distinct"
+    ),
+    "impacts": Question(
+        answer=answer_impacts, judge=judge_impacts, explore=explore_impacts, draw=draw_impacts, example="impacts"
+    ),
+    "tasks": Question(answer=answer_tasks, judge=judge_tasks, explore=explore_tasks, draw=draw_tasks, example="tasks"),
 }
 
 
@@ -44,6 +54,14 @@ def answer_questions(records: StudyRecords) -> dict[str, Answer]:
     if records.is_interim:
         return {name: withhold_verdict(answer, records) for name, answer in found.items()}
     return found
+
+
+def add_robustness(answers: Mapping[str, Answer], records: StudyRecords) -> dict[str, Answer]:
+    """The answers with what other analyses would have said; interim ones, which have no verdict, as they are."""
+    return {
+        name: answer if answer.interim else replace(answer, robustness=QUESTIONS[name].explore(records))
+        for name, answer in answers.items()
+    }
 
 
 def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:

@@ -19,7 +19,7 @@ from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report.figure_index import draw_published, select_finished_choices
 from study.analysis.report.page import render_page
 from study.analysis.report.plan_text import build_plan_section
-from study.analysis.report.registry import answer_questions, draw_figures
+from study.analysis.report.registry import add_robustness, answer_questions, draw_figures
 from study.analysis.report.tables import write_tables
 from study.analysis.weight_tables import BACKBONE
 from study.record.io import write_bytes, write_json
@@ -43,8 +43,8 @@ class Report:
 
     @cached_property
     def answers(self) -> dict[str, Answer]:
-        """The answer to each question, by its name."""
-        return answer_questions(self.records)
+        """The answer to each question, by its name, with what other analyses would have said."""
+        return add_robustness(answer_questions(self.records), self.records)
 
     @cached_property
     def figures(self) -> dict[str, list[go.Figure]]:

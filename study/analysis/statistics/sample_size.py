@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from study.analysis.statistics.cell_means import compute_standard_error
 from study.analysis.statistics.intervals import Estimate
 
 MAX_REPLICATES = 1000
-DRAWS = 4000
+DRAWS = 2000
 
 
 def replicates_to_settle(
@@ -48,13 +48,13 @@ def replicates_to_settle(
     def compute_probability(total: int) -> float:
         new = total - estimate.n
         mean_new = true + sigma / np.sqrt(new) * noise
-        squares_new = sigma**2 * stats.chi2.ppf(quantiles, new - 1) if new > 1 else 0.0
+        squares_new = sigma**2 * 2 * special.gammaincinv((new - 1) / 2, quantiles) if new > 1 else 0.0
         mean = (estimate.n * value + new * mean_new) / total
         between = estimate.n * new / total * (mean_new - value) ** 2
         freedom = freedom_now + new
         error_then = np.sqrt((freedom_now * spread**2 + squares_new + between) / freedom / total)
         above, below = (
-            stats.t.ppf(1 - (1 - confidence_next) / 2 / n_tests, freedom) * error_then
+            special.stdtrit(freedom, 1 - (1 - confidence_next) / 2 / n_tests) * error_then
             for n_tests in (n_supporting, n_refuting)
         )
         return float(np.mean((mean - above > margin) | (mean + below < margin)))

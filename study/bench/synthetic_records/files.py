@@ -39,8 +39,8 @@ def write_study(
 ) -> None:
     """Writes a study with its records.
 
-    only: the trials that have a result. failed: trials that failed and have none. diverged: trials whose runs diverged,
-    in addition to those that diverge by the truth.
+    only: the trials that have a result. failed: trials that failed and have none. diverged: trials whose runs diverged.
+    Both are in addition to those that fail or diverge by the truth.
     """
     provenance: dict[str, Any] = {
         "command": f"python run_study.py --study {study.name}", "commit": "abc123", "versions": {"torch": "2.11.0"},
@@ -49,22 +49,26 @@ def write_study(
     plan = record_plan(resolve_analysis_plan(study), provenance["created"], results=0)
     write_yaml(folder.config, {"study": study.model_dump(mode="json"), **plan.to_dict(), "provenance": provenance})
     for trial in plan_trials(study):
-        if failed(trial):
+        run = simulate_run(trial, build_norm_layers(trial.config), truth)
+        if failed(trial) or (only(trial) and run.failed):
             record = folder.trial(trial.trial_id, trial.replicate)
             record.path.mkdir(parents=True)
             record.state.write_text(_to_json({
                 "state": "failed", "reason": FAILED_REASON, "failures": 3, "attempt": 3,
             }))  # fmt: skip
         elif only(trial):
-            write_trial(folder, trial, truth, "diverged" if diverged(trial) else "done")
+            _write_run(folder, trial, run, "diverged" if diverged(trial) else "done")
 
 
 def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: str = "done") -> TrialFolder:
     """Writes the record of one finished trial, its result last. Neither atomic nor synced: nobody reads it yet."""
+    return _write_run(folder, trial, simulate_run(trial, build_norm_layers(trial.config), truth), status)
+
+
+def _write_run(folder: StudyFolder, trial: PlannedTrial, run: SimulatedRun, status: str) -> TrialFolder:
     record = folder.trial(trial.trial_id, trial.replicate)
     record.path.mkdir(parents=True)
     layers = build_norm_layers(trial.config)
-    run = simulate_run(trial, layers, truth)
     status = "diverged" if run.diverged and status == "done" else status
     steps = [trial.steps_per_epoch * epoch for epoch in range(len(run.history))]
     description = _describe(trial, folder.path.name, len(layers))

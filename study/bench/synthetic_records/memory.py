@@ -55,12 +55,13 @@ class SyntheticStudy:
     ) -> StudyRecords:
         """What `load_study_records` reads from the files that `write_study` writes with the same arguments."""
         runs = [simulate_run(trial, layers, truth) for trial, layers in zip(self.plan, self.layers, strict=True)]
-        has_result = [only(trial) and not failed(trial) for trial in self.plan]
         states = [
-            "diverged" if present and (run.diverged or diverged(trial))
-            else "done" if present else "failed" if failed(trial) else "planned"
-            for trial, run, present in zip(self.plan, runs, has_result, strict=True)
+            "failed" if failed(trial) or (only(trial) and run.failed)
+            else "planned" if not only(trial)
+            else "diverged" if run.diverged or diverged(trial) else "done"
+            for trial, run in zip(self.plan, runs, strict=True)
         ]  # fmt: skip
+        has_result = [state in ("done", "diverged") for state in states]
         weights = np.concatenate([run.history.ravel() for run in runs])
         curves = self._compute_curve_values(runs)
         trials = self._build_trial_table(runs, np.array(states))
@@ -84,17 +85,18 @@ class SyntheticStudy:
     def _build_trial_table(self, runs: Sequence[SimulatedRun], states: NDArray[np.str_]) -> pd.DataFrame:
         """The trial table. Only trials that are done have metrics."""
         without_result = np.isin(states, ("planned", "failed"))
-        trials: pd.DataFrame = self.finished.trials.copy()
         rows = [compute_metrics(trial.config.task, run.accuracy) for trial, run in zip(self.plan, runs, strict=True)]
-        metrics = pd.DataFrame(rows, columns=list(METRICS), dtype=float)
-        metrics.loc[states != "done"] = np.nan
-        trials[list(METRICS)] = metrics
+        metrics = {name: np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in METRICS}
         reasons = {"diverged": DIVERGED_REASON, "failed": FAILED_REASON}
-        trials["state"] = pd.Series(states.tolist(), dtype=object)
-        trials["reason"] = pd.Series([reasons.get(str(state), "") for state in states], dtype=object)
+        columns: dict[str, Any] = {str(name): self.finished.trials[name] for name in self.finished.trials}
         if without_result.any():
-            others = [name for name in trials if name not in ("state", "reason")]
-            trials.loc[without_result, others] = self.planned.loc[without_result, others]
+            columns = {name: column.mask(without_result, self.planned[name]) for name, column in columns.items()}
+        # A frame of columns is built several times faster than columns are assigned one by one.
+        trials: pd.DataFrame = pd.DataFrame({
+            **columns, **{name: np.where(states == "done", values, np.nan) for name, values in metrics.items()},
+            "state": pd.Series(states.tolist(), dtype=object),
+            "reason": pd.Series([reasons.get(str(state), "") for state in states], dtype=object),
+        })  # fmt: skip
         return trials
 
 

@@ -30,10 +30,14 @@ class Truth:
     bn_logit_of_heads: added to it in the layers of heads.
     layer_logits: added to it as well: a function of a trial and its layers, which have the attributes of
         `LayerGeometry` (place, stage, depth_fraction, ...), with a result that broadcasts to (layers, statistics).
+    ln_slope: what is added to the logit of ln from the first layer of the backbone to its last.
+    one_hot: whether each layer gives all of its weight to the member with the largest logit.
     logit_noise: standard deviation of the noise of logits, drawn once per network and once per layer.
     shared_logits: like `shared`, for logits.
     draw: draws standard noise from a generator in a given shape. Replace it for noise with heavy tails.
     diverges: the probability that a trial diverges, which may depend on the accuracy that it would have had.
+    fails: the probability that it fails and leaves no result, in the same way.
+    repeats: which replicate's random numbers a replicate reuses, where it does not draw its own.
     """
 
     accuracy: Effect = lambda trial: 0.9
@@ -42,10 +46,14 @@ class Truth:
     bn_logit: Effect = lambda trial: 0.0
     bn_logit_of_heads: float = 0.0
     layer_logits: Callable[[PlannedTrial, Sequence[Any]], Floats | float] = lambda trial, layers: 0.0
+    ln_slope: float = 1.0
+    one_hot: bool = False
     logit_noise: float | Effect = 0.15
     shared_logits: Mapping[tuple[str, ...], float] = field(default_factory=dict)
     draw: Callable[[np.random.Generator, tuple[int, ...]], Floats] = np.random.Generator.standard_normal
     diverges: Callable[[PlannedTrial, float], float] = lambda trial, accuracy: 0.0
+    fails: Callable[[PlannedTrial, float], float] = lambda trial, accuracy: 0.0
+    repeats: Mapping[int, int] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -56,11 +64,12 @@ class SimulatedRun:
     accuracy: float
     history: NDArray[np.float32]
     diverged: bool
+    failed: bool
 
 
 def simulate_run(trial: PlannedTrial, layers: Sequence[Any], truth: Truth) -> SimulatedRun:
     """Draws one trial. `layers`: the norm layers of its network."""
-    random = _build_generator(truth.seed, *trial.trial_id.encode(), trial.replicate)
+    random = _build_generator(truth.seed, *trial.trial_id.encode(), _find_source(truth, trial))
     own = float(truth.draw(random, (1,))[0]) * _evaluate(truth.accuracy_noise, trial)
     shared = sum(
         spread * float(truth.draw(_build_shared_generator(truth, trial, fields), (1,))[0])
@@ -68,7 +77,8 @@ def simulate_run(trial: PlannedTrial, layers: Sequence[Any], truth: Truth) -> Si
     )
     accuracy = truth.accuracy(trial) + shared + own
     history = _simulate_switch_weights(trial, layers, truth, random)
-    return SimulatedRun(accuracy=accuracy, history=history, diverged=random.random() < truth.diverges(trial, accuracy))
+    diverged, failed = (random.random() < chance(trial, accuracy) for chance in (truth.diverges, truth.fails))
+    return SimulatedRun(accuracy=accuracy, history=history, diverged=diverged, failed=failed)
 
 
 def _simulate_switch_weights(
@@ -89,7 +99,10 @@ def _simulate_switch_weights(
         bn += truth.bn_logit(trial) * np.array([1, 2]) / 1.5 + truth.layer_logits(trial, layers)
         bn[~in_backbone] += truth.bn_logit_of_heads
     if "ln" in pool:
-        logits[..., pool.index("ln")] += depths[:, None]
+        logits[..., pool.index("ln")] += truth.ln_slope * depths[:, None]
+    if truth.one_hot:
+        chosen = np.eye(len(pool), dtype=np.float32)[logits.argmax(axis=-1)]
+        return np.stack([np.full_like(chosen, 1 / len(pool)), *[chosen] * (epochs - 1)])
     progress = 1 - 0.5 ** np.arange(epochs)
     weights = np.exp(progress[:, None, None, None] * logits)
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
@@ -100,7 +113,12 @@ def _build_shared_generator(
 ) -> np.random.Generator:
     """The same for all trials of a replicate that have equal levels of these fields."""
     levels = [zlib.crc32(f"{name}={getattr(trial.config, name)}".encode()) for name in fields]
-    return _build_generator(truth.seed, trial.replicate, *levels, *more)
+    return _build_generator(truth.seed, _find_source(truth, trial), *levels, *more)
+
+
+def _find_source(truth: Truth, trial: PlannedTrial) -> int:
+    """The replicate whose random numbers a trial uses: its own, or the one that it repeats."""
+    return truth.repeats.get(trial.replicate, trial.replicate)
 
 
 def _build_generator(*numbers: int) -> np.random.Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,15 +22,25 @@ NumberKey = tuple[str, str]  # a measure and a comparison, such as ("val_accurac
 YES: Verdict = "supported"
 NO: Verdict = "not supported"
 
+NO_EFFECT = 1.0  # the value of the measure `effect` for a factor that changes nothing
+
 NORMS: Factors = {"norm": ["sn", "bn", "gn", "sn-uniform"], "batch_size": [2, 16]}
 CONTROLS = ["sn-uniform", "sn-random", "sn-shared", "sn-stage"]
 ALL_NORMS: Factors = {"norm": ["sn", "bn", "gn", "in", "ln", *CONTROLS], "batch_size": [2, 16]}
+PAIR: Factors = {"norm": ["sn", "bn"], "batch_size": [2, 16]}
+FIVE_BATCHES: Factors = {"norm": ["sn", "bn", "gn", "sn-uniform"], "batch_size": [2, 4, 8, 16, 32]}
 FACTORS: Factors = {
     "depth": [8, 14],
     "batch_size": [2, 16],
     "initialization": ["he_normal", "xavier_uniform"],
 }
+SOLVERS: Factors = {"depth": [8, 14], "batch_size": [2, 16], "solver": ["sgd", "adamw"]}
+BATCH_LEVELS = ([2, 16], [2, 4, 8, 16], [2, 3, 4, 6, 8, 10, 12, 16])
 TASKS: Factors = {"task": ["classification", "segmentation"], "dataset": ["scenes", "scenes_fashion"]}
+
+PLACE_LOGITS = {"stem": -2.0, "norm1": -0.3, "norm2": 0.3, "shortcut": 2.0}
+ONE_HOT: Mapping[str, Any] = {"one_hot": True, "logit_noise": 0.0}
+SHARED_BY_CELL = {(): 0.01, ("norm",): 0.003, ("norm", "batch_size"): 0.003}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,8 @@ class Scenario:
 
     wrong: the verdict that would be false. expected: the verdict that should be found, where there is one.
     null_factors: factors without an effect on the choice of normalizers.
+    looks: the numbers of replicates at which the study is answered in turn, each after the first by an amendment;
+        empty for one answer at `replicates`. A verdict that is given at any of them counts.
     """
 
     name: str
@@ -50,6 +62,7 @@ class Scenario:
     wrong: Verdict
     expected: Verdict | None = None
     null_factors: Sequence[str] = ()
+    looks: Sequence[int] = ()
 
     def build_study(self, replicates: int) -> StudyConfig:
         """The study, at a number of replicates."""
@@ -60,10 +73,10 @@ class Scenario:
         }, "bench verdicts")  # fmt: skip
 
     def compute_known_values(self) -> dict[NumberKey, float]:
-        """True values that follow from the truth: the gains of sn, or 1 for the effect of factors without one."""
+        """True values that follow from the truth: the gains of sn, or the effect of factors without one."""
         if self.question == "useful":
             return self._compute_planted_gains()
-        return {("effect", factor): 1.0 for factor in self.null_factors}
+        return {("effect", factor): NO_EFFECT for factor in self.null_factors}
 
     def _compute_planted_gains(self) -> dict[NumberKey, float]:
         """The difference in mean accuracy between sn and every other norm, over all cells."""
@@ -107,6 +120,53 @@ def _useful_scenarios() -> Iterator[Scenario]:
     yield build("null, bn diverges at B = 2", equal, {}, diverges=_bn_at_2)
     yield build("planted, bn diverges at B = 2", "0.03 over all", clear, wrong=NO, expected=YES, diverges=_bn_at_2)
     yield build("null, the worst diverge", equal, {}, diverges=lambda trial, accuracy: float(accuracy < 0.89))
+    hard: dict[str, Any] = {"draw": draw_student_t, "accuracy_noise": _large_at_small_batch, "shared": SHARED_BY_CELL}
+    yield build("null, hard noise", f"{equal}; heteroscedastic, heavy tails, shared", {}, **hard)
+    yield build("at the margin, hard noise", f"{margin}; the same noise", gain, wrong=NO, **hard)
+    yield build("null, 2 replicates", equal, {}, replicates=2)
+    yield build("planted, 2 replicates", "0.03 over all", clear, replicates=2, wrong=NO)
+    yield build("null, 4 replicates are 2 twice", equal, {}, replicates=4, factors=PAIR, repeats={2: 0, 3: 1})
+    yield build(
+        "opposite signs", "+0.02 at B = 2, -0.02 at B = 16", {}, factors=PAIR, replicates=8,
+        accuracy=lambda trial: 0.9 + (0.02 if trial.config.batch_size == 2 else -0.02) * (trial.config.norm == "sn"),
+    )  # fmt: skip
+    for replicates in (4, 16, 32, 64):
+        name = f"below the margin, {replicates} replicates"
+        yield build(name, "0.003 over bn", {"bn": 0.003}, factors=PAIR, replicates=replicates)
+    looks = range(3, 21)
+    build_looks = partial(build, factors=PAIR, replicates=20, looks=looks)
+    yield build_looks("null, looks at 3 to 20", equal, {})
+    yield build_looks("at the margin, looks at 3 to 20", margin, {"bn": SCORE_MARGIN}, wrong=NO)
+    yield build_looks("no more than the margin, looks at 3 to 20", margin, {"bn": SCORE_MARGIN})
+    yield from _worst_cell_scenarios()
+
+
+def _worst_cell_scenarios() -> Iterator[Scenario]:
+    """The switch norm is worse on average because of one cell, where runs are missing; elsewhere it is better."""
+
+    def accuracy(trial: PlannedTrial) -> float:
+        gain = -0.06 if trial.config.batch_size == 2 else 0.012
+        return 0.9 + gain * (trial.config.norm == "sn")
+
+    def is_run(norm: str) -> Callable[[PlannedTrial, float], float]:
+        return lambda trial, accuracy: float(_is_worst(trial, norm) and trial.replicate == 0)
+
+    truth = "sn -0.06 at B = 2, +0.012 at B = 4 to 32"
+    build = partial(
+        _build_accuracy_scenario, description=truth, gains={}, factors=FIVE_BATCHES, replicates=4, accuracy=accuracy
+    )
+    yield build("worst cell, complete")
+    yield build("worst cell, 1 run failed", fails=is_run("sn"))
+    yield build("worst cell, 1 run failed, 8 replicates", replicates=8, fails=is_run("sn"))
+    yield build("worst cell, 1 run diverged", diverges=is_run("sn"))
+    of_pair = {**FIVE_BATCHES, "norm": ["sn", "bn"]}
+    yield build("worst cell, 1 run of bn failed", factors=of_pair, fails=is_run("bn"))
+    yield build("worst cell, 1 run of bn diverged", factors=of_pair, diverges=is_run("bn"))
+    yield build(
+        "worst cell, sn diverged and bn failed", factors=of_pair, diverges=is_run("sn"), fails=is_run("bn")
+    )  # fmt: skip
+    yield build("worst cell, 10 % failed", replicates=8, fails=_one_in_ten)
+    yield build("worst cell, all runs failed", fails=lambda trial, accuracy: float(_is_worst(trial, "sn")))
 
 
 def _impacts_scenarios() -> Iterator[Scenario]:
@@ -133,6 +193,54 @@ def _impacts_scenarios() -> Iterator[Scenario]:
     yield build("the contrary", "initialization alone", {"initialization": 2.0}, expected=NO)
     yield build("half the claim", "B alone", {"batch_size": 1.5}, expected=NO)
     yield build("half the claim, 3 replicates", "B alone", {"batch_size": 1.5}, replicates=3)
+    pattern, by_place = "the same pattern by place at both depths", partial(build, layer_logits=_add_place_logits)
+    yield by_place("places in the block, none moves", pattern, {})
+    yield by_place("places in the block, B moves", f"B alone; {pattern}", {"batch_size": 1.5})
+    yield build(
+        "none moves, hard noise", f"{none}; heteroscedastic, heavy tails, shared seed x B", {},
+        null_factors=["initialization"], logit_noise=_large_in_one_cell, draw=draw_student_t,
+        shared_logits={("batch_size",): 0.3},
+    )  # fmt: skip
+    yield build("none moves, shared seed x B", none, {}, shared_logits={("batch_size",): 0.3})
+    yield _build_choice_scenario(
+        "impacts", SOLVERS, "none moves, noisier under adamw", f"{none}; seeds are noisier under adamw", {},
+        null_factors=["depth", "batch_size"],
+        logit_noise=lambda trial: 0.4 if trial.config.solver == "adamw" else 0.1,
+    )  # fmt: skip
+    yield build(
+        "opposite directions", "B and depth, in opposite directions at the other's levels", {}, wrong=NO, expected=YES,
+        null_factors=["initialization"],
+        bn_logit=lambda trial: 0.75 * (-1) ** ((trial.config.batch_size == 2) + (trial.config.depth == 8)),
+    )  # fmt: skip
+    yield from _level_scenarios()
+    many_seeds = partial(build, replicates=16, wrong=NO, logit_noise=0.5)
+    third, half = {"depth": 0.6, "batch_size": 0.6}, {"depth": 1.0, "batch_size": 1.0}
+    yield many_seeds("small effects, 16 replicates", "depth and B alone, a third of a seed distance", third)
+    yield many_seeds(
+        "medium effects, 16 replicates", "depth and B alone, half a seed distance", half, expected=YES
+    )  # fmt: skip
+    yield build("none moves, 2 replicates", none, {}, replicates=2)
+    yield build("none moves, 4 replicates are 2 twice", none, {}, replicates=4, repeats={2: 0, 3: 1})
+    yield build("none moves, 10 % failed", none, {}, fails=_one_in_ten)
+    yield build_claim("the claim, 10 % failed", fails=_one_in_ten)
+    yield build("none moves, a cell failed", none, {}, fails=lambda trial, accuracy: float(_is_first_cell(trial)))
+    yield build("no seeds, none moves", f"{none}, nor do seeds: one-hot weights", {}, **ONE_HOT)
+    yield build(
+        "no seeds, the claim", "depth and B alone; one-hot weights", {}, wrong=NO, expected=YES,
+        null_factors=["initialization"],
+        bn_logit=lambda trial: 5.0 if trial.config.batch_size == 16 or trial.config.depth == 14 else -5.0, **ONE_HOT,
+    )  # fmt: skip
+    yield build("half the claim, 10 % failed", "B alone", {"batch_size": 1.5}, fails=_one_in_ten)
+
+
+def _level_scenarios() -> Iterator[Scenario]:
+    """The claim with 2, 4 and 8 levels of B, from 2 to 16; the effect of B is linear in log2 B."""
+    for levels in BATCH_LEVELS:
+        yield _build_choice_scenario(
+            "impacts", {**FACTORS, "batch_size": levels}, f"the claim, {len(levels)} levels of B",
+            "depth 1.7, B 1.7 from 2 to 16, initialization 1.1", {"depth": 1.7, "initialization": 1.1},
+            wrong=NO, expected=YES, null_factors=[], layer_logits=_rise_with_log_batch,
+        )  # fmt: skip
 
 
 def _tasks_scenarios() -> Iterator[Scenario]:
@@ -144,31 +252,42 @@ def _tasks_scenarios() -> Iterator[Scenario]:
     yield build("neither moves, heavy tails", neither, {}, draw=draw_student_t)
     yield build("task moves", "task alone", task, wrong=NO, expected=YES)
     yield build("task moves, 3 replicates", "task alone", task, replicates=3, wrong=NO, expected=YES)
+    yield build("neither moves, 2 replicates", neither, {}, replicates=2)
+    yield build("neither moves, 4 replicates are 2 twice", neither, {}, replicates=4, repeats={2: 0, 3: 1})
+    yield build("neither moves, looks at 3 to 20", neither, {}, replicates=20, looks=range(3, 21))
+    yield build("neither moves, 10 % failed", neither, {}, fails=_one_in_ten)
+    yield build("no seeds, neither moves", f"{neither}, nor do seeds: one-hot weights", {}, **ONE_HOT)
+    yield build(
+        "no seeds, task moves", "task alone; one-hot weights", {}, wrong=NO, expected=YES, null_factors=["dataset"],
+        bn_logit=lambda trial: 5.0 if trial.config.task == "segmentation" else -5.0, **ONE_HOT,
+    )  # fmt: skip
 
 
 def _build_accuracy_scenario(
     name: str, description: str, gains: Mapping[str, float], *, factors: Factors = NORMS, replicates: int = 5,
-    wrong: Verdict = YES, expected: Verdict | None = None, **truth: Any,
+    wrong: Verdict = YES, expected: Verdict | None = None, looks: Sequence[int] = (), **truth: Any,
 ) -> Scenario:  # fmt: skip
     """A scenario in which sn has a gain in accuracy over some norms, and none over the others.
 
     The cells of a replicate are not independent: a norm's accuracy varies with the seeds, alike in all of its cells.
     """
-    planted = Truth(
-        accuracy=lambda trial: 0.9 - gains.get(trial.config.norm, 0.0),
-        **{"shared": {(): 0.01, ("norm",): 0.003}, **truth},
-    )
+    accuracy = partial(_lose, gains)
+    planted = Truth(**{"accuracy": accuracy, "shared": {(): 0.01, ("norm",): 0.003}, **truth})
     return Scenario(
         name=name, question="useful", description=description, truth=planted, factors=factors, replicates=replicates,
-        wrong=wrong, expected=expected,
+        wrong=wrong, expected=expected, looks=looks,
     )  # fmt: skip
 
 
 def _build_choice_scenario(
     question: str, factors: Factors, name: str, description: str, moves: Mapping[str, float], *, replicates: int = 5,
-    wrong: Verdict = YES, expected: Verdict | None = None, null_factors: Sequence[str] | None = None, **truth: Any,
+    wrong: Verdict = YES, expected: Verdict | None = None, null_factors: Sequence[str] | None = None,
+    looks: Sequence[int] = (), **truth: Any,
 ) -> Scenario:  # fmt: skip
-    """A scenario in which the second level of some factors adds to the logit of bn, by the numbers in `moves`."""
+    """A scenario in which the second level of some factors adds to the logit of bn, by the numbers in `moves`.
+
+    Weights do not depend on relative depth (`ln_slope`): then depth has no effect however layers are aligned.
+    """
 
     def bn_logit(trial: PlannedTrial) -> float:
         return sum(move for name, move in moves.items() if getattr(trial.config, name) == factors[name][1])
@@ -176,9 +295,15 @@ def _build_choice_scenario(
     if null_factors is None:
         null_factors = [factor for factor in factors if factor not in moves]
     return Scenario(
-        name=name, question=question, description=description, truth=Truth(bn_logit=bn_logit, **truth),
+        name=name, question=question, description=description,
+        truth=Truth(**{"bn_logit": bn_logit, "ln_slope": 0.0, **truth}),
         factors=factors, replicates=replicates, wrong=wrong, expected=expected, null_factors=null_factors,
+        looks=looks,
     )  # fmt: skip
+
+
+def _lose(gains: Mapping[str, float], trial: PlannedTrial) -> float:
+    return 0.9 - gains.get(trial.config.norm, 0.0)
 
 
 def _large_at_small_batch(trial: PlannedTrial) -> float:
@@ -195,6 +320,30 @@ def _one_in_ten(trial: PlannedTrial, accuracy: float) -> float:
 
 def _bn_at_2(trial: PlannedTrial, accuracy: float) -> float:
     return 0.6 if trial.config.norm == "bn" and trial.config.batch_size == 2 else 0.0
+
+
+def _is_worst(trial: PlannedTrial, norm: str) -> bool:
+    return trial.config.norm == norm and trial.config.batch_size == 2
+
+
+def _is_first_cell(trial: PlannedTrial) -> bool:
+    return (trial.config.depth, trial.config.batch_size, trial.config.initialization) == (8, 2, "he_normal")
+
+
+def _rise_with_log_batch(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
+    return np.array([1.0, 2.0]) / 1.5 * 1.7 * float(np.log2(trial.config.batch_size / 2)) / 3
+
+
+def _add_place_logits(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
+    """Logits of bn that depend on the layer's place in the block: twice as much for variances, as in `bn_logit`."""
+    return np.outer([PLACE_LOGITS[find_place(layer)] for layer in layers], [1.0, 2.0])
+
+
+def find_place(layer: Any) -> str:
+    """The place of a synthetic backbone layer in its block: stem, norm1, norm2 or shortcut."""
+    if layer.stage == 0:
+        return "stem"
+    return {"bn1": "norm1", "bn2": "norm2", "downsample.1": "shortcut"}[layer.layer.split(".", 2)[-1]]
 
 
 def draw_student_t(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from study.analysis.questions.answers import difference_effects, refuted
+from study.analysis.questions.answers import difference_effects
+from study.analysis.questions.level_comparisons import build_claim, build_claims
 from study.analysis.questions.useful import decide
-from study.analysis.statistics.intervals import bootstrap_interval, replicate_interval
+from study.analysis.questions.useful_sentences import open_useful
+from study.analysis.questions.verdicts import Verdict, find_below
+from study.analysis.statistics.cell_means import compute_p_value
+from study.analysis.statistics.intervals import Estimate, bootstrap_interval, replicate_interval
 from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
-from study.config.schema import SCORE_MARGIN
 
 DRAWS = 200
+MARGIN = 0.005
 OTHERS = ("bn", "sn-uniform", "sn-shared")
 
 
@@ -27,28 +32,40 @@ def _compare(seed: int, gains: dict[str, float], replicates: int = 5, noise: flo
     return [_difference(norm, gain + own - random.normal(0, noise, replicates)) for norm, gain in gains.items()]
 
 
-def _difference(norm: str, values: NDArray[np.float64]) -> PairedDifference:
+def _difference(norm: str, values: NDArray[np.float64], **more: Any) -> PairedDifference:
     """As `paired_differences` makes it of a cell that is complete."""
-    return PairedDifference(
-        reference="sn", other=norm, estimate=replicate_interval(values, 0.95), per_replicate=tuple(values.tolist()),
-        n_pairs=values.size, n_pairs_planned=values.size, n_cells=1, n_cells_diverged=0, n_cells_planned=1, missing={},
-    )  # fmt: skip
+    estimate = replicate_interval(values, 0.95)
+    return PairedDifference(**{
+        "reference": "sn", "other": norm, "estimate": estimate, "per_replicate": tuple(values.tolist()),
+        "n_pairs": values.size, "n_pairs_planned": values.size, "n_cells": 1, "n_cells_planned": 1, "missing": {},
+        "p_value": compute_p_value(estimate, 0.95), **more,
+    })  # fmt: skip
 
 
-def _share(verdict: str, gains: dict[str, float], draws: int = DRAWS) -> float:
-    return sum(decide(_compare(seed, gains), 0.95) == verdict for seed in range(draws)) / draws
+def _share(verdict: Verdict, gains: dict[str, float], draws: int = DRAWS, replicates: int = 5) -> float:
+    found = [decide(_compare(seed, gains, replicates), MARGIN, 0.95) for seed in range(draws)]
+    return found.count(verdict) / draws
 
 
-def test_without_a_gain_support_is_rarer_than_five_percent() -> None:
-    assert _share("supported", {"bn": 0.0, "sn-uniform": 0.0}) <= 0.05
+@pytest.mark.parametrize("replicates", [4, 16, 64])
+def test_a_gain_of_the_margin_is_rarely_called_more(replicates: int) -> None:
+    assert _share("supported", {"bn": MARGIN, "sn-uniform": MARGIN}, replicates=replicates) <= 0.05
+    assert _share("supported", {"bn": 0.003}, replicates=replicates) <= 0.02
+
+
+def test_more_replicates_of_a_small_gain_do_not_reverse_the_verdict() -> None:
+    """The released rule called a gain of .003 supported in up to 52 % of studies, and fewer with more replicates."""
+    shares = [_share("not supported", {"bn": 0.003}, replicates=replicates) for replicates in (4, 16, 64)]
+    assert shares == sorted(shares)
+    assert shares[-1] >= 0.9
 
 
 def test_with_a_gain_of_the_margin_over_each_of_many_refutation_is_rarer_than_five_percent() -> None:
     """At the margin the chance is largest; well above it, none is refuted."""
-    found = [_compare(seed, dict.fromkeys(OTHERS, SCORE_MARGIN)) for seed in range(DRAWS)]
-    at_margin = sum(bool(refuted(items, 0.95)) for items in found)
+    found = [_compare(seed, dict.fromkeys(OTHERS, MARGIN)) for seed in range(DRAWS)]
+    at_margin = sum(bool(find_below(build_claims(items, MARGIN), 0.95)) for items in found)
     assert at_margin <= 0.05 * DRAWS
-    assert at_margin < sum(any(item.estimate.below(SCORE_MARGIN) for item in items) for items in found)
+    assert at_margin < sum(any(item.estimate.below(MARGIN) for item in items) for items in found)
     assert _share("not supported", dict.fromkeys(OTHERS, 0.02), 50) == 0
 
 
@@ -57,17 +74,75 @@ def test_planted_truths_are_found() -> None:
     assert _share("not supported", {**dict.fromkeys(OTHERS, 0.02), "sn-shared": -0.01}, 50) >= 0.9
 
 
+def test_controls_alone_support_nothing() -> None:
+    assert _share("supported", {"sn-uniform": 0.05}, 20) == 0
+    assert decide([], MARGIN, 0.95) == "not enough evidence"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_of_a_single_opponent_the_interval_decides(seed: int) -> None:
     (item,) = _compare(seed, {"bn": 0.002})
-    assert bool(refuted([item], 0.95)) == item.estimate.below(SCORE_MARGIN)
+    assert (decide([item], MARGIN, 0.95) == "not supported") == item.estimate.below(MARGIN)
 
 
 def test_an_opponent_without_results_still_takes_its_share_of_the_level() -> None:
-    alone = next(items for seed in range(200) if refuted(items := _compare(seed, {"bn": 0.0}), 0.95)
-                 and not refuted([*items * 3], 0.95))  # fmt: skip
-    empty = _compare(0, {"gn": 0.0}, replicates=1)
-    assert not refuted([*alone, *empty, *empty], 0.95)
+    found = (_compare(seed, {"bn": 0.0}) for seed in range(200))
+    alone = next(
+        items for items in found
+        if decide(items, MARGIN, 0.95) == "not supported"
+        and not find_below({name: build_claim(items[0], MARGIN) for name in "abc"}, 0.95)
+    )  # fmt: skip
+    empty = [_difference(norm, np.zeros(1)) for norm in ("gn", "ln")]
+    assert decide([*alone, *empty], MARGIN, 0.95) == "not enough evidence"
+
+
+def _estimate(low: float, high: float) -> Estimate:
+    return Estimate(value=(low + high) / 2, low=low, high=high, n=5, freedom=4)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.03, -0.01, "No, in this study: sn is worse than bn."),
+        (-0.03, -0.001, "No, in this study: sn is worse than bn."),
+        (-0.004, -0.001, "No, in this study: there is no practical difference between sn and bn (less than 0.005 "
+         "either way)."),
+        (-0.02, 0.004, "No, in this study: sn has no practical gain over bn (less than 0.005)."),
+        (0.006, 0.02, "Yes, in this study: sn is better than bn."),
+        (0.001, 0.02, "It cannot be said yet whether sn is better than bn."),
+    ],
+)  # fmt: skip
+def test_the_first_sentence_says_what_the_interval_shows(low: float, high: float, words: str) -> None:
+    item = _difference("bn", np.zeros(5), estimate=_estimate(low, high))
+    claims = build_claims([item], MARGIN)
+    verdict = decide([item], MARGIN, 0.95)
+    assert open_useful(verdict, [item], claims, find_below(claims, 0.95), 0.95) == words
+
+
+@pytest.mark.parametrize(
+    ("reference_diverged", "other_diverged", "allowed"),
+    [(0, 0, (True, True)), (1, 0, (False, True)), (0, 1, (True, False)), (2, 2, (True, True))],
+)
+def test_a_norm_that_diverges_more_often_cannot_win(
+    reference_diverged: int, other_diverged: int, allowed: tuple[bool, bool]
+) -> None:
+    item = _difference("bn", np.zeros(5), reference_diverged=reference_diverged, other_diverged=other_diverged)
+    claim = build_claim(item, MARGIN)
+    assert (claim.can_support, claim.can_refute) == allowed
+
+
+@pytest.mark.parametrize(
+    ("worst", "best", "verdict"),
+    [
+        (_estimate(0.01, 0.02), _estimate(0.3, 0.4), "supported"),
+        (_estimate(-0.3, -0.2), _estimate(-0.1, -0.01), "not supported"),
+        (_estimate(-0.3, -0.2), _estimate(0.1, 0.2), "not enough evidence"),
+        (None, None, "not enough evidence"),
+    ],
+)
+def test_with_an_empty_cell_only_what_holds_for_every_score_counts(worst: Any, best: Any, verdict: str) -> None:
+    item = _difference("bn", np.zeros(5), estimate=_estimate(0.1, 0.2), empty_cells=("B = 2",), worst=worst, best=best)
+    assert decide([item], MARGIN, 0.95) == verdict
 
 
 def test_intervals_cover_and_the_bootstrap_less_so() -> None:
@@ -77,7 +152,7 @@ def test_intervals_cover_and_the_bootstrap_less_so() -> None:
     assert 0.83 <= np.mean([end is not None and end[0] <= 0.01 <= end[1] for end in ends]) <= 0.94
 
 
-def test_probability_is_the_share_of_pairs_with_ties_half() -> None:
+def test_the_share_above_counts_pairs_with_ties_half() -> None:
     trials = pd.DataFrame({
         "norm": ["sn"] * 4 + ["bn"] * 4, "depth": [8, 8, 14, 14] * 2, "replicate": [0, 1] * 4, "state": "done",
         "train_loss": [1.0, 2.0, 3.0, 4.0, 0.0, 2.0, 9.0, 3.0],
@@ -86,7 +161,7 @@ def test_probability_is_the_share_of_pairs_with_ties_half() -> None:
         trials.set_index(np.arange(10, 18)), factors=["norm", "depth"], factor="norm", reference="sn", other="bn",
         metric="train_loss", confidence=0.95,
     )  # fmt: skip
-    assert found.probability == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert found.share_above == pytest.approx((1 + 0.5 + 0 + 1) / 4)
     assert found.trials == tuple(range(10, 18))
 
 

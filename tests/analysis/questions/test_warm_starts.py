@@ -47,7 +47,7 @@ def _comparisons(answer: StudyRecords | Answer, measure: str = "val_accuracy") -
 OWN, NOT_OWN, OWN_OPEN = (
     "it matters that each layer has its own choice",
     "it does not matter that each layer has its own choice",
-    "whether it matters that each layer has its own choice cannot be said yet",
+    "it cannot be said yet whether it matters that each layer has its own choice",
 )
 MIX, NO_MIX, MIX_OPEN = (text.replace("each layer has its own choice", "layers mix normalizers")
                          for text in (OWN, NOT_OWN, OWN_OPEN))  # fmt: skip
@@ -66,7 +66,7 @@ MIX, NO_MIX, MIX_OPEN = (text.replace("each layer has its own choice", "layers m
 def test_what_an_intervention_costs_says_what_matters(build: Build, losses: Any, own: str, mix: str) -> None:
     answer = answer_useful(build(_losing(**losses)))
     assert f"With the choices of finished networks of sn, {own} and {mix}." in answer.answer
-    assert "Warm starts, which do not decide the verdict" in answer.rule
+    assert "Warm starts are compared by the same rule and do not decide the verdict." in answer.rule
 
 
 def test_a_planted_loss_is_measured_against_frozen_on_all_measures(build: Build) -> None:

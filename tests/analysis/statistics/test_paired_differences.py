@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from study.analysis.statistics.intervals import complete_block
+from study.analysis.statistics.intervals import replicate_interval
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
 
 DRAWS = 200
@@ -44,26 +42,83 @@ def test_no_effect_gives_five_percent_false_positives() -> None:
     assert 0.01 <= sum(not item.contains(0) for item in found) / DRAWS <= 0.09
 
 
-def test_missing_pairs_are_counted_by_cause_and_leave_every_replicate() -> None:
+def test_missing_pairs_are_counted_by_cause_and_every_cell_stays() -> None:
     trials = _table(gain=0.02)
     trials.loc[trials.eval("norm == 'bn' and depth == 20 and replicate == 1"), "state"] = "diverged"
     trials.loc[trials.eval("depth == 14 and replicate == 2"), "state"] = "planned"
     found = _compare(trials)
     assert found.missing == {"bn diverged": 1, "sn planned and bn planned": 1}
-    # Four replicates hold two cells each (8 comparisons with more), or five hold one.
-    assert (found.n_pairs_planned, found.n_cells_planned) == (15, 3)
-    assert found.n_pairs == found.n_cells * found.estimate.n
-    values = trials.pivot_table(index="depth", columns=["replicate", "norm"], values="val_accuracy")
-    assert all(np.isfinite(found.per_replicate))
-    assert found.estimate.value == pytest.approx(float(np.mean(found.per_replicate)))
-    assert len(values) == 3
+    assert (found.n_pairs, found.n_pairs_planned, found.n_cells, found.n_cells_planned) == (13, 15, 3, 3)
+    assert found.cells_missing == {"depth = 14": 1, "depth = 20": 1}
+    assert (found.reference_diverged, found.other_diverged, found.empty_cells) == (0, 1, ())
+    assert len(found.trials) == 26
+    done = trials[trials["state"].eq("done")].pivot(index=["depth", "replicate"], columns="norm", values="val_accuracy")
+    assert found.estimate.value == pytest.approx((done["sn"] - done["bn"]).groupby("depth").mean().mean())
+    assert found.estimate.value == pytest.approx(float(np.mean(found.per_replicate)), abs=2e-3)
 
 
-def test_a_diverged_cell_is_told_apart_from_a_missing_one() -> None:
+def test_each_cell_has_its_difference_at_an_adjusted_confidence() -> None:
+    trials = _table(gain=0.02)
+    trials.loc[trials["norm"].eq("sn") & trials["depth"].eq(8), "val_accuracy"] -= 0.06
+    found = _compare(trials)
+    assert [cell.name for cell in found.cells] == ["depth = 8", "depth = 14", "depth = 20"]
+    assert [cell.estimate.value for cell in found.cells] == pytest.approx([-0.04, 0.02, 0.02], abs=0.01)
+    wide = trials.pivot(index=["depth", "replicate"], columns="norm", values="val_accuracy")
+    expected = replicate_interval((wide["sn"] - wide["bn"]).loc[8].to_numpy(), 1 - 0.05 / 3)
+    assert (found.cells[0].estimate.low, found.cells[0].estimate.high) == pytest.approx((expected.low, expected.high))
+    assert found.interaction is not None
+    assert found.interaction.cell == 0
+    assert found.interaction.p_value < 0.01
+    assert _compare(trials[trials["depth"].eq(8)], factors=["norm"]).cells == ()
+
+
+def _chance(trials: pd.DataFrame) -> pd.Series:
+    return pd.Series(0.1, index=trials.index)
+
+
+def test_a_level_that_diverged_everywhere_in_a_cell_counts_with_chance() -> None:
     trials = _table()
     trials.loc[trials.eval("norm == 'bn' and depth == 20"), "state"] = "diverged"
-    found = _compare(trials)
-    assert (found.n_cells, found.n_cells_diverged, found.n_cells_planned) == (2, 1, 3)
+    found = _compare(trials, chance=_chance(trials))
+    assert found.at_chance == {"bn": ["depth = 20"]}
+    assert (found.n_cells, found.missing, found.other_diverged) == (3, {}, 5)
+    own = trials.loc[trials.eval("norm == 'sn' and depth == 20"), "val_accuracy"].mean()
+    assert found.cells[2].estimate.value == pytest.approx(own - 0.1)
+    assert _compare(trials).empty_cells == ("depth = 20",)  # numbers without a chance level have no such value
+
+
+@pytest.mark.parametrize("state", ["failed", "planned", "done"])
+def test_a_level_with_another_state_in_the_cell_does_not_count_with_chance(state: str) -> None:
+    trials = _table()
+    trials.loc[trials.eval("norm == 'bn' and depth == 20"), "state"] = "diverged"
+    trials.loc[trials.eval("norm == 'bn' and depth == 20 and replicate == 0"), "state"] = state
+    found = _compare(trials, chance=_chance(trials))
+    assert found.at_chance == {}
+    assert found.other_diverged == 4
+
+
+def test_both_levels_may_diverge_in_a_pair() -> None:
+    trials = _table()
+    trials.loc[trials.eval("depth == 20 and replicate == 0"), "state"] = "diverged"
+    trials.loc[trials.eval("norm == 'sn' and depth == 8 and replicate == 1"), "state"] = "diverged"
+    trials.loc[trials.eval("norm == 'bn' and depth == 8 and replicate == 1"), "state"] = "failed"
+    found = _compare(trials, chance=_chance(trials))
+    assert found.missing == {"sn diverged and bn diverged": 1, "sn diverged and bn failed": 1}
+    assert (found.reference_diverged, found.other_diverged) == (2, 1)
+
+
+def test_an_empty_cell_is_named_and_bounded() -> None:
+    trials = _table(gain=0.02)
+    trials.loc[trials.eval("norm == 'bn' and depth == 20"), "state"] = "failed"
+    found = _compare(trials, chance=_chance(trials))
+    assert (found.n_cells, found.n_cells_planned, found.empty_cells) == (2, 3, ("depth = 20",))
+    own = trials.loc[trials.eval("norm == 'sn' and depth == 20"), "val_accuracy"].mean()
+    assert found.worst is not None
+    assert found.best is not None
+    rest = 2 * (found.estimate.value or 0)
+    assert found.worst.value == pytest.approx((rest + own - 1) / 3)
+    assert found.best.value == pytest.approx((rest + own) / 3)
+    assert _compare(trials).worst is None
 
 
 def test_a_done_trial_without_the_metric_is_missing() -> None:
@@ -88,23 +143,3 @@ def test_no_other_factor_and_no_other_level() -> None:
 def test_levels_of_a_factor_may_be_numbers() -> None:
     found = _compare(_table(), factor="depth", reference=20, other=8)
     assert found.estimate.value == pytest.approx(0.2, abs=0.01)
-
-
-@given(st.integers(1, 6), st.integers(1, 6), st.data())
-def test_complete_block_is_complete(cells: int, replicates: int, data: st.DataObject) -> None:
-    flat = data.draw(st.lists(st.booleans(), min_size=cells * replicates, max_size=cells * replicates))
-    present = np.array(flat).reshape(cells, replicates)
-    rows, columns = complete_block(present)
-    assert present[np.ix_(rows, columns)].all()
-    assert bool(rows.size and columns.size) == present.any()
-
-
-def test_complete_block_prefers_replicates_over_a_few_cells() -> None:
-    present = np.ones((12, 3), dtype=bool)
-    present[:1, 2] = False
-    rows, columns = complete_block(present)
-    assert (rows.size, columns.size) == (11, 3)
-    present[:, 2] = False
-    present[0, 2] = True  # a replicate that has just begun
-    rows, columns = complete_block(present)
-    assert (rows.size, columns.size) == (12, 2)

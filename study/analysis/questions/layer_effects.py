@@ -1,0 +1,80 @@
+"""Which layers each factor moves: its displacement at every position, with a false discovery rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy import stats
+
+from study.analysis.questions.answers import Effect
+from study.analysis.questions.factor_effects import Choices, factor_row
+from study.analysis.statistics.displacement import (
+    CellDistances,
+    displacement,
+    displacement_p_values,
+    measure_contrasts,
+)
+from study.analysis.statistics.distances import JENSEN_SHANNON, Distance
+from study.analysis.statistics.intervals import Estimate, Floats
+from study.analysis.wording import format_number
+
+
+def layer_rows(choices: Choices, confidence: float) -> list[Effect]:
+    """The displacement of every factor at every position, factor by factor, in the order of positions.
+
+    p: one-sided, that it is not above 0, adjusted for all factors and positions by Benjamini and Hochberg (1995).
+    """
+    cells, rows = CellDistances(measure_positions(choices)), []
+    for name, contrasts in choices.contrasts.items():
+        moments = measure_contrasts(cells, contrasts)
+        if not moments.n_contrasts or not choices.profiles.positions:
+            continue
+        row = factor_row(choices, "effect_layer", name, [name], Estimate())
+        p_values = displacement_p_values(moments)
+        rows += [
+            replace(
+                row, comparison=f"{name}, {position}", estimate=displacement(moments.select_axis(number), confidence),
+                p_value=float(p_values[number]) if np.isfinite(p_values[number]) else None,
+            )
+            for number, position in enumerate(choices.profiles.positions)
+        ]  # fmt: skip
+    return adjust_false_discoveries(rows)
+
+
+def measure_positions(choices: Choices, distance: Distance = JENSEN_SHANNON) -> Floats:
+    """Squared distances (cell, replicate, cell, replicate, position), means over axes; NaN for missing networks."""
+    axes, positions, members = choices.values.shape[2:]
+    apart = replace(choices, values=choices.values.reshape(*choices.values.shape[:2], axes * positions, 1, members))
+    squared = apart.measure(distance).reshape(*2 * choices.values.shape[:2], axes, positions)
+    return np.asarray(squared.mean(axis=-2))
+
+
+def adjust_false_discoveries(rows: Sequence[Effect]) -> list[Effect]:
+    """The rows with p values adjusted over all that have one."""
+    p_values = [row.p_value for row in rows if row.p_value is not None]
+    adjusted = iter(stats.false_discovery_control(p_values).tolist() if p_values else [])
+    return [row if row.p_value is None else replace(row, p_value=next(adjusted)) for row in rows]
+
+
+def format_layer_effects(rows: Sequence[Effect], factors: Sequence[str], confidence: float) -> list[str]:
+    """How many positions each factor moves, and which it moves most and least. rows: from `layer_rows`."""
+    said = []
+    for name in factors:
+        own = [row for row in rows if row.comparison.startswith(f"{name}, ") and row.p_value is not None]
+        if not own:
+            continue
+        moved = [row for row in own if row.p_value is not None and row.p_value < 1 - confidence]
+        ranked = sorted(own, key=lambda row: -(row.estimate.value or 0.0))
+        ends = " and ".join(
+            f"{row.comparison.removeprefix(f'{name}, ')} {word} ({format_number(row.estimate.value or 0.0, 2)})"
+            for row, word in ((ranked[0], "most"), (ranked[-1], "least"))
+        )
+        said.append(f"{name} {len(moved)} of {len(own)}" + f", {ends}" * bool(moved))
+    if not said:
+        return []
+    return [
+        f"Positions in the network that a factor moves, at a false discovery rate of {100 * (1 - confidence):.3g} %: "
+        f"{'; '.join(said)}."
+    ]
