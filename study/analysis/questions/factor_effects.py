@@ -91,7 +91,7 @@ class Choices:
         where = np.flatnonzero(self.present)
         if where.size:
             table[np.ix_(where, where)] = distance.squared(self.networks)
-        return table.reshape(*self.present.shape, *self.present.shape, -1)
+        return table.reshape(*self.present.shape, *self.present.shape, self.values.shape[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +129,12 @@ class ChoiceDistances:
         """That each factor moves the choice by more than the margin.
 
         A contrast without results may lie anywhere: the factor can only be said to move the choice if it does even
-        where the missing contrasts have no displacement, and cannot be said not to.
+        where the missing contrasts have no displacement, and cannot be said not to. A factor without any result is a
+        claim without a value, which comes last.
         """
-        found = {}
-        for name, estimate in self.estimate(confidence).items():
+        found, measured = {}, self.estimate(confidence)
+        for name in [*measured, *(name for name in self.moments if name not in measured)]:
+            estimate = measured.get(name, Estimate())
             moments = self.moments[name]
             share = moments.n_contrasts / moments.n_planned
             low = estimate.low is not None and estimate.low * share**0.5 > self.margin
@@ -227,7 +229,7 @@ def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
         if slopes:
             estimate = displacement(measure_contrasts(distances.cells, slopes), confidence)
             rows.append(factor_row(choices, "effect_per_doubling", name, [name], estimate))
-    return rows
+    return [row for row in rows if row.measure.name == "effect" or row.estimate.value is not None]
 
 
 def _seed_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:

@@ -270,7 +270,11 @@ def _at_names(names: Sequence[str]) -> str:
         return "in the only cell"
     said = [f"({name})" if "," in name and len(names) > 1 else name for name in names[:MAX_NAMED]]
     more = len(names) - MAX_NAMED
-    return f"at {join_words([*said, *[f'{more} more cells'] * (more > 0)])}"
+    return f"at {join_words([*said, *[_count_more(more)] * (more > 0)])}"
+
+
+def _count_more(number: int) -> str:
+    return f"{number} more cell{'s' * (number != 1)}"
 
 
 def _format_missing_pairs(item: PairedDifference) -> str:
@@ -280,7 +284,9 @@ def _format_missing_pairs(item: PairedDifference) -> str:
         for cell in item.empty_cells
     ]
     more = len(missing) - MAX_NAMED
-    return join_words([*missing[:MAX_NAMED], *[f"those of {more} more cells"] * (more > 0)] or ["both norms in a cell"])
+    return join_words(
+        [*missing[:MAX_NAMED], *[f"those of {_count_more(more)}"] * (more > 0)] or ["both norms in a cell"]
+    )
 
 
 # -------------------------------------------------------------------------------- question 1: warm starts

@@ -34,8 +34,8 @@ PAIRED = "Paired at equal cell and replicate."
 # `{margin}`: the margin of displacements. `{tracked}`: the member whose share is tracked.
 FAMILIES = {
     "effect_difference": ("How much further one factor moves the choice than another",
-                          "Displacement of the first minus that of the second. The dotted line is the margin, {margin}: "
-                          "where the interval lies above it, the first moves the choice further."),
+                          "Displacement of the first minus that of the second. Dotted line: the margin, {margin}. "
+                          "Where the interval lies above it, the first moves the choice further."),
     "effect_relative": ("How far each factor moves the choice, in distances between seeds",
                         "At 0, a factor changes nothing; at 1 (dotted line), it moves the choice as far as another "
                         "seed does."),
@@ -61,6 +61,7 @@ FAMILIES = {
                         "Paired at equal replicate; adjusted for the number of cells."),
     "interaction": ("Which cell's difference between norms is least like that of the others",
                     "The difference in one cell minus its mean over the other cells."),
+    "seed_deviation": ("How much seeds change the result", "Standard deviation over seeds that are varied apart."),
     "trend": ("Trends of the switch weights", ""),
     "share_slope": ("How the {tracked} share follows B, and how G x B", ""),
     "convergence_change": ("How the time in which the choice settles differs", "Paired at equal cell and replicate."),
@@ -69,7 +70,7 @@ FAMILIES = {
     "flips": ("How often a layer's largest weight changes", ""),
 }  # fmt: skip
 # Their measures have no value that means "no difference".
-WITHOUT_LINE = ("convergence", "convergence_epoch", "flips", "probability_strongest")
+WITHOUT_LINE = ("convergence", "convergence_epoch", "flips", "probability_strongest", "seed_deviation")
 SETTING = "task and data set"  # `TOGETHER` in titles
 REFERENCES = ("effect_place", "seed_distance")  # measures that the ranking of factors shows for comparison
 PUBLISHED = "official"  # the default folder of `study.cli.import_published`

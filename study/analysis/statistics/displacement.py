@@ -90,9 +90,11 @@ def find_contrasts(cells: pd.DataFrame, factor: str) -> list[Contrast]:
     found = []
     for rows in _group_cells(cells, factor):
         levels = [cells[factor].iloc[row] for row in rows]
-        chosen = [row for row, level in zip(rows, levels, strict=True) if ends is None or level in ends]
-        if len(chosen) > 1 and (ends is None or len(chosen) == 2):
-            found.append(Contrast(cells=np.array(chosen), weights=_pair_weights(len(chosen))))
+        chosen = [number for number, level in enumerate(levels) if ends is None or level in ends]
+        names = [repr(levels[number]) for number in chosen]
+        if len(set(names)) > 1:
+            numbers = np.array([rows[number] for number in chosen])
+            found.append(Contrast(cells=numbers, weights=_pair_weights(names)))
     return found
 
 
@@ -116,7 +118,7 @@ def find_slope_contrasts(cells: pd.DataFrame, factor: str) -> list[Contrast]:
 
 def find_ends(levels: Sequence[Any]) -> tuple[Any, Any] | None:
     """The lowest and the highest level of a factor whose levels are numbers; None for other factors, or one level."""
-    if any(type(level) not in (int, float) for level in levels) or len(set(levels)) < 2:
+    if any(type(level) not in (int, float) or not np.isfinite(level) for level in levels) or len(set(levels)) < 2:
         return None
     return min(levels), max(levels)
 
@@ -128,11 +130,10 @@ def _group_cells(cells: pd.DataFrame, factor: str) -> list[list[int]]:
     return [rows for rows in groups if len({repr(cells[factor].iloc[row]) for row in rows}) > 1]
 
 
-def _pair_weights(n: int) -> Floats:
-    """Weights of the mean over all pairs of cells: distance between them, minus the mean of those within."""
-    weights = np.full((n, n), 1 / (n * (n - 1)))
-    np.fill_diagonal(weights, -1 / n)
-    return weights
+def _pair_weights(levels: Sequence[str]) -> Floats:
+    """Weights of the mean over all pairs of cells of different levels: between the two, minus the mean within them."""
+    pairs = np.not_equal.outer(levels, levels).astype(float)
+    return np.asarray((pairs - np.diag(pairs.sum(axis=0))) / pairs.sum())
 
 
 # -------------------------------------------------------------------------------------------------- estimates
@@ -148,11 +149,15 @@ class CellDistances:
         n = squared.shape[1]
         known = np.isfinite(squared) & ~np.eye(n, dtype=bool)[None, :, None, :, None]
         values = np.where(known, squared, 0.0)
-        self.n = n
         # By cell, cell and axis; and the part of each replicate, as the first or the second of a pair.
         self._sums, self._counts = values.sum(axis=(1, 3)), known.sum(axis=(1, 3))
         self._own_sums = values.sum(axis=3).swapaxes(0, 1) + np.moveaxis(values.sum(axis=1), 2, 0)
         self._own_counts = known.sum(axis=3).swapaxes(0, 1) + np.moveaxis(known.sum(axis=1), 2, 0)
+
+    def replicates(self, contrasts: Sequence[Contrast]) -> list[int]:
+        """The numbers of the replicates that have a part in any of the contrasts."""
+        used = [(self._own_counts[:, each.cells][:, :, each.cells] > 0).any(axis=(1, 2, 3)) for each in contrasts]
+        return [int(number) for number in np.flatnonzero(np.any(used, axis=0))] if used else []
 
     def means(self, without: int | None = None) -> Floats:
         """Mean squared distances (cell, cell, axis), without one of the replicates; NaN where there is no pair.
@@ -163,7 +168,7 @@ class CellDistances:
         if without is not None:
             sums, counts = sums - self._own_sums[without], counts - self._own_counts[without]
         with np.errstate(invalid="ignore", divide="ignore"):
-            means = np.where(counts > 0, sums / counts, np.nan)
+            means = np.where(counts > 0, np.maximum(sums, 0.0) / counts, np.nan)  # a difference of sums has rounding
         diagonal = np.arange(len(means))
         within = means[diagonal, diagonal]
         known = np.isfinite(within)
@@ -174,10 +179,14 @@ class CellDistances:
 
 
 def measure_contrasts(distances: CellDistances, contrasts: Sequence[Contrast]) -> Moments:
-    """The moments of a factor, means over its contrasts. A contrast with a cell that has no network is left out."""
-    tables = [distances.means(), *(distances.means(without) for without in range(distances.n))]
-    whole = [each for each in contrasts if np.isfinite(_select(tables[0], each)).all()]
-    shape = (len(tables), distances.means().shape[-1])
+    """The moments of a factor, means over its contrasts. A contrast with a cell that has no network is left out.
+
+    Replicates are those that have a network in one of the contrasts.
+    """
+    everyone = distances.means()
+    whole = [each for each in contrasts if np.isfinite(_select(everyone, each)).all()]
+    tables = [everyone, *(distances.means(without) for without in distances.replicates(whole))]
+    shape = (len(tables), everyone.shape[-1])
     squared, seeds = np.full(shape, np.nan), np.full(shape, np.nan)
     for row, table in enumerate(tables if whole else []):
         squared[row] = np.mean([np.einsum("ij,ija->a", each.weights, _select(table, each)) for each in whole], axis=0)
@@ -259,11 +268,12 @@ def build_moments(between: Floats, within: Floats) -> Moments:
     """The moments of a comparison whose distances are given by replicate.
 
     between, within: mean squared distances of two different replicates (replicate, replicate, axis), NaN where there
-    are none; the diagonal is not used.
+    are none; the diagonal is not used. Replicates without any pair are left out.
     """
     n = len(between)
     tables = np.where(~np.eye(n, dtype=bool)[:, :, None], np.stack([between, within]), np.nan)
-    kept = [np.arange(n), *(np.delete(np.arange(n), gone) for gone in range(n))]
+    used = np.flatnonzero(np.isfinite(tables).any(axis=(0, 2, 3)))
+    kept = [used, *(used[used != gone] for gone in used)]
     means = np.stack([_nan_mean(tables[:, keep][:, :, keep]) for keep in kept], axis=1)
     return Moments(squared=means[0] - means[1], seeds=means[1])
 
@@ -275,14 +285,17 @@ def probability_strongest(
 
     Replicates are resampled jointly for all factors, by random weights (the Bayesian bootstrap: Rubin, 1981): with few
     replicates, drawing with replacement would often leave one replicate alone. Ties count in equal parts. A missing
-    network is replaced by the mean of its cell's distances.
+    network is replaced by the mean of its cell's distances. Empty with fewer than three replicates: of two there is one
+    pair, whatever its weight.
     """
+    used = distances.replicates([each for of_factor in contrasts.values() for each in of_factor])
+    squared = squared[:, used][:, :, :, used]
     tables = {name: _replicate_table(distances, squared, each) for name, each in contrasts.items()}
     known = {name: table for name, table in tables.items() if table is not None}
-    if not known or distances.n < 2:
+    if not known or len(used) < 3:
         return {}
-    weights = np.random.default_rng([7, distances.n]).dirichlet(np.ones(distances.n), draws)
-    products = weights[:, :, None] * weights[:, None, :] * (1 - np.eye(distances.n))
+    weights = np.random.default_rng([7, len(used)]).dirichlet(np.ones(len(used)), draws)
+    products = weights[:, :, None] * weights[:, None, :] * (1 - np.eye(len(used)))
     products /= products.sum(axis=(1, 2), keepdims=True)
     values = np.stack([np.einsum("drs,rs->d", products, table) for table in known.values()])
     largest = values >= values.max(axis=0) - NOTHING

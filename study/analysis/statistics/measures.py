@@ -50,7 +50,10 @@ class Measure:
         return f"{self.rule.__module__.rpartition('.')[2]}.{self.rule.__name__}"
 
 
-_SIGNED = (paired_differences, displacement_difference, epochs_to_target, rank_trends, slope_weights)
+_SIGNED = (
+    *(paired_differences, epochs_to_target, estimate_contrast, find_interaction),
+    *(displacement_difference, rank_trends, slope_weights),
+)
 
 
 @cache

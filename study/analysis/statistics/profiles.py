@@ -57,7 +57,7 @@ def build_profiles(switch: pd.DataFrame, space: ChoiceSpace, alignment: Alignmen
         return _interpolate(switch, space)
     columns = {"stage and place": ["stage", "place"], "stage": ["stage"], "place": ["place"]}[alignment]
     table = _tabulate(switch, columns, space)
-    order = switch.groupby(columns)["layer_index"].mean().sort_values().index
+    order = switch.groupby(columns)["layer_index"].min().sort_values().index  # whatever the depth of the networks
     counts = table.groupby(level=columns).size()
     keys = table.index.unique("key")
     common = [position for position in order if counts[position] == len(keys)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from study.analysis.questions.sentences import format_common_needs, format_replicates_for_ratio
 
 from study.analysis.questions import impacts, tasks
 from study.analysis.questions.factor_effects import (
@@ -18,7 +19,6 @@ from study.analysis.questions.factor_effects import (
     measure_distances,
     share_rows,
 )
-from study.analysis.questions.sentences import format_common_needs, format_replicates_for_ratio
 from study.analysis.statistics.intervals import Estimate, Floats, ratio_p_value
 from study.analysis.statistics.profiles import comparable_pairs, factor_distances, factor_effect, squared_distances
 from study.config.choice_space import NORMALIZATION

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 
 from study.analysis.report.comparison import write_comparison
-from study.analysis.report.page import format_ranges, place_interval
+from study.analysis.report.page import build_factor_rows, format_ranges, group_figures, place_interval
 from study.analysis.report.report import Report, write_report
 from study.analysis.statistics.intervals import Estimate
-from study.analysis.statistics.measures import build_measures
 from study.config.errors import UserError
 from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
@@ -157,11 +156,30 @@ def test_row_numbers_in_a_link(rows: list[int], text: str) -> None:
 
 
 def test_intervals_of_a_table_share_a_scale() -> None:
-    low, high = Estimate(value=0.5, low=0.25, high=1, n=3), Estimate(value=2, low=1.5, high=4, n=3)
-    places = [place_interval(each, [low, high], build_measures()["effect"]) for each in (low, high)]
+    low, high = Estimate(value=-0.1, low=-0.2, high=0.1, n=3), Estimate(value=0.1, low=0.06, high=0.2, n=3)
+    places = [place_interval(each, [low, high], 0.05) for each in (low, high)]
     assert [place.clear for place in places] == [False, True]
-    assert (places[0].low, places[0].line, places[1].high) == (4, 50, 96)  # a ratio and its inverse mirror each other
-    assert places[0].value == pytest.approx(100 - places[1].value)  # type: ignore[operator]
+    assert (places[0].low, places[0].value, places[1].value, places[1].high) == (4, 27, 73, 96)
+    assert places[0].line == places[1].line == 61.5
+
+
+def test_a_question_about_factors_starts_with_a_verdict_on_each(page: _Page, finished: Report) -> None:
+    answer = finished.answers["impacts"]
+    assert f"Tested: {answer.claim}." in page.text.replace("\u00a0", " ")
+    rows = build_factor_rows(answer)
+    assert {row.name: row.verdict for row in rows if not row.is_reference} == answer.factors
+    assert {row.name for row in rows if row.is_reference} == {"another seed", "places in a block"}
+    shown = [row.effect.estimate.value for row in rows if not row.is_reference]
+    assert shown == sorted(shown, reverse=True)  # type: ignore[type-var]
+    for row in rows:
+        assert f"{row.name} " in page.text
+
+
+def test_figures_of_a_factor_stand_together() -> None:
+    figures = [{"group": name, "id": number} for number, name in enumerate([None, "B", "B", "depth", None, None])]
+    assert [(name, len(members)) for name, members in group_figures(figures)] == [
+        (None, 1), ("B", 2), ("depth", 1), (None, 2),
+    ]  # fmt: skip
 
 
 def test_every_kind_of_number_is_defined_once(page: _Page) -> None:

@@ -1,227 +1,190 @@
 from __future__ import annotations
 
-from itertools import product
-from typing import Any
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from study.analysis.statistics.intervals import Floats
-from study.analysis.statistics.profiles import (
-    DEPTH_GRID,
-    FLOOR,
-    FactorDistances,
-    comparable_pairs,
-    count_cell_pairs,
-    depth_profiles,
-    effect_contrast,
-    euclidean,
-    factor_distances,
-    factor_effect,
-    log_ratios,
-    profile_divergence,
-    squared_distances,
-    transfer_distance,
-)
+from study.analysis.statistics.profiles import DEPTH_GRID, Alignment, build_profiles
+from study.bench.synthetic_records.contents import build_norm_layers
 from study.config.choice_space import NORMALIZATION
+from study.config.layer_places import name_place
 
-DRAWS = 200
-
-
-def _layers(weights: dict[float, tuple[float, ...]], pool: tuple[str, ...] = ("in", "ln", "bn")) -> pd.DataFrame:
-    rows = [(depth, statistic, name, weight) for depth, row in weights.items() for statistic in ("mean", "var")
-            for name, weight in zip(pool, row, strict=True)]  # fmt: skip
-    return pd.DataFrame(rows, columns=["depth_fraction", "statistic", "normalizer", "weight"])
+ZIGZAG = {"stem": 0.05, "norm1": 0.5, "norm2": 0.6, "shortcut": 0.85}  # the weight of bn by place
+ALIGNMENTS: tuple[Alignment, ...] = ("stage and place", "stage", "relative depth", "place")
 
 
-def _profile(layers: pd.DataFrame) -> Floats:
-    return depth_profiles(layers.assign(key="one"), NORMALIZATION)["one"]
+def _paths(*blocks: int, bottleneck: bool = False) -> list[tuple[str, int]]:
+    """The paths of a ResNet's norms, each with its stage. blocks: their number in every stage."""
+    norms = ("bn1", "bn2", "bn3") if bottleneck else ("bn1", "bn2")
+    found = [("bn1", 0)]
+    for stage, number in enumerate(blocks, start=1):
+        for block in range(number):
+            projection = ["downsample.1"] * (block == 0 and (stage > 1 or bottleneck))
+            found += [(f"layer{stage}.{block}.{norm}", stage) for norm in (*norms, *projection)]
+    return found
 
 
-def test_profiles_of_many_networks_are_those_of_each() -> None:
-    shallow, deep = _layers({0.0: (0.2, 0.3, 0.5)}), _layers({0.5: (1.0, 0.0, 0.0), 0.2: (0.0, 0.5, 0.5)})
-    both = depth_profiles(
-        pd.concat([deep.assign(key="b"), shallow.assign(key="B")]).sample(frac=1, random_state=0), NORMALIZATION
+def _switch(
+    key: str, paths: Iterable[tuple[str, int]], bn_share: Callable[[SimpleNamespace], float], role: str = "backbone",
+    others: tuple[str, ...] = ("in", "ln"),
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of one network. bn_share: the weight of bn in a layer; the other members share the rest."""
+    paths, rows = list(paths), []
+    for index, (path, stage) in enumerate(paths):
+        layer = SimpleNamespace(
+            layer=path, layer_index=index, stage=stage, place=name_place(path, role),
+            depth_fraction=index / max(len(paths) - 1, 1),
+        )  # fmt: skip
+        bn = bn_share(layer)
+        rows += [
+            {"key": key, **vars(layer), "statistic": statistic, "normalizer": name, "weight": weight}
+            for statistic in ("mean", "var")
+            for name, weight in [("bn", bn), *((name, (1 - bn) / len(others)) for name in others)]
+        ]
+    return pd.DataFrame(rows)
+
+
+def _by_place(layer: SimpleNamespace) -> float:
+    return ZIGZAG[layer.place]
+
+
+def _by_index(layer: SimpleNamespace) -> float:
+    return 0.1 + 0.04 * float(layer.layer_index)
+
+
+def _bn(profiles: np.ndarray) -> list[float]:
+    """The weight of bn at every position, on the first axis."""
+    found: list[float] = profiles[0, :, NORMALIZATION.member_names.index("bn")].tolist()
+    return found
+
+
+# --------------------------------------------------------------------------------------------- matched layers
+
+
+def test_a_pattern_by_place_is_the_same_at_every_depth() -> None:
+    networks = pd.concat([_switch("shallow", _paths(1, 1, 1), _by_place), _switch("deep", _paths(4, 4, 4), _by_place)])
+    matched = build_profiles(networks, NORMALIZATION)
+    assert matched.left_out == ()
+    np.testing.assert_allclose(matched["shallow"], matched["deep"], atol=1e-12)
+    by_depth = build_profiles(networks, NORMALIZATION, "relative depth")
+    assert np.abs(by_depth["shallow"] - by_depth["deep"]).max() > 0.2  # why layers are not matched by relative depth
+
+
+def test_positions_have_names_in_the_order_of_layers() -> None:
+    found = build_profiles(_switch("one", _paths(2, 1, 1), _by_place), NORMALIZATION)
+    assert found.positions == (
+        "stage 0, stem", "stage 1, norm1", "stage 1, norm2", "stage 2, norm1", "stage 2, norm2", "stage 2, shortcut",
+        "stage 3, norm1", "stage 3, norm2", "stage 3, shortcut",
+    )  # fmt: skip
+    assert _bn(found["one"]) == pytest.approx([ZIGZAG[name.partition(", ")[2]] for name in found.positions])
+
+
+def test_blocks_of_a_stage_are_averaged() -> None:
+    found = build_profiles(
+        _switch("one", _paths(3), _by_index), NORMALIZATION
+    )  # stem, then norm1 and norm2 three times
+    assert _bn(found["one"]) == pytest.approx([0.1, 0.1 + 0.04 * 3, 0.1 + 0.04 * 4])
+
+
+def test_by_stage_or_by_place_layers_are_averaged_over_the_other() -> None:
+    rows = _switch("one", _paths(1, 1), _by_place)
+    by_stage, by_place = (build_profiles(rows, NORMALIZATION, alignment) for alignment in ("stage", "place"))
+    assert by_stage.positions == ("stage 0", "stage 1", "stage 2")
+    assert _bn(by_stage["one"]) == pytest.approx([0.05, 0.55, 0.65])
+    assert by_place.positions == ("stem", "norm1", "norm2", "shortcut")
+    assert _bn(by_place["one"]) == pytest.approx(list(ZIGZAG.values()))
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_profiles_hold_weights_of_every_member_that_sum_to_one(alignment: Alignment) -> None:
+    rows = pd.concat([_switch("a", _paths(1, 1), _by_index), _switch("b", _paths(2, 1), _by_index, others=("in",))])
+    found = build_profiles(rows.sample(frac=1, random_state=0), NORMALIZATION, alignment)
+    for key in ("a", "b"):
+        assert found[key].shape == (2, len(found.positions), len(NORMALIZATION.members))
+        np.testing.assert_allclose(found[key].sum(axis=-1), 1)
+    assert found["b"][..., NORMALIZATION.member_names.index("ln")].max() == 0  # not in its pool
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_profiles_of_many_networks_are_those_of_each(alignment: Alignment) -> None:
+    parts = {key: _switch(key, _paths(*blocks), _by_index) for key, blocks in (("b", (1, 2)), ("B", (3, 1)))}
+    both = build_profiles(pd.concat(parts.values()).sample(frac=1, random_state=0), NORMALIZATION, alignment)
+    assert set(both) == set(parts)
+    for key, rows in parts.items():
+        np.testing.assert_allclose(both[key], build_profiles(rows, NORMALIZATION, alignment)[key], atol=1e-12)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_no_network_has_no_profile(alignment: Alignment) -> None:
+    found = build_profiles(_switch("one", _paths(1), _by_place)[:0], NORMALIZATION, alignment)
+    assert (dict(found), found.positions, found.left_out) == ({}, (), ())
+
+
+# ------------------------------------------------------------------------------- positions that some networks lack
+
+
+def test_positions_that_only_some_networks_have_are_left_out_and_named() -> None:
+    networks = [_switch("two stages", _paths(1, 1), _by_place), _switch("three stages", _paths(1, 1, 1), _by_place)]
+    found = build_profiles(pd.concat(networks), NORMALIZATION)
+    assert found.left_out == ("stage 3, norm1", "stage 3, norm2", "stage 3, shortcut")
+    assert len(found.positions) == 6
+    np.testing.assert_allclose(found["two stages"], found["three stages"])
+
+
+def test_a_bottleneck_has_a_third_norm_and_a_first_shortcut() -> None:
+    basic = _switch("basic", _paths(1, 1), _by_index)
+    bottleneck = _switch("bottleneck", _paths(1, 1, bottleneck=True), _by_index)
+    found = build_profiles(pd.concat([basic, bottleneck]), NORMALIZATION)
+    assert found.left_out == ("stage 1, norm3", "stage 1, shortcut", "stage 2, norm3")
+    alone = build_profiles(bottleneck, NORMALIZATION)
+    assert alone.left_out == ()
+    assert len(alone.positions) == 9
+
+
+def test_networks_without_a_common_position_have_no_profile() -> None:
+    decoder, box_head = (
+        _switch(role, [(path, 4)], _by_index, role)
+        for role, path in (("decoder", "decoder.conv.1"), ("box_head", "roi_heads.box_head.0.1"))
     )
-    assert set(both) == {"b", "B"}
-    np.testing.assert_array_equal(both["b"], _profile(deep))
-    np.testing.assert_array_equal(both["B"], _profile(shallow))
-    assert depth_profiles(deep.assign(key="b")[:0], NORMALIZATION) == {}
+    found = build_profiles(pd.concat([decoder, box_head]), NORMALIZATION)
+    assert (dict(found), set(found.left_out)) == ({}, {"stage 4, conv", "stage 4, norm1"})
 
 
-def test_profiles_of_different_depth_align() -> None:
-    shallow = _profile(_layers({0.0: (0.2, 0.3, 0.5), 1.0: (0.6, 0.3, 0.1)}))
-    deep = _profile(_layers({d: (0.2 + 0.4 * d, 0.3, 0.5 - 0.4 * d) for d in np.linspace(0, 1, 31)}))
-    assert shallow.shape == (2, DEPTH_GRID.size, 4)
-    np.testing.assert_allclose(shallow, deep, atol=1e-12)
-    np.testing.assert_allclose(shallow.sum(-1), 1)
+def test_layers_of_an_fpn_and_of_heads_are_matched_by_place() -> None:
+    kinds = ("inner", "layer")
+    fpn = {n: [(f"backbone.fpn.{kind}_blocks.{level}.1", 4) for kind in kinds for level in range(n)] for n in (3, 4)}
+    found = build_profiles(
+        pd.concat([_switch(str(n), paths, lambda layer: 0.4, "fpn") for n, paths in fpn.items()]), NORMALIZATION
+    )
+    assert found.positions == ("stage 4, lateral", "stage 4, output")
+    np.testing.assert_allclose(found["3"], found["4"])
+    head = [(f"roi_heads.mask_head.{number}.1", 4) for number in range(4)]
+    names = build_profiles(_switch("one", head, _by_index, "mask_head"), NORMALIZATION).positions
+    assert names == ("stage 4, norm1", "stage 4, norm2", "stage 4, norm3", "stage 4, norm4")
 
 
-def test_a_profile_of_one_layer_and_of_a_smaller_pool() -> None:
-    profile = _profile(_layers({0.5: (0.25, 0.75)}, pool=("in", "ln")))
-    np.testing.assert_allclose(profile, np.broadcast_to([0.25, 0.75, 0, 0], profile.shape))
+def test_synthetic_networks_of_all_depths_have_the_same_positions() -> None:
+    positions = set()
+    for depth in (8, 14, 20):
+        layers = build_norm_layers(SimpleNamespace(depth=depth, norms={}))  # type: ignore[arg-type]
+        paths = [(layer.layer, layer.stage) for layer in layers]
+        positions.add(build_profiles(_switch("one", paths, _by_place), NORMALIZATION).positions)
+    assert len(positions) == 1
 
 
-def test_distance_runs_from_zero_to_one() -> None:
-    ones = [_profile(_layers({0.5: weights})) for weights in ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))]
-    np.testing.assert_allclose(profile_divergence(ones[0], ones[1]), [1, 1])
-    np.testing.assert_allclose(profile_divergence(ones[0], ones[0]), [0, 0])
+# --------------------------------------------------------------------------------------------- relative depth
 
 
-@given(st.lists(st.floats(0.01, 1), min_size=6, max_size=6))
-def test_distance_is_symmetric_and_finite_for_almost_equal_profiles(raw: list[float]) -> None:
-    first, second = (np.broadcast_to(np.array(part) / sum(part), (2, 11, 3)) for part in (raw[:3], raw[3:]))
-    np.testing.assert_allclose(profile_divergence(first, second), profile_divergence(second, first))
-    assert np.isfinite(profile_divergence(first, first * (1 + 1e-16))).all()
+def test_weights_that_change_linearly_with_relative_depth_align_by_it() -> None:
+    networks = [_switch(str(n), _paths(n, n), lambda layer: 0.2 + 0.5 * float(layer.depth_fraction)) for n in (1, 2, 5)]
+    found = build_profiles(pd.concat(networks), NORMALIZATION, "relative depth")
+    for profile in found.values():
+        assert _bn(profile) == pytest.approx((0.2 + 0.5 * DEPTH_GRID).tolist())
 
 
-# ---------------------------------------------------------------------------------------- factor effects
-
-
-def _profiles(replicates: int, moves: tuple[float, float], seed: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """2 x 2 cells; levels of `a` and `b` move the logits by `moves`; seeds move them, in part in all cells alike."""
-    random = np.random.default_rng(seed)
-    direction = np.random.default_rng(99).normal(size=(2, 2, 5, 3))
-    cells = pd.DataFrame(list(product((0, 1), (0, 1))), columns=["a", "b"])
-    shared = 0.2 * random.normal(size=(replicates, 2, 1, 3))
-    logits = np.stack([
-        shared + 0.3 * random.normal(size=(replicates, 2, 1, 3)) + 0.2 * random.normal(size=(replicates, 2, 5, 3))
-        + moves[0] * a * direction[0] + moves[1] * b * direction[1]
-        for a, b in cells.to_numpy()
-    ])  # fmt: skip
-    weights = np.exp(logits)
-    return weights / weights.sum(-1, keepdims=True), cells
-
-
-def _distances(profiles: Floats, cells: pd.DataFrame, factor: str) -> FactorDistances:
-    return factor_distances(squared_distances(profiles), comparable_pairs(cells, factor))
-
-
-def _effect(replicates: int, move: float, seed: int) -> Any:
-    return factor_effect(_distances(*_profiles(replicates, (move, 0.0), seed), "a"), 0.95)
-
-
-def test_a_planted_effect_is_found() -> None:
-    profiles, cells = _profiles(5, (1.5, 0.0), 1)
-    strong, weak = (_distances(profiles, cells, name) for name in ("a", "b"))
-    assert factor_effect(strong, 0.95).above(1.5)
-    assert not factor_effect(weak, 0.95).above(1)
-    assert effect_contrast(strong, weak, 0.95).above(1)
-    assert factor_effect(strong, 0.95, 0).above(1)
-
-
-@pytest.mark.parametrize("replicates", [3, 5])
-def test_no_effect_is_one_with_few_false_positives(replicates: int) -> None:
-    found = [_effect(replicates, 0.0, seed) for seed in range(DRAWS)]
-    assert np.mean([np.log(item.value) for item in found]) == pytest.approx(0, abs=0.02)
-    assert sum(not item.contains(1) for item in found) / DRAWS <= 0.06
-
-
-def test_interval_of_an_effect_covers_the_truth() -> None:
-    truth = _effect(150, 0.6, 12345).value
-    covered = sum(_effect(5, 0.6, seed).contains(truth) for seed in range(DRAWS))
-    assert truth > 1.2
-    assert covered / DRAWS >= 0.92
-
-
-def test_no_interval_below_three_replicates() -> None:
-    assert _effect(1, 1.0, 0).value is None
-    assert _effect(2, 1.0, 0).value > 1
-    assert _effect(2, 1.0, 0).low is None
-
-
-def test_no_effect_to_measure_where_seeds_move_nothing() -> None:
-    profiles, cells = _profiles(4, (1.0, 0.0), 0)
-    assert factor_effect(_distances(profiles[:, :1].repeat(4, axis=1), cells, "a"), 0.95).value is None
-
-
-def test_distances_need_cells_that_differ_in_the_factor_alone() -> None:
-    profiles, cells = _profiles(3, (1.0, 0.0), 0)
-    with pytest.raises(ValueError, match="differ in the factor alone"):
-        _distances(profiles[[0, 3]], cells.iloc[[0, 3]], "a")
-
-
-def test_cells_at_the_same_level_are_no_pair() -> None:
-    cells = pd.DataFrame({"task": ["a", "b", "b", "b"], "dataset": ["x", "x", "x", "y"]})
-    assert (count_cell_pairs(cells, "task"), count_cell_pairs(cells, "dataset")) == (2, 2)
-
-
-# ------------------------------------------------------------------------------------------------ log-ratios
-
-
-def test_log_ratios_are_centred_logarithms() -> None:
-    weights = np.array([[0.2, 0.3, 0.5, 0.0], [0.6, 0.2, 0.2, 0.0]])  # the last member is in no pool
-    np.testing.assert_allclose(log_ratios(weights), [np.log(row) - np.log(row).mean() for row in weights[:, :3]])
-
-
-def test_a_zero_counts_as_the_floor_and_the_others_shrink() -> None:
-    weights = np.array([[0.0, 0.4, 0.6], [0.0, 0.0, 1.0], [0.2, 0.3, 0.5]])
-    first, second = np.log([FLOOR, 0.4 * (1 - FLOOR), 0.6 * (1 - FLOOR)]), np.log([FLOOR, FLOOR, 1 - 2 * FLOOR])
-    np.testing.assert_allclose(log_ratios(weights)[:2], [first - first.mean(), second - second.mean()])
-    tiny = np.array([[1e-9, 0.4, 0.6 - 1e-9], *weights[1:]])  # no further away than nothing is
-    np.testing.assert_allclose(log_ratios(tiny), log_ratios(weights), atol=1e-6)
-
-
-def test_aitchison_distance_is_that_of_log_ratios_of_all_pairs() -> None:
-    """Aitchison's own form: the sum of squares over pairs of members, over their number."""
-    first, second = np.array([0.2, 0.3, 0.5]), np.array([0.6, 0.3, 0.1])
-    by_pair = [np.log(first[i] / first[j]) - np.log(second[i] / second[j]) for i in range(3) for j in range(3)]
-    expected = np.sqrt(np.sum(np.square(by_pair)) / (2 * 3))
-    coordinates = log_ratios(np.array([first, second]))
-    assert euclidean(coordinates[0], coordinates[1]) == pytest.approx(expected)
-
-
-def test_squared_distances_are_those_of_each_pair() -> None:
-    profiles, _ = _profiles(3, (1.0, 0.5), 0)
-    squared = squared_distances(profiles)
-    np.testing.assert_allclose(squared[1, 2, 3, 0], profile_divergence(profiles[1, 2], profiles[3, 0]))
-    np.testing.assert_array_equal(squared[1, 2, 3, 0], squared[3, 0, 1, 2])
-
-
-def test_cells_that_differ_in_their_spread_alone_lie_no_further_apart_than_seeds() -> None:
-    random = np.random.default_rng(0)
-    logits = random.normal(size=(2, 100, 2, 3, 3)) * np.array([0.2, 1.0])[:, None, None, None, None]
-    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    pairs = comparable_pairs(pd.DataFrame({"a": [0, 1]}), "a")
-    tables = [squared_distances(weights), squared_distances(logits, euclidean)]
-    by_divergence, exact = (factor_effect(factor_distances(table, pairs), 0.95).value for table in tables)
-    assert exact == pytest.approx(1.0, abs=0.02)
-    assert by_divergence is not None
-    assert by_divergence < 1.05  # the centre of spread weights is elsewhere, by a little
-    unsquared = factor_distances(np.sqrt(tables[0]), pairs)
-    assert unsquared.between.mean() > 1.1 * unsquared.within.mean()
-
-
-@pytest.mark.parametrize(("move", "found"), [(1.5, True), (0.0, False)])
-def test_aitchison_finds_what_is_there(move: float, found: bool) -> None:
-    profiles, cells = _profiles(5, (move, 0.0), 1)
-    distances = squared_distances(log_ratios(profiles), euclidean)
-    assert factor_effect(factor_distances(distances, comparable_pairs(cells, "a")), 0.95).above(1.0) == found
-
-
-# -------------------------------------------------------------------------------------------------- transfer
-
-
-def _moved(replicates: int, seed: int, kept: float) -> tuple[Floats, Floats]:
-    """What networks chose before and after: a part of the seed's choice is kept, the rest is drawn again at random."""
-    random = np.random.default_rng(seed)
-    before, other = 0.4 * random.normal(size=(2, 2, replicates, 2, 5, 3))
-    logits = (before, np.sqrt(kept) * before + np.sqrt(1 - kept) * other)
-    first, second = (np.exp(part) / np.exp(part).sum(axis=-1, keepdims=True) for part in logits)
-    return first, second
-
-
-def test_networks_that_choose_anew_move_as_far_as_seeds() -> None:
-    found = [transfer_distance(*_moved(4, seed, 0.0), 0.95) for seed in range(DRAWS)]
-    assert np.mean([np.log(item.value or 0) for item in found]) == pytest.approx(0, abs=0.02)
-    assert sum(not item.contains(1) for item in found) / DRAWS <= 0.07
-
-
-def test_networks_that_keep_their_choice_move_less() -> None:
-    assert transfer_distance(*_moved(4, 0, 0.8), 0.95).below(1)
-    before, _ = _moved(4, 0, 0.8)
-    assert transfer_distance(before, before, 0.95).value is None  # a ratio of nothing
-    assert transfer_distance(before[:, :1], before[:, :1], 0.95).value is None  # no seeds to compare with
+def test_a_network_of_one_layer_is_the_same_at_every_depth() -> None:
+    found = build_profiles(_switch("one", _paths()[:1], lambda layer: 0.3), NORMALIZATION, "relative depth")
+    assert _bn(found["one"]) == pytest.approx([0.3] * DEPTH_GRID.size)
