@@ -91,7 +91,7 @@ class Choices:
         where = np.flatnonzero(self.present)
         if where.size:
             table[np.ix_(where, where)] = distance.squared(self.networks)
-        return table.reshape(*self.present.shape, *self.present.shape, -1)
+        return table.reshape(*self.present.shape, *self.present.shape, self.values.shape[2])
 
 
 @dataclass(frozen=True, kw_only=True)

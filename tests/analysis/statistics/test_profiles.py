@@ -83,7 +83,9 @@ def test_positions_have_names_in_the_order_of_layers() -> None:
 
 
 def test_blocks_of_a_stage_are_averaged() -> None:
-    found = build_profiles(_switch("one", _paths(3), _by_index), NORMALIZATION)  # stem, then norm1 and norm2 three times
+    found = build_profiles(
+        _switch("one", _paths(3), _by_index), NORMALIZATION
+    )  # stem, then norm1 and norm2 three times
     assert _bn(found["one"]) == pytest.approx([0.1, 0.1 + 0.04 * 3, 0.1 + 0.04 * 4])
 
 
@@ -177,9 +179,7 @@ def test_synthetic_networks_of_all_depths_have_the_same_positions() -> None:
 
 
 def test_weights_that_change_linearly_with_relative_depth_align_by_it() -> None:
-    networks = [
-        _switch(str(n), _paths(n, n), lambda layer: 0.2 + 0.5 * float(layer.depth_fraction)) for n in (1, 2, 5)
-    ]
+    networks = [_switch(str(n), _paths(n, n), lambda layer: 0.2 + 0.5 * float(layer.depth_fraction)) for n in (1, 2, 5)]
     found = build_profiles(pd.concat(networks), NORMALIZATION, "relative depth")
     for profile in found.values():
         assert _bn(profile) == pytest.approx((0.2 + 0.5 * DEPTH_GRID).tolist())
