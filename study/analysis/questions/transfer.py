@@ -49,7 +49,8 @@ def _compare_move(records: StudyRecords, move: str, tuned: pd.DataFrame) -> Effe
     before = trials.loc[tuned["source"]].assign(tuned_cell=tuned["trial_id"].to_numpy(), moment="before")
     after = tuned.assign(tuned_cell=tuned["trial_id"], moment="after")
     both = pd.concat([before, after[before.columns]])
-    both = both.assign(trial_id=both["moment"] + both["tuned_cell"], replicate=[*tuned["replicate"], *tuned["replicate"]])
+    replicates = [*tuned["replicate"], *tuned["replicate"]]
+    both = both.assign(trial_id=both["moment"] + both["tuned_cell"], replicate=replicates)
     choices = collect_choices(records.profiles, both, ["tuned_cell", "moment"], records.space)
     moments = measure_distances(choices, records.margin("effect")).moments["moment"]
     estimate = displacement(moments, records.confidence)
