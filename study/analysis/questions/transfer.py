@@ -46,11 +46,12 @@ def compare_before_and_after(records: StudyRecords, tuned: pd.DataFrame) -> list
 def _compare_move(records: StudyRecords, move: str, tuned: pd.DataFrame) -> Effect:
     """Before and after are two levels of a factor, in the cells of the fine-tuned trials."""
     trials = records.trials
-    before = trials.loc[tuned["source"]].assign(cell=tuned["trial_id"].to_numpy(), moment="before")
-    after = tuned.assign(cell=tuned["trial_id"], moment="after")
+    before = trials.loc[tuned["source"]].assign(tuned_cell=tuned["trial_id"].to_numpy(), moment="before")
+    after = tuned.assign(tuned_cell=tuned["trial_id"], moment="after")
     both = pd.concat([before, after[before.columns]])
-    both = both.assign(trial_id=both["moment"] + both["cell"], replicate=[*tuned["replicate"], *tuned["replicate"]])
-    choices = collect_choices(records.profiles, both, ["cell", "moment"], records.space)
+    replicates = [*tuned["replicate"], *tuned["replicate"]]
+    both = both.assign(trial_id=both["moment"] + both["tuned_cell"], replicate=replicates)
+    choices = collect_choices(records.profiles, both, ["tuned_cell", "moment"], records.space)
     moments = measure_distances(choices, records.margin("effect")).moments["moment"]
     estimate = displacement(moments, records.confidence)
     complete = both["state"].eq("done") & both["key"].isin(list(records.profiles))

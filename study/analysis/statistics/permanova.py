@@ -105,10 +105,14 @@ def permutation_p_value(
 
     The levels of the factor are permuted in every replicate, alike for all cells: networks of one replicate share
     seeds, and a seed may move all networks at one level alike, so only whole levels are exchangeable. Cells at whose
-    combination of the other factors a level is missing keep their levels. A small block has few distinct permutations:
-    two levels and three replicates have eight, and each explains as much as the one with all levels swapped, so no p
-    value is below 2 / 8.
+    combination of the other factors a level is missing take no part. A small block has few distinct permutations: two
+    levels and three replicates have eight, and each explains as much as the one with all levels swapped, so no p value
+    is below 2 / 8.
     """
+    whole = _find_whole_groups(cells, factor)
+    if not whole.size:
+        return 1.0
+    products, cells = products[whole][:, :, whole], cells.iloc[whole]
     n_cells, n = products.shape[:2]
     networks = (
         cells.loc[cells.index.repeat(n)].reset_index(drop=True).assign(**{REPLICATE: np.tile(np.arange(n), n_cells)})
@@ -120,23 +124,27 @@ def permutation_p_value(
     left = np.eye(len(networks)) - fixed @ fixed.T
     inner = left @ products.reshape(len(networks), -1) @ left
 
-    others = [str(name) for name in cells if name != factor]
-    permuted = _permute_levels(cell_numbers(cells, others).to_numpy(), labels.reshape(n_cells, n), random, permutations)
+    permuted = _permute_levels(labels.reshape(n_cells, n), random, permutations)
     explained = _explained_by_each(inner, left, (permuted[..., None] == np.unique(labels)).astype(float))
     return float(np.mean(explained >= explained[0] * (1 - 1e-9)))  # the first is as observed, and counts
 
 
-def _permute_levels(groups: Numbers, labels: Numbers, random: np.random.Generator, permutations: int) -> Numbers:
+def _find_whole_groups(cells: pd.DataFrame, factor: str) -> Numbers:
+    """The numbers of the cells at whose combination of the other factors all levels of a factor occur."""
+    groups = cell_numbers(cells, [str(name) for name in cells if name != factor])
+    levels = cell_numbers(cells, [factor])
+    return np.flatnonzero(levels.groupby(groups).transform("nunique") == levels.nunique())
+
+
+def _permute_levels(labels: Numbers, random: np.random.Generator, permutations: int) -> Numbers:
     """The labels as observed, followed by permutations of levels in each replicate: (1 + permutation, network).
 
-    groups: the combination of the other factors' levels of each cell. labels: (cell, replicate), numbers of levels.
+    labels: (cell, replicate), numbers of levels.
     """
     levels, n = np.unique(labels), labels.shape[1]
-    whole = [group for group in np.unique(groups) if np.unique(labels[groups == group]).size == levels.size]
     dealt = random.permuted(np.tile(levels, (permutations, n, 1)), axis=2)  # (permutation, replicate, level)
     permuted = np.tile(labels, (1 + permutations, 1, 1))
-    moved = np.flatnonzero(np.isin(groups, whole))
-    permuted[1:, moved] = dealt[:, np.arange(n)[None], labels[moved]]
+    permuted[1:] = dealt[:, np.arange(n)[None], labels]
     return permuted.reshape(1 + permutations, -1)
 
 

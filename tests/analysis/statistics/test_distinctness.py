@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.statistics.distinctness import layer_distances, layer_weights
+from study.analysis.statistics.displacement import displacement, relative_displacement
+from study.analysis.statistics.distances import squared_jensen_shannon
+from study.analysis.statistics.distinctness import layer_distances, layer_weights, place_distances
 from study.analysis.statistics.intervals import Estimate, Floats
-from study.analysis.statistics.profiles import factor_effect, profile_divergence
 from study.config.choice_space import NORMALIZATION
 
 DRAWS = 200
@@ -24,33 +25,62 @@ def _draw(seed: int, layers_differ: float = 0.0, of_network: float = 0.3, replic
     return list(weights / weights.sum(axis=-1, keepdims=True))
 
 
-def _ratio(seed: int, axis: int | None = None, **truth: Any) -> Estimate:
-    return factor_effect(layer_distances(_draw(seed, **truth)), 0.95, axis)
+def _relative(seed: int, axis: int | None = None, **truth: Any) -> Estimate:
+    return relative_displacement(layer_distances(_draw(seed, **truth)), 0.95, axis)
 
 
 @pytest.mark.parametrize("of_network", [0.0, 0.3], ids=["layers move alone", "seeds move all layers together"])
 def test_layers_of_one_distribution_are_no_more_distinct_than_seeds(of_network: float) -> None:
-    found = [_ratio(seed, of_network=of_network) for seed in range(DRAWS)]
-    assert np.mean([item.value for item in found if item.value]) == pytest.approx(1, abs=0.01)
-    assert sum(not item.contains(1) for item in found) <= 0.05 * DRAWS
+    found = [_relative(seed, of_network=of_network) for seed in range(DRAWS)]
+    squares = np.array([np.sign(item.value or 0) * (item.value or 0) ** 2 for item in found])
+    assert abs(squares.mean()) < 3.5 * squares.std() / np.sqrt(DRAWS)
+    assert sum(not item.contains(0) for item in found) <= 0.09 * DRAWS
+    assert sum(item.above(0) for item in found) <= 0.055 * DRAWS
 
 
 def test_layers_within_a_network_would_hold_less_noise_than_replicates() -> None:
     """Why layers are compared between replicates."""
-    (weights, _), distances = _draw(0), layer_distances(_draw(0))
-    layers = [
-        profile_divergence(one[:, None, :, None], one[None, :, :, None])[~np.eye(6, dtype=bool)] for one in weights
-    ]
-    assert np.mean(layers) < 0.8 * distances.within[~np.eye(4, dtype=bool)].mean()
+    cells = _draw(0)
+    squared = [squared_jensen_shannon(network[:, :, None]) for network in cells[0]]
+    layers = np.mean([table[~np.eye(6, dtype=bool)] for table in squared])
+    assert layers < 0.8 * layer_distances(cells).seeds[0].mean()
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_layers_that_differ_are_found(axis: int | None) -> None:
-    assert sum(_ratio(seed, axis, layers_differ=0.5, replicates=8).above(1) for seed in range(20)) >= 18
+    assert sum(_relative(seed, axis, layers_differ=0.5, replicates=8).above(0) for seed in range(20)) >= 18
+
+
+def test_without_noise_the_displacement_is_the_root_mean_squared_distance_of_layers() -> None:
+    layers = np.random.default_rng(1).dirichlet(np.ones(3), size=(5, 2))
+    moments = layer_distances([np.repeat(layers[None], 3, axis=0)])
+    squared = squared_jensen_shannon(layers[:, :, None])[~np.eye(5, dtype=bool)]
+    assert moments.seeds_change_nothing
+    assert displacement(moments, 0.95).value == pytest.approx(np.sqrt(squared.mean()))
+    assert displacement(moments, 0.95, axis=1).value == pytest.approx(np.sqrt(squared[:, 1].mean()))
+    assert displacement(moments, 0.95).low == displacement(moments, 0.95).value
+
+
+def test_a_replicate_without_a_result_is_not_counted() -> None:
+    cells = _draw(2, layers_differ=0.5, replicates=5)
+    expected = displacement(layer_distances([cell[[0, 2, 3]] for cell in cells]), 0.95)
+    for cell in cells:
+        cell[[1, 4]] = np.nan
+    found = displacement(layer_distances(cells), 0.95)
+    assert (found.n, found.low, found.high) == pytest.approx((3, expected.low, expected.high))
+
+
+def test_places_are_compared_as_layers() -> None:
+    cells = np.stack(_draw(3, layers_differ=0.5))
+    cells[1, 2] = np.nan  # a network without a result
+    found, expected = place_distances(cells.transpose(0, 1, 3, 2, 4)), layer_distances(list(cells))
+    np.testing.assert_allclose(found.squared, expected.squared)
 
 
 def test_one_replicate_has_nothing_to_compare_with() -> None:
-    assert factor_effect(layer_distances(_draw(0, replicates=1)), 0.95) == Estimate(n=1)
+    moments = layer_distances(_draw(0, replicates=1))
+    assert displacement(moments, 0.95).value is None
+    assert relative_displacement(moments, 0.95).value is None
 
 
 def test_a_network_of_one_layer_has_none() -> None:

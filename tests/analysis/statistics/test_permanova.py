@@ -11,6 +11,7 @@ import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 
 from study.analysis.questions.factor_effects import inner_products
+from study.analysis.statistics.distances import squared_jensen_shannon
 from study.analysis.statistics.intervals import Floats
 from study.analysis.statistics.permanova import (
     REPLICATE,
@@ -19,12 +20,12 @@ from study.analysis.statistics.permanova import (
     sums_of_squares,
     variance_shares,
 )
-from study.analysis.statistics.profiles import squared_distances
 
 DRAWS = 200
 CROSSED = pd.DataFrame(list(product((0, 1), (0, 1, 2))), columns=["a", "b"])
 DOUBLED = pd.concat([CROSSED.assign(c="x"), CROSSED.assign(c="y")], ignore_index=True)  # c makes no difference
 BLOCKS = pd.DataFrame({"a": [0, 1, 0, 1, 0, 0], "b": [0, 0, 1, 1, 2, 0], "c": ["x", "x", "x", "x", "x", "y"]})
+PARTLY = pd.DataFrame(list(product("xyz", (0, 1, 2))), columns=["a", "b"]).drop(index=8)  # z lacks b = 2
 MOVES = {"a": np.array([0.3, -0.3, 0.5, 0.0, 0.2, 0.1]), "b": np.array([0.1, 0.1, -0.2, 0.1, 0.0, -0.1])}
 SHARED, OWN = 0.2, 0.4  # how far seeds move each coordinate: of all networks of a replicate, and of each network
 
@@ -100,7 +101,8 @@ def test_networks_that_are_all_the_same_have_no_variance() -> None:
 
 
 def _p_values(cells: pd.DataFrame, factor: str, draws: int) -> Floats:
-    studies = (inner_products(_coordinates(3, seed, cells)) for seed in range(draws))
+    """Of six replicates: two levels have 32 permutations that differ in what they explain."""
+    studies = (inner_products(_coordinates(6, seed, cells)) for seed in range(draws))
     return np.array([
         permutation_p_value(products, cells, factor, np.random.default_rng([7, seed]), 99)
         for seed, products in enumerate(studies)
@@ -112,6 +114,56 @@ def test_p_values_are_uniform_without_an_effect() -> None:
     for level, most in ((0.05, 0.09), (0.2, 0.28), (0.5, 0.6)):  # three standard errors above it
         assert (p_values <= level).mean() <= most
     assert p_values.mean() == pytest.approx(0.5, abs=0.07)
+
+
+def _with_shared_effect(cells: pd.DataFrame, factor: str, seed: int, replicates: int, move: float = 0.0) -> Floats:
+    """Networks of a replicate that a seed moves alike at each level of a factor."""
+    random = np.random.default_rng([1, seed])
+    levels = pd.factorize(cells[factor])[0]
+    shared = random.normal(size=(levels.max() + 1, replicates, 3))
+    return np.asarray(shared[levels] + 0.3 * random.normal(size=(len(cells), replicates, 3))
+                      + move * levels[:, None, None])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cells", "factor"),
+    [(DOUBLED, "a"), (DOUBLED, "b"), (BLOCKS, "a"), (PARTLY, "b")],
+    ids=["two levels", "three levels", "blocks", "blocks that lack a level"],
+)
+def test_a_seed_that_moves_all_networks_at_a_level_is_no_effect(cells: pd.DataFrame, factor: str) -> None:
+    p_values = np.array([
+        permutation_p_value(
+            inner_products(_with_shared_effect(cells, factor, seed, 4)), cells, factor,
+            np.random.default_rng([7, seed]), 99,
+        )
+        for seed in range(DRAWS)
+    ])  # fmt: skip
+    for level, most in ((0.05, 0.1), (0.2, 0.285), (0.5, 0.61)):
+        assert (p_values <= level).mean() <= most
+
+
+def test_an_effect_beyond_such_a_seed_is_found() -> None:
+    found = [
+        permutation_p_value(
+            inner_products(_with_shared_effect(DOUBLED, "b", seed, 6, 1.5)), DOUBLED, "b", np.random.default_rng(seed)
+        )
+        for seed in range(20)
+    ]
+    assert np.mean(np.array(found) <= 0.05) >= 0.9
+
+
+def test_a_factor_whose_levels_never_meet_cannot_be_tested() -> None:
+    cells = pd.DataFrame({"a": [0, 1, 2, 0], "b": [0, 0, 1, 1]})
+    products = inner_products(_coordinates(4, 0, cells))
+    assert permutation_p_value(products, cells, "a", np.random.default_rng(0)) == 1
+
+
+def test_the_order_of_cells_does_not_matter_to_shares() -> None:
+    coordinates, order = _coordinates(3, 0), [3, 0, 5, 1, 4, 2]
+    found = variance_shares(inner_products(coordinates[order]), CROSSED.iloc[order].reset_index(drop=True), 0.95)
+    expected = variance_shares(inner_products(coordinates), CROSSED, 0.95)
+    for name, share in expected.items():
+        assert (found[name].value, found[name].low) == pytest.approx((share.value, share.low))
 
 
 def test_a_planted_effect_has_a_small_p_value() -> None:
@@ -140,7 +192,7 @@ def test_one_factor_is_the_permanova_of_scikit_bio() -> None:
     random = np.random.default_rng(0)
     weights = random.dirichlet([3, 3, 3], size=(3, 5, 2, 4))
     weights[0] = weights[0] ** 1.3 / (weights[0] ** 1.3).sum(axis=-1, keepdims=True)
-    squared = squared_distances(weights).mean(axis=-1)
+    squared = squared_jensen_shannon(weights.reshape(15, 2, 4, 3)).mean(axis=-1).reshape(3, 5, 3, 5)
     reference = permanova(DistanceMatrix(np.sqrt(squared).reshape(15, 15)), np.repeat([0, 1, 2], 5), permutations=0)
     squares, degrees = sums_of_squares(-squared / 2, pd.DataFrame({"a": [0, 1, 2]}))
     within = squares[REPLICATE] + squares[RESIDUAL]  # which a one-way design takes together
