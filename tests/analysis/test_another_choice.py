@@ -151,8 +151,8 @@ def test_a_detached_driver_and_the_recorded_command_are_of_the_same_program(stud
     recorded = yaml.safe_load(next(iter(study.trials())).trial.read_text())
     assert recorded["command"].startswith(f"python {study.path.parent}/run_activations.py --study ")
     assert run_program(study.path.parent, "--detach").returncode == 0
-    deadline = time.monotonic() + 60
-    while study.is_locked() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while "impacts: " not in study.driver_log.read_text() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert "error" not in study.driver_log.read_text()
     assert "impacts: " in study.driver_log.read_text()

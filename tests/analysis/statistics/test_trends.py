@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from study.analysis.statistics.intervals import Floats, mean_p_value, replicate_interval, select_block
-from study.analysis.statistics.trends import axis_slopes, batch_trends, leading_axis, page_p_value, rank_trends
+from study.analysis.statistics.cell_means import estimate_contrast
+from study.analysis.statistics.intervals import Floats, build_grid, mean_p_value, replicate_interval
+from study.analysis.statistics.trends import leading_axis, rank_trends, slope_weights
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 
 DRAWS = 200
 LEVELS = np.array([2.0, 4.0, 8.0, 16.0])
+AXES = ["statistics_batch", "gradient_batch"]
 
 
 # ------------------------------------------------------------------------------------- inside a network
@@ -113,47 +115,31 @@ def test_trends_with_depth_are_found_where_they_are(slope: float, low: float, hi
 # ------------------------------------------------------------------------------------------------ with B
 
 
-def test_without_a_trend_p_values_are_uniform() -> None:
-    random = np.random.default_rng(2)
-    p_values = np.array([page_p_value(random.normal(size=(5, 4)) + random.normal(size=(5, 1))) for _ in range(DRAWS)])
-    assert 0.01 <= np.mean(p_values < 0.05) <= 0.09
-    # A doubled p of a discrete statistic lies above a uniform one, by its steps.
-    assert stats.kstest(p_values, "uniform", alternative="greater").pvalue > 0.01
-    assert 0.4 <= np.mean(p_values < 0.5) <= 0.6
+LEVEL_CELLS = pd.DataFrame({"batch_size": LEVELS, "depth": 8})
 
 
-def test_pages_test_goes_both_ways() -> None:
-    table = np.random.default_rng(3).normal(0, 0.3, (4, 4)) + np.arange(4)
-    assert page_p_value(table) == page_p_value(-table) == page_p_value(table[:, ::-1])
-    assert page_p_value(table) == pytest.approx(2 * stats.page_trend_test(table).pvalue)
+def test_the_slope_is_that_of_least_squares_over_cells() -> None:
+    values = np.random.default_rng(4).normal(size=(4, 5)) + 0.05 * np.log2(LEVELS)[:, None]
+    weights = slope_weights(LEVEL_CELLS, ["depth"], ["batch_size"])
+    assert weights is not None
+    slopes = [stats.linregress(np.log2(LEVELS), replicate).slope for replicate in values.T]
+    expected = replicate_interval(slopes, 0.95)
+    found = estimate_contrast(values, weights[0], 0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
-def test_a_planted_trend_with_b_is_found_beside_flat_weights() -> None:
-    random = np.random.default_rng(4)
-    values = random.normal(0, 0.02, (5, 4, 3)) + random.normal(0, 0.1, (5, 1, 3))
-    values[:, :, 1] += 0.05 * np.log2(LEVELS)
-    slopes, p_values = batch_trends(values, LEVELS)
-    assert slopes[:, 1].mean() == pytest.approx(0.05, abs=0.01)
-    assert [p is not None and p < 0.05 for p in p_values] == [False, True, False]
+def test_without_a_trend_intervals_hold_zero_and_with_one_they_do_not() -> None:
+    random, weights = np.random.default_rng(2), slope_weights(LEVEL_CELLS, [], ["batch_size"])
+    assert weights is not None
+    noise = [random.normal(0, 0.02, (4, 5)) + random.normal(0, 0.1, 5) for _ in range(DRAWS)]
+    flat = [estimate_contrast(each, weights[0], 0.95).excludes(0) for each in noise]
+    planted = [estimate_contrast(each + 0.05 * np.log2(LEVELS)[:, None], weights[0], 0.95).above(0) for each in noise]
+    assert np.mean(flat) <= 0.09
+    assert np.mean(planted) >= 0.95
 
 
-def test_two_levels_are_a_paired_t_test() -> None:
-    values = np.random.default_rng(5).normal(size=(6, 2, 1))
-    slopes, p_values = batch_trends(values, np.array([2.0, 16.0]))
-    assert slopes[:, 0] == pytest.approx((values[:, 1, 0] - values[:, 0, 0]) / 3)  # three doublings
-    assert p_values == [pytest.approx(stats.ttest_rel(values[:, 1, 0], values[:, 0, 0]).pvalue)]
-
-
-@pytest.mark.parametrize("levels", [LEVELS, LEVELS[:2]], ids=["four levels", "two levels"])
-def test_one_replicate_has_no_p_value(levels: Floats) -> None:
-    _, p_values = batch_trends(np.random.default_rng(6).normal(size=(1, len(levels), 2)), levels)
-    assert p_values == [None, None]
-
-
-def test_a_weight_of_exactly_zero_has_no_trend() -> None:
-    slopes, p_values = batch_trends(np.zeros((4, 4, 1)), LEVELS)
-    assert not slopes.any()
-    assert p_values == [1.0]
+def test_one_level_has_no_slope() -> None:
+    assert slope_weights(LEVEL_CELLS[:1], [], ["batch_size"]) is None
 
 
 # ------------------------------------------------------------------------------------------ B and G x B
@@ -179,13 +165,13 @@ def test_slopes_cover_the_truth_and_the_right_axis_leads(b: float, gradient: flo
     random, cells = np.random.default_rng(7), _cells((2, 4, 8, 16), (16, 32, 64))
     covered, leaders = np.zeros(2), []
     for draw in range(DRAWS):
-        slopes = axis_slopes(cells, [], _world(cells, b, gradient, random))
-        assert slopes is not None
+        values, weights = _world(cells, b, gradient, random), slope_weights(cells, [], AXES)
+        assert weights is not None
         covered += [
-            replicate_interval(values, 0.95).contains(t) for values, t in zip(slopes, (b, gradient), strict=True)
+            estimate_contrast(values, axis, 0.95).contains(t) for axis, t in zip(weights, (b, gradient), strict=True)
         ]
         if draw < DRAWS // 5:
-            leaders.append(leading_axis({"B": slopes[0], "G x B": slopes[1]}, 0.95))
+            leaders.append(leading_axis(values, weights, 0.95))
     assert np.all((covered / DRAWS >= 0.91) & (covered / DRAWS <= 0.99))
     assert leaders.count(leader) >= 0.8 * len(leaders)  # the others: not told
     assert set(leaders) <= {leader, None}
@@ -194,8 +180,9 @@ def test_slopes_cover_the_truth_and_the_right_axis_leads(b: float, gradient: flo
 @pytest.mark.parametrize("slope", [0.0, 0.03], ids=["neither", "both alike"])
 def test_neither_axis_leads_where_both_are_alike(slope: float) -> None:
     random, cells = np.random.default_rng(8), _cells((2, 4, 8, 16), (16, 32, 64))
-    found = [axis_slopes(cells, [], _world(cells, slope, slope, random)) for _ in range(100)]
-    led = [leading_axis({"B": slopes[0], "G x B": slopes[1]}, 0.95) for slopes in found if slopes is not None]
+    weights = slope_weights(cells, [], AXES)
+    assert weights is not None
+    led = [leading_axis(_world(cells, slope, slope, random), weights, 0.95) for _ in range(100)]
     assert sum(leader is not None for leader in led) <= 0.09 * len(led)
 
 
@@ -203,11 +190,11 @@ def test_cells_are_compared_where_they_agree_in_other_factors() -> None:
     # The larger depth lies at larger B alone: without its groups, its 0.3 would be taken for B's.
     cells = pd.concat([_cells((2, 4), (16, 32), (0,)), _cells((8, 16), (16, 32), (1,))], ignore_index=True)
     values = _world(cells, 0.05, 0.0, np.random.default_rng(9))
-    within, pooled = axis_slopes(cells, ["depth"], values), axis_slopes(cells, [], values)
+    within, pooled = slope_weights(cells, ["depth"], AXES), slope_weights(cells, [], AXES)
     assert within is not None
     assert pooled is not None
-    assert replicate_interval(within[0], 0.95).contains(0.05)
-    assert pooled[0].mean() > 0.1
+    assert estimate_contrast(values, within[0], 0.95).contains(0.05)
+    assert float(np.mean(pooled[0] @ values)) > 0.1
 
 
 _G_IS_8 = pd.DataFrame({"statistics_batch": [2, 8], "gradient_batch": [16, 64]})
@@ -219,7 +206,7 @@ _G_IS_8 = pd.DataFrame({"statistics_batch": [2, 8], "gradient_batch": [16, 64]})
     ids=["G x B is fixed", "B is fixed", "G is fixed"],
 )
 def test_axes_that_do_not_vary_apart_are_not_told_apart(cells: pd.DataFrame) -> None:
-    assert axis_slopes(cells, [], np.random.default_rng(0).random((len(cells), 4))) is None
+    assert slope_weights(cells, [], AXES) is None
 
 
 def test_the_study_of_both_axes_changes_nothing_else() -> None:
@@ -232,12 +219,15 @@ def test_the_study_of_both_axes_changes_nothing_else() -> None:
 # -------------------------------------------------------------------------------------------- statistics
 
 
-def test_a_block_holds_cells_that_every_replicate_has() -> None:
+def test_a_grid_holds_every_number_of_a_finished_trial_and_leaves_out_cells_without_any() -> None:
     rows = [(f"c{cell}-r{replicate}", f"c{cell}", replicate, "done") for replicate, cell in product(range(3), range(4))]
     trials = pd.DataFrame(rows, columns=["key", "trial_id", "replicate", "state"], index=range(100, 112))
     trials.loc[101, "state"] = "diverged"  # cell 1 in replicate 0
-    numbers = pd.DataFrame({"value": np.arange(12.0)}, index=trials["key"]).drop("c3-r2")
-    block = select_block(trials, numbers)
-    assert block.cells["trial_id"].tolist() == ["c0", "c2"]
-    assert block.trials.tolist() == [[100, 104, 108], [102, 106, 110]]
-    assert block.values[:, :, 0].tolist() == [[0, 4, 8], [2, 6, 10]]
+    numbers = pd.DataFrame({"value": np.arange(12.0)}, index=trials["key"]).drop(["c3-r0", "c3-r1", "c3-r2"])
+    grid = build_grid(trials, numbers)
+    assert grid.cells["trial_id"].tolist() == ["c0", "c2", "c1"]  # in the order of their first results
+    assert grid.trials == [100, 102, 104, 105, 106, 108, 109, 110]
+    assert np.array_equal(grid.values[:, :, 0], [[0, 4, 8], [2, 6, 10], [np.nan, 5, 9]], equal_nan=True)
+    nothing = build_grid(trials, numbers[:0])
+    assert nothing.values.shape == (0, 0, 1)
+    assert nothing.trials == []
