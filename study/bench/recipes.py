@@ -1,0 +1,281 @@
+"""Chooses the recipe of a scale: every norm gets the same candidates, on replicates that no study uses.
+
+1. Recipe. Every candidate (learning rate x augmentation x zero_last_gamma) is trained with every norm and at two B. The
+   recipe with the highest validation accuracy is chosen: the mean over norms, each of which is the mean over B and
+   replicates. A run that diverged counts at chance level.
+2. Solvers. With this recipe, each other solver gets as many learning rates.
+3. Reference. The chosen recipe is trained with every norm, at every depth of the scale and at both B. The test accuracy
+   is reported beside that of two simple classifiers of the pixels, fitted to the same training images. No choice
+   depends on it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from study.bench.result import Result
+from study.config.datasets import DATASETS
+from study.config.errors import UserError, allowed_names
+from study.config.schema import StudyConfig, TrialConfig, trial_id
+from study.data.load import load_splits
+from study.plan.job import Job
+from study.plan.loading import load_study
+from study.plan.trials import PlannedTrial, plan_trials
+from study.record.layout import TrialFolder
+from study.sweep.executors.local import LocalExecutor
+from study.sweep.executors.resources import count_cores, find_devices
+
+FIRST_REPLICATE = 100
+"""Replicates from this number on choose recipes; those of a study count from 0."""
+NORMS = ("sn", "bn", "gn", "in", "ln")
+SOLVER_NORMS = ("sn", "bn")
+BATCH_SIZES = (2, 16)
+REPLICATES, REFERENCE_REPLICATES = 2, 4
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What the recipe of a scale is chosen from.
+
+    learning_rates: of each solver; sgd's are crossed with the other two.
+    """
+
+    learning_rates: Mapping[str, Sequence[float]]
+    augmentations: Sequence[str]
+    zero_last_gamma: Sequence[bool] = (True, False)
+
+    def recipes(self) -> list[dict[str, Any]]:
+        """Every recipe of the solver sgd, as settings of a trial."""
+        names = ("learning_rate", "augmentation", "zero_last_gamma")
+        levels = (self.learning_rates["sgd"], self.augmentations, self.zero_last_gamma)
+        return [dict(zip(names, combination, strict=True)) for combination in itertools.product(*levels)]
+
+    def solvers(self) -> dict[str, list[dict[str, Any]]]:
+        """The settings of every other solver."""
+        return {
+            solver: [{"solver": solver, "learning_rate": rate} for rate in rates]
+            for solver, rates in self.learning_rates.items() if solver != "sgd"
+        }  # fmt: skip
+
+
+_RATES = {"sgd": (0.4, 0.8, 1.6, 3.2), "adamw": (0.01, 0.03, 0.1, 0.3), "rmsprop": (0.003, 0.01, 0.03, 0.1)}
+CANDIDATES = {
+    "smoke": Candidates(learning_rates=_RATES, augmentations=("none", "shift")),
+    "laptop": Candidates(learning_rates=_RATES, augmentations=("none", "shift")),
+    "workstation": Candidates(learning_rates=_RATES, augmentations=("none", "shift_flip")),
+}
+
+
+def measure(
+    *,
+    quick: bool,
+    threads: int | None,
+    device: str,
+    scale: str = "laptop",
+    set: Sequence[str] = (),
+    out: str = "runs/bench",
+    workers: str | None = None,
+) -> Result:
+    """Trains the candidates of a scale, chooses, and trains the reference. A second run only trains what is missing."""
+    if scale not in CANDIDATES:
+        raise UserError(f"--scale {scale}: no candidates; {allowed_names(scale, CANDIDATES)}")
+    if workers is not None and not (workers.isdecimal() and int(workers)):
+        raise UserError(f"--workers {workers}: expected a number, at least 1")
+    small = ["train_samples=64", "epochs=1", "epoch_steps=null"] if quick else []
+    study = load_study("depth_vs_batch", scale, ["tracking.mode=disabled", *set, *small])
+    if study.base.task != "classification":
+        raise UserError(f"--set task={study.base.task}: allowed: classification")
+    devices = find_devices(device)
+    executor = LocalExecutor(int(workers or (count_cores() if device == "cpu" else len(devices))), devices, threads or 1)
+    trainer = CandidateTrainer(study, Path(out) / "recipes" / scale, executor)
+    try:
+        return _choose(trainer, CANDIDATES[scale], quick)
+    finally:
+        executor.close()
+
+
+def _choose(trainer: CandidateTrainer, candidates: Candidates, quick: bool) -> Result:
+    result = Result("recipes")
+    replicates, reference_replicates = (1, 1) if quick else (REPLICATES, REFERENCE_REPLICATES)
+    depth = [trainer.study.base.depth]
+    recipes = candidates.recipes()[:2] if quick else candidates.recipes()
+    recipe = _choose_one(result, trainer, "recipe", recipes, {}, NORMS, depth, replicates)
+    for solver, levels in candidates.solvers().items():
+        _choose_one(result, trainer, solver, levels[:1] if quick else levels, recipe, SOLVER_NORMS, depth, replicates)
+
+    depths = trainer.study.factors["depth"]
+    assert isinstance(depths, list)
+    runs = trainer.train([recipe], NORMS, depths[:1] if quick else depths, reference_replicates)
+    for depth_level, batch_size in dict.fromkeys((run.config.depth, run.config.batch_size) for run in runs):
+        of_cell = [run for run in runs if (run.config.depth, run.config.batch_size) == (depth_level, batch_size)]
+        tested = {norm: [run.test for run in of_cell if run.norm == norm] for norm in NORMS}
+        result.rows.append(_build_row(
+            "test accuracy", f"ResNet-{depth_level}, B = {batch_size}",
+            {norm: _format_range(values) for norm, values in tested.items() if values},
+            f"{statistics.mean(run.test for run in of_cell):.3f}",
+        ))  # fmt: skip
+    for name, accuracies in fit_simple_classifiers(runs[0].config, reference_replicates, trainer.study).items():
+        result.rows.append(_build_row("test accuracy", name, {}, _format_range(accuracies)))
+    result.notes.append(
+        "recipe and solvers: validation accuracy, the mean over B and replicates of each norm, and over norms; the "
+        "highest mean is chosen. test accuracy: mean (lowest to highest) over replicates. "
+        f"Replicates: {FIRST_REPLICATE} and above. A norm without batch statistics is trained at one B if the gradient "
+        "batch is the same at every B."
+    )
+    return result
+
+
+def _choose_one(
+    result: Result,
+    trainer: CandidateTrainer,
+    step: str,
+    candidates: Sequence[Settings],
+    recipe: Settings,
+    norms: Sequence[str],
+    depths: Sequence[int],
+    replicates: int,
+) -> dict[str, Any]:
+    """Trains the candidates, adds a row for each of them, and returns the chosen one, with the settings of `recipe`."""
+    scores = []
+    for candidate in candidates:
+        runs = trainer.train([{**recipe, **candidate}], norms, depths, replicates)
+        by_norm = {norm: statistics.mean(run.validation for run in runs if run.norm == norm) for norm in norms}
+        scores.append(statistics.mean(by_norm.values()))
+        result.rows.append(_build_row(
+            step, ", ".join(f"{name}={_format_setting(value)}" for name, value in candidate.items()),
+            {norm: f"{score:.3f}" for norm, score in by_norm.items()}, f"{scores[-1]:.3f}",
+        ))  # fmt: skip
+    best = scores.index(max(scores))
+    result.rows[best - len(candidates)][""] = "chosen"
+    return {**recipe, **candidates[best]}
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a candidate: its config, and its accuracy on the validation and the test split."""
+
+    config: TrialConfig
+    validation: float
+    test: float
+
+    @property
+    def norm(self) -> str:
+        """The norm of its layers."""
+        return self.config.norm
+
+
+class CandidateTrainer:
+    """Trains candidates as trials of `study`, in `folder`, on replicates that no study uses."""
+
+    def __init__(self, study: StudyConfig, folder: Path, executor: LocalExecutor) -> None:
+        self.study, self.folder, self.executor = study, folder, executor
+        self.console = Console(stderr=True, highlight=False)
+
+    def train(
+        self, candidates: Iterable[Settings], norms: Sequence[str], depths: Sequence[int], replicates: int
+    ) -> list[Run]:
+        """Trains every candidate with every norm, at every depth and B. Returns its runs, also those of earlier calls."""
+        trials = [trial for candidate in candidates for trial in self._plan(candidate, norms, depths, replicates)]
+        missing = [trial for trial in trials if TrialFolder(self._find_folder(trial)).read_result() is None]
+        started, running, ended = time.monotonic(), 0, 0
+        while ended < len(missing):
+            while running < self.executor.places and running + ended < len(missing):
+                self.executor.submit([self._build_job(missing[running + ended])])
+                running += 1
+            ended_now = len(self.executor.wait(60.0))
+            running, ended = running - ended_now, ended + ended_now
+        if missing:
+            self.console.print(f"{len(missing)} trials in {time.monotonic() - started:.0f} s")
+        return [self._read_run(trial) for trial in trials]
+
+    def _plan(
+        self, candidate: Settings, norms: Sequence[str], depths: Sequence[int], replicates: int
+    ) -> list[PlannedTrial]:
+        study = self.study.model_copy(update={
+            "base": self.study.base.model_copy(update=dict(candidate)),
+            "factors": {"norm": [*norms], "depth": [*depths], "batch_size": [*BATCH_SIZES]},
+            "joint": {}, "blocks": [], "replicates": replicates,
+        })  # fmt: skip
+        return [
+            replace(trial, replicate=FIRST_REPLICATE + trial.replicate)
+            for trial in plan_trials(study) if not _repeats_another(trial)
+        ]  # fmt: skip
+
+    def _find_folder(self, trial: PlannedTrial) -> Path:
+        return self.folder / trial_id(trial.config, ["norm", "depth", "batch_size"]) / f"r{trial.replicate}"
+
+    def _build_job(self, trial: PlannedTrial) -> Job:
+        return Job(
+            trial=trial, folder=self._find_folder(trial), study="recipes", run=self.study.run,
+            tracking=self.study.tracking, wandb_mode="disabled", environment={"host": platform.node()}, command="",
+        )  # fmt: skip
+
+    def _read_run(self, trial: PlannedTrial) -> Run:
+        folder = TrialFolder(self._find_folder(trial))
+        result = folder.read_result()
+        if result is None:
+            raise UserError(f"{folder.path}: {folder.status()[1]}")
+        chance = 1 / DATASETS[trial.config.dataset].classes
+        accuracies = (result["metrics"].get(f"{split}_accuracy") for split in ("val", "test"))
+        return Run(trial.config, *(chance if accuracy is None else accuracy for accuracy in accuracies))
+
+
+def _repeats_another(trial: PlannedTrial) -> bool:
+    """Whether the trial equals that of another B: the gradient batch is held, and no layer uses batch statistics."""
+    held = trial.config.fixed_gradient_batch is not None and not trial.config.sync_statistics
+    return held and "bn" not in trial.pool and trial.config.batch_size != BATCH_SIZES[0]
+
+
+# ------------------------------------------------------------------------------------------- simple classifiers
+
+
+def fit_simple_classifiers(config: TrialConfig, replicates: int, study: StudyConfig) -> dict[str, list[float]]:
+    """The test accuracy of two classifiers of pixels at each replicate, fitted to the training images of a trial."""
+    from study.config.seeds import derive_seeds
+
+    classifiers: dict[str, Callable[[], Any]] = {
+        "logistic regression": lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
+        "3 nearest neighbours": lambda: KNeighborsClassifier(3),
+    }
+    accuracies: dict[str, list[float]] = {name: [] for name in classifiers}
+    for replicate in range(FIRST_REPLICATE, FIRST_REPLICATE + replicates):
+        splits = load_splits(config, derive_seeds(replicate)["split"], study.run.data_root)
+        (train, labels), (test, expected) = (
+            (part.images.flatten(1).numpy(), part.labels.numpy()) for part in (splits.train, splits.test)
+        )
+        for name, build in classifiers.items():
+            accuracies[name].append(float(build().fit(train, labels).score(test, expected)))
+    return accuracies
+
+
+# -------------------------------------------------------------------------------------------------------- the table
+
+
+def _build_row(step: str, what: str, by_norm: Mapping[str, str], mean: str) -> dict[str, Any]:
+    return {"step": step, "candidate": what, **{norm: by_norm.get(norm, "") for norm in NORMS}, "mean": mean, "": ""}
+
+
+def _format_range(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _format_setting(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
