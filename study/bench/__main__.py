@@ -47,6 +47,7 @@ RECIPE_FLAGS = {
     "--scale": Flag("NAME", "scale whose recipe is chosen: smoke, laptop or workstation (default: laptop)"),
     "--set": SET,
     "--out": OUT,
+    "--replicates": Flag("N", "replicates of every candidate (default: 1)"),
     "--workers": Flag("N", "trials at once (default: one per core, or per GPU)"),
 }
 BENCHMARKS = {
@@ -56,7 +57,9 @@ BENCHMARKS = {
     "scale": Benchmark("speed.scale", "plan, status and report on 100 to 10,000 synthetic records"),
     "driver": Benchmark("speed.driver", "the driver with 10,000 simulated trials (1,000 at once) that do no training"),
     "recipes": Benchmark(
-        "recipes", "candidate recipes of a scale, with the same budget for every norm, and simple baselines", RECIPE_FLAGS
+        "recipes",
+        "candidate recipes of a scale, with the same budget for every norm, and simple baselines",
+        RECIPE_FLAGS,
     ),
     "verdicts": Benchmark("verdicts.campaign", "how often the answers are wrong, on studies with a known truth"),
     "faults": Benchmark(

@@ -4,9 +4,9 @@
    recipe with the highest validation accuracy is chosen: the mean over norms, each of which is the mean over B and
    replicates. A run that diverged counts at chance level.
 2. Solvers. With this recipe, each other solver gets as many learning rates.
-3. Reference. The chosen recipe is trained with every norm, at every depth of the scale and at both B. The test accuracy
-   is reported beside that of two simple classifiers of the pixels, fitted to the same training images. No choice
-   depends on it.
+3. Reference. The chosen recipe is trained with every norm, at every depth of the scale and at both B, with as many
+   replicates as a study has. The test accuracy is reported beside that of two simple classifiers of the pixels, fitted
+   to the same training images. No choice depends on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import itertools
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from study.bench.result import Result
 from study.config.datasets import DATASETS
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig, TrialConfig, trial_id
+from study.config.seeds import derive_seeds
 from study.data.load import load_splits
 from study.plan.job import Job
 from study.plan.loading import load_study
@@ -43,7 +44,6 @@ FIRST_REPLICATE = 100
 NORMS = ("sn", "bn", "gn", "in", "ln")
 SOLVER_NORMS = ("sn", "bn")
 BATCH_SIZES = (2, 16)
-REPLICATES, REFERENCE_REPLICATES = 2, 4
 
 Settings = Mapping[str, Any]
 
@@ -73,7 +73,7 @@ class Candidates:
         }  # fmt: skip
 
 
-_RATES = {"sgd": (0.4, 0.8, 1.6, 3.2), "adamw": (0.01, 0.03, 0.1, 0.3), "rmsprop": (0.003, 0.01, 0.03, 0.1)}
+_RATES = {"sgd": (0.4, 0.8, 1.6), "adamw": (0.03, 0.1, 0.3), "rmsprop": (0.003, 0.01, 0.03)}
 CANDIDATES = {
     "smoke": Candidates(learning_rates=_RATES, augmentations=("none", "shift")),
     "laptop": Candidates(learning_rates=_RATES, augmentations=("none", "shift")),
@@ -89,29 +89,32 @@ def measure(
     scale: str = "laptop",
     set: Sequence[str] = (),
     out: str = "runs/bench",
-    workers: str | None = None,
+    replicates: str = "1",
+    workers: str = "0",
 ) -> Result:
     """Trains the candidates of a scale, chooses, and trains the reference. A second run only trains what is missing."""
     if scale not in CANDIDATES:
         raise UserError(f"--scale {scale}: no candidates; {allowed_names(scale, CANDIDATES)}")
-    if workers is not None and not (workers.isdecimal() and int(workers)):
-        raise UserError(f"--workers {workers}: expected a number, at least 1")
+    for flag, value in (("replicates", replicates), ("workers", workers)):
+        if not value.isdecimal():
+            raise UserError(f"--{flag} {value}: expected a number")
     small = ["train_samples=64", "epochs=1", "epoch_steps=null"] if quick else []
     study = load_study("depth_vs_batch", scale, ["tracking.mode=disabled", *set, *small])
     if study.base.task != "classification":
         raise UserError(f"--set task={study.base.task}: allowed: classification")
     devices = find_devices(device)
-    executor = LocalExecutor(int(workers or (count_cores() if device == "cpu" else len(devices))), devices, threads or 1)
+    places = int(workers) or (count_cores() if device == "cpu" else len(devices))
+    executor = LocalExecutor(places, devices, threads or 1)
     trainer = CandidateTrainer(study, Path(out) / "recipes" / scale, executor)
     try:
-        return _choose(trainer, CANDIDATES[scale], quick)
+        return _choose(trainer, CANDIDATES[scale], int(replicates), quick)
     finally:
         executor.close()
 
 
-def _choose(trainer: CandidateTrainer, candidates: Candidates, quick: bool) -> Result:
+def _choose(trainer: CandidateTrainer, candidates: Candidates, replicates: int, quick: bool) -> Result:
     result = Result("recipes")
-    replicates, reference_replicates = (1, 1) if quick else (REPLICATES, REFERENCE_REPLICATES)
+    reference_replicates = 1 if quick else trainer.study.replicates
     depth = [trainer.study.base.depth]
     recipes = candidates.recipes()[:2] if quick else candidates.recipes()
     recipe = _choose_one(result, trainer, "recipe", recipes, {}, NORMS, depth, replicates)
@@ -120,10 +123,10 @@ def _choose(trainer: CandidateTrainer, candidates: Candidates, quick: bool) -> R
 
     depths = trainer.study.factors["depth"]
     assert isinstance(depths, list)
-    runs = trainer.train([recipe], NORMS, depths[:1] if quick else depths, reference_replicates)
+    runs = trainer.train(recipe, NORMS, depths[:1] if quick else depths, reference_replicates)
     for depth_level, batch_size in dict.fromkeys((run.config.depth, run.config.batch_size) for run in runs):
         of_cell = [run for run in runs if (run.config.depth, run.config.batch_size) == (depth_level, batch_size)]
-        tested = {norm: [run.test for run in of_cell if run.norm == norm] for norm in NORMS}
+        tested = {norm: [run.test for run in of_cell if run.config.norm == norm] for norm in NORMS}
         result.rows.append(_build_row(
             "test accuracy", f"ResNet-{depth_level}, B = {batch_size}",
             {norm: _format_range(values) for norm, values in tested.items() if values},
@@ -153,8 +156,8 @@ def _choose_one(
     """Trains the candidates, adds a row for each of them, and returns the chosen one, with the settings of `recipe`."""
     scores = []
     for candidate in candidates:
-        runs = trainer.train([{**recipe, **candidate}], norms, depths, replicates)
-        by_norm = {norm: statistics.mean(run.validation for run in runs if run.norm == norm) for norm in norms}
+        runs = trainer.train({**recipe, **candidate}, norms, depths, replicates)
+        by_norm = compute_scores(runs)
         scores.append(statistics.mean(by_norm.values()))
         result.rows.append(_build_row(
             step, ", ".join(f"{name}={_format_setting(value)}" for name, value in candidate.items()),
@@ -176,10 +179,37 @@ class Run:
     validation: float
     test: float
 
-    @property
-    def norm(self) -> str:
-        """The norm of its layers."""
-        return self.config.norm
+
+def compute_scores(runs: Sequence[Run]) -> dict[str, float]:
+    """The validation accuracy of each norm: the mean over B of the mean over the runs at that B."""
+    by_norm: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        by_norm.setdefault(run.config.norm, {}).setdefault(run.config.batch_size, []).append(run.validation)
+    return {norm: statistics.mean(map(statistics.mean, by_batch.values())) for norm, by_batch in by_norm.items()}
+
+
+def plan_candidate(
+    study: StudyConfig, candidate: Settings, norms: Sequence[str], depths: Sequence[int], replicates: int
+) -> list[PlannedTrial]:
+    """The trials of a candidate: the base of `study` with its settings, at every norm, depth and B.
+
+    A trial that would only repeat the numbers of another B is left out: the gradient batch is held, and no layer uses
+    batch statistics.
+    """
+    study = study.model_copy(update={
+        "base": study.base.model_copy(update=dict(candidate)),
+        "factors": {"norm": [*norms], "depth": [*depths], "batch_size": [*BATCH_SIZES]},
+        "joint": {}, "blocks": [], "replicates": replicates,
+    })  # fmt: skip
+    return [
+        replace(trial, replicate=FIRST_REPLICATE + trial.replicate)
+        for trial in plan_trials(study) if not _repeats_another(trial)
+    ]  # fmt: skip
+
+
+def _repeats_another(trial: PlannedTrial) -> bool:
+    held = trial.config.fixed_gradient_batch is not None and not trial.config.sync_statistics
+    return held and "bn" not in trial.pool and trial.config.batch_size != BATCH_SIZES[0]
 
 
 class CandidateTrainer:
@@ -189,11 +219,9 @@ class CandidateTrainer:
         self.study, self.folder, self.executor = study, folder, executor
         self.console = Console(stderr=True, highlight=False)
 
-    def train(
-        self, candidates: Iterable[Settings], norms: Sequence[str], depths: Sequence[int], replicates: int
-    ) -> list[Run]:
-        """Trains every candidate with every norm, at every depth and B. Returns its runs, also those of earlier calls."""
-        trials = [trial for candidate in candidates for trial in self._plan(candidate, norms, depths, replicates)]
+    def train(self, candidate: Settings, norms: Sequence[str], depths: Sequence[int], replicates: int) -> list[Run]:
+        """Trains a candidate with every norm, at every depth and B. Returns its runs, also those of earlier calls."""
+        trials = plan_candidate(self.study, candidate, norms, depths, replicates)
         missing = [trial for trial in trials if TrialFolder(self._find_folder(trial)).read_result() is None]
         started, running, ended = time.monotonic(), 0, 0
         while ended < len(missing):
@@ -205,19 +233,6 @@ class CandidateTrainer:
         if missing:
             self.console.print(f"{len(missing)} trials in {time.monotonic() - started:.0f} s")
         return [self._read_run(trial) for trial in trials]
-
-    def _plan(
-        self, candidate: Settings, norms: Sequence[str], depths: Sequence[int], replicates: int
-    ) -> list[PlannedTrial]:
-        study = self.study.model_copy(update={
-            "base": self.study.base.model_copy(update=dict(candidate)),
-            "factors": {"norm": [*norms], "depth": [*depths], "batch_size": [*BATCH_SIZES]},
-            "joint": {}, "blocks": [], "replicates": replicates,
-        })  # fmt: skip
-        return [
-            replace(trial, replicate=FIRST_REPLICATE + trial.replicate)
-            for trial in plan_trials(study) if not _repeats_another(trial)
-        ]  # fmt: skip
 
     def _find_folder(self, trial: PlannedTrial) -> Path:
         return self.folder / trial_id(trial.config, ["norm", "depth", "batch_size"]) / f"r{trial.replicate}"
@@ -238,19 +253,11 @@ class CandidateTrainer:
         return Run(trial.config, *(chance if accuracy is None else accuracy for accuracy in accuracies))
 
 
-def _repeats_another(trial: PlannedTrial) -> bool:
-    """Whether the trial equals that of another B: the gradient batch is held, and no layer uses batch statistics."""
-    held = trial.config.fixed_gradient_batch is not None and not trial.config.sync_statistics
-    return held and "bn" not in trial.pool and trial.config.batch_size != BATCH_SIZES[0]
-
-
 # ------------------------------------------------------------------------------------------- simple classifiers
 
 
 def fit_simple_classifiers(config: TrialConfig, replicates: int, study: StudyConfig) -> dict[str, list[float]]:
     """The test accuracy of two classifiers of pixels at each replicate, fitted to the training images of a trial."""
-    from study.config.seeds import derive_seeds
-
     classifiers: dict[str, Callable[[], Any]] = {
         "logistic regression": lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
         "3 nearest neighbours": lambda: KNeighborsClassifier(3),
