@@ -1,9 +1,10 @@
 """Chooses the recipe of a scale: every norm gets the same candidates, on replicates that no study uses.
 
-1. Recipe. Every candidate (learning rate x augmentation x zero_last_gamma) is trained with every norm and at two B. The
-   recipe with the highest validation accuracy is chosen: the mean over norms, each of which is the mean over B and
-   replicates. A run that diverged counts at chance level.
-2. Solvers. With this recipe, each other solver gets as many learning rates.
+1. Recipe. Settings are chosen one after the other: the learning rate, the augmentation, zero_last_gamma. Every level is
+   trained with every norm and at two B, with the settings chosen so far. The level with the highest validation accuracy
+   is chosen: the mean over norms, each of which is the mean over B and replicates. A run that diverged counts at chance
+   level.
+2. Solvers. With this recipe, each other solver gets as many learning rates, with the norm sn at both B.
 3. Reference. The chosen recipe is trained with every norm, at every depth of the scale and at both B, with as many
    replicates as a study has. The test accuracy is reported beside that of two simple classifiers of the pixels, fitted
    to the same training images. No choice depends on it.
@@ -11,7 +12,6 @@
 
 from __future__ import annotations
 
-import itertools
 import platform
 import statistics
 import time
@@ -42,7 +42,7 @@ from study.sweep.executors.resources import count_cores, find_devices
 FIRST_REPLICATE = 100
 """Replicates from this number on choose recipes; those of a study count from 0."""
 NORMS = ("sn", "bn", "gn", "in", "ln")
-SOLVER_NORMS = ("sn", "bn")
+SOLVER_NORMS = ("sn",)
 BATCH_SIZES = (2, 16)
 
 Settings = Mapping[str, Any]
@@ -50,34 +50,31 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """What the recipe of a scale is chosen from.
+    """What the recipe of a scale is chosen from. The first level of a setting holds until it is chosen itself.
 
-    learning_rates: of each solver; sgd's are crossed with the other two.
+    settings: of the solver sgd, in the order in which they are chosen.
+    learning_rates: of every other solver.
     """
 
+    settings: Mapping[str, Sequence[Any]]
     learning_rates: Mapping[str, Sequence[float]]
-    augmentations: Sequence[str]
-    zero_last_gamma: Sequence[bool] = (True, False)
-
-    def recipes(self) -> list[dict[str, Any]]:
-        """Every recipe of the solver sgd, as settings of a trial."""
-        names = ("learning_rate", "augmentation", "zero_last_gamma")
-        levels = (self.learning_rates["sgd"], self.augmentations, self.zero_last_gamma)
-        return [dict(zip(names, combination, strict=True)) for combination in itertools.product(*levels)]
-
-    def solvers(self) -> dict[str, list[dict[str, Any]]]:
-        """The settings of every other solver."""
-        return {
-            solver: [{"solver": solver, "learning_rate": rate} for rate in rates]
-            for solver, rates in self.learning_rates.items() if solver != "sgd"
-        }  # fmt: skip
 
 
-_RATES = {"sgd": (0.4, 0.8, 1.6), "adamw": (0.03, 0.1, 0.3), "rmsprop": (0.003, 0.01, 0.03)}
+def _build_candidates(augmentation: str) -> Candidates:
+    return Candidates(
+        settings={
+            "learning_rate": (0.4, 0.8, 1.6),
+            "augmentation": ("none", augmentation),
+            "zero_last_gamma": (False, True),
+        },
+        learning_rates={"adamw": (0.03, 0.1, 0.3), "rmsprop": (0.003, 0.01, 0.03)},
+    )  # fmt: skip
+
+
 CANDIDATES = {
-    "smoke": Candidates(learning_rates=_RATES, augmentations=("none", "shift")),
-    "laptop": Candidates(learning_rates=_RATES, augmentations=("none", "shift")),
-    "workstation": Candidates(learning_rates=_RATES, augmentations=("none", "shift_flip")),
+    "smoke": _build_candidates("shift"),
+    "laptop": _build_candidates("shift"),
+    "workstation": _build_candidates("shift_flip"),
 }
 
 
@@ -116,10 +113,14 @@ def _choose(trainer: CandidateTrainer, candidates: Candidates, replicates: int, 
     result = Result("recipes")
     reference_replicates = 1 if quick else trainer.study.replicates
     depth = [trainer.study.base.depth]
-    recipes = candidates.recipes()[:2] if quick else candidates.recipes()
-    recipe = _choose_one(result, trainer, "recipe", recipes, {}, NORMS, depth, replicates)
-    for solver, levels in candidates.solvers().items():
-        _choose_one(result, trainer, solver, levels[:1] if quick else levels, recipe, SOLVER_NORMS, depth, replicates)
+    recipe = {name: levels[0] for name, levels in candidates.settings.items()}
+    for name, levels in candidates.settings.items():
+        recipe = _choose_one(
+            result, trainer, "recipe", [{name: level} for level in levels], recipe, NORMS, depth, replicates
+        )
+    for solver, rates in candidates.learning_rates.items():
+        levels = [{"solver": solver, "learning_rate": rate} for rate in rates]
+        _choose_one(result, trainer, "solver", levels, recipe, SOLVER_NORMS, depth, replicates)
 
     depths = trainer.study.factors["depth"]
     assert isinstance(depths, list)
