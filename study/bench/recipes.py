@@ -1,9 +1,9 @@
 """Chooses the recipe of a scale: every norm gets the same candidates, on replicates that no study uses.
 
-1. Recipe. Settings are chosen one after the other: the learning rate, the augmentation, zero_last_gamma. Every level is
-   trained with every norm and at two B, with the settings chosen so far. The level with the highest validation accuracy
-   is chosen: the mean over norms, each of which is the mean over B and replicates. A run that diverged counts at chance
-   level.
+1. Recipe. Settings are chosen one after the other: the learning rate, the augmentation, zero_last_gamma, the weight decay.
+   Every level is trained with every norm and at two B, with the settings chosen so far. The level with the highest
+   validation accuracy is chosen: the mean over norms, each of which is the mean over B and replicates. A run that
+   diverged counts at chance level.
 2. Solvers. With this recipe, each other solver gets as many learning rates, with the norm sn at both B.
 3. Reference. The chosen recipe is trained with every norm, at every depth of the scale and at both B, with as many
    replicates as a study has. The test accuracy is reported beside that of two simple classifiers of the pixels, fitted
@@ -66,6 +66,7 @@ def _build_candidates(augmentation: str) -> Candidates:
             "learning_rate": (0.4, 0.8, 1.6),
             "augmentation": ("none", augmentation),
             "zero_last_gamma": (False, True),
+            "weight_decay": (1e-4, 1e-3),
         },
         learning_rates={"adamw": (0.03, 0.1, 0.3), "rmsprop": (0.003, 0.01, 0.03)},
     )  # fmt: skip

@@ -79,5 +79,5 @@ def test_quick_mode_chooses_every_setting_and_the_rate_of_every_solver(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows = run_bench("recipes")["rows"]
-    assert [row["step"] for row in rows if row[""] == "chosen"] == ["recipe"] * 3 + ["solver"] * 2
+    assert [row["step"] for row in rows if row[""] == "chosen"] == ["recipe"] * 4 + ["solver"] * 2
     assert [row["candidate"] for row in rows[-2:]] == ["logistic regression", "3 nearest neighbours"]
