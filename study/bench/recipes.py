@@ -2,8 +2,8 @@
 
 1. Recipe. Settings are chosen one after the other: the learning rate, the augmentation, zero_last_gamma, the weight decay.
    Every level is trained with every norm and at two B, with the settings chosen so far. The level with the highest
-   validation accuracy is chosen: the mean over norms, each of which is the mean over B and replicates. A run that
-   diverged counts at chance level.
+   validation accuracy is chosen: the mean over norms, each of which is the mean over B and replicates. Of levels that
+   differ by less than half a percentage point, the first is chosen. A run that diverged counts at chance level.
 2. Solvers. With this recipe, each other solver gets as many learning rates, with the norm sn at both B.
 3. Reference. The chosen recipe is trained with every norm, at every depth of the scale and at both B, with as many
    replicates as a study has. The test accuracy is reported beside that of two simple classifiers of the pixels, fitted
@@ -44,6 +44,8 @@ FIRST_REPLICATE = 100
 NORMS = ("sn", "bn", "gn", "in", "ln")
 SOLVER_NORMS = ("sn",)
 BATCH_SIZES = (2, 16)
+NEGLIGIBLE = 0.005
+"""Differences in accuracy below this one choose nothing: the first level is taken."""
 
 Settings = Mapping[str, Any]
 
@@ -68,7 +70,7 @@ def _build_candidates(augmentation: str) -> Candidates:
             "zero_last_gamma": (False, True),
             "weight_decay": (1e-4, 1e-3),
         },
-        learning_rates={"adamw": (0.03, 0.1, 0.3), "rmsprop": (0.003, 0.01, 0.03)},
+        learning_rates={"adamw": (0.1, 0.3, 1.0), "rmsprop": (0.01, 0.03, 0.1)},
     )  # fmt: skip
 
 
@@ -137,8 +139,8 @@ def _choose(trainer: CandidateTrainer, candidates: Candidates, replicates: int, 
     for name, accuracies in fit_simple_classifiers(runs[0].config, reference_replicates, trainer.study).items():
         result.rows.append(_build_row("test accuracy", name, {}, _format_range(accuracies)))
     result.notes.append(
-        "recipe and solvers: validation accuracy, the mean over B and replicates of each norm, and over norms; the "
-        "highest mean is chosen. test accuracy: mean (lowest to highest) over replicates. "
+        "recipe and solver: validation accuracy, the mean over B and replicates of each norm, and over norms. The first "
+        f"level that is less than {NEGLIGIBLE:g} below the best one is chosen. test accuracy: mean (lowest to highest) over replicates. "
         f"Replicates: {FIRST_REPLICATE} and above. A norm without batch statistics is trained at one B if the gradient "
         "batch is the same at every B."
     )
@@ -165,9 +167,9 @@ def _choose_one(
             step, ", ".join(f"{name}={_format_setting(value)}" for name, value in candidate.items()),
             {norm: f"{score:.3f}" for norm, score in by_norm.items()}, f"{scores[-1]:.3f}",
         ))  # fmt: skip
-    best = scores.index(max(scores))
-    result.rows[best - len(candidates)][""] = "chosen"
-    return {**recipe, **candidates[best]}
+    chosen = choose_level(scores)
+    result.rows[chosen - len(candidates)][""] = "chosen"
+    return {**recipe, **candidates[chosen]}
 
 
 # ----------------------------------------------------------------------------------------------------- training
@@ -180,6 +182,11 @@ class Run:
     config: TrialConfig
     validation: float
     test: float
+
+
+def choose_level(scores: Sequence[float]) -> int:
+    """The first level whose accuracy is less than `NEGLIGIBLE` below the best one."""
+    return next(number for number, score in enumerate(scores) if score > max(scores) - NEGLIGIBLE)
 
 
 def compute_scores(runs: Sequence[Run]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from study.bench.recipes import (
     FIRST_REPLICATE,
     NORMS,
     Run,
+    choose_level,
     compute_scores,
     fit_simple_classifiers,
     plan_candidate,
@@ -65,6 +66,12 @@ def test_norms_without_batch_statistics_are_trained_at_one_b_only_if_the_gradien
 def test_norms_and_batch_sizes_have_the_same_weight_whatever_their_number_of_runs() -> None:
     runs = [run("sn", 2, 0.5), run("sn", 2, 0.7), run("sn", 16, 0.8), run("gn", 2, 0.9)]
     assert compute_scores(runs) == pytest.approx({"sn": 0.7, "gn": 0.9})
+
+
+def test_the_first_of_levels_that_hardly_differ_is_chosen() -> None:
+    assert choose_level([0.90, 0.93, 0.92]) == 1
+    assert choose_level([0.926, 0.93, 0.92]) == 0
+    assert choose_level([0.9, 0.9]) == 0
 
 
 def test_simple_classifiers_learn_the_digits() -> None:
