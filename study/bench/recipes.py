@@ -1,9 +1,10 @@
 """Chooses the recipe of a scale: every norm gets the same candidates, on replicates that no study uses.
 
-1. Recipe. Settings are chosen one after the other: the learning rate, the augmentation, zero_last_gamma, the weight decay.
-   Every level is trained with every norm and at two B, with the settings chosen so far. The level with the highest
-   validation accuracy is chosen: the mean over norms, each of which is the mean over B and replicates. Of levels that
-   differ by less than half a percentage point, the first is chosen. A run that diverged counts at chance level.
+1. Recipe. Settings are chosen one after the other: the learning rate, the augmentation, zero_last_gamma and the weight
+   decay. Every level is trained with every norm and at two B, with the settings chosen so far. The level with the
+   highest validation accuracy is chosen: the mean over norms, each of which is the mean over B and replicates. Of
+   levels that differ by less than half a percentage point, the first is chosen. A run that diverged counts at chance
+   level.
 2. Solvers. With this recipe, each other solver gets as many learning rates, with the norm sn at both B.
 3. Reference. The chosen recipe is trained with every norm, at every depth of the scale and at both B, with as many
    replicates as a study has. The test accuracy is reported beside that of two simple classifiers of the pixels, fitted
@@ -139,10 +140,10 @@ def _choose(trainer: CandidateTrainer, candidates: Candidates, replicates: int, 
     for name, accuracies in fit_simple_classifiers(runs[0].config, reference_replicates, trainer.study).items():
         result.rows.append(_build_row("test accuracy", name, {}, _format_range(accuracies)))
     result.notes.append(
-        "recipe and solver: validation accuracy, the mean over B and replicates of each norm, and over norms. The first "
-        f"level that is less than {NEGLIGIBLE:g} below the best one is chosen. test accuracy: mean (lowest to highest) over replicates. "
-        f"Replicates: {FIRST_REPLICATE} and above. A norm without batch statistics is trained at one B if the gradient "
-        "batch is the same at every B."
+        "recipe and solver: validation accuracy, the mean over B and replicates of each norm, and over norms. The "
+        f"first level that is less than {NEGLIGIBLE:g} below the best one is chosen. test accuracy: mean (lowest to "
+        f"highest) over replicates. Replicates are {FIRST_REPLICATE} and above. A norm without batch statistics is "
+        "trained at one B if the gradient batch is the same at every B."
     )
     return result
 
