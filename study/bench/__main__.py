@@ -33,21 +33,35 @@ class Benchmark(NamedTuple):
     flags: Mapping[str, Flag] = {}
 
 
+SET = Flag("KEY=VALUE", "change a setting of the study; repeatable", "append")
+OUT = Flag("DIR", "folder for what is trained (default: runs/bench)")
 FAULT_FLAGS = {
     "--launcher": Flag("NAME", "where trials run: local, slurm or ray (default: local)"),
-    "--set": Flag("KEY=VALUE", "change a setting of the study; repeatable", "append"),
-    "--out": Flag("DIR", "folder for the studies (default: runs/bench)"),
+    "--set": SET,
+    "--out": OUT,
     "--only": Flag("FAULT,...", "inject only these faults"),
     "--storage": Flag("URL", "Optuna storage (default: SQLite in the study's folder)"),
     "--restart-storage": Flag("COMMAND", "command that restarts the server of --storage"),
 }
 VERDICT_FLAGS = {"--scenario": Flag("TEXT", "draw only the scenarios whose name contains this text")}
+RECIPE_FLAGS = {
+    "--scale": Flag("NAME", "scale whose recipe is chosen: smoke, laptop or workstation (default: laptop)"),
+    "--set": SET,
+    "--out": OUT,
+    "--replicates": Flag("N", "replicates of every candidate (default: 1)"),
+    "--workers": Flag("N", "trials at once (default: one per core, or per GPU)"),
+}
 BENCHMARKS = {
     "norms": Benchmark("speed.norms", "time and peak memory of norm layers at the layer shapes of ResNet-20 and -50"),
     "step": Benchmark("speed.step", "a training step of ResNet-20 and ResNet-18 with every norm"),
     "trial": Benchmark("speed.trial", "the harness against a bare training loop, and the fixed cost of a trial"),
     "scale": Benchmark("speed.scale", "plan, status and report on 100 to 10,000 synthetic records"),
     "driver": Benchmark("speed.driver", "the driver with 10,000 simulated trials (1,000 at once) that do no training"),
+    "recipes": Benchmark(
+        "recipes",
+        "candidate recipes of a scale, with the same budget for every norm, and simple baselines",
+        RECIPE_FLAGS,
+    ),
     "verdicts": Benchmark(
         "verdicts.campaign", "how often the answers are wrong, on studies with a known truth", VERDICT_FLAGS
     ),
@@ -93,10 +107,13 @@ def _build_parser() -> ArgumentParser:
     parser.add_argument("--threads", metavar="N", type=int, help=threads)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
+    owners: dict[str, list[str]] = {}
     for name, benchmark in BENCHMARKS.items():
-        group = parser.add_argument_group(f"only for {name}") if benchmark.flags else parser
-        for flag, (metavar, text, action) in benchmark.flags.items():
-            group.add_argument(flag, metavar=metavar, help=text, action=action)
+        for flag in benchmark.flags:
+            owners.setdefault(flag, []).append(name)
+    for flag, names in owners.items():
+        metavar, text, action = BENCHMARKS[names[0]].flags[flag]
+        parser.add_argument(flag, metavar=metavar, help=f"only for {' and '.join(names)}: {text}", action=action)
     return parser
 
 
@@ -106,13 +123,14 @@ def _select_own_flags(options: argparse.Namespace) -> dict[str, object]:
     Raises `UserError` if a flag belongs to another benchmark.
     """
     values: dict[str, object] = {}
-    for name, benchmark in BENCHMARKS.items():
-        for flag in benchmark.flags:
-            parameter = flag.strip("-").replace("-", "_")
-            if value := getattr(options, parameter):
-                if name != options.name:
-                    raise UserError(f"{flag}: not a flag of {options.name}; only {name} has it")
-                values[parameter] = value
+    for flag in dict.fromkeys(flag for benchmark in BENCHMARKS.values() for flag in benchmark.flags):
+        parameter = flag.strip("-").replace("-", "_")
+        if value := getattr(options, parameter):
+            owners = [name for name, benchmark in BENCHMARKS.items() if flag in benchmark.flags]
+            if options.name not in owners:
+                verb = "has" if len(owners) == 1 else "have"
+                raise UserError(f"{flag}: not a flag of {options.name}; only {' and '.join(owners)} {verb} it")
+            values[parameter] = value
     return values
 
 

@@ -102,7 +102,8 @@ def test_the_pool_is_that_of_the_layers_that_choose_in_backbone_or_heads(
 # ------------------------------------------------------------------------------------------ blocks, joint levels
 
 ONE_CELL = ["blocks=[]", "norm=sn", "batch_size=2", "start_rule=scratch", "replicates=1"]  # of `distinct`
-SOLVERS = ["factors.solver=[sgd, adamw]", "joint.solver.adamw={learning_rate: 0.05, weight_decay: 0.01}"]
+ADAMW = "joint.solver.adamw={learning_rate: 0.05, weight_decay: 0.01}"
+SOLVERS = ["factors.solver=[sgd, adamw]", "learning_rate=1.2", ADAMW]
 SETTINGS = ["joint.setting={plain: {}, wide: {width: 1.0, epochs: 3}}", "factors.setting=[plain, wide]"]
 
 
@@ -178,8 +179,9 @@ def test_impacts_varies_each_weak_factor_alone_and_at_every_batch_size() -> None
     base = {factor: find_base_level(study, factor) for factor in study.factors}
     changed = [{factor for factor, level in trial.levels.items() if level != base[factor]} for trial in trials]
     assert all(len(factors - {"depth", "batch_size"}) <= 1 for factors in changed)
-    assert {trial.config.learning_rate for trial in trials if trial.config.solver == "sgd"} == {1.2}
-    assert all(trial.config.learning_rate < 1.2 for trial in trials if trial.config.solver != "sgd")
+    sgd_rate = study.base.learning_rate
+    assert {trial.config.learning_rate for trial in trials if trial.config.solver == "sgd"} == {sgd_rate}
+    assert all(trial.config.learning_rate < sgd_rate for trial in trials if trial.config.solver != "sgd")
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "workstation"])

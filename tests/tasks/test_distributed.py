@@ -28,7 +28,8 @@ pytestmark = pytest.mark.slow
 def job(folder: Path, *overrides: str, devices: int = 1, accumulate: int = 1) -> Job:
     """20 steps per epoch, of 8 chunks of 2, at a learning rate at which differences would grow."""
     base = ["norm=sn", "batch_size=2", "chunks=8", "train_samples=320", "validation_fraction=0.3", "epochs=1",
-            "learning_rate=1.0"]  # fmt: skip
+            "learning_rate=1.0", "fixed_gradient_batch=null", "epoch_steps=null", "augmentation=shift",
+            "zero_last_gamma=true"]  # fmt: skip
     run = RunConfig(checkpoint_seconds=0, devices_per_trial=devices, accumulate=accumulate)
     study = load_study("depth_vs_batch", "laptop", ["depth=8", "initialization=he_normal", *base, *overrides])
     (trial,) = plan_trials(study.model_copy(update={"run": run, "replicates": 1}))

@@ -142,10 +142,13 @@ def _compute_exponent(costs: dict[int, dict[str, Cost]], verb: str) -> float | N
 
 
 def write_study_file(folder: Path, trials: int) -> Path:
-    """Writes the YAML of a study with that many trials, on the base of the laptop scale."""
+    """Writes the YAML of a study with that many trials, of 8 epochs, on the base of the laptop scale."""
     factors = {name: LEVELS[name][:count] for name, count in zip(LEVELS, SHAPES[trials], strict=True) if count > 1}
     file = folder / f"scale-{trials}.yaml"
-    content = {"title": f"{trials} trials", "question": "How long?", "factors": factors, "replicates": REPLICATES}
+    content = {
+        "title": f"{trials} trials", "question": "How long?", "factors": factors, "replicates": REPLICATES,
+        "base": {"epochs": 8, "fixed_gradient_batch": None},
+    }  # fmt: skip
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return file
 

@@ -1,6 +1,6 @@
 """The harness against a bare loop that does the same training, the fixed cost of a trial, and two workers against one.
 
-All at the laptop scale: digits, small ResNets, 8 chunks of B samples.
+All with the data and networks of the laptop scale: digits, small ResNets, here with 8 chunks of B samples.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from study.sweep.executors.local import LocalExecutor
 from study.tasks.optimizers import build_optimizer, build_schedule
 from study.training.trial import train
 
+EIGHT_CHUNKS = ("fixed_gradient_batch=null", "train_samples=null", "validation_fraction=0.2", "epoch_steps=null")
+"""One pass over all training images is an epoch, and the gradient batch is 8 B."""
 HARNESS_BAR, FIXED_BAR, WORKERS_BAR = 1.10, 0.5, 0.6
 
 
@@ -60,7 +62,7 @@ class BareLoop:
         splits = load_splits(config, trial.seeds["split"]).to(device)
         self.network = build_network(config, trial.seeds["init"]).to(device)
         self.batches = InMemoryTrainingLoader(
-            splits.train, config.gradient_batch, augmentation=config.augmentation, seed=seed
+            splits.train, config.gradient_batch, augmentation=config.augmentation, seed=seed, steps=config.epoch_steps
         )
         self.validation = InMemoryEvaluationLoader(splits.validation)
         self.optimizer = build_optimizer(self.network, config)
@@ -222,7 +224,7 @@ def make_job(trial: PlannedTrial, folder: Path, *, threads: int, device: str = "
 
 
 def _load_laptop_study(*overrides: str) -> StudyConfig:
-    return load_study("depth_vs_batch", "laptop", ["tracking.mode=offline", *overrides])
+    return load_study("depth_vs_batch", "laptop", ["tracking.mode=offline", *EIGHT_CHUNKS, *overrides])
 
 
 def _build_row(name: str, detail: str, value: float) -> dict[str, Any]:
