@@ -338,7 +338,7 @@ def _select(table: Floats, contrast: Contrast) -> Floats:
 
 
 def _average(values: Floats, axis: int | None = None) -> Floats:
-    return np.asarray(values.mean(axis=-1) if axis is None else values[:, axis])
+    return np.asarray(values.mean(axis=-1) if axis is None else values[..., axis])
 
 
 def _estimate_root(

@@ -219,7 +219,8 @@ def _impacts_scenarios() -> Iterator[Scenario]:
     yield build_claim("the claim, heavy tails", draw=draw_student_t)
     yield build_claim("the claim, 10 % diverge", diverges=_one_in_ten)
     yield build("the contrary", "initialization alone", {"initialization": 2.0}, expected=NO)
-    yield build("half the claim", "B alone", {"batch_size": 1.5}, expected=NO)
+    yield build("half the claim", "B alone", {"batch_size": 1.5})
+    yield build("half the claim, 16 replicates", "B alone", {"batch_size": 1.5}, replicates=16, expected=NO)
     yield build("half the claim, 3 replicates", "B alone", {"batch_size": 1.5}, replicates=3)
     pattern, by_place = "the same pattern by place at both depths", partial(build, layer_logits=_add_place_logits)
     yield by_place("places in the block, none moves", pattern, {})
@@ -295,7 +296,7 @@ def _level_scenarios() -> Iterator[Scenario]:
         yield _build_choice_scenario(
             "impacts", {**FACTORS, "batch_size": levels}, f"the claim, {len(levels)} levels of B",
             "depth 1.7, B 1.7 from 2 to 16, initialization 1.1", {"depth": 1.7, "initialization": 1.1},
-            wrong=(NO,), expected=YES, null_factors=[], layer_logits=_rise_with_log_batch,
+            replicates=8, wrong=(NO,), expected=YES, null_factors=[], layer_logits=_rise_with_log_batch,
         )  # fmt: skip
 
 

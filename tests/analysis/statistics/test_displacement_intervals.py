@@ -12,6 +12,7 @@ from study.analysis.statistics.displacement import (
     displacement,
     displacement_p_values,
     measure_contrasts,
+    relative_displacement,
 )
 from study.analysis.statistics.intervals import Floats
 
@@ -67,3 +68,12 @@ def test_large_displacements_have_the_error_of_the_jackknife() -> None:
     assert found.low is not None
     assert found.high is not None
     assert (found.high - found.low) / 2 == pytest.approx(reach, rel=0.05)
+
+
+def test_one_axis_is_measured_as_if_it_were_alone() -> None:
+    points = np.random.default_rng(5).standard_normal((2, 6, 2, 3))  # two axes
+    squared = ((points[:, :, None, None] - points[None, None]) ** 2).sum(axis=-1)
+    both, alone = (measure_contrasts(CellDistances(each), [PAIR]) for each in (squared, squared[..., [1]]))
+    for measure in (displacement, relative_displacement):
+        found, expected = measure(both, 0.95, 1), measure(alone, 0.95)
+        assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
