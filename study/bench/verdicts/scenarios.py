@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,7 @@ class Scenario:
 
     def build_study(self, replicates: int) -> StudyConfig:
         """The study, at a number of replicates."""
-        return study_from_dict({
-            "name": "scenario", "scale": "synthetic", "title": "A scenario", "question": "How often are answers wrong?",
-            "base": {"epochs": 4, "depth": 8, "chunks": 2, "batch_size": 16}, "replicates": replicates,
-            "factors": dict(self.factors), "analysis": {"questions": [self.question]},
-        }, "bench verdicts")  # fmt: skip
+        return _build_study(json.dumps(dict(self.factors)), self.question, replicates)
 
     def compute_known_values(self) -> dict[NumberKey, float]:
         """True values that follow from the truth: the gains of sn, or the effect of factors without one."""
@@ -100,6 +97,16 @@ class Scenario:
             for norm in accuracies
             if norm != "sn"
         }
+
+
+@lru_cache(maxsize=256)
+def _build_study(factors: str, question: str, replicates: int) -> StudyConfig:
+    """factors: as JSON."""
+    return study_from_dict({
+        "name": "scenario", "scale": "synthetic", "title": "A scenario", "question": "How often are answers wrong?",
+        "base": {"epochs": 4, "depth": 8, "chunks": 2, "batch_size": 16}, "replicates": replicates,
+        "factors": json.loads(factors), "analysis": {"questions": [question]},
+    }, "bench verdicts")  # fmt: skip
 
 
 def build_scenarios() -> list[Scenario]:
