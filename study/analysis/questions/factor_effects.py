@@ -244,7 +244,7 @@ def _seed_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
 
 def strongest_rows(distances: ChoiceDistances) -> list[Effect]:
     """The probability of each factor that it is the strongest, from joint resampling of replicates."""
-    found = probability_strongest(distances.cells, distances.squared, distances.choices.contrasts)
+    found = probability_strongest(distances.cells, distances.choices.contrasts)
     n = distances.choices.n_replicates
     return [
         factor_row(distances.choices, "probability_strongest", name, [name], Estimate(value=value, n=n))

@@ -516,7 +516,7 @@ def test_a_difference_without_an_interval_or_without_a_value() -> None:
 def _strongest(points: Floats, missing: Floats | None = None, factors: tuple[str, ...] = FACTORS) -> dict[str, float]:
     squared = _square(points, missing)
     contrasts: dict[str, list[Contrast]] = {name: find_contrasts(CROSSED, name) for name in factors}
-    return probability_strongest(CellDistances(squared), squared, contrasts)
+    return probability_strongest(CellDistances(squared), contrasts)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])

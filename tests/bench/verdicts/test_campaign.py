@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
 
+import pandas as pd
 import pytest
 
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
+from study.bench.synthetic_records import SyntheticStudy
 from study.bench.synthetic_records.contents import build_norm_layers
 from study.bench.synthetic_records.truth import simulate_run
 from study.bench.verdicts import campaign
-from study.bench.verdicts.campaign import Counts, compute_true_values, measure, select_scenarios
+from study.bench.verdicts.campaign import (
+    Counts,
+    compute_true_values,
+    count_draws,
+    find_advised_replicates,
+    measure,
+    select_scenarios,
+    take_look,
+)
 from study.bench.verdicts.scenarios import NO_EFFECT, Scenario, build_scenarios
 from study.config.errors import UserError
+from study.config.schema import MarginConfig
 from study.plan.trials import plan_trials
 
 SCENARIOS = {scenario.name: scenario for scenario in build_scenarios()}
 
 
-def build_answer(verdict: Verdict, effects: Sequence[Effect] = ()) -> Answer:
-    return Answer(title="", verdict=verdict, answer="", rule="", effects=effects, n_done=1, n_planned=1, needs=[])
+VERDICTS = get_args(Verdict)
+
+
+def build_answer(
+    verdict: Verdict, effects: Sequence[Effect] = (), factors: Mapping[str, Verdict] | None = None
+) -> Answer:  # fmt: skip
+    return Answer(
+        title="", verdict=verdict, answer="", rule="", effects=effects, n_done=1, n_planned=1, needs=[],
+        factors=factors or {},
+    )  # fmt: skip
 
 
 def test_counts_are_of_sides_and_false_alarms() -> None:
@@ -39,18 +60,66 @@ def test_counts_are_of_sides_and_false_alarms() -> None:
         effects = [effect("sn - bn", -0.1, 0.1, p_value), effect("sn - gn", 0.1, 0.2, 0.001)]
         counts.add(
             [build_answer("supported", effects)],
+            ["not supported"],
             {("val_accuracy", "sn - bn"): 0.0, ("val_accuracy", "sn - gn"): 0.05},
             ["sn - bn"],
         )
     assert (counts.draws, counts.verdicts, counts.alarms) == (2, Counter(supported=2), Counter(val_accuracy=1))
+    assert counts.false == 0
     assert counts.sides == counts.bootstrap
     assert counts.sides == {("val_accuracy", "sn - bn"): {"holds": 2}, ("val_accuracy", "sn - gn"): {"above": 2}}
 
 
 def test_true_values_are_computed_from_many_replicates() -> None:
-    values = compute_true_values(SCENARIOS["task moves"], 8)
+    values = compute_true_values(SCENARIOS["task moves"], 5)
     assert values["effect", "dataset"] == NO_EFFECT
-    assert values["effect", "task"] > 2
+    assert values["effect", "task"] > 0.2
+
+
+def test_verdicts_on_factors_are_false_on_the_other_side_of_the_margin() -> None:
+    displacements = {"depth": 0.2, "batch_size": 0.05, "solver": NO_EFFECT}
+    true_values = {("effect", name): value for name, value in displacements.items()}
+    supported, against, undecided = (dict.fromkeys(displacements, verdict) for verdict in VERDICTS)
+    counts = Counts()
+    for factors in (supported, against, undecided):
+        counts.add([build_answer("not enough evidence", factors=factors)], [], true_values, margin=0.05)
+    assert counts.false_factors == {"depth": 1, "batch_size": 2, "solver": 1}
+    assert (counts.false, counts.false_any_factor) == (0, 2)
+    assert counts.factors["depth"] == dict.fromkeys(VERDICTS, 1)
+
+
+def test_differences_of_displacements_are_those_of_the_true_values() -> None:
+    values = compute_true_values(SCENARIOS["the claim, 3 replicates"], 3)
+    assert values["effect_difference", "depth - initialization"] == values["effect", "depth"] > 0.1
+
+
+def test_logits_at_the_margin_move_weights_by_the_margin() -> None:
+    values = compute_true_values(SCENARIOS["depth and B at the margin, 5 replicates"], 10)
+    moved = [values["effect", factor] for factor in ("depth", "batch_size")]
+    assert sum(moved) / 2 == pytest.approx(MarginConfig().displacement, abs=0.01)
+
+
+def test_later_looks_have_more_replicates_and_a_higher_confidence() -> None:
+    scenario = SCENARIOS["null, looks at 3 to 20"]
+    records = SyntheticStudy(scenario.build_study(5)).draw_records(scenario.truth)
+    looks = [take_look(scenario, records, numbers) for numbers in ([3], [3, 4], [3, 4, 5])]
+    assert [look.confidence for look in looks] == pytest.approx([0.95, 0.975, 0.9875])
+    assert [look.trials["replicate"].nunique() for look in looks] == [3, 4, 5]
+    assert {look.is_interim for look in looks} == {False}
+    again = SyntheticStudy(scenario.build_study(3)).draw_records(scenario.truth)
+    pd.testing.assert_frame_equal(looks[0].trials, again.trials)
+
+
+def test_an_interim_study_has_no_verdict() -> None:
+    counts = count_draws(SCENARIOS["interim, the claim"], 1, {})
+    assert counts.verdicts == {"not enough evidence": 1}
+    assert {verdict for found in counts.factors.values() for verdict in found} == {"not enough evidence"}
+
+
+def test_advice_is_read_from_the_needs_of_an_answer() -> None:
+    needs = ["sn against bn: about 3 more replicates of every cell (7 in all) would settle it", "more (12 in all)"]
+    assert find_advised_replicates(replace(build_answer("not enough evidence"), needs=needs)) == 12
+    assert find_advised_replicates(build_answer("not enough evidence")) == 0
 
 
 def test_every_scenario_has_a_row_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +138,8 @@ def test_every_scenario_has_a_row_and_figures(monkeypatch: pytest.MonkeyPatch) -
         *(f"null: intervals of val_accuracy of sn - {other} cover, {end} end" for other in others for end in ends),
         "task moves, 3 replicates: false verdicts, high end",
         "task moves, 3 replicates: found",
-        *(f"task moves, 3 replicates: p values of {name}, low end" for name in ("effect", "share_of_variance")),
+        "task moves, 3 replicates: false verdicts on a factor, high end",
+        "task moves, 3 replicates: p values of effect, low end",
         "task moves, 3 replicates: intervals of effect of task cover, high end",
         "task moves, 3 replicates: intervals of effect of task cover, low end",
         "task moves, 3 replicates: intervals of effect of dataset cover, high end",
@@ -87,7 +157,7 @@ def test_scenarios_have_names_of_their_own_and_are_selected_by_a_part_of_them() 
 
 def test_results_do_not_depend_on_the_number_of_processes() -> None:
     one, two = (
-        measure(quick=True, threads=threads, device="cpu", scenario="neither moves, 3") for threads in (1, 2)
+        measure(quick=True, threads=threads, device="cpu", scenario="planted, 2 replicates") for threads in (1, 2)
     )  # fmt: skip
     assert one.rows == two.rows
 
@@ -95,7 +165,8 @@ def test_results_do_not_depend_on_the_number_of_processes() -> None:
 def test_a_verdict_at_any_look_counts_once() -> None:
     counts = Counts()
     verdicts: list[Verdict] = ["not enough evidence", "supported", "supported", "not enough evidence"]
-    counts.add([build_answer(verdict) for verdict in verdicts], {}, [])
+    counts.add([build_answer(verdict) for verdict in verdicts], ["supported"], {})
+    assert counts.false == 1
     assert counts.verdicts == Counter({"not enough evidence": 1, "supported": 1})
 
 
