@@ -80,8 +80,7 @@ def write_measures() -> None:
     """Writes measures.md from the table of measures and the rules that answers print."""
     rules = "".join(f"\n### {_rule(question, registered.example)}" for question, registered in QUESTIONS.items())
     rows = "".join(
-        f"| {measure.label} | {measure.definition} | `{measure.rule_name}` |\n"
-        for measure in build_measures().values()
+        f"| {measure.label} | {measure.definition} | `{measure.rule_name}` |\n" for measure in build_measures().values()
     )
     table = f"| number | definition | function |\n|---|---|---|\n{rows}"
     (DOCS / "measures.md").write_text(f"{HEAD}\n## Verdicts\n{rules}\n## Numbers\n\n{table}", encoding="utf-8")
