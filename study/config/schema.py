@@ -48,9 +48,6 @@ StartRule = Literal["scratch", "fine_tune", "argmax", "frozen", "transplant", "p
 Launcher = Literal["local", "slurm", "ray"]
 LAUNCHERS = get_args(Launcher)
 
-SCORE_MARGIN = 0.005
-"""The smallest difference in accuracy (or another score) that counts as a practical gain: half a percentage point."""
-
 
 def _normalize_norm(name: str) -> str:
     """The one spelling of a norm, so that a cell has one id: `sn[in,ln,bn]` is `sn`."""

@@ -349,7 +349,8 @@ def _build_figures(scenario: Scenario, counts: Counts) -> list[Figure]:
         low, high = _wilson_interval(count["holds"], count.total())
         name = f"{scenario.name}: intervals of {measure} of {comparison} cover"
         figures.append(Figure(f"{name}, high end", high, LEAST_COVERED, at_least=True))
-        if comparison not in scenario.null_factors:  # a displacement of 0 is the lowest that there is
+        # A displacement of 0 is the lowest that there is, so intervals of it, and of differences from it, are too wide.
+        if not {*scenario.null_factors} & {*comparison.split(" - ")}:
             figures.append(Figure(f"{name}, low end", low, MOST_COVERED))
     return figures
 

@@ -138,7 +138,8 @@ def _useful_scenarios() -> Iterator[Scenario]:
     yield build("planted", "0.03 over all", clear, wrong=(NO,), expected=YES)
     yield build("planted, 3 replicates", "0.03 over all", clear, replicates=3, wrong=(NO,), expected=YES)
     yield build("null, 10 % diverge", equal, {}, diverges=_one_in_ten)
-    yield build("planted, 10 % diverge", "0.03 over all", clear, wrong=(NO,), expected=YES, diverges=_one_in_ten)
+    # Not expected to be found: the switch norm often diverges more often than one of the others, by chance.
+    yield build("planted, 10 % diverge", "0.03 over all", clear, wrong=(NO,), diverges=_one_in_ten)
     yield build("null, bn diverges at B = 2", equal, {}, diverges=_bn_at_2)
     yield build("planted, bn diverges at B = 2", "0.03 over all", clear, wrong=(NO,), expected=YES, diverges=_bn_at_2)
     yield build("null, the worst diverge", equal, {}, diverges=lambda trial, accuracy: float(accuracy < 0.89))
@@ -401,20 +402,13 @@ def _rise_with_log_batch(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
 
 def _add_place_logits(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
     """Logits of bn that depend on the layer's place in the block: twice as much for variances, as in `bn_logit`."""
-    return np.outer([PLACE_LOGITS[find_place(layer)] for layer in layers], [1.0, 2.0])
+    return np.outer([PLACE_LOGITS[layer.place] for layer in layers], [1.0, 2.0])
 
 
 def _add_stage_logits(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
     """`_add_place_logits` and a trend over stages."""
     trend: Floats = np.outer([0.5 * layer.stage for layer in layers], [1.0, 2.0])
     return _add_place_logits(trial, layers) + trend
-
-
-def find_place(layer: Any) -> str:
-    """The place of a synthetic backbone layer in its block: stem, norm1, norm2 or shortcut."""
-    if layer.stage == 0:
-        return "stem"
-    return {"bn1": "norm1", "bn2": "norm2", "downsample.1": "shortcut"}[layer.layer.split(".", 2)[-1]]
 
 
 def draw_student_t(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
