@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from study.analysis.questions.replicate_sentences import compute_next_confidence, format_replicates_to_settle
-from study.analysis.questions.verdicts import AGAINST, OPEN, SUPPORTED, Claim, Verdict, judge
+from study.analysis.questions.verdicts import AGAINST, OPEN, SUPPORTED, Claim, Verdict, find_below, judge
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate, adjust_holm
 from study.analysis.statistics.paired_differences import CellDifference, PairedDifference
@@ -36,7 +37,7 @@ def open_useful(
     if verdict == SUPPORTED:
         answer = f"{reference} is better than {join_words(claims)}"
     elif verdict == AGAINST:
-        answer = _describe_refuted(reference, {name: claims[name] for name in refuted})
+        answer = _describe_refuted(reference, claims, refuted, confidence)
     else:
         answer = _describe_open(reference, claims, confidence)
     answer += _describe_empty_cells(opponents, decided=verdict != OPEN)
@@ -207,11 +208,17 @@ def format_pair_needs(item: PairedDifference, claim: Claim, confidence: float, n
     return format_replicates_to_settle(estimate, claim.margin, confidence, n_refuting=n_opponents)
 
 
-def _describe_refuted(reference: str, claims: Mapping[str, Claim]) -> str:
-    """`sn is worse than bn and there is no practical difference between sn and gn (less than 0.005 either way)`."""
-    worse = [name for name, claim in claims.items() if _is_worse(claim)]
-    same = [name for name, claim in claims.items() if name not in worse and claim.estimate.above(-claim.margin)]
-    no_gain = [name for name in claims if name not in [*worse, *same]]
+def _describe_refuted(
+    reference: str, claims: Mapping[str, Claim], refuted: Sequence[str], confidence: float
+) -> str:  # fmt: skip
+    """`sn is worse than bn and there is no practical difference between sn and gn (less than 0.005 either way)`.
+
+    Worse: the number lies below 0, with p values adjusted for the number of comparisons.
+    """
+    below_0 = find_below({name: replace(claim, margin=0.0) for name, claim in claims.items()}, confidence)
+    same = [name for name in refuted if claims[name].estimate.above(-claims[name].margin)]
+    worse = [name for name in refuted if name in below_0 and name not in same]
+    no_gain = [name for name in refuted if name not in [*worse, *same]]
     margin = next((claim.margin for claim in claims.values()), 0.0)
     groups = (
         (worse, f"{reference} is worse than {{}}"),
@@ -219,11 +226,6 @@ def _describe_refuted(reference: str, claims: Mapping[str, Claim]) -> str:
         (no_gain, f"{reference} has no practical gain over {{}} (less than {margin:g})"),
     )
     return join_words(words.format(join_words(names)) for names, words in groups if names)
-
-
-def _is_worse(claim: Claim) -> bool:
-    """Whether the number lies below 0, unless it is so small that there is no practical difference."""
-    return claim.estimate.below(0) and not claim.estimate.above(-claim.margin)
 
 
 def _describe_open(reference: str, claims: Mapping[str, Claim], confidence: float) -> str:
