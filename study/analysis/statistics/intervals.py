@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -89,20 +88,6 @@ def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> t
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def mean_p_value(
-    values: Sequence[float] | Floats, line: float = 0.0, alternative: Literal["two-sided", "less"] = "two-sided"
-) -> float | None:
-    """P value of Student's t test that the mean of one value per replicate is at the line (`less`: at or above it).
-
-    It agrees with `replicate_interval`: p < 1 - confidence where the interval excludes the line, and with `less`
-    p < (1 - confidence) / 2 where the interval lies below the line. None where there is no interval.
-    """
-    array = np.asarray(values, dtype=float)
-    if array.size < 2 or is_identical(array):
-        return None
-    return float(stats.ttest_1samp(array, line, alternative=alternative).pvalue)
-
-
 def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P values of a family of tests, adjusted by Holm (1979), which controls the family-wise error rate.
 
@@ -115,42 +100,12 @@ def adjust_holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else adjusted[number] for number, value in enumerate(p_values)]
 
 
-def replicates_needed(half_width: float, target: float, n: int, confidence: float) -> int | None:
-    """Number of replicates that would narrow a t interval from `half_width` at `n` to `target`, at the same spread.
-
-    None if more than 1000 would be needed.
-    """
-    quantile = (1 + confidence) / 2
-    spread = half_width * np.sqrt(n) / stats.t.ppf(quantile, n - 1)
-    sizes = np.arange(2, 1001)
-    enough = sizes[stats.t.ppf(quantile, sizes - 1) * spread / np.sqrt(sizes) <= target]
-    return int(enough[0]) if enough.size else None
-
-
 def cell_numbers(trials: pd.DataFrame, factors: Sequence[str]) -> pd.Series:
     """For each row the number of its combination of the factors' levels; all 0 without factors."""
     numbers: pd.Series = pd.Series(0, index=trials.index)
     if factors:
         numbers = trials.groupby(list(factors), sort=False, dropna=False).ngroup()
     return numbers
-
-
-def complete_block(present: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
-    """Row and column numbers of a block of a (cell, replicate) table in which everything is present.
-
-    Replicates are added in order of completeness while (replicates - 1) * cells, the number of comparisons between
-    replicates, grows and at least half of the best replicate's cells remain. Only presence matters, never a value.
-    """
-    order = np.argsort(-present.sum(axis=0), kind="stable")
-    best: tuple[Numbers, Numbers] = (np.empty(0, np.intp), np.empty(0, np.intp))
-    most, best_score = 0, (0, 0)
-    for count in range(1, order.size + 1):
-        rows = np.flatnonzero(present[:, order[:count]].all(axis=1))
-        most = max(most, rows.size)
-        score = ((count - 1) * rows.size, rows.size)
-        if 2 * rows.size >= most and score > best_score:
-            best, best_score = (rows, np.sort(order[:count])), score
-    return best
 
 
 @dataclass(frozen=True, kw_only=True)
