@@ -105,15 +105,14 @@ def test_trials_share_the_noise_that_the_truth_names() -> None:
     assert trials["val_accuracy"].nunique() == 6
 
 
-def test_a_replicate_can_repeat_another() -> None:
+def test_a_replicate_that_repeats_another_is_refused() -> None:
     study = SyntheticStudy(build_study(replicates=3, norm=["sn", "bn"]))
     records = study.draw_records(Truth(repeats={2: 0}))
-    scores = records.trials.pivot(index="norm", columns="replicate", values="val_accuracy")
-    assert scores[2].eq(scores[0]).all()
-    assert scores[1].ne(scores[0]).all()
-    rows = records.weights.to_pandas().groupby("replicate")
-    weights = {replicate: table["weight"].tolist() for replicate, table in rows}
-    assert weights[2] == weights[0] != weights[1]
+    states = records.trials.pivot(index="norm", columns="replicate", values="state")
+    assert states[2].eq("damaged").all()
+    assert states[[0, 1]].eq("done").all(axis=None)
+    assert records.trials["val_accuracy"][records.trials["replicate"].eq(2)].isna().all()
+    assert set(records.weights["replicate"].to_pylist()) == {0, 1}
 
 
 def test_one_hot_weights_follow_the_largest_logit() -> None:

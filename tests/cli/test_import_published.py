@@ -56,7 +56,7 @@ def test_the_report_shows_what_published_layers_chose(
         for statistic, expected in official_weights(state, name or layer).items():
             rows = deep[deep["layer"].eq(layer) & deep["statistic"].eq(statistic)].set_index("normalizer")["weight"]
             np.testing.assert_array_equal(rows[["in", "ln", "bn"]], expected.numpy().astype(np.float32))
-    assert "ResNet-101" in (report / "report.html").read_text()
+    assert "depth = 101" in (report / "report.html").read_text()
 
 
 def test_the_report_of_another_study_shows_them_too(files: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_fields_that_joint_adds_to_a_level_are_named() -> None:
     assert any(line.startswith("setting stands for several fields") for line in problems("tasks", "laptop"))
 
 
-@pytest.mark.parametrize(("replicates", "part"), [(1, "no intervals,"), (2, "no intervals of ratios"), (3, "")])
+@pytest.mark.parametrize(("replicates", "part"), [(1, "no intervals,"), (2, "no intervals of displacements"), (3, "")])
 def test_few_replicates_get_a_warning(replicates: int, part: str) -> None:
     lines = [line for line in problems("distinct", "laptop", f"replicates={replicates}") if "--set replicates" in line]
     assert [part in line for line in lines] == [True] * bool(part)

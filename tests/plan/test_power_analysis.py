@@ -43,13 +43,13 @@ def test_required_replicates_are_estimated_from_the_last_report(tmp_path: Path) 
     study, folder = load_study("depth_vs_batch", "laptop"), StudyFolder(tmp_path)
     gains = [0.01, 0.02, 0.03]  # a standard deviation of 0.01: the margin of 0.005 is half of it
     difference = {"measure": "val_accuracy", "comparison": "sn - bn", "per_replicate": gains, "n": 3}
-    ratio = {"measure": "effect", "comparison": "depth", "interval": [1.2, 1.9], "n": 4}
-    questions = {"useful": {"effects": [difference]}, "impacts": {"effects": [ratio]}}
+    moved = {"measure": "effect", "comparison": "depth", "interval": [0.1, 0.2], "n": 4}
+    questions = {"useful": {"effects": [difference]}, "impacts": {"effects": [moved]}}
     write_json(folder.report / "answers.json", {"questions": questions})
     lines = "\n".join(describe_power(study, folder))
     assert "the last report is 0.01 (sn - bn): to detect 0.005 takes 34 replicates" in lines
-    deviation = np.log(1.9 / 1.2) / 2 * 2 / stats.t.ppf(0.975, 3)
-    assert f"depth in the last report: {find_required_replicates(np.log(1.5) / deviation, 0.95)}" in lines
+    deviation = 0.05 * 2 / stats.t.ppf(0.975, 3)
+    assert f"depth in the last report: {find_required_replicates(0.05 / deviation, 0.95)}" in lines
 
 
 def test_a_report_of_another_format_is_ignored(tmp_path: Path) -> None:

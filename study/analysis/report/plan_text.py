@@ -22,12 +22,14 @@ def format_plan(records: StudyRecords) -> list[str]:
 
 
 def build_plan_section(records: StudyRecords) -> dict[str, Any]:
-    """The same as plain values, for `answers.json`. date: None for a change that no run has recorded."""
+    """The same as plain values, for `answers.json`. date: None for a change that no run has recorded.
+
+    The date of the plan itself is in `study.yaml` alone: two runs of one study have the same answers, byte for byte.
+    """
     changes, plan = records.plan_changes, records.plan
     dated = [(each.date, each.results, each.changes) for each in changes.amendments]
     return {
-        "statement": " ".join(format_plan(records)), "as_planned": changes.is_as_planned,
-        "hash": plan and plan.hash, "recorded": plan and plan.created, "results_before": plan and plan.results,
+        "as_planned": changes.is_as_planned, "hash": plan and plan.hash, "results_before": plan and plan.results,
         "changes": [
             {"date": date, "results": results, "key": key, "before": before, "now": now}
             for date, results, changed in [*dated, (None, None, changes.unrecorded)]

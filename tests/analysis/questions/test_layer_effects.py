@@ -81,8 +81,12 @@ def test_p_values_are_those_of_the_intervals() -> None:
 
 def test_without_any_spread_a_position_is_moved_for_certain_or_not_at_all() -> None:
     squared = np.tile([0.04, 0.0], (5, 1))
-    assert displacement_p_values(Moments(squared=squared, seeds=np.zeros((5, 2)))).tolist() == [0.0, 1.0]
-    assert np.isnan(displacement_p_values(Moments(squared=squared, seeds=np.ones((5, 2))))).all()
+    parts = np.tile([0.04, 0.0], (4, 4, 1))
+    certain, noisy = (
+        Moments(squared=squared, seeds=seeds, parts=parts) for seeds in (np.zeros((5, 2)), np.ones((5, 2)))
+    )
+    assert displacement_p_values(certain).tolist() == [0.0, 1.0]
+    assert np.isnan(displacement_p_values(noisy)).all()
 
 
 def test_two_replicates_give_displacements_without_p_values() -> None:
