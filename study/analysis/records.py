@@ -22,7 +22,7 @@ from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
 from study.config.seeds import MAX_REPLICATES
 from study.norms.names import parse_norm
-from study.plan.analysis_plan import Amendment, Change, PlanRecord, adds_runs, find_changes, resolve_analysis_plan
+from study.plan.analysis_plan import Amendment, Change, PlanRecord, changes_runs, find_changes, resolve_analysis_plan
 from study.plan.design_diagnostics import find_co_varying
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
@@ -149,10 +149,10 @@ class StudyRecords:
 
     @cached_property
     def look(self) -> int:
-        """The number of the look at the data: 1 for the planned runs, one more each time that runs were added."""
+        """The number of the look at the data: 1 for the planned runs, one more each time that these were changed."""
         changes = self.plan_changes
-        unrecorded = adds_runs(changes.unrecorded) and self.n_finished > 0
-        return 1 + sum(amendment.adds_runs for amendment in changes.amendments) + unrecorded
+        unrecorded = changes_runs(changes.unrecorded) and self.n_finished > 0
+        return 1 + sum(amendment.changes_runs for amendment in changes.amendments) + unrecorded
 
     @property
     def confidence(self) -> float:

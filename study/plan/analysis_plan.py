@@ -25,7 +25,7 @@ DIVERGENCE = (
 )
 
 _SAMPLE_KEYS = ("replicates", "search_trials")
-"""The keys of a plan that say how many runs there are. Answers after more runs were added are another look."""
+"""The keys of a plan that say how many runs there are. Answers after they changed are another look."""
 
 Change = tuple[Any, Any]
 """The value of a key before and now; None where the plan does not have the key."""
@@ -40,9 +40,9 @@ class Amendment:
     results: int
 
     @property
-    def adds_runs(self) -> bool:
-        """Whether runs were added after results existed."""
-        return self.results > 0 and adds_runs(self.changes)
+    def changes_runs(self) -> bool:
+        """Whether the planned runs were changed after results existed."""
+        return self.results > 0 and changes_runs(self.changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The amendment as `study.yaml` holds it."""
@@ -117,9 +117,12 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
-def adds_runs(changes: Mapping[str, Change]) -> bool:
-    """Whether the changes raise the number of replicates, or of the trials of a search."""
-    return any((changes[key][1] or 0) > (changes[key][0] or 0) for key in _SAMPLE_KEYS if key in changes)
+def changes_runs(changes: Mapping[str, Change]) -> bool:
+    """Whether the planned runs change: replicates, levels, blocks, or the number of trials of a search.
+
+    Fewer count like more: whoever stops where the numbers look good has looked.
+    """
+    return any(key in changes for key in (*_SAMPLE_KEYS, "factors", "blocks"))
 
 
 def format_changes(changes: Mapping[str, Change]) -> str:

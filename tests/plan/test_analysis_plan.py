@@ -75,12 +75,12 @@ def test_each_plan_is_amended_once() -> None:
 
 @pytest.mark.parametrize(
     ("before", "now", "results", "adds"),
-    [(4, 9, 12, True), (4, 9, 0, False), (9, 4, 12, False)],
+    [(4, 9, 12, True), (4, 9, 0, False), (9, 4, 12, True)],
 )
-def test_runs_are_added_only_where_results_existed(before: int, now: int, results: int, adds: bool) -> None:
+def test_a_change_of_the_runs_counts_where_results_existed(before: int, now: int, results: int, adds: bool) -> None:
     plans = [_plan(f"replicates={number}") for number in (before, now)]
     record = amend_plan(record_plan(plans[0], "2026-01-01", 0), plans[1], "2026-01-02", results)
-    assert record.amendments[0].adds_runs is adds
+    assert record.amendments[0].changes_runs is adds
 
 
 def test_changes_are_named_by_their_parts() -> None:

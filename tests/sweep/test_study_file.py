@@ -69,7 +69,7 @@ def test_a_changed_plan_is_amended_once_and_the_first_plan_stays(folder: StudyFo
     assert (dict(amendment.changes), amendment.results) == ({"replicates": (2, 3)}, 8)
 
 
-def test_every_addition_after_results_is_a_look_and_halves_the_error(folder: StudyFolder) -> None:
+def test_every_change_of_the_runs_after_results_is_a_look_and_halves_the_error(folder: StudyFolder) -> None:
     write_study(_study(2), folder, {})
     write_study(_study(3), folder, {})  # before there are results
     _train(folder, _study(3))
@@ -80,8 +80,8 @@ def test_every_addition_after_results_is_a_look_and_halves_the_error(folder: Stu
         _train(folder, _study(replicates))
         confidences.append(load_study_records(folder).confidence)
     assert confidences == pytest.approx([0.975, 0.9875])
-    write_study(_study(4), folder, {})  # fewer replicates are no look, but do not undo one
-    assert load_study_records(folder).look == 3
+    write_study(_study(4), folder, {})  # whoever goes back to fewer has looked, too
+    assert load_study_records(folder).look == 4
 
 
 def test_all_looks_together_stay_below_twice_the_error_of_the_first(folder: StudyFolder) -> None:

@@ -20,6 +20,7 @@ from study.analysis.statistics.displacement import (
     Moments,
     displacement,
     find_contrasts,
+    find_ends,
     find_slope_contrasts,
     measure_contrasts,
     probability_strongest,
@@ -129,8 +130,9 @@ class ChoiceDistances:
         """That each factor moves the choice by more than the margin.
 
         A contrast without results may lie anywhere: the factor can only be said to move the choice if it does even
-        where the missing contrasts have no displacement, and cannot be said not to. A factor without any result is a
-        claim without a value, which comes last.
+        where the missing contrasts have no displacement, and cannot be said not to. A factor whose levels in between
+        differ from its ends cannot be said not to move it either. A factor without any result is a claim without a
+        value, which comes last.
         """
         found, measured = {}, self.estimate(confidence)
         for name in [*measured, *(name for name in self.moments if name not in measured)]:
@@ -139,9 +141,18 @@ class ChoiceDistances:
             share = moments.n_contrasts / moments.n_planned
             low = estimate.low is not None and estimate.low * share**0.5 > self.margin
             found[name] = Claim(
-                estimate=estimate, margin=self.margin, can_support=low or share == 1, can_refute=share == 1
-            )
+                estimate=estimate, margin=self.margin, can_support=low or share == 1,
+                can_refute=share == 1 and self._is_small_between(name, confidence),
+            )  # fmt: skip
         return found
+
+    def _is_small_between(self, factor: str, confidence: float) -> bool:
+        """Whether all levels of a factor, not only its ends, lie within the margin of each other on average."""
+        cells = self.choices.cells
+        if cells[factor].map(repr).nunique() < 3 or find_ends(cells[factor].tolist()) is None:
+            return True
+        moments = measure_contrasts(self.cells, find_contrasts(cells, factor, all_levels=True))
+        return displacement(moments, confidence).below(self.margin)
 
 
 def select_choices(records: StudyRecords) -> pd.DataFrame:

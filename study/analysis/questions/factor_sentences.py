@@ -233,7 +233,8 @@ def format_effect_rule(records: StudyRecords) -> str:
         f"({UNIT}). Networks are matched by stage and place in the block. Numeric levels are compared between the",
         "lowest and the highest, others as the mean over all pairs. Supported: the",
         f"{format_confidence(records.confidence)} interval lies above the margin. Evidence against: it lies below the",
-        "margin. Otherwise: not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
+        "margin, and so does the mean over all pairs of levels where there are levels between the ends. Otherwise:",
+        "not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
         "verdict that it could change. Other distances, shares of variance and the probability of being the strongest",
         "are shown and do not decide.",
     ])  # fmt: skip

@@ -55,11 +55,10 @@ def build_claims(items: Sequence[PairedDifference], margin: float) -> dict[str, 
 def build_claim(item: PairedDifference, margin: float) -> Claim:
     """The claim that the reference gains more than the margin, and which verdicts on it the data allow.
 
-    A level that diverged more often cannot win by the runs that it lost. Where cells are empty, only what holds for
-    every score that they could have had is allowed: the worst case can support, and the best case can refute.
+    A level that diverged more often in any cell cannot win by the runs that it lost. Where cells are empty, only what
+    holds for every score that they could have had is allowed: the worst case can support, and the best case can refute.
     """
-    can_support = item.reference_diverged <= item.other_diverged
-    can_refute = item.other_diverged <= item.reference_diverged
+    can_support, can_refute = not item.reference_diverged_more, not item.other_diverged_more
     if not item.empty_cells:
         return Claim(estimate=item.estimate, margin=margin, can_support=can_support, can_refute=can_refute)
     if item.worst is None or item.best is None:

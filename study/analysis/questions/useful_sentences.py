@@ -177,7 +177,7 @@ def format_useful_rule(label: str, controls: Sequence[str], margin: float, confi
         f"values are adjusted by Holm over all comparisons, to the level {(1 - confidence) / 2:.3g}. Then the switch",
         "norm is worse, or there is no practical difference, or no practical gain. Otherwise: not enough evidence.",
         "A run that diverges has no score, and its pair is left out. The switch norm is not called better than a norm",
-        "if it diverged more often, and not called without gain if the other norm diverged more often. Where every run",
+        "if it diverged more often in any cell, and not called without gain if the other norm did. Where every run",
         "of a norm diverged in a cell, the norm counts there with the score of guessing. A cell without any pair bars",
         "a verdict, unless the verdict is the same for all scores from 0 to 1 that it could have had.",
         f"Intervals of single cells together have a confidence of {format_confidence(confidence)} for each comparison.",

@@ -14,8 +14,8 @@ def format_plan(records: StudyRecords) -> list[str]:
     lines = _format_plan_changes(records.plan_changes)
     if records.look > 1:
         lines.append(
-            f"This is look {records.look} at the data, because runs were added after results existed. Its intervals "
-            f"have a confidence of {format_confidence(records.confidence)}, so that false verdicts of all looks "
+            f"This is look {records.look} at the data, because the planned runs were changed after results existed. "
+            f"Its intervals have a confidence of {format_confidence(records.confidence)}, so that false verdicts of all looks "
             "together stay below twice the rate of a single look."
         )
     return lines

@@ -16,7 +16,6 @@ from study.analysis.questions.useful_robustness import explore_useful
 from study.analysis.questions.verdicts import OPEN
 from study.analysis.records import ENDED, StudyRecords
 from study.analysis.report.figure_index import draw_impacts, draw_tasks, draw_useful
-from study.analysis.wording import split_sentences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +69,11 @@ def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
     A verdict that is given as soon as the numbers allow it is wrong more often than its confidence says.
     """
     n_left = records.n_planned - int(records.trials["state"].isin(ENDED).sum())
-    said = split_sentences(answer.answer)
-    first = f"Interim: {n_left} of {records.n_planned} planned trials have not ended, so there is no verdict yet."
-    kept = said if answer.verdict == OPEN else said[1:]  # the first sentence says the verdict
     return replace(
         answer, interim=True, verdict=OPEN, factors=dict.fromkeys(answer.factors, OPEN),
-        answer=" ".join([first, *kept]),
-        needs=[f"the end of the other {n_left} planned trials", *answer.needs],
+        # Sentences, and what would settle the question, would give the verdict away; the numbers are in the table.
+        answer=f"Interim: {n_left} of {records.n_planned} planned trials have not ended, so there is no verdict yet.",
+        needs=[f"the end of the other {n_left} planned trials"],
     )  # fmt: skip
 
 

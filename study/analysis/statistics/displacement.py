@@ -85,14 +85,15 @@ class Moments:
 # ------------------------------------------------------------------------------------------------ which cells
 
 
-def find_contrasts(cells: pd.DataFrame, factor: str) -> list[Contrast]:
+def find_contrasts(cells: pd.DataFrame, factor: str, *, all_levels: bool = False) -> list[Contrast]:
     """The comparisons that measure a factor: one for each combination of the other factors' levels.
 
     cells: one row per cell, one column per factor. A factor with numeric levels is measured between its lowest and its
     highest level, whatever lies between them; one with names, by the mean over all pairs of its levels. Combinations at
     which the factor does not vary, or lacks one of the ends, are left out.
+    all_levels: use the mean over all pairs for numeric levels, too.
     """
-    ends = find_ends(cells[factor].tolist())
+    ends = None if all_levels else find_ends(cells[factor].tolist())
     found = []
     for rows in _group_cells(cells, factor):
         levels = [cells[factor].iloc[row] for row in rows]

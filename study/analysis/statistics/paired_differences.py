@@ -49,6 +49,7 @@ class PairedDifference:
     worst, best: the estimate over all planned cells if every missing score of an empty cell were as bad for the
     reference as possible, and as good; only where there are empty cells, and for scores.
     reference_diverged, other_diverged: number of diverged runs of either level in the planned cells.
+    reference_diverged_more, other_diverged_more: whether it diverged more often than the other in any cell.
     at_chance: by level, the cells in which every run of that level diverged, so that it counts with chance level.
     interaction: whether the difference depends on the cell; its `cell` is a number of `cells`.
     bootstrap: see `bootstrap_interval`. share_above: the share of pairs above 0, ties counting half. (Pairs, because
@@ -73,6 +74,8 @@ class PairedDifference:
     best: Estimate | None = None
     reference_diverged: int = 0
     other_diverged: int = 0
+    reference_diverged_more: bool = False
+    other_diverged_more: bool = False
     at_chance: Mapping[object, Sequence[str]] = field(default_factory=dict)
     interaction: Interaction | None = None
     bootstrap: tuple[float, float] | None = None
@@ -126,6 +129,8 @@ def paired_differences(
     causes = _count_missing_causes(
         difference, {_format_level(factor, reference): first, _format_level(factor, other): second}
     )
+    diverged = [side["state"].eq(DIVERGED).groupby(level="cell").sum() for side in (first, second)]
+    surplus = diverged[0] - diverged[1]  # by cell
     lacking = grid.isna().sum(axis=1)[lambda counts: counts > 0]
     return PairedDifference(
         reference=reference, other=other, estimate=estimate, per_replicate=tuple(per_replicate.tolist()),
@@ -135,6 +140,7 @@ def paired_differences(
         empty_cells=tuple(names[cell] for cell in empty), worst=worst, best=best,
         reference_diverged=int(first["state"].eq(DIVERGED).sum()),
         other_diverged=int(second["state"].eq(DIVERGED).sum()),
+        reference_diverged_more=bool((surplus > 0).any()), other_diverged_more=bool((surplus < 0).any()),
         at_chance={
             level: [names[cell] for cell in cells]
             for level, table in ((reference, first), (other, second))
