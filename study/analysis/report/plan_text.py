@@ -15,8 +15,8 @@ def format_plan(records: StudyRecords) -> list[str]:
     if records.look > 1:
         lines.append(
             f"This is look {records.look} at the data, because the planned runs were changed after results existed. "
-            f"Its intervals have a confidence of {format_confidence(records.confidence)}, so that false verdicts of all looks "
-            "together stay below twice the rate of a single look."
+            f"Its intervals have a confidence of {format_confidence(records.confidence)}, so that false verdicts of "
+            "all looks together stay below twice the rate of a single look."
         )
     return lines
 

@@ -10,6 +10,7 @@ import pytest
 import statsmodels.formula.api as smf
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from study.analysis.statistics.cell_means import (
     adjust_replicates,
