@@ -56,7 +56,7 @@ def answer_questions(records: StudyRecords) -> dict[str, Answer]:
 
 
 def add_robustness(answers: Mapping[str, Answer], records: StudyRecords) -> dict[str, Answer]:
-    """The answers with what other analyses would have said; interim ones, which have no verdict, as they are."""
+    """The answers with what other analyses would have said. Interim answers have no verdict and stay unchanged."""
     return {
         name: answer if answer.interim else replace(answer, robustness=QUESTIONS[name].explore(records))
         for name, answer in answers.items()

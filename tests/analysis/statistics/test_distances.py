@@ -80,7 +80,7 @@ def test_squared_distances_are_symmetric_with_zeros_for_equal_profiles(distance:
 
 @pytest.mark.parametrize("distance", DISTANCES, ids=lambda each: each.name)
 @given(seed=st.integers(0, 10_000))
-def test_roots_obey_the_triangle_inequality(distance: Distance, seed: int) -> None:
+def test_roots_satisfy_the_triangle_inequality(distance: Distance, seed: int) -> None:
     weights = np.random.default_rng(seed).dirichlet(np.full(3, 0.3), size=(3, 2, 4))
     roots = np.sqrt(distance.squared(weights))
     for axis in range(2):
