@@ -416,7 +416,7 @@ class AnalysisConfig(StrictModel):
     """The smallest differences that count as practical."""
     tuned: list[str] = []
     """Factors, such as `learning_rate`, whose level is chosen on validation for each norm and cell before norms are
-    compared. `norm` itself cannot be tuned."""
+    compared, for each replicate on the others. `norm` itself cannot be tuned."""
 
 
 class RunConfig(StrictModel):

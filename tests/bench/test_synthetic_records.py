@@ -13,7 +13,8 @@ import pytest
 from study.analysis.records import StudyRecords, load_study_records
 from study.bench.synthetic_records import SyntheticStudy, Truth, write_study
 from study.bench.synthetic_records.contents import build_norm_layers
-from study.config.schema import HEADS, StudyConfig
+from study.config.schema import HEADS, SeedsConfig, StudyConfig
+from study.config.seeds import SeedRole
 from study.models import build_network, trace_geometry
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
@@ -30,9 +31,10 @@ TRUTH = Truth(
     fails=lambda trial, accuracy: 0.1,
     seed=3,
 )
-STUDIES: dict[str, dict[str, Any]] = {
-    "norms": {"norm": ["sn", "bn"], "depth": [8, 14], "batch_size": [1, 16]},
-    "tasks": {"task": ["classification", "segmentation"], "dataset": ["scenes", "scenes_fashion"]},
+STUDIES: dict[str, tuple[dict[str, Any], list[SeedRole]]] = {  # factors, and the seeds that are varied apart
+    "norms": ({"norm": ["sn", "bn"], "depth": [8, 14], "batch_size": [1, 16]}, []),
+    "tasks": ({"task": ["classification", "segmentation"], "dataset": ["scenes", "scenes_fashion"]}, []),
+    "seeds apart": ({"norm": ["sn", "bn"]}, ["init", "data"]),
 }
 
 
@@ -52,13 +54,16 @@ def _on_disk(folder: Path, study: StudyConfig, **filters: Any) -> StudyRecords:
     return load_study_records(StudyFolder(folder / study.name))
 
 
-@pytest.mark.parametrize("factors", STUDIES.values(), ids=STUDIES)
+@pytest.mark.parametrize(("factors", "seeds"), STUDIES.values(), ids=STUDIES)
 @pytest.mark.parametrize("filters", [{}, PART], ids=["finished", "in part"])
-def test_records_in_memory_equal_those_on_disk(tmp_path: Path, factors: dict[str, Any], filters: Any) -> None:
-    study = build_study(replicates=3, **factors)
+def test_records_in_memory_equal_those_on_disk(
+    tmp_path: Path, factors: dict[str, Any], filters: Any, seeds: list[SeedRole]
+) -> None:
+    study = build_study(replicates=3, **factors).model_copy(update={"seeds": SeedsConfig(apart=seeds)})
     disk, memory = _on_disk(tmp_path, study, **filters), SyntheticStudy(study).draw_records(TRUTH, **filters)
     assert (disk.study, disk.provenance, disk.unplanned) == (memory.study, memory.provenance, memory.unplanned)
-    for name in ("trials", "switch", "heads", "curves"):
+    assert len(memory.seed_runs) == len(memory.trials) // 3 * 2 * len(seeds)
+    for name in ("trials", "seed_runs", "switch", "heads", "curves"):
         pd.testing.assert_frame_equal(getattr(memory, name), getattr(disk, name), check_exact=True)
     by = ["key", "epoch", "scope", "statistic", "normalizer"]  # the rows of means have no defined order
     means, expected = (each.switch_epochs.sort_values(by, ignore_index=True) for each in (memory, disk))

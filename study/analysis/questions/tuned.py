@@ -2,7 +2,8 @@
 
 The question itself compares norms under one recipe. If that recipe suits one norm better than another, the comparison
 is of recipes. Where a study varies what matters for that (`analysis.tuned`, such as the learning rate), the level with
-the best validation score is taken for every norm in every cell, and norms are compared by their test scores.
+the best validation score is taken for every norm in every cell, and norms are compared by their test scores. For each
+replicate the level is chosen on the other replicates.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ def compare_tuned(records: StudyRecords) -> list[PairedDifference]:
 
 
 def select_best(trials: pd.DataFrame, factors: Sequence[str], tuned: Sequence[str], metric: str) -> pd.DataFrame:
-    """The trials at the best level of the tuned factors, in every cell of the other factors.
+    """The trials at the best level of the tuned factors, for every replicate in every cell of the other factors.
 
-    Best is the highest mean of `metric` over the replicates that have ended; a run that diverged counts as 0. All norms
-    have the same levels to choose from. A cell in which nothing has ended keeps its first level.
+    Best is the highest mean of `metric` over the other replicates that have ended, so that a level is not chosen for
+    the luck of the runs that are then compared; with one replicate, its own value counts. A run that diverged counts
+    as 0. All norms have the same levels to choose from. Where nothing has ended, the first level is kept.
     """
     scores = trials[metric].astype(float).mask(trials["state"].eq("diverged"), 0.0)
-    cells, levels = cell_numbers(trials, list(factors)), cell_numbers(trials, list(tuned))
-    means = scores.groupby([cells, levels]).mean().fillna(-1.0)
-    best = means.groupby(level=0).idxmax().map(lambda pair: pair[1])
-    chosen: pd.DataFrame = trials[levels.eq(cells.map(best))]
+    cells = cell_numbers(trials, list(factors))
+    of_level = scores.groupby([cells, cell_numbers(trials, list(tuned))])
+    others = of_level.transform("count") - scores.notna()
+    mean = (of_level.transform("sum") - scores.fillna(0.0)) / others.where(others > 0)
+    mean = mean.fillna(scores).fillna(-1.0)
+    chosen: pd.DataFrame = trials.loc[mean.groupby([cells, trials["replicate"]]).idxmax().sort_values()]
     return chosen

@@ -127,8 +127,8 @@ def format_tuned(items: Sequence[PairedDifference], records: StudyRecords) -> li
         return [f"With each norm at its own best {tuned}, no runs can be compared yet."]
     numbers = format_differences(measured, records.confidence)
     return [
-        f"With each norm at its own best {tuned}, chosen on validation images in every cell, and compared on test "
-        f"images, which does not decide: {numbers}."
+        f"With each norm at its own best {tuned}, chosen in every cell on the validation images of the other "
+        f"replicates, and compared on test images, which does not decide: {numbers}."
     ]
 
 

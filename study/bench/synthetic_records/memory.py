@@ -42,7 +42,7 @@ class SyntheticStudy:
             finished, planned = (StudyFolder(Path(scratch) / name / study.name) for name in ("finished", "planned"))
             write_study(finished, study, Truth())
             write_study(planned, study, Truth(), only=lambda trial: False)
-            self.finished, self.planned = load_study_records(finished), load_study_records(planned).trials
+            self.finished, self.planned = load_study_records(finished), _join_runs(load_study_records(planned))
         self.template = _Template(self.finished, [trial.key for trial in self.plan])
 
     def draw_records(
@@ -72,7 +72,8 @@ class SyntheticStudy:
         if not repeated.empty:
             trials = mark_duplicates(trials, repeated)
             frames = self.template.fill(weights, curves, np.array(has_result) & ~trials.index.isin(repeated.index))
-        return replace(self.finished, trials=trials, **frames)
+        is_seed_run = trials.index.isin(self.finished.seed_runs.index)
+        return replace(self.finished, trials=trials[~is_seed_run], seed_runs=trials[is_seed_run], **frames)
 
     def _compute_curve_values(self, runs: Sequence[SimulatedRun]) -> Floats:
         """Values of the curves that the data frame holds, in its order: by trial, epoch and curve."""
@@ -83,12 +84,13 @@ class SyntheticStudy:
         return np.concatenate(parts)
 
     def _build_trial_table(self, runs: Sequence[SimulatedRun], states: NDArray[np.str_]) -> pd.DataFrame:
-        """The trial table. Only trials that are done have metrics."""
+        """The table of all trials, in the order of the plan. Only trials that are done have metrics."""
         without_result = np.isin(states, ("planned", "failed"))
         rows = [compute_metrics(trial.config.task, run.accuracy) for trial, run in zip(self.plan, runs, strict=True)]
         metrics = {name: np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in METRICS}
         reasons = {"diverged": DIVERGED_REASON, "failed": FAILED_REASON}
-        columns: dict[str, Any] = {str(name): self.finished.trials[name] for name in self.finished.trials}
+        finished = _join_runs(self.finished)
+        columns: dict[str, Any] = {str(name): finished[name] for name in finished}
         if without_result.any():
             columns = {name: column.mask(without_result, self.planned[name]) for name, column in columns.items()}
         # A frame of columns is built several times faster than columns are assigned one by one.
@@ -98,6 +100,12 @@ class SyntheticStudy:
             "reason": pd.Series([reasons.get(str(state), "") for state in states], dtype=object),
         })  # fmt: skip
         return trials
+
+
+def _join_runs(records: StudyRecords) -> pd.DataFrame:
+    """Replicates and runs with seeds that are varied apart, in the order of the plan."""
+    joined: pd.DataFrame = pd.concat([records.trials, records.seed_runs]).sort_index()
+    return joined
 
 
 class _Template:

@@ -101,8 +101,8 @@ class Counts:
         p_values: dict[str, list[float]] = defaultdict(list)
         for effect in effects:
             key, low, high, measure = _key(effect), effect.estimate.low, effect.estimate.high, effect.measure.name
-            is_counted = key in true_values or measure in TESTED
-            if is_counted and effect.p_value is not None and effect.comparison.partition(",")[0] in null:
+            is_null = true_values[key] == NO_EFFECT if key in true_values else measure in TESTED
+            if is_null and effect.p_value is not None and effect.comparison.partition(",")[0] in null:
                 p_values[measure].append(effect.p_value)
             if key not in true_values:
                 continue
@@ -232,7 +232,7 @@ def take_look(scenario: Scenario, records: StudyRecords, numbers: Sequence[int])
 
 def _judge(scenario: Scenario, records: StudyRecords) -> Judged:
     """The verdicts; the whole answer where more of it is counted, or where it may withhold them."""
-    if scenario.counts_p_values or records.is_interim:
+    if scenario.counts_p_values or scenario.tuned or records.is_interim:
         return answer_questions(records)[scenario.question]
     return QUESTIONS[scenario.question].judge(records)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Floats
@@ -31,6 +31,7 @@ NORMS: Factors = {"norm": ["sn", "bn", "gn", "sn-uniform"], "batch_size": [2, 16
 CONTROLS = ["sn-uniform", "sn-random", "sn-shared", "sn-stage"]
 ALL_NORMS: Factors = {"norm": ["sn", "bn", "gn", "in", "ln", *CONTROLS], "batch_size": [2, 16]}
 PAIR: Factors = {"norm": ["sn", "bn"], "batch_size": [2, 16]}
+RATES = [0.05, 0.1, 0.2, 0.4]
 FIVE_BATCHES: Factors = {"norm": ["sn", "bn", "gn", "sn-uniform"], "batch_size": [2, 4, 8, 16, 32]}
 FACTORS: Factors = {
     "depth": [8, 14],
@@ -59,6 +60,7 @@ class Scenario:
     advised_up_to: the largest number of replicates that is added as an answer without a verdict advises; 0 where the
         advice is not followed.
     ended: which trials have ended; the others are still planned.
+    tuned: factors whose best level is taken for each norm; then gains at each norm's own best are counted.
     counts_p_values: whether p values of shares of variance and of single layers are counted, which take ten times as
         long as verdicts.
     """
@@ -75,11 +77,12 @@ class Scenario:
     looks: Sequence[int] = ()
     advised_up_to: int = 0
     ended: TrialFilter | None = None
+    tuned: Sequence[str] = ()
     counts_p_values: bool = False
 
     def build_study(self, replicates: int) -> StudyConfig:
         """The study, at a number of replicates."""
-        return _build_study(json.dumps(dict(self.factors)), self.question, replicates)
+        return _build_study(json.dumps(dict(self.factors)), self.question, replicates, tuple(self.tuned))
 
     def compute_known_values(self) -> dict[NumberKey, float]:
         """True values that follow from the truth: the gains of sn, or the effect of factors without one."""
@@ -88,24 +91,29 @@ class Scenario:
         return {("effect", factor): NO_EFFECT for factor in self.null_factors}
 
     def _compute_planted_gains(self) -> dict[NumberKey, float]:
-        """The difference in mean accuracy between sn and every other norm, over all cells."""
-        accuracies: dict[str, list[float]] = defaultdict(list)
-        for trial in plan_trials(self.build_study(1)):
-            accuracies[trial.config.norm].append(self.truth.accuracy(trial))
+        """The difference in mean accuracy between sn and every other norm, over all cells; also at each norm's best."""
+        plan = plan_trials(self.build_study(1))
+        accuracies = pd.DataFrame({
+            **{factor: [getattr(trial.config, factor) for trial in plan] for factor in self.factors},
+            "accuracy": [self.truth.accuracy(trial) for trial in plan],
+        })  # fmt: skip
+        means = {"val_accuracy": accuracies.groupby("norm")["accuracy"].mean()}
+        if self.tuned:
+            cells = [factor for factor in self.factors if factor not in self.tuned]
+            means["tuned_difference"] = accuracies.groupby(cells)["accuracy"].max().groupby("norm").mean()
         return {
-            ("val_accuracy", f"sn - {norm}"): float(np.mean(accuracies["sn"]) - np.mean(accuracies[norm]))
-            for norm in accuracies
-            if norm != "sn"
-        }
+            (measure, f"sn - {norm}"): float(found["sn"] - found[norm])
+            for measure, found in means.items() for norm in found.index if norm != "sn"
+        }  # fmt: skip
 
 
 @lru_cache(maxsize=256)
-def _build_study(factors: str, question: str, replicates: int) -> StudyConfig:
+def _build_study(factors: str, question: str, replicates: int, tuned: Sequence[str]) -> StudyConfig:
     """factors: as JSON."""
     return study_from_dict({
         "name": "scenario", "scale": "synthetic", "title": "A scenario", "question": "How often are answers wrong?",
         "base": {"epochs": 4, "depth": 8, "chunks": 2, "batch_size": 16}, "replicates": replicates,
-        "factors": json.loads(factors), "analysis": {"questions": [question]},
+        "factors": json.loads(factors), "analysis": {"questions": [question], "tuned": list(tuned)},
     }, "bench verdicts")  # fmt: skip
 
 
@@ -175,6 +183,12 @@ def _useful_scenarios() -> Iterator[Scenario]:
         diverges=lambda trial, accuracy: 0.5 * (trial.config.batch_size == 2),
     )  # fmt: skip
     yield from _worst_cell_scenarios()
+    yield build(
+        "tuned, equal at their best", "sn alike at four rates; bn equal at one, 0.1 below at the others", {},
+        factors={**PAIR, "learning_rate": RATES}, wrong=(NO,), options={"tuned": ["learning_rate"]},
+        accuracy_noise=0.01,
+        accuracy=lambda trial: 0.9 - 0.1 * (trial.config.norm == "bn" and trial.config.learning_rate != RATES[0]),
+    )  # fmt: skip
 
 
 def _worst_cell_scenarios() -> Iterator[Scenario]:

@@ -68,6 +68,22 @@ def test_a_level_at_which_runs_diverge_is_not_the_best() -> None:
     assert select_best(trials, ["norm"], ["learning_rate"], "val_accuracy")["learning_rate"].unique().tolist() == [0.1]
 
 
+def test_a_level_is_not_chosen_for_the_luck_of_the_run_that_is_compared() -> None:
+    """One lucky run at 0.4 makes 0.4 the best level for the other replicates, and not for its own."""
+    scores = {0.1: [0.80, 0.80, 0.80], 0.4: [0.95, 0.79, 0.79]}
+    rows = [("sn", rate, seed, "done", score) for rate, found in scores.items() for seed, score in enumerate(found)]
+    trials = pd.DataFrame(rows, columns=["norm", "learning_rate", "replicate", "state", "val_accuracy"])
+    chosen = select_best(trials, ["norm"], ["learning_rate"], "val_accuracy")
+    assert chosen.set_index("replicate")["learning_rate"].to_dict() == {0: 0.1, 1: 0.4, 2: 0.4}
+    assert chosen["val_accuracy"].mean() < 0.80  # the mean of either level is larger
+
+
+def test_with_one_replicate_its_own_value_chooses() -> None:
+    rows = [("sn", 0.1, 0, "done", 0.8), ("sn", 0.4, 0, "done", 0.9)]
+    trials = pd.DataFrame(rows, columns=["norm", "learning_rate", "replicate", "state", "val_accuracy"])
+    assert select_best(trials, ["norm"], ["learning_rate"], "val_accuracy")["learning_rate"].tolist() == [0.4]
+
+
 def test_without_results_the_first_level_is_kept(tmp_path: Path) -> None:
     folder = write_study(tmp_path, build_tuned(["learning_rate"]), only=lambda trial: False)
     empty = load_study_records(folder)
