@@ -98,8 +98,8 @@ def _scores() -> list[Measure]:
             "Score on training images, evaluated as validation images are, minus the validation score",
         ),
         _difference("tuned_difference", "difference at each norm's own best",
-                    "Test score, with the tuned settings (`analysis.tuned`) chosen on validation per norm and cell, for "
-                    "each replicate on the others"),
+                    "Test score, with the tuned settings (`analysis.tuned`) chosen on validation per norm and cell, "
+                    "for each replicate on the others"),
         Measure(
             name=TIME, label="time to target", rule=epochs_to_target,
             definition="Epochs of training until the validation score first reaches the target, linear between "
