@@ -20,8 +20,8 @@ CHECKPOINT_RULE = "last epoch"
 ALIGNMENT = "stage and place"
 DISTANCE = "Jensen-Shannon"
 DIVERGENCE = (
-    "differences are over pairs that both finished; a norm that diverged more often gets no verdict in its favor; "
-    "a cell in which every run of a norm diverged counts that norm at chance level"
+    "differences are over pairs that both finished; a norm that diverged more often in any cell gets no verdict in its "
+    "favor; a cell in which every run of a norm diverged counts that norm at chance level"
 )
 
 _SAMPLE_KEYS = ("replicates", "search_trials")
