@@ -19,10 +19,18 @@ from study.analysis.trial_files import TrialRecord, build_key, build_trial_table
 from study.analysis.weight_tables import compute_epoch_means, join_weights, select_last_epochs, split_roles
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError, allowed_names
-from study.config.schema import StudyConfig
+from study.config.schema import AnalysisConfig, StudyConfig
 from study.config.seeds import MAX_REPLICATES
 from study.norms.names import parse_norm
-from study.plan.analysis_plan import Amendment, Change, PlanRecord, changes_runs, find_changes, resolve_analysis_plan
+from study.plan.analysis_plan import (
+    DECIDING,
+    Amendment,
+    Change,
+    PlanRecord,
+    changes_runs,
+    find_changes,
+    resolve_analysis_plan,
+)
 from study.plan.design_diagnostics import find_co_varying
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
@@ -163,6 +171,25 @@ class StudyRecords:
         """
         error: float = (1 - self.study.analysis.confidence) / 2 ** (self.look - 1)
         return 1 - error
+
+    @cached_property
+    def changed_after_results(self) -> dict[str, Change]:
+        """Settings that decide verdicts and were changed after there were results: their planned values, and now's."""
+        if self.plan is None or not self.plan.is_before_data:
+            return {}
+        planned, changes = self.plan.before_results, self.plan_changes
+        late = [each.changes for each in changes.amendments if each.results]
+        late += [changes.unrecorded] * (self.n_finished > 0)
+        now = resolve_analysis_plan(self.study)
+        keys = [key for key in DECIDING if any(key in each for each in late)]
+        return {key: (planned[key], now[key]) for key in keys if planned[key] != now[key]}
+
+    @property
+    def as_planned(self) -> StudyRecords:
+        """The records with the planned values of the settings that decide verdicts."""
+        settings = {key: planned for key, (planned, _) in self.changed_after_results.items()}
+        analysis = AnalysisConfig.model_validate({**self.study.analysis.model_dump(mode="json"), **settings})
+        return replace(self, study=self.study.model_copy(update={"analysis": analysis}))
 
     def margin(self, measure: str) -> float:
         """The smallest difference that counts as practical: `study.plan.margins.compute_margin`."""

@@ -27,6 +27,9 @@ DIVERGENCE = (
 _SAMPLE_KEYS = ("replicates", "search_trials")
 """The keys of a plan that say how many runs there are. Answers after they changed are another look."""
 
+DECIDING = ("metric", "margins", "confidence", "tuned")
+"""The keys of a plan whose values are settings and decide verdicts. Verdicts after they changed are post hoc."""
+
 Change = tuple[Any, Any]
 """The value of a key before and now; None where the plan does not have the key."""
 
@@ -68,10 +71,18 @@ class PlanRecord:
         return self.results == 0
 
     @property
+    def before_results(self) -> dict[str, Any]:
+        """The plan with the amendments that were made before there were results."""
+        return self._amend([amendment for amendment in self.amendments if not amendment.results])
+
+    @property
     def latest(self) -> dict[str, Any]:
         """The plan with all amendments."""
+        return self._amend(self.amendments)
+
+    def _amend(self, amendments: Sequence[Amendment]) -> dict[str, Any]:
         plan = dict(self.plan)
-        for amendment in self.amendments:
+        for amendment in amendments:
             for key, (_, now) in amendment.changes.items():
                 if now is None:
                     plan.pop(key, None)

@@ -68,6 +68,8 @@ class Answer:
 
     claim: what the verdict is about, in words. factors: the verdict on each factor: whether it moves the choice.
     interim: whether planned trials have not ended yet, so that there is no verdict (`report.registry` sets it).
+    planned_verdict: the verdict by the plan, where settings that decide were changed after there were results
+        (`report.registry` sets it); None where nothing was changed.
     robustness: what other analyses would have said; None where that was not computed, as in interim answers.
     """
 
@@ -82,6 +84,7 @@ class Answer:
     claim: str = ""
     factors: Mapping[str, Verdict] = field(default_factory=dict)
     interim: bool = False
+    planned_verdict: Verdict | None = None
     robustness: Robustness | None = None
 
     @property

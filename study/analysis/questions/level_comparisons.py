@@ -55,10 +55,14 @@ def build_claims(items: Sequence[PairedDifference], margin: float) -> dict[str, 
 def build_claim(item: PairedDifference, margin: float) -> Claim:
     """The claim that the reference gains more than the margin, and which verdicts on it the data allow.
 
-    A level that diverged more often in any cell cannot win by the runs that it lost. Where cells are empty, only what
-    holds for every score that they could have had is allowed: the worst case can support, and the best case can refute.
+    A level that diverged more often in any cell cannot win by the runs that it lost. Where every run of a level
+    diverged in a cell, but these are few, the other cells must say the same. Where cells are empty, only what holds for
+    every score that they could have had is allowed: the worst case can support, and the best case can refute.
     """
     can_support, can_refute = not item.reference_diverged_more, not item.other_diverged_more
+    if item.without_chance is not None:
+        can_support &= item.without_chance.above(margin)
+        can_refute &= item.without_chance.below(margin)
     if not item.empty_cells:
         return Claim(estimate=item.estimate, margin=margin, can_support=can_support, can_refute=can_refute)
     if item.worst is None or item.best is None:

@@ -179,6 +179,7 @@ def _compose_text(
     return [
         first,
         f"{records.measures[metric].label.capitalize()} of {reference} minus that of the other: {numbers}.",
+        *sentences.format_few_pairs(opponents),
         *sentences.format_divergence(opponents),
         *sentences.format_interactions(opponents, confidence),
         *(

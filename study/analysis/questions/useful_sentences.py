@@ -12,7 +12,7 @@ from study.analysis.questions.replicate_sentences import compute_next_confidence
 from study.analysis.questions.verdicts import AGAINST, OPEN, SUPPORTED, Claim, Verdict, find_below, judge
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate, adjust_holm
-from study.analysis.statistics.paired_differences import CellDifference, PairedDifference
+from study.analysis.statistics.paired_differences import SURE_TO_DIVERGE, CellDifference, PairedDifference
 from study.analysis.wording import format_confidence, format_estimate, format_states, join_words
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
@@ -71,6 +71,18 @@ def format_interactions(items: Sequence[PairedDifference], confidence: float) ->
     ]  # fmt: skip
 
 
+def format_few_pairs(items: Sequence[PairedDifference]) -> list[str]:
+    """The cells with the fewest pairs, on which the degrees of freedom of an interval depend."""
+    said = []
+    for item in items:
+        few = [cell for cell in item.cells if cell.n_pairs < cell.n_pairs_planned]
+        if few:
+            least = min(cell.n_pairs for cell in few)
+            thin = [cell for cell in few if cell.n_pairs == least]
+            said.append(f"{item.reference} - {item.other} {least} of {thin[0].n_pairs_planned} {_at(thin)}")
+    return [f"Fewest pairs of runs in a cell: {'; '.join(said)}."] if said else []
+
+
 def format_divergence(items: Sequence[PairedDifference]) -> list[str]:
     """How many runs diverged, which verdict that bars, and where a norm counts with chance level."""
     found = []
@@ -79,12 +91,11 @@ def format_divergence(items: Sequence[PairedDifference]) -> list[str]:
         if not of_reference and not of_other:
             continue
         counts = f"{of_reference or 'none'} of {item.reference} and {of_other or 'none'} of {item.other}"
-        barred = (
-            f", so the numbers cannot show that {item.reference} is better" if of_reference > of_other
-            else f", so the numbers cannot show that {item.reference} has no gain over {item.other}"
-            if of_other > of_reference else ""
-        )  # fmt: skip
-        found.append(f"Diverged runs: {counts}{barred}.")
+        barred = [
+            *["better"] * item.reference_diverged_more, *["worse, nor without gain"] * item.other_diverged_more
+        ]  # fmt: skip
+        not_called = f", so {item.reference} is not called {', nor '.join(barred)}" if barred else ""
+        found.append(f"Diverged runs: {counts}{not_called}.")
     at_chance = dict.fromkeys(
         (str(level), tuple(cells)) for item in items for level, cells in item.at_chance.items() if cells
     )
@@ -179,8 +190,11 @@ def format_useful_rule(label: str, controls: Sequence[str], margin: float, confi
         "enough evidence.",
         "A run that diverges has no score, and its pair is left out. The switch norm is not called better than a norm",
         "if it diverged more often in any cell, and not called without gain if the other norm did. Where every run",
-        "of a norm diverged in a cell, the norm counts there with the score of guessing. A cell without any pair bars",
-        "a verdict, unless the verdict is the same for all scores from 0 to 1 that it could have had.",
+        "of a norm diverged in a cell, the norm counts there with the score of guessing; if these are fewer than",
+        f"{SURE_TO_DIVERGE} runs, the other cells alone must give the same verdict. A cell with one pair bars a",
+        "verdict, because its spread is unknown. So does a cell without any pair, unless the verdict is the same for",
+        "all scores from 0 to 1 that it could have had. An interval has the degrees of freedom of the cell with the",
+        "fewest pairs.",
         f"Intervals of single cells together have a confidence of {format_confidence(confidence)} for each comparison.",
         "The answer names cells where the switch norm is better and cells where it is worse, if their intervals lie on",
         "both sides of 0. These numbers are shown and do not decide: training loss, generalization gap and time to",
@@ -198,10 +212,16 @@ def format_pair_needs(item: PairedDifference, claim: Claim, confidence: float, n
         missing = format_states(Counter(item.missing).elements())
         return f"results of {_format_missing_pairs(item)} (missing pairs: {missing})"
     if estimate.low is None or estimate.high is None:
+        single = [cell for cell in item.cells if cell.n_pairs == 1]
+        if single and estimate.n > 1:
+            return f"a second pair of runs {_at(single)}"
         if estimate.n > 1:
             return "replicates that differ"
         return "at least 1 more replicate of every cell (2 allow an interval), better 4 more"
     diverged = f"({item.reference_diverged} of {item.reference} and {item.other_diverged} of {item.other} diverged)"
+    if item.without_chance is not None and estimate.excludes(claim.margin):
+        cells = dict.fromkeys(name for names in item.at_chance.values() for name in names)
+        return f"more runs {_at_names(list(cells))}, where every run diverged, to know whether they always do"
     if estimate.above(claim.margin) and not claim.can_support:
         return f"runs of {item.reference} that do not diverge {diverged}"
     if estimate.below(claim.margin) and not claim.can_refute:

@@ -16,6 +16,8 @@ from study.analysis.questions.useful_robustness import explore_useful
 from study.analysis.questions.verdicts import OPEN
 from study.analysis.records import ENDED, StudyRecords
 from study.analysis.report.figure_index import draw_impacts, draw_tasks, draw_useful
+from study.analysis.wording import format_verdict
+from study.plan.analysis_plan import format_changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ def answer_questions(records: StudyRecords) -> dict[str, Answer]:
     found: dict[str, Answer] = {name: QUESTIONS[name].answer(records) for name in records.study.analysis.questions}
     if records.is_interim:
         return {name: withhold_verdict(answer, records) for name, answer in found.items()}
+    if records.changed_after_results:
+        return {name: mark_post_hoc(name, answer, records) for name, answer in found.items()}
     return found
 
 
@@ -75,6 +79,17 @@ def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
         answer=f"Interim: {n_left} of {records.n_planned} planned trials have not ended, so there is no verdict yet.",
         needs=[f"the end of the other {n_left} planned trials"],
     )  # fmt: skip
+
+
+def mark_post_hoc(name: str, answer: Answer, records: StudyRecords) -> Answer:
+    """The answer of a study whose deciding settings were changed after there were results: it opens with that.
+
+    Among many margins and levels there is nearly always one that gives a verdict.
+    """
+    planned = QUESTIONS[name].judge(records.as_planned).verdict
+    changes = format_changes(records.changed_after_results)
+    note = f"Post hoc, because settings were changed after there were results ({changes}). The verdict as planned is"
+    return replace(answer, planned_verdict=planned, answer=f'{note} "{format_verdict(planned)}". {answer.answer}')
 
 
 def draw_figures(name: str, records: StudyRecords, answer: Answer) -> list[go.Figure]:

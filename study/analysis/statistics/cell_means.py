@@ -42,15 +42,13 @@ def estimate_contrast(grid: Floats, weights: Sequence[float] | Floats, confidenc
     """The weighted sum of the cells' means with its Student t interval. grid: (cell, replicate), NaN where missing.
 
     The variance is the sum over replicates of S_r^2, where S_r is the sum over cells of the cell's weight times
-    sqrt(n_c / (n_c - 1)) times the deviation from the cell's mean, over n_c, the cell's number of results. A cell with
-    one result has no deviation: it adds the largest standard deviation of the other cells to its replicate's |S_r|, as
-    if the two went the same way, and counts as one degree of freedom. The degrees of freedom are the smaller of two
-    numbers: the effective number of replicates minus 1, which is lower where replicates count unequally, and
-    Satterthwaite's, which is lower where a cell with few results has most of the variance. Without missing results they
-    are n - 1.
+    sqrt(n_c / (n_c - 1)) times the deviation from the cell's mean, over n_c, the cell's number of results. The degrees
+    of freedom are the smaller of two numbers: the effective number of replicates minus 1, which is lower where
+    replicates count unequally, and those of the cell with the fewest results, n_c - 1, because that cell may have most
+    of the variance. Without missing results they are n - 1.
 
-    What varies in the interval: the replicate. Without two results in any cell there is none, and neither where
-    replicates are identical (see `replicate_interval`).
+    What varies in the interval: the replicate. There is none where a cell has a single result, whose spread is unknown,
+    and none where replicates are identical (see `replicate_interval`).
     Raises `ValueError` where a cell has no result.
     """
     share, used = np.asarray(weights, dtype=float), np.asarray(weights) != 0
@@ -63,6 +61,8 @@ def estimate_contrast(grid: Floats, weights: Sequence[float] | Floats, confidenc
         return Estimate()
     means = np.nanmean(grid, axis=1)
     value, n = float(share @ means), int(present.any(axis=0).sum())
+    if counts.min() == 1:
+        return Estimate(value=value, n=n)
     error, freedom = _compute_error(np.where(present, grid - means[:, None], 0.0), present, share)
     if error <= 1e-12 * max(1.0, float(np.abs(means).max())):
         return Estimate(value=value, n=n)
@@ -123,25 +123,14 @@ def compute_p_value(estimate: Estimate, confidence: float, line: float = 0.0) ->
 def _compute_error(deviations: Floats, present: np.ndarray, share: Floats) -> tuple[float, float]:
     """Standard error and degrees of freedom of a contrast; (0, 0) where there is no spread.
 
-    deviations: (cell, replicate), from the cells' means; 0 where a number is missing.
+    deviations: (cell, replicate), from the cells' means; 0 where a number is missing. Every cell has two results.
     """
     counts = present.sum(axis=1)
-    several = counts > 1
-    if not several.any():
-        return 0.0, 0.0
-    variances = np.zeros(len(counts))
-    variances[several] = (deviations[several] ** 2).sum(axis=1) / (counts[several] - 1)
-    widened = share[several] / np.sqrt(counts[several] * (counts[several] - 1))
-    sums = np.abs(widened @ deviations[several])
-    largest = float(variances.max())
-    variances[~several] = largest
-    sums += (np.sqrt(largest) * np.abs(share)[~several]) @ present[~several]
+    sums = (share / np.sqrt(counts * (counts - 1))) @ deviations
     if not sums.any():
         return 0.0, 0.0
     # A cell without any spread says nothing about how much replicates vary.
-    spread = variances > 0
+    spread = (deviations != 0).any(axis=1)
     weights = (np.abs(share) / counts)[spread] @ present[spread]
     effective = 1 / float(((weights / weights.sum()) ** 2).sum())
-    parts = share**2 * variances / counts
-    satterthwaite = 1 / float((parts / parts.sum()) ** 2 @ (1 / np.maximum(counts - 1, 1)))
-    return float(np.sqrt((sums**2).sum())), min(effective - 1, satterthwaite)
+    return float(np.sqrt((sums**2).sum())), min(effective - 1, float(counts.min() - 1))

@@ -20,6 +20,8 @@ from study.analysis.statistics.cell_means import (
 from study.analysis.statistics.intervals import Estimate, Floats, bootstrap_interval, cell_numbers
 
 DIVERGED = "diverged"
+SURE_TO_DIVERGE = 5
+"""Number of runs of which all diverged that shows that a norm diverges more often than not: 0.5 ** 5 is below 5 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class PairedDifference:
     reference_diverged, other_diverged: number of diverged runs of either level in the planned cells.
     reference_diverged_more, other_diverged_more: whether it diverged more often than the other in any cell.
     at_chance: by level, the cells in which every run of that level diverged, so that it counts with chance level.
+    without_chance: the estimate over the other cells; None where every cell at chance level has `SURE_TO_DIVERGE` runs.
     interaction: whether the difference depends on the cell; its `cell` is a number of `cells`.
     bootstrap: see `bootstrap_interval`. share_above: the share of pairs above 0, ties counting half. (Pairs, because
     their runs share seeds: rliable compares every run of one side with every run of the other.)
@@ -77,6 +80,7 @@ class PairedDifference:
     reference_diverged_more: bool = False
     other_diverged_more: bool = False
     at_chance: Mapping[object, Sequence[str]] = field(default_factory=dict)
+    without_chance: Estimate | None = None
     interaction: Interaction | None = None
     bootstrap: tuple[float, float] | None = None
     share_above: float | None = None
@@ -146,6 +150,7 @@ def paired_differences(
             for level, table in ((reference, first), (other, second))
             if (cells := table.index[table["at_chance"]].unique("cell").tolist())
         },
+        without_chance=_leave_out_chance(measured, first["at_chance"] | second["at_chance"], confidence),
         interaction=find_interaction(values, confidence),
         bootstrap=bootstrap_interval(per_replicate, confidence), p_value=compute_p_value(estimate, confidence),
         share_above=float(((np.sign(difference.dropna()) + 1) / 2).mean()) if len(rows) else None,
@@ -195,6 +200,15 @@ def _fill_empty(grid: pd.DataFrame, assumed: pd.Series, empty: pd.Index, confide
     values: Floats = grid.to_numpy(dtype=float)
     filled = np.where(grid.index.isin(empty)[:, None], assumed.unstack("replicate").to_numpy(dtype=float), values)
     return estimate_mean_of_cells(filled, confidence)
+
+
+def _leave_out_chance(measured: pd.DataFrame, at_chance: pd.Series, confidence: float) -> Estimate | None:
+    """The estimate without the cells at chance level, if any of them has too few runs to be sure that it diverges."""
+    runs = at_chance.groupby(level="cell").sum()
+    if not runs.between(1, SURE_TO_DIVERGE - 1).any():
+        return None
+    kept = measured[~measured.index.isin(runs.index[runs > 0])]
+    return estimate_mean_of_cells(kept.to_numpy(dtype=float), confidence)
 
 
 def _count_missing_causes(difference: pd.Series, sides: Mapping[str, pd.DataFrame]) -> dict[str, int]:

@@ -164,7 +164,7 @@ def test_runs_of_the_reference_that_diverged_bar_support(build: Build) -> None:
 def test_runs_of_the_other_that_diverged_bar_refutation_only(build: Build) -> None:
     answer = answer_useful(build(_gain(), diverged=_is("bn", 2, {0}), **NORMS))
     assert answer.verdict == "not enough evidence"
-    assert "Diverged runs: none of sn and 1 of bn, so the numbers cannot show that sn has no gain" in answer.answer
+    assert "Diverged runs: none of sn and 1 of bn, so sn is not called worse, nor without gain." in answer.answer
     assert "runs of bn that do not diverge" in answer.needs[0]
     assert answer_useful(build(_gain(sn=0.05), diverged=_is("bn", 2, {0}), **NORMS)).verdict == "supported"
 

@@ -97,7 +97,7 @@ def test_it_agrees_with_a_mixed_model(missing: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize("spread", [np.ones(4), np.array([5.0, 1, 1, 1])])
 @pytest.mark.parametrize("gone", ["nothing", "a run of the first cell", "a third of the runs"])
 def test_intervals_cover(spread: Floats, gone: str) -> None:
-    covered = 0
+    found = []
     for seed in range(DRAWS):
         grid = _draw(seed, 4, 5, spread=spread)
         if gone == "a run of the first cell":
@@ -107,8 +107,22 @@ def test_intervals_cover(spread: Floats, gone: str) -> None:
             lost = random.random(grid.shape) < 1 / 3
             lost[np.arange(4), random.integers(0, 5, 4)] = False
             grid[lost] = np.nan
+        found.append(estimate_mean_of_cells(grid, 0.95))
+    with_interval = [each for each in found if each.low is not None]  # there is none where a cell has one result
+    assert len(with_interval) > DRAWS / 2
+    assert 0.92 <= np.mean([each.contains(0) for each in with_interval]) <= 1
+
+
+@pytest.mark.parametrize("noise", [1, 1 / 3, 1 / 10])
+@pytest.mark.parametrize(("replicates", "left"), [(3, 2), (5, 2), (8, 2), (8, 3)])
+def test_intervals_cover_where_the_noisiest_cell_has_few_results(replicates: int, left: int, noise: float) -> None:
+    """With Satterthwaite's degrees of freedom, 7 to 12 % of these intervals missed."""
+    random, covered = np.random.default_rng([replicates, left]), 0
+    for _ in range(2 * DRAWS):
+        grid = np.array([[1.0], [noise], [noise], [noise]]) * random.standard_normal((4, replicates))
+        grid[0, left:] = np.nan
         covered += estimate_mean_of_cells(grid, 0.95).contains(0)
-    assert 0.91 <= covered / DRAWS <= 0.99
+    assert covered / (2 * DRAWS) >= 0.93
 
 
 def test_a_missing_result_does_not_move_the_question() -> None:
@@ -122,15 +136,14 @@ def test_a_missing_result_does_not_move_the_question() -> None:
     assert found.below(0)
 
 
-def test_a_cell_with_one_result_widens_the_interval() -> None:
+def test_a_cell_with_one_result_has_no_interval() -> None:
+    """Its spread is unknown, and cannot be borrowed: cells differ in their spread."""
     grid = _draw(3, 4, 5)
-    complete = estimate_mean_of_cells(grid, 0.95)
     grid[0, 1:] = np.nan
     found = estimate_mean_of_cells(grid, 0.95)
-    assert found.freedom is not None
-    assert complete.freedom is not None
-    assert found.freedom < complete.freedom
-    assert (found.high or 0) - (found.low or 0) > (complete.high or 0) - (complete.low or 0)
+    assert found.value is not None
+    assert found.low is None
+    assert estimate_contrast(grid, [0.0, 0.5, 0.5, 0.0], 0.95).low is not None
 
 
 def test_no_interval_without_spread() -> None:
