@@ -74,7 +74,10 @@ def _find_file(root: Path, name: str) -> Path | None:
 
 
 def _read_idx(path: Path, name: str, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
-    """The bytes of an idx file, and its path if they are not the published ones. Raises `UserError` if it is damaged."""
+    """The bytes of an idx file, and its path if they are not the published ones.
+
+    Raises `UserError` if the file is damaged.
+    """
     header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)  # type of a byte, dimensions, their sizes
     size = len(header) + math.prod(shape)
     try:

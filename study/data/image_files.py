@@ -144,8 +144,10 @@ def convert_to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode not in RGB_MODES:
         raise ValueError(f"its mode is {picture.mode}, whose range of values is not known; allowed: 8 or 16 bits")
-    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise ValueError("it is transparent in places, where its colours have no meaning")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        if picture.getchannel("A").getextrema() != (255, 255):
+            raise ValueError("it is transparent in places, where its colours have no meaning")
     return picture.convert("RGB")
 
 
