@@ -21,10 +21,10 @@ from study.config.schema import TrialConfig
 
 PublishedSplit = Literal["train", "test"]
 RGB_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits per channel
-LITTER = (
+LITTER = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
     "@eadir", "icon\r",
-)  # fmt: skip
+}  # fmt: skip
 """Files and folders that operating systems leave in others, in lower case."""
 UNKNOWN_LABEL = -1  # in a label table: the data set has no such label
 RelativePaths = NDArray[np.str_]
@@ -108,7 +108,7 @@ def describe_others(others: Sequence[str]) -> list[str]:
     """A line that counts the files and folders that are not data, if there are any."""
     if not others:
         return []
-    return [f"not part of the data set, and not read: {len(others)} files or folders, for example {min(others)!r}"]
+    return [f"files or folders that are not part of the data set, and not read: {len(others)}, such as {min(others)!r}"]
 
 
 def pair_with_masks(

@@ -49,12 +49,11 @@ def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
     if found != classes:
         different = min(set(found) ^ set(classes))
         raise UserError(f"{place}: its classes are not those of train: {different} is in one of them only")
-    if len(classes) > DATASETS["imagenet"].classes:
-        unusual = next((name for name in classes if not re.fullmatch(r"n\d{8}", name)), classes[-1])
-        raise UserError(
-            f"{place}: {len(classes)} class folders, but the data set has {DATASETS['imagenet'].classes} classes; "
-            f"is {unusual!r} one of them?"
-        )
+    allowed = DATASETS["imagenet"].classes
+    if len(classes) > allowed:
+        unusual = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
+        example = f"; {unusual[0]!r} is no WordNet id" if unusual else ""
+        raise UserError(f"{place}: {len(classes)} class folders, but the data set has {allowed} classes{example}")
     listings = [list_files(folder, path, ".JPEG", ".jpeg", ".jpg", ".png") for path in folders]
     return ImagesWithLabels(
         folder=folder,
