@@ -274,7 +274,7 @@ def fit_simple_classifiers(config: TrialConfig, replicates: int, study: StudyCon
     }
     accuracies: dict[str, list[float]] = {name: [] for name in classifiers}
     for replicate in range(FIRST_REPLICATE, FIRST_REPLICATE + replicates):
-        splits = load_splits(config, derive_seeds(replicate)["split"], study.run.data_root)
+        splits = load_splits(config, derive_seeds(replicate)["split"], study.run.data_root, own_data=study.run.own_data)
         (train, labels), (test, expected) = (
             (part.images.flatten(1).numpy(), part.labels.numpy()) for part in (splits.train, splits.test)
         )

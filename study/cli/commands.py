@@ -228,7 +228,7 @@ def _check_runnable(study: StudyConfig) -> None:
 
         for dataset in sorted(datasets - {"digits"}):
             samples = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
-            check_data(dataset, study.run.data_root, subset=None not in samples)
+            check_data(dataset, study.run.data_root, subset=None not in samples, own_data=study.run.own_data)
 
 
 def _start_detached_driver(folder: StudyFolder, options: argparse.Namespace) -> int:

@@ -430,6 +430,8 @@ class RunConfig(StrictModel):
     """Least time between two checkpoints of a trial, in seconds; checkpoints are also written within epochs."""
     data_root: str | None = None
     """Folder that contains the data sets; by default small ones are downloaded to `data/`."""
+    own_data: bool = False
+    """Accepts files of Fashion-MNIST with other content than the published one, of the same format and size."""
     loader_workers: Annotated[int, Field(ge=0)] = 2
     """Processes per device that read images of streamed data sets; 0 reads them in the trial's own process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -24,9 +24,9 @@ def find_folder(root: Path) -> Path:
 def open_split(folder: Path, split: PublishedSplit) -> ImagesWithMasks:
     """A published split."""
     subfolder = SPLIT_FOLDERS[split]
-    images = list_files(folder, f"images/{subfolder}", ".jpg")
+    images, others = list_files(folder, f"images/{subfolder}", ".jpg")
     masks = [f"annotations/{subfolder}/{PurePosixPath(image).stem}.png" for image in images]
-    return pair_with_masks(folder, images, masks, build_label_table())
+    return pair_with_masks(folder, images, masks, build_label_table(), others)
 
 
 def build_label_table() -> torch.Tensor:

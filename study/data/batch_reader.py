@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ class SampleSubset:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def select_targets(self, config: TrialConfig, *, training: bool) -> SampleSubset:
+        return replace(self, source=self.source.select_targets(config, training=training))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,8 @@ class BatchReader(Dataset[tuple[Batch | None, list[str]]]):
             except (OSError, ValueError) as error:
                 if getattr(error, "errno", None) not in FILE_ERRNOS:
                     raise  # for example out of memory, or too many open files
-                unusable.append(f"{self.samples.source.name(index)}: {str(error).splitlines()[0]}")
+                reason = str(error) or type(error).__name__
+                unusable.append(f"{self.samples.source.name(index)}: {reason.splitlines()[0]}")
         return None
 
     def _augment(self, sample: tuple[Any, Any], epoch: int, number: int) -> tuple[Tensor, Any]:

@@ -9,7 +9,14 @@ from torchvision.datasets import Cityscapes
 
 from study.data.batches import IGNORED
 from study.data.data_root import find_dataset_folder
-from study.data.image_files import UNKNOWN_LABEL, ImagesWithMasks, PublishedSplit, list_files, pair_with_masks
+from study.data.image_files import (
+    UNKNOWN_LABEL,
+    ImagesWithMasks,
+    PublishedSplit,
+    list_files,
+    list_folders,
+    pair_with_masks,
+)
 
 DOWNLOAD_PAGE = "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip)"
 SPLIT_FOLDERS = {"train": "train", "test": "val"}  # the published test split has no labels
@@ -25,11 +32,12 @@ def find_folder(root: Path) -> Path:
 
 def open_split(folder: Path, split: PublishedSplit) -> ImagesWithMasks:
     """A published split, with the images of all its cities."""
-    subfolder = f"leftImg8bit/{SPLIT_FOLDERS[split]}"
-    cities = sorted(city.name for city in (folder / subfolder).iterdir() if city.is_dir())
-    images = [image for city in cities for image in list_files(folder, f"{subfolder}/{city}", IMAGE)]
+    cities, others = list_folders(folder, f"leftImg8bit/{SPLIT_FOLDERS[split]}")
+    listings = [list_files(folder, city, IMAGE) for city in cities]
+    images = [image for files, _ in listings for image in files]
+    others += [path for _, rest in listings for path in rest]
     candidates = [
-        pair_with_masks(folder, images, [_find_mask(image, ending) for image in images], table)
+        pair_with_masks(folder, images, [_find_mask(image, ending) for image in images], table, others)
         for ending, table in ((LABEL_IDS, build_label_table()), (TRAIN_IDS, build_train_id_table()))
     ]
     return max(candidates, key=len)  # the published masks, unless more of the converted ones exist

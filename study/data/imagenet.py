@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from study.config.datasets import DATASETS
 from study.config.errors import UserError
 from study.data.data_root import find_dataset_folder
-from study.data.image_files import PublishedSplit, SampleSource, list_files
+from study.data.image_files import PublishedSplit, SampleSource, describe_others, list_files, list_folders
 
 DOWNLOAD_PAGE = "https://www.image-net.org/download.php"
 SPLIT_FOLDERS = {"train": "train", "test": "val"}
@@ -34,9 +36,11 @@ def find_folder(root: Path) -> Path:
 
 
 def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
-    """A published split. Raises `UserError` if its classes differ from those of `train`."""
+    """A published split. Raises `UserError` if its classes differ from those of `train`, or are too many."""
     place = folder / SPLIT_FOLDERS[split]
-    classes, found = _list_classes(folder / SPLIT_FOLDERS["train"]), _list_classes(place)
+    classes = [Path(path).name for path in list_folders(folder, SPLIT_FOLDERS["train"])[0]]
+    folders, others = list_folders(folder, place.name)
+    found = [Path(path).name for path in folders]
     if not found:
         raise UserError(
             f"{place}: no class folders; expected {place.name}/<WordNet id>/*.JPEG. The published validation images "
@@ -45,13 +49,15 @@ def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
     if found != classes:
         different = min(set(found) ^ set(classes))
         raise UserError(f"{place}: its classes are not those of train: {different} is in one of them only")
-    files = [list_files(folder, f"{place.name}/{name}", ".JPEG", ".jpeg", ".jpg", ".png") for name in classes]
+    allowed = DATASETS["imagenet"].classes
+    if len(classes) > allowed:
+        unusual = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
+        example = f"; {unusual[0]!r} is no WordNet id" if unusual else ""
+        raise UserError(f"{place}: {len(classes)} class folders, but the data set has {allowed} classes{example}")
+    listings = [list_files(folder, path, ".JPEG", ".jpeg", ".jpg", ".png") for path in folders]
     return ImagesWithLabels(
         folder=folder,
-        images=np.array([name for names in files for name in names], str),
-        labels=np.repeat(np.arange(len(classes)), [len(names) for names in files]),
+        images=np.array([image for images, _ in listings for image in images], str),
+        labels=np.repeat(np.arange(len(classes)), [len(images) for images, _ in listings]),
+        notes=describe_others(others + [path for _, rest in listings for path in rest]),
     )
-
-
-def _list_classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())

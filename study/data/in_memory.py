@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ class LabeledImages:
 
     masks: (N, H, W), uint8: 0 is background, k the k-th object.
     labels: of objects (N, M), from 1; 0 means no object.
+    unpublished: the files that they were read from whose content is not that of the published data set.
     """
 
     images: Tensor
     labels: Tensor
     masks: Tensor | None = None
+    unpublished: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +44,7 @@ class LabeledImages:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> LabeledImages:
         masks = None if self.masks is None else change(self.masks)
-        return LabeledImages(images=change(self.images), labels=change(self.labels), masks=masks)
+        return replace(self, images=change(self.images), labels=change(self.labels), masks=masks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,11 @@ class InMemoryData:
 
     def __init__(self, splits: Splits, config: TrialConfig, seed: int) -> None:
         self.splits, self.config, self.seed = splits, config, seed
+
+    @property
+    def notes(self) -> list[str]:
+        files = dict.fromkeys([*self.splits.train.unpublished, *self.splits.test.unpublished])
+        return [f"{file}: not the published content (run.own_data)" for file in files]
 
     def to(self, device: torch.device) -> InMemoryData:
         return InMemoryData(self.splits.to(device), self.config, self.seed)

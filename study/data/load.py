@@ -19,54 +19,83 @@ from study.data.streamed import check_streamed, load_streamed
 
 
 def load_data(
-    config: TrialConfig, seeds: Mapping[str, int], data_root: str | None = None, workers: int = 0
+    config: TrialConfig,
+    seeds: Mapping[str, int],
+    data_root: str | None = None,
+    workers: int = 0,
+    *,
+    own_data: bool = False,
 ) -> TrialData:
-    """The data of a trial. Raises `UserError` if files are missing.
+    """The data of a trial. Raises `UserError` if files are missing or damaged.
 
     workers: processes that read streamed data; 0: the trial's process reads it itself.
+    own_data: accepts files with other content than the published ones.
     """
     if DATASETS[config.dataset].streamed:
         return load_streamed(config, seeds, data_root, workers)
-    return InMemoryData(load_splits(config, seeds["split"], data_root), config, seeds["data"])
+    return InMemoryData(load_splits(config, seeds["split"], data_root, own_data=own_data), config, seeds["data"])
 
 
-def check_data(dataset: str, data_root: str | None = None, *, subset: bool = False) -> None:
-    """Finds or downloads the files of a data set, before any trial starts. Raises `UserError` if files are missing.
+def check_data(dataset: str, data_root: str | None = None, *, subset: bool = False, own_data: bool = False) -> None:
+    """Finds or downloads the files of a data set, before any trial starts.
+
+    Raises `UserError` if files are missing or damaged.
 
     subset: the trials set `train_samples`, so a streamed data set does not need all of its published images.
     """
     if DATASETS[dataset].streamed:
         check_streamed(dataset, data_root, subset=subset)
     else:
-        load_images(DATASETS[dataset].glyphs or dataset, data_root)
+        load_images(DATASETS[dataset].glyphs or dataset, data_root, own_data=own_data)
 
 
-def load_images(dataset: str, data_root: str | None = None) -> tuple[LabeledImages, LabeledImages | None]:
-    """All published images: those for training and validation, and the test split if one is published."""
-    return import_in_memory_module(dataset).load(dataset, data_root)
+def load_images(
+    dataset: str, data_root: str | None = None, *, own_data: bool = False
+) -> tuple[LabeledImages, LabeledImages | None]:
+    """All published images: those for training and validation, and the test split if one is published.
+
+    Raises `UserError` if files are missing, or are not what the catalog says.
+    """
+    pool, test = import_in_memory_module(dataset).load(dataset, data_root)
+    facts, where = DATASETS[dataset], f"run.data_root={data_root}: {dataset}"
+    for name, images, published in (("training", pool, facts.train), ("test", test, facts.test)):
+        if (len(images) if images else None) != published:
+            raise UserError(f"{where}: {len(images or ())} {name} images, not the published {published}")
+        if images and not 0 <= images.labels.min() <= images.labels.max() < facts.classes:
+            labels = f"{int(images.labels.min())} to {int(images.labels.max())}"
+            raise UserError(f"{where}: labels of {name} images: {labels}; allowed: 0 to {facts.classes - 1}")
+    unpublished = [*pool.unpublished, *(test.unpublished if test else ())]
+    if unpublished and not own_data:
+        raise UserError(
+            f"{unpublished[0]}: its content is not the published one of {dataset}: replace the file, "
+            "or set run.own_data=true if the data are your own"
+        )
+    return pool, test
 
 
-def load_splits(config: TrialConfig, seed: int, data_root: str | None = None) -> Splits:
+def load_splits(config: TrialConfig, seed: int, data_root: str | None = None, *, own_data: bool = False) -> Splits:
     """The normalized splits of a data set that is held in memory; `seed` decides which image belongs to which split.
 
-    A published test split is used as it is. Raises `UserError` if files are missing.
+    A published test split is used as it is. Raises `UserError` if files are missing or damaged.
     """
     sizes = config.split_sizes
     if DATASETS[config.dataset].glyphs is not None:
-        train, validation, test = _compose_scenes(config, sizes, seed, data_root)
+        train, validation, test = _compose_scenes(config, sizes, seed, data_root, own_data)
     else:
-        train, validation, test = _split_images(config.dataset, sizes, seed, data_root)
+        train, validation, test = _split_images(config.dataset, sizes, seed, data_root, own_data)
     mean = train.images.mean((0, 2, 3), keepdim=True)
     std = train.images.std((0, 2, 3), keepdim=True)
     train, validation, test = (replace(part, images=(part.images - mean) / std) for part in (train, validation, test))
     return Splits(train=train, validation=validation, test=test)
 
 
-def _compose_scenes(config: TrialConfig, sizes: Sequence[int], seed: int, data_root: str | None) -> list[LabeledImages]:
+def _compose_scenes(
+    config: TrialConfig, sizes: Sequence[int], seed: int, data_root: str | None, own_data: bool
+) -> list[LabeledImages]:
     """Scenes for training, validation and test. No two splits share a glyph."""
     dataset = DATASETS[config.dataset].glyphs
     assert dataset is not None
-    glyphs = _split_images(dataset, compute_split_sizes(dataset, config.validation_fraction), seed, data_root)
+    glyphs = _split_images(dataset, compute_split_sizes(dataset, config.validation_fraction), seed, data_root, own_data)
     splits = [
         scenes.compose_scenes(part, samples, derive_seed("scenes", seed, number))
         for number, (part, samples) in enumerate(zip(glyphs, sizes, strict=True))
@@ -74,12 +103,11 @@ def _compose_scenes(config: TrialConfig, sizes: Sequence[int], seed: int, data_r
     return [scenes.label_largest_object(split) for split in splits] if config.task == "classification" else splits
 
 
-def _split_images(dataset: str, sizes: Sequence[int], seed: int, data_root: str | None) -> list[LabeledImages]:
+def _split_images(
+    dataset: str, sizes: Sequence[int], seed: int, data_root: str | None, own_data: bool
+) -> list[LabeledImages]:
     """Published images for training, validation and test, not normalized."""
-    pool, test = load_images(dataset, data_root)
-    facts = DATASETS[dataset]
-    if (len(pool), test and len(test)) != (facts.train, facts.test):
-        raise UserError(f"run.data_root={data_root}: {dataset}: {len(pool)} training images, not {facts.train}")
+    pool, test = load_images(dataset, data_root, own_data=own_data)
     n_train, n_validation, n_test = sizes
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
     if test is None:

@@ -24,10 +24,14 @@ class TrialData(Protocol):
     """The data that a trial is trained and evaluated on.
 
     set_aside: one line for each file or label that could not be used, with the reason.
+    notes: other lines about the files, for the record.
     """
 
     @property
     def set_aside(self) -> Sequence[str]: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def to(self, device: torch.device) -> TrialData: ...
 

@@ -20,7 +20,8 @@ class InMemoryModule(Protocol):
     def load(self, dataset: str, data_root: str | None) -> tuple[LabeledImages, LabeledImages | None]:
         """All published images: those for training and validation, and the test split if one is published.
 
-        Pixels are in 0..1. Without `data_root` the files may be downloaded. Raises `UserError` if they are missing.
+        Pixels are in 0..1. Without `data_root` the files may be downloaded. Raises `UserError` if they are missing or
+        damaged; files with other content than the published ones are named in `LabeledImages.unpublished`.
         """
 
 

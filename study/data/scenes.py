@@ -69,7 +69,7 @@ def compose_scenes(glyphs: LabeledImages, samples: int, seed: int) -> LabeledIma
         image += _per_scene(block["noise"]) * torch.from_numpy(noise.standard_normal(image.shape, dtype=np.float32))
         images[part] = _apply_light(image, block).clamp(0, 1)
     labels = (glyphs.labels[chosen] + 1) * (_count_visible_pixels(masks) > 0)
-    return LabeledImages(images=images, labels=labels, masks=masks)
+    return LabeledImages(images=images, labels=labels, masks=masks, unpublished=glyphs.unpublished)
 
 
 def label_largest_object(scenes: LabeledImages) -> LabeledImages:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,8 @@ def load_streamed(config: TrialConfig, seeds: Mapping[str, int], data_root: str 
     }
     return StreamedData(
         splits=splits, config=config, seed=seeds["data"], workers=workers,
-        set_aside=[*_describe_subset(config.dataset, pool, test), *pool.set_aside, *test.set_aside],
+        set_aside=[*pool.set_aside, *test.set_aside],
+        notes=[*_describe_subset(config.dataset, pool, test), *pool.notes, *test.notes],
     )  # fmt: skip
 
 
@@ -66,10 +67,14 @@ def _open_splits(dataset: str, data_root: str | None, *, subset: bool) -> tuple[
     """The published training and validation splits. Raises `UserError` if files are missing."""
     module, facts = import_streamed_module(dataset), DATASETS[dataset]
     folder = module.find_folder(resolve_data_root(data_root))
-    pool, test = module.open_split(folder, "train"), module.open_split(folder, "test")
+    try:
+        pool, test = module.open_split(folder, "train"), module.open_split(folder, "test")
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
     for name, source, published in (("training", pool, facts.train), ("validation", test, facts.test)):
         if len(source) != published and not (subset and len(source)):
-            example = f", for example {source.set_aside[0]}" if source.set_aside else ""
+            example = "".join(f", for example {line}" for line in source.set_aside[:1])
+            example += "".join(f"; {line}" for line in source.notes)
             raise UserError(
                 f"{folder}: {dataset}: {len(source)} {name} images with their labels, not the published {published}"
                 f"{example}; copy all of it from {module.DOWNLOAD_PAGE}, or set train_samples to use what exists"
@@ -100,6 +105,7 @@ class StreamedData:
     seed: int
     workers: int
     set_aside: list[str]
+    notes: Sequence[str]
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
 
     def to(self, device: torch.device) -> StreamedData:
@@ -133,7 +139,7 @@ class StreamedTrainingLoader(TrainingLoader):
     """A `TrainingLoader` of samples in files. Its state also contains the samples that have been set aside."""
 
     def __init__(self, data: StreamedData, augmentation: str, shard: Shard) -> None:
-        config, samples = data.config, data.splits["train"]
+        config, samples = data.config, data.splits["train"].select_targets(data.config, training=True)
         super().__init__(len(samples), config.gradient_batch, steps=config.epoch_steps, seed=data.seed, shard=shard)
         self.data = data
         self.reader = BatchReader(samples=samples, config=config, seed=data.seed, augmentation=augmentation)
@@ -159,7 +165,7 @@ class StreamedEvaluationLoader:
     """Yields every usable sample once, in order and without augmentation."""
 
     def __init__(self, data: StreamedData, split: SplitName, shard: Shard) -> None:
-        self.data, samples = data, data.splits[split]
+        self.data, samples = data, data.splits[split].select_targets(data.config, training=False)
         self.batches = split_evaluation(len(samples), EVALUATION_BATCH_SIZES[data.config.task], shard)
         self.reader = BatchReader(samples=samples, config=data.config, seed=data.seed, augmentation=None)
 

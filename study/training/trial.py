@@ -122,7 +122,7 @@ def train(
     write_result(folder, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
-        "set_aside": len(data.set_aside), "notes": [*notes, *format_set_aside(data.set_aside)],
+        "set_aside": len(data.set_aside), "notes": [*notes, *data.notes, *format_set_aside(data.set_aside)],
     })  # fmt: skip
     return status, recorder.steps[-1]
 
@@ -174,7 +174,8 @@ def _fit_and_test(
 
 
 def _load_data(job: Job) -> TrialData:
-    return load_data(job.trial.config, job.trial.seeds, job.run.data_root, job.run.loader_workers)
+    trial, run = job.trial, job.run
+    return load_data(trial.config, trial.seeds, run.data_root, run.loader_workers, own_data=run.own_data)
 
 
 def _build_network(job: Job) -> nn.Module:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
-from study.data import cifar
 from study.data.in_memory import InMemoryEvaluationLoader, InMemoryTrainingLoader, LabeledImages
 from study.data.load import load_images, load_splits
 
@@ -132,53 +129,6 @@ def test_normalization_uses_only_the_training_split() -> None:
     assert splits.train.images.mean().item() == pytest.approx(0, abs=1e-5)
     assert splits.train.images.std().item() == pytest.approx(1, abs=1e-4)
     assert abs(splits.test.images.mean().item()) > 1e-5
-
-
-def write_idx(path: Path, array: np.ndarray, *, compress: bool) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(size).to_bytes(4, "big") for size in array.shape)
-    data = header + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(data) if compress else data)
-
-
-@pytest.mark.parametrize(("folder", "compress"), [("", True), ("FashionMNIST/raw", False), ("fashion-mnist", True)])
-def test_fashion_mnist_is_read_from_every_usual_layout(tmp_path: Path, folder: str, compress: bool) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28))
-    suffix = ".gz" if compress else ""
-    for part in ("train", "t10k"):
-        write_idx(tmp_path / folder / f"{part}-images-idx3-ubyte{suffix}", pixels, compress=compress)
-        write_idx(tmp_path / folder / f"{part}-labels-idx1-ubyte{suffix}", np.arange(5), compress=compress)
-    train, test = load_images("fashion_mnist", str(tmp_path))
-    assert test is not None
-    torch.testing.assert_close(train.images[:, 0], torch.from_numpy(pixels / 255).float())
-    assert test.labels.tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(("dataset", "published"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
-def test_cifar_is_read_by_torchvisions_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, published: str
-) -> None:
-    class Published:
-        def __init__(self, root: Path, *, train: bool, download: bool) -> None:
-            assert (root, download) == (tmp_path, False)
-            self.data = np.full((4 if train else 2, 32, 32, 3), 51, np.uint8)
-            self.targets = list(range(len(self.data)))
-
-    monkeypatch.setattr(cifar, published, Published)
-    train, test = load_images(dataset, str(tmp_path))
-    assert test is not None
-    assert (train.images.shape, test.images.shape) == ((4, 3, 32, 32), (2, 3, 32, 32))
-    assert train.images.eq(0.2).all()
-    assert train.labels.tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10", "cifar100"])
-def test_missing_files_are_named_with_the_folders_that_were_searched(tmp_path: Path, dataset: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_images(dataset, str(tmp_path))
-    assert str(tmp_path) in str(caught.value)
-    assert dataset in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_data_root_is_named(tmp_path: Path) -> None:
