@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from study.record.contents import SCHEMA_VERSION
 from study.record.io import file_digest, write_json
-from study.record.layout import SCHEMA_VERSION, TrialFolder
+from study.record.layout import TrialFolder
 
 
 @pytest.fixture
