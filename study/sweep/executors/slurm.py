@@ -238,6 +238,7 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
     """Submits a job array with a job per batch; returns the jobs' names. Raises `UserError` if Slurm refuses it."""
     import submitit
 
+    folder.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)  # scripts contain `launch.setup`
     executor = submitit.SlurmExecutor(folder=folder.jobs)
     executor.update_parameters(
         job_name=folder.path.name,
