@@ -59,7 +59,9 @@ def test_a_damaged_result_is_none(folder: TrialFolder, text: str) -> None:
     folder.result.write_text(text)
     assert folder.read_result() is None
     assert folder.damaged_files() == ["result.json"]
-    assert folder.status() == ("damaged", "result.json")
+    state, reason = folder.status()
+    assert state == "damaged"
+    assert reason.startswith("result.json: ")
 
 
 def test_a_trial_without_a_record_is_planned(tmp_path: Path) -> None:
