@@ -94,6 +94,8 @@ def open_server(root: Path, port: int = PORT) -> ThreadingHTTPServer:
 class _Server(ThreadingHTTPServer):
     """One thread per connection, and a limited number of connections: a new one ends the oldest."""
 
+    request_queue_size = 128
+
     def __init__(self, *arguments: Any) -> None:
         self.connections: dict[socket.socket, None] = {}  # in the order in which they were opened
         super().__init__(*arguments)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,22 @@ from study.config.schema import StudyConfig
 from study.config.seeds import MAX_REPLICATES
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.contents import DamagedFileError, Environment, Result, State, read_description, read_document
-from study.record.contents import read_metrics as read_metric_rows
+from study.record.contents import (
+    DamagedFileError,
+    Environment,
+    Result,
+    State,
+    read_description,
+    read_document,
+    read_metrics,
+)
 from study.record.io import file_digest, read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from tests.cli.conftest import STUDY, Command
 
 Damage = Callable[[TrialFolder], None]
-DEEP, HUGE = "[" * 100_000, "1" + "0" * 400
+DEEP, HUGE, NAN = "[" * 100_000, "1" + "0" * 400, float("nan")
+CODE = {"url": "javascript:x"}
 BOMB = "a: &a [1,1]\n" + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)},*{chr(97 + n)}]\n" for n in range(20))
 
 
@@ -83,6 +92,11 @@ def make_pipe(name: str) -> Damage:
     return damage
 
 
+def leave_pipe(record: TrialFolder) -> None:
+    record.result.unlink()
+    make_pipe("state.json")(record)
+
+
 def row(**values: Any) -> str:
     return json.dumps({"schema": 1, "epoch": 1, "step": 3, "name": "val_loss", "value": 0.5} | values)
 
@@ -100,7 +114,7 @@ CASES: dict[str, tuple[str, Damage]] = {
     "a huge metric": ("result.json: metrics.val_loss", change("result.json", metrics={"val_loss": 10**400})),
     "a metric that is text": ("result.json: metrics.val_loss", change("result.json", metrics={"val_loss": "1"})),
     "a metric that is true": ("result.json: metrics.val_loss", change("result.json", metrics={"val_loss": True})),
-    "a metric that is NaN": ("result.json: metrics.val_loss", change("result.json", metrics={"val_loss": float("nan")})),
+    "a metric that is NaN": ("result.json: metrics.val_loss", change("result.json", metrics={"val_loss": NAN})),
     "seconds as text": ("result.json: seconds", change("result.json", seconds="x")),
     "negative parameters": ("result.json: parameters", change("result.json", parameters=-1)),
     "another schema": ("result.json: schema: has schema 2", change("result.json", schema=2)),
@@ -114,7 +128,7 @@ CASES: dict[str, tuple[str, Damage]] = {
     "a list as result": ("result.json: ", replace("result.json", "[]")),
     "a large result": ("result.json: larger than 4 MiB", replace("result.json", " " * 2**22 + "{}")),
     "a device that is no text": ("environment.json: device", change("environment.json", device=["x"])),
-    "an address that is code": ("environment.json: wandb.url", change("environment.json", wandb={"url": "javascript:x"})),
+    "an address that is code": ("environment.json: wandb.url", change("environment.json", wandb=CODE)),
     "W&B's run as text": ("environment.json: wandb", change("environment.json", wandb="x")),
     "a deep environment": ("environment.json: not valid JSON", replace("environment.json", DEEP)),
     "an epoch that is text": ("metrics.jsonl: line 1: 0.epoch", replace("metrics.jsonl", row(epoch="x"))),
@@ -130,7 +144,7 @@ CASES: dict[str, tuple[str, Damage]] = {
     "a state's huge start": ("state.json: started", leave_state(f'{{"state": "running", "started": {HUGE}}}')),
     **{f"a pipe as {name}": (f"{name}: ", make_pipe(name))
        for name in ("trial.yaml", "result.json", "environment.json", "metrics.jsonl", "switch_weights.parquet")},
-    "a pipe as state.json": ("state.json: not a regular file", lambda r: (r.result.unlink(), make_pipe("state.json")(r))[0]),
+    "a pipe as state.json": ("state.json: not a regular file", leave_pipe),
 }  # fmt: skip
 INTACT = 2
 SETTINGS = ("--set", f"replicates={len(CASES)}", "--set", "tracking.mode=disabled")
@@ -214,17 +228,18 @@ KEYS = [
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(st.sampled_from(KEYS), ANY_JSON))
 def test_any_values_are_read_or_refused(tmp_path: Path, values: dict[str, Any]) -> None:
-    for name, read in (
-        ("result.json", lambda path: read_document(path, Result)), ("state.json", lambda path: read_document(path, State)),
-        ("environment.json", lambda path: read_document(path, Environment)), ("trial.yaml", read_description),
-        ("metrics.jsonl", read_metric_rows),
-    ):  # fmt: skip
-        (tmp_path / name).write_text(json.dumps(values), "utf-8")
+    file = tmp_path / "file"
+    file.write_text(json.dumps(values), "utf-8")
+    readers = [partial(read_document, contents=contents) for contents in (Result, State, Environment)]
+    for read in (*readers, read_description, read_metrics):
         try:
-            read(tmp_path / name)
+            read(file)
         except DamagedFileError as error:
-            assert str(error).startswith(f"{name}: ")
-            assert "\n" not in str(error)
+            message = str(error)
+        else:
+            continue
+        assert message.startswith("file: ")
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,14 @@ def format_csv(table: pd.DataFrame) -> str:
 
 
 def _quote_formula(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+    if not isinstance(value, str):
         return value
+    text = value.replace("\r", " ")  # which would start a line, without quotes
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return f"'{value}"
-    return value
+        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
+    return text
 
 
 def format_latex(table: pd.DataFrame, label: str) -> str:
