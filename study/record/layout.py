@@ -237,7 +237,8 @@ class StudyFolder:
     def trials(self) -> Iterator[TrialFolder]:
         """The folders of all trials that have been started, planned or not."""
         for path in sorted(self.path.glob("trials/*/r*")):
-            if path.is_dir() and path.name[1:].isdecimal():
+            is_replicate = path.name[1:].isascii() and path.name[1:].isdecimal()
+            if is_replicate and path.parent.name.isprintable() and path.is_dir():  # others cannot be shown, or encoded
                 yield TrialFolder(path)
 
 

@@ -196,7 +196,7 @@ def test_status_counts_and_names_them(folder: StudyFolder, command: Command) -> 
     printed = command("status", *STUDY, *SETTINGS, "--out", str(folder.path.parent))
     assert printed.code == 0
     assert "result.json: reason: Input should be a valid string" in printed.out
-    assert "environment.json: missing" in printed.out
+    assert "state.json: started: Input should be a valid number" in printed.out
 
 
 def test_diff_shows_any_two_trials(folder: StudyFolder, study: StudyConfig, command: Command) -> None:

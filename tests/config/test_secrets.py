@@ -17,9 +17,13 @@ from study.sweep.study_file import check_folder, write_study
 
 SECRET = "s3cret"
 SETTINGS = [
-    f'launch.setup=["export PGPASSWORD={SECRET}"]', f'setup=["export TOKEN={SECRET}"]', f"address=ray://me:{SECRET}@head",
-    f"launch.sbatch.export=ALL,KEY={SECRET}", f"launch={{sbatch: {{export: 'KEY={SECRET}'}}}}", f"sbatch={{export: {SECRET}}}",
-]  # fmt: skip
+    f'launch.setup=["export PGPASSWORD={SECRET}"]',
+    f'setup=["export TOKEN={SECRET}"]',
+    f"address=ray://me:{SECRET}@head",
+    f"launch.sbatch.export=ALL,KEY={SECRET}",
+    f"launch={{sbatch: {{export: 'KEY={SECRET}'}}}}",
+    f"sbatch={{export: {SECRET}}}",
+]
 
 
 def test_the_fields_that_may_hold_secrets() -> None:
