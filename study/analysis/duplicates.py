@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from study.analysis.trial_files import METRICS, RESULT_NUMBERS
-from study.record.layout import FINISHED
+from study.record.contents import FINISHED
 
 _LOSSES = ("train_loss", "val_loss")
 """Curves whose numbers do not repeat by chance. Learning rates and the initial switch weights are the same in all

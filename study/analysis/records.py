@@ -35,7 +35,8 @@ from study.plan.design_diagnostics import find_co_varying
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
 from study.plan.trials import PlannedTrial, plan_trials
-from study.record.layout import FINISHED, StudyFolder, TrialFolder
+from study.record.contents import FINISHED
+from study.record.layout import StudyFolder, TrialFolder
 
 ENDED = (*FINISHED, "failed", "damaged")
 """States of trials that nothing is waited for; the others are planned, running and stale."""

@@ -5,22 +5,20 @@ What cannot be read makes the trial `damaged`, with the file and the reason; not
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import yaml
 
 from study.analysis.weight_tables import read_switch_weights
 from study.config.choice_space import ChoiceSpace
 from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial, plan_trial
-from study.record.io import read_json, read_metrics
-from study.record.layout import SCHEMA_VERSION, TrialFolder
+from study.record.contents import MAX_TABLE_BYTES, DamagedFileError, read_command, read_metrics
+from study.record.io import read_file
+from study.record.layout import TrialFolder, read_reason
 
 SPLITS = ("val", "test", "fit")  # `fit` is the training split, evaluated as the other two are
 METRICS = (
@@ -33,9 +31,6 @@ CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_score
 CONFIG_COLUMNS = ("norm", "depth", "batch_size", "task", "dataset")
 RESULT_NUMBERS = ("parameters", "norm_layers", "seconds")
 FACTS = ("start", "statistics_batch", "gradient_batch", "pool", "command", "device", "commit", "wandb")
-
-# PyYAML's C loader, where it is installed, is ten times faster; with a thousand trials that matters.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(kw_only=True)
@@ -53,26 +48,23 @@ class TrialRecord:
 
 def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpace) -> TrialRecord:
     """Reads a trial of any state. plan: None for a trial of a search whose trial.yaml cannot be read."""
-    row = {**_read_planned_facts(folder, plan), **_read_state_and_results(folder, plan), **_read_facts(folder)}
-    record = TrialRecord(row=row, curves=_read_curves(folder))
-    if row["state"] == "damaged" or not folder.switch_weights.is_file():
-        return record
+    row = {**_read_planned_facts(folder, plan), **_read_state_and_results(folder, plan)}
+    record = TrialRecord(row=row, curves=[])
     try:
-        weights = read_switch_weights(folder.switch_weights, space)
-    except ValueError as error:
-        if row["state"] != "running":  # a running trial may be writing it
-            row |= {"state": "damaged", "reason": f"{folder.switch_weights.name}: {error}"}
-        return record
-    if weights.num_rows:  # the layers of some norms have no choice
-        record.weights = weights
+        row |= _read_facts(folder)
+        record.curves = _read_curves(folder)
+        if row["state"] != "damaged":
+            record.weights = _read_weights(folder, space, is_running=row["state"] == "running")
+    except DamagedFileError as error:
+        row |= {"state": "damaged", "reason": str(error), **dict.fromkeys((*METRICS, *RESULT_NUMBERS))}
     return record
 
 
 def read_search_plan(study: StudyConfig, folder: TrialFolder) -> PlannedTrial | None:
     """The plan that trial.yaml of a trial of a search holds; None where it cannot be read."""
-    data = _read_trial_yaml(folder)
     try:
-        return plan_trial(study, data["levels"], int(data["replicate"]))
+        data = folder.read_description()
+        return plan_trial(study, data["levels"], data["replicate"])
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -97,15 +89,6 @@ def build_key(folder: TrialFolder) -> str:
     return f"{folder.trial_id}-{folder.path.name}"
 
 
-def _read_trial_yaml(folder: TrialFolder) -> dict[str, Any]:
-    """The content of trial.yaml; empty where it cannot be read."""
-    try:
-        data = yaml.load(folder.trial.read_text(encoding="utf-8"), Loader=_YAML_LOADER)  # noqa: S506  (both are safe)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
 def _read_planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, Any]:
     if plan is None:
         return {"key": build_key(folder), "trial_id": folder.trial_id}
@@ -123,50 +106,46 @@ def _read_planned_facts(folder: TrialFolder, plan: PlannedTrial | None) -> dict[
 
 
 def _read_state_and_results(folder: TrialFolder, plan: PlannedTrial | None) -> dict[str, Any]:
-    try:
-        result, damaged = folder.check()
-        damaged += [] if plan else [folder.trial.name]
-        if damaged:
-            return {"state": "damaged", "reason": "; ".join(_format_damage(folder, name) for name in damaged)}
-        if result is not None:
-            return {"state": result["status"], "reason": result.get("reason") or "", **_select_results(result)}
-        state, reason = folder.status()
-    except (KeyError, TypeError, AttributeError):  # valid JSON, but not of the expected shape
-        state, reason = "damaged", f"{folder.result.name} or {folder.state.name}"
+    result, damaged = folder.check()
+    reasons = [folder.describe_damage(name) for name in damaged]
+    reasons += [] if plan else [_explain_no_plan(folder)]
+    if reasons:
+        return {"state": "damaged", "reason": "; ".join(reasons)}
+    if result is not None:
+        return {"state": result["status"], "reason": read_reason(result), **_select_results(result)}
+    state, reason = folder.status()
     return {"state": state, "reason": reason}
 
 
-def _format_damage(folder: TrialFolder, name: str) -> str:
-    """What is wrong with a file of a trial that has ended."""
-    path = folder.path / name
-    if not path.exists():
-        return f"{name}: missing"
-    if name == folder.result.name:
-        result = read_json(path)
-        if result is None:
-            return f"{name}: half-written"
-        if result.get("schema") != SCHEMA_VERSION:
-            return f"{name}: has schema {result.get('schema')}, but this version reads schema {SCHEMA_VERSION}"
-        return f"{name}: lacks required keys"
-    return f"{name}: changed since the trial ended"
+def _explain_no_plan(folder: TrialFolder) -> str:
+    """Why trial.yaml of a trial of a search gives no plan."""
+    try:
+        folder.read_description()
+    except DamagedFileError as error:
+        return str(error)
+    return f"{folder.trial.name}: not a trial of this study"
 
 
 def _read_facts(folder: TrialFolder) -> dict[str, Any]:
     """How and where the trial was run."""
-    environment = read_json(folder.environment) or {}
-    wandb = environment.get("wandb")
-    url = wandb.get("url") if isinstance(wandb, dict) else None  # offline runs have none
+    environment = folder.read_environment()
+    url = (environment.get("wandb") or {}).get("url")  # offline runs have none
     found = {name: environment.get(name) for name in ("device", "commit")}
-    return {"command": _read_command(folder), **found, "wandb": url}
+    return {"command": read_command(folder.trial), **found, "wandb": url}
 
 
-def _read_command(folder: TrialFolder) -> object:
-    """The command in trial.yaml. Only its own lines are parsed: the whole file would take most of a report's time."""
+def _read_weights(folder: TrialFolder, space: ChoiceSpace, *, is_running: bool) -> pa.Table | None:
+    """The switch weights of every epoch; None where there are none. Raises `DamagedFileError`."""
+    file = folder.switch_weights
     try:
-        lines = re.search(r"^command:.*(\n[ \t].*)*", folder.trial.read_text(encoding="utf-8"), re.MULTILINE)
-        return yaml.load(lines[0], Loader=_YAML_LOADER)["command"] if lines else None  # noqa: S506  (both are safe)
-    except (OSError, ValueError, yaml.YAMLError):
+        weights = read_switch_weights(pa.BufferReader(read_file(file, MAX_TABLE_BYTES)), space)
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        if is_running:  # it may be writing the file
+            return None
+        raise DamagedFileError(file.name, str(error)) from None
+    return weights if weights.num_rows else None  # the layers of some norms have no choice
 
 
 def _select_results(result: dict[str, Any]) -> dict[str, float]:
@@ -177,12 +156,12 @@ def _select_results(result: dict[str, Any]) -> dict[str, float]:
 def _read_curves(folder: TrialFolder) -> list[tuple[str, int, str, float]]:
     key = build_key(folder)
     return [
-        (key, row["epoch"], row["name"], _convert_number(row.get("value")))
+        (key, row["epoch"], row["name"], _convert_number(row["value"]))
         for row in read_metrics(folder.metrics)
         if row["name"] in CURVES
     ]
 
 
-def _convert_number(value: object) -> float:
-    """A finite number as a float; NaN for anything else."""
-    return float(value) if isinstance(value, (int, float)) and np.isfinite(value) else float("nan")
+def _convert_number(value: float | None) -> float:
+    """The number as a float; NaN for None."""
+    return float("nan") if value is None else float(value)

@@ -16,6 +16,9 @@ from study.record.switch_weights import SWITCH_WEIGHTS_SCHEMA, derive_places
 
 BACKBONE = "backbone"  # the role that answers compare; heads are shown apart
 
+MAX_ROWS = 20_000_000  # of one trial
+_OPTIONAL = ("place", "receptive_field")  # columns that may have nulls
+
 # Text that repeats in every row is dictionary-encoded: ten thousand trials have millions of rows.
 _CODED = pa.dictionary(pa.int32(), pa.string())
 _TEXT = [field.name for field in SWITCH_WEIGHTS_SCHEMA if field.type == pa.string()]
@@ -28,11 +31,14 @@ def read_switch_weights(file: Any, space: ChoiceSpace = NORMALIZATION) -> pa.Tab
     """The switch weights of one trial, every epoch, with text dictionary-encoded. Raises `ValueError` if damaged."""
     try:
         table = _read_table(file)
+        table.validate(full=True)  # codes of text that are out of bounds fail only where they are used
         groups = table.group_by(["epoch", "layer_index", "statistic"], use_threads=False)
         sums = groups.aggregate([("weight", "sum")])["weight_sum"]
         values = {name: table[name].unique().to_pylist() for name in ("statistic", "normalizer")}
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"unreadable: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"unreadable: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from None
+    if missing := [name for name in table.column_names if table[name].null_count and name not in _OPTIONAL]:
+        raise ValueError(f"{', '.join(missing)}: has missing values")
     for name, allowed in (("statistic", space.axis_names), ("normalizer", space.member_names)):
         if unknown := set(values[name]) - set(allowed):
             raise ValueError(f"{name}: unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
@@ -112,6 +118,8 @@ def _read_table(file: Any) -> pa.Table:
     A file that was written before the column `place` existed gets it from the paths and roles of its layers.
     """
     metadata = pq.read_metadata(file)
+    if metadata.num_rows > MAX_ROWS:
+        raise ValueError(f"has {metadata.num_rows} rows; allowed: up to {MAX_ROWS}")
     columns = [name for name in SWITCH_WEIGHTS_SCHEMA.names if name in metadata.schema.names]
     if missing := set(SWITCH_WEIGHTS_SCHEMA.names) - {*columns, "place"}:
         raise ValueError(f"lacks the columns {', '.join(sorted(missing))}")

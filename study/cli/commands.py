@@ -16,6 +16,7 @@ from rich.console import Console
 
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
 from study.config.schema import StudyConfig
+from study.config.secrets import hide_secret_settings, is_secret_setting
 from study.config.seeds import MAX_REPLICATES, find_seed_role
 from study.config.yaml_input import read_yaml
 from study.plan.loading import DEFAULT_SCALE, list_configs, load_study
@@ -58,7 +59,9 @@ def run_study(options: argparse.Namespace) -> int:
         study=study,
         folder=folder,
         executor=executor,
-        environment=describe_environment(format_command(options.arguments, _own_program(options))),
+        environment=describe_environment(
+            format_command(hide_secret_settings(options.arguments), _own_program(options))
+        ),
         console=console,
         command_for=lambda trial: _build_reproduce_command(options, study, trial),
         storage=options.storage,
@@ -265,7 +268,8 @@ def _build_reproduce_command(options: argparse.Namespace, study: StudyConfig, tr
         f"factors.{factor}={json.dumps(list(dict.fromkeys(cell[factor] for cell in cells)))}" for factor in trial.levels
     ]
     role = find_seed_role(trial.replicate)
-    settings = [*options.set, *levels, f"replicates={trial.replicate % MAX_REPLICATES + 1}"]
+    given = [setting for setting in options.set if not is_secret_setting(setting)]
+    settings = [*given, *levels, f"replicates={trial.replicate % MAX_REPLICATES + 1}"]
     if study.seeds.apart:
         settings.append(f"seeds.apart={json.dumps([role] if role else [])}")
     if study.search is not None:

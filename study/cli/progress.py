@@ -13,7 +13,8 @@ from rich.text import Text
 from study.cli.live_view import LiveView, format_time_left
 from study.cli.study_observer import StudyObserver, TrialStatus
 from study.plan.trials import PlannedTrial
-from study.record.layout import FINISHED, StudyFolder
+from study.record.contents import FINISHED
+from study.record.layout import StudyFolder
 from study.sweep.listener import SweepListener
 
 FIRST_ANSWERS = 30.0  # seconds after the start

@@ -6,14 +6,17 @@ import getpass
 import io
 import platform
 import re
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from study.cli.background import BackgroundTask
@@ -24,7 +27,11 @@ HOST = "127.0.0.1"
 ALLOWED_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)  # a tunnel may have another port
 PORT = 8347  # fixed, so that bookmarks and tunnels keep working; a free one if it is taken
 REPORT_SHARE = 0.1  # of this machine's processor time
+MAX_CONNECTIONS = 32  # at once; a browser opens six
+IDLE_SECONDS = 10.0  # that a client may take to send, or to receive, the next bytes
 PAGE, VERSION, ICON = "report.html", "/version", "/favicon.ico"
+# What the report consists of, in its folder; this holds W&B runs, too.
+SERVED = re.compile(r"(report|compare)\.html|answers\.json|\w+\.parquet|(figures|tables)/[^/]+")
 # Appended to the page when it is sent, not to the file: reloads the page when there is a newer one, and keeps the
 # scroll position.
 SCRIPT = """
@@ -76,16 +83,45 @@ def serve_report(folder: StudyFolder, print_line: Callable[[str], None]) -> None
 
 
 def open_server(root: Path, port: int = PORT) -> ThreadingHTTPServer:
-    """Opens a server of the files below `root`, on the loopback interface only; on a free port if `port` is taken."""
+    """Opens a server of the report in `root`, on the loopback interface only; on a free port if `port` is taken."""
     handler = partial(_Handler, directory=str(root.resolve()))
     try:
-        return ThreadingHTTPServer((HOST, port), handler)
+        return _Server((HOST, port), handler)
     except OSError:
-        return ThreadingHTTPServer((HOST, 0), handler)
+        return _Server((HOST, 0), handler)
+
+
+class _Server(ThreadingHTTPServer):
+    """One thread per connection, and a limited number of connections: a new one ends the oldest."""
+
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any) -> None:
+        self.connections: dict[socket.socket, None] = {}  # in the order in which they were opened
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections[request] = None
+        for oldest in list(self.connections)[:-MAX_CONNECTIONS]:
+            self.connections.pop(oldest, None)
+            with suppress(OSError):  # it has ended by itself
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints errors of this program only: a client may leave, or be too slow."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Answers GET and HEAD for the files below `directory`; the base class answers other methods with an error."""
+    """Answers GET and HEAD for the files of a report; the base class answers other methods with an error."""
+
+    timeout = IDLE_SECONDS
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Sends the headers; returns the content, or None after an error."""
@@ -120,11 +156,12 @@ class _Handler(SimpleHTTPRequestHandler):
         """Prints nothing: the terminal is for the study."""
 
     def _is_served(self) -> bool:
-        """Whether the URL is that of a file of the folder, with links resolved."""
+        """Whether the URL is that of a file of the report, with links resolved."""
         try:
             file = Path(self.translate_path(self.path)).resolve()
-            return file.is_relative_to(self.directory) and file.is_file()
-        except (OSError, ValueError):  # not a valid file name
+            name = file.relative_to(self.directory).as_posix()
+            return SERVED.fullmatch(name) is not None and file.is_file()
+        except (OSError, ValueError):  # outside of the folder, or not a valid file name
             return False
 
     def _send_content(self, content: bytes, kind: str) -> io.BytesIO:

@@ -7,7 +7,6 @@ need not read thousands of records each second.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import time
@@ -17,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from study.cli.background import BackgroundTask
 from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial, plan_trials
-from study.record.io import read_json
-from study.record.layout import FINISHED, StudyFolder, TrialFolder
+from study.record.contents import FINISHED
+from study.record.io import open_file, read_json
+from study.record.layout import StudyFolder, TrialFolder, read_reason
 from study.sweep.executors.slurm import QueuedJob, read_queue
 
 STATES = ("done", "diverged", "pruned", "running", "submitted", "queued", "stale", "failed", "damaged", "planned")
@@ -177,8 +179,10 @@ class StudyObserver:
             return before
         result = record.read_result()
         if result is not None:
-            state, reason, seconds = result["status"], result.get("reason") or "", float(result.get("seconds") or 0.0)
-            return TrialStatus(key=key, state=state, reason=reason, seconds=seconds, result_time=result_time)
+            seconds = float(result.get("seconds") or 0.0)
+            return TrialStatus(
+                key=key, state=result["status"], reason=read_reason(result), seconds=seconds, result_time=result_time
+            )
         state, reason = record.status()
         if state in ("planned", "stale") and key in queue:
             job, queued = queue[key]
@@ -208,11 +212,11 @@ def describe_driver(folder: StudyFolder) -> str:
 
 def describe_running(record: TrialFolder, planned: PlannedTrial | None = None) -> RunningTrial:
     """How far a trial is and where it runs, from its record."""
-    state = read_json(record.state) or {}
+    state = record.read_state()
     started, place = state.get("started"), state.get("job") or state.get("host")
     return RunningTrial(
         key=record.key, epoch=read_last_epoch(record.metrics), epochs=planned.config.epochs if planned else None,
-        seconds=max(0.0, time.time() - started) if isinstance(started, (int, float)) else None,
+        seconds=None if started is None else max(0.0, time.time() - started),
         place="" if place in (None, platform.node()) else str(place),
     )  # fmt: skip
 
@@ -220,14 +224,16 @@ def describe_running(record: TrialFolder, planned: PlannedTrial | None = None) -
 def read_last_epoch(metrics: Path) -> int | None:
     """The last epoch in a metrics.jsonl, read from its end; None if there is none."""
     try:
-        with open(metrics, "rb") as file:
+        with open_file(metrics) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - METRICS_TAIL))
             lines = file.read().splitlines()
     except OSError:
         return None
     for line in reversed(lines):
         try:
-            return int(json.loads(line)["epoch"])
+            epoch = from_json(line)["epoch"]
         except (ValueError, KeyError, TypeError):  # a line that is cut off
             continue
+        if isinstance(epoch, int):
+            return epoch
     return None

@@ -13,17 +13,16 @@ from rich.table import Table
 
 from study.cli.live_view import format_duration, format_problems, group_problems
 from study.cli.study_observer import STATES, StudyObserver
-from study.config.errors import UserError
 from study.config.schema import StudyConfig
-from study.config.yaml_input import read_yaml
 from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
 from study.plan.design_diagnostics import describe_balance, find_problems
 from study.plan.disk_space import check_disk_space, format_bytes
 from study.plan.loading import read_study_file
 from study.plan.power_analysis import describe_power
 from study.plan.trials import PlannedTrial
-from study.record.io import flatten, read_json
-from study.record.layout import FINISHED, StudyFolder, TrialFolder
+from study.record.contents import FINISHED, DamagedFileError
+from study.record.io import flatten
+from study.record.layout import StudyFolder, TrialFolder
 
 MAX_LINES = 20  # of trials, or of causes, in one state; a cluster may run thousands
 
@@ -161,7 +160,7 @@ def _print_reasons(console: Console, state: str, observer: StudyObserver) -> Non
 
 def _format_place(record: TrialFolder) -> str:
     """Where a running trial runs, and for how long."""
-    state = read_json(record.state) or {}
+    state = record.read_state()
     place = state.get("job") or f"process {state.get('pid')}"
     duration = format_duration(time.time() - float(state.get("started", time.time())))
     return f"{place} on {state.get('host')}, attempt {state.get('attempt')}, for {duration}"
@@ -170,8 +169,8 @@ def _format_place(record: TrialFolder) -> str:
 def _read_levels(record: TrialFolder) -> dict[str, Any]:
     """The levels that a search gave a trial; empty if trial.yaml is not written yet, or damaged."""
     try:
-        return dict(read_yaml(record.trial)["levels"])
-    except (OSError, UserError, KeyError, TypeError):
+        return dict(record.read_description()["levels"])
+    except DamagedFileError:
         return {}
 
 
@@ -206,15 +205,15 @@ def print_difference(console: Console, first: TrialFolder, second: TrialFolder) 
 
 def _read_facts(record: TrialFolder) -> dict[str, Any]:
     """The record as dotted keys, without the values that always differ."""
-    description = read_yaml(record.trial) if record.trial.exists() else {}
-    facts: dict[str, Any] = {"status": record.status()[0], "replicate": record.replicate}
-    for prefix, values in (
-        ("config", description.get("config", {})),
-        ("seeds", description.get("seeds", {})),
-        ("environment", read_json(record.environment) or {}),
-        ("result", read_json(record.result) or {}),
-    ):
-        facts |= flatten(values, f"{prefix}.")
+    status, reason = record.status()
+    facts: dict[str, Any] = {"status": status, "replicate": record.replicate} | ({"reason": reason} if reason else {})
+    try:
+        description = record.read_description() if record.trial.exists() else {}
+        described = {name: description.get(name, {}) for name in ("config", "seeds")}
+        facts |= flatten({**described, "environment": record.read_environment()})
+    except DamagedFileError as error:
+        facts["damaged"] = str(error)
+    facts |= flatten(record.check()[0] or {}, "result.")
     omitted = ("result.files", "result.schema", "result.trial_id", "result.replicate", "result.status",
                "environment.wandb")  # fmt: skip
     return {key: value for key, value in facts.items() if not key.startswith(omitted)}

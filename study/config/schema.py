@@ -469,14 +469,15 @@ class LaunchConfig(StrictModel):
     """Number of Slurm jobs that may run at once."""
     warning_seconds: Annotated[int, Field(ge=1)] = 60
     """Time between Slurm's warning signal and the time limit, in seconds, for trials to write a checkpoint."""
-    sbatch: dict[str, str | int | bool] = {}
-    """Further `sbatch` options, for example `{account: me, constraint: a100}`."""
-    setup: list[str] = []
-    """Shell commands that a Slurm job runs before Python."""
+    sbatch: Annotated[dict[str, str | int | bool], Field(exclude=True)] = {}
+    """Further `sbatch` options, for example `{account: me, constraint: a100}`. Not written into records."""
+    setup: Annotated[list[str], Field(exclude=True)] = []
+    """Shell commands that a Slurm job runs before Python. Not written into records, because they may hold passwords."""
 
     # Ray
-    address: str | None = None
-    """Address of the Ray cluster, `HOST:PORT`; by default the cluster that this machine belongs to."""
+    address: Annotated[str | None, Field(exclude=True)] = None
+    """Address of the Ray cluster, `HOST:PORT`; by default the cluster that this machine belongs to. Not written into
+    records."""
 
 
 class TrackingConfig(StrictModel):

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from study.analysis.report.report import Report
 from study.config.errors import UserError
 from study.dashboard.summary import write_summary
+from study.record.contents import DamagedFileError
 from study.record.io import read_json, write_bytes, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.record.wandb_mode import resolve_mode
@@ -58,7 +59,10 @@ def _is_tracked(trial: TrialFolder) -> bool:
 
     `wandb sync --clean` removes run files, and older records do not name the run.
     """
-    where = (read_json(trial.environment) or {}).get("wandb") or {}
+    try:
+        where = trial.read_environment().get("wandb") or {}
+    except DamagedFileError:
+        where = {}
     return bool(where.get("run")) or any(trial.wandb.glob("*run-*"))
 
 

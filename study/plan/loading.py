@@ -70,6 +70,8 @@ class StudyFile:
 
 def read_study_file(path: Path) -> StudyFile:
     """Reads `study.yaml` of a run. Raises `UserError` if the file is damaged."""
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise UserError(f"{path}: not a regular file")
     content, source = read_yaml(path), str(path)
     if not isinstance(content.get("study"), dict):
         raise UserError(f"{source}: study: expected keys and values; the file is damaged")

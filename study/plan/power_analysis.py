@@ -7,9 +7,11 @@ its last report, if there is one.
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any
+from contextlib import suppress
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from study.config.schema import StudyConfig
 from study.plan.margins import compute_margin
@@ -72,8 +74,9 @@ def compute_detectable_effect(replicates: int, confidence: float, power: float =
 def _describe_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:
     """Replicates to detect the margin of the study's metric, for the difference of the last report that varies most."""
     deviations = {
-        effect["comparison"]: float(np.std(effect["per_replicate"], ddof=1))
-        for effect in _read_effects(folder, "useful", study.metric) if len(effect.get("per_replicate") or ()) > 1
+        effect["comparison"]: float(np.std(values, ddof=1))
+        for effect in _read_effects(folder, "useful", study.metric)
+        if len(values := effect.get("per_replicate") or []) > 1
     }  # fmt: skip
     comparison = max(deviations, key=lambda name: deviations[name], default="")
     if not deviations or not deviations[comparison]:
@@ -111,10 +114,27 @@ def _format_replicates(needed: int | None, least: int = 2) -> str:
     return f"more than {MAX_REPLICATES}" if needed is None else str(max(needed, least))
 
 
-def _read_effects(folder: StudyFolder, question: str, measure: str) -> list[dict[str, Any]]:
+class _Effect(TypedDict):
+    """What is read of an effect in answers.json."""
+
+    measure: str
+    comparison: str
+    n: int
+    interval: NotRequired[tuple[float, float] | None]
+    per_replicate: NotRequired[list[float] | None]
+
+
+_EFFECT = TypeAdapter(_Effect)
+
+
+def _read_effects(folder: StudyFolder, question: str, measure: str) -> list[_Effect]:
     """The effects of one measure in the last report; empty without a report, or with one of another format."""
     try:
-        effects = (read_json(folder.report / "answers.json") or {})["questions"][question]["effects"]
-        return [effect for effect in effects if effect["measure"] == measure]
+        found = list((read_json(folder.report / "answers.json") or {})["questions"][question]["effects"])
     except (KeyError, TypeError):
         return []
+    effects = []
+    for values in found:
+        with suppress(ValidationError):  # a number of it is undefined
+            effects.append(_EFFECT.validate_python(values))
+    return [effect for effect in effects if effect["measure"] == measure]

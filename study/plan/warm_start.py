@@ -21,8 +21,8 @@ from study.config.datasets import DATASETS
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StartConfig, StartRule, StudyConfig, TrialConfig, trial_id
 from study.config.validation import check_level, explain_error, find_origin
-from study.config.yaml_input import read_yaml
 from study.norms.names import effective_pool, parse_norm
+from study.record.contents import DamagedFileError
 from study.record.layout import StudyFolder, TrialFolder
 
 OPTION_RULES: dict[str, tuple[StartRule, ...]] = {
@@ -360,8 +360,8 @@ def _read_identity(folder: TrialFolder, where: str) -> dict[str, object]:
     if problem is not None:
         raise UserError(f"{where}: {folder.path} {problem}")
     try:
-        return TrialConfig(**read_yaml(folder.trial)["config"]).identity_fields()
-    except (KeyError, TypeError, ValidationError):
+        return TrialConfig(**folder.read_description()["config"]).identity_fields()
+    except (DamagedFileError, TypeError, ValidationError):
         raise UserError(f"{where}: {folder.trial} is not a trial of this version") from None
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 PACKAGES = ("normalizer-study", "torch", "torchvision", "lightning", "torchmetrics", "optuna", "wandb", "numpy",
             "scipy", "pandas", "scikit-learn")  # fmt: skip
+_NAMES = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api_?key)\s*(?:=|%3D)\s*"  # ends of names, and what follows
+_VALUE = r"""(?:'[^']*'|"[^"]*"|[^&\s'"]*)"""
 UNKNOWN_COMMIT = "unknown"
 
 
@@ -50,13 +52,13 @@ def format_command(arguments: Sequence[str], program: str = "") -> str:
 
 
 def hide_passwords(text: str) -> str:
-    """`postgresql://me:secret@host` -> `postgresql://me:***@host`, and `?password=secret` -> `?password=***`.
+    """`postgresql://me:secret@host` -> `postgresql://me:***@host`, and `password=secret` -> `password=***`.
 
     A password may contain characters that a URL should escape: everything up to the last @ of the word is hidden, or
-    up to the next @ of the line.
+    up to the next @.
     """
-    text = re.sub(r"(\w+://[^:/@\s]*):(\S*|[^@\n]*)@", r"\1:***@", text)
-    return re.sub(r"([?&]\w*password=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
+    text = re.sub(r"(\w+://[^:/@]*):(\S*|[^@]*)@", r"\1:***@", text)
+    return re.sub(f"({_NAMES}){_VALUE}", r"\1***", text, flags=re.IGNORECASE)
 
 
 def git_commit() -> str:

@@ -1,4 +1,4 @@
-"""Reads and writes the files of a record: atomic writes, and reads that survive torn and damaged files."""
+"""Reads and writes files of a study: atomic writes, and reads that survive torn and damaged files of any size."""
 
 from __future__ import annotations
 
@@ -6,18 +6,40 @@ import hashlib
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
+from pydantic_core import from_json
+
+MAX_JSON_BYTES = 2**26
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a regular file for reading. Raises `OSError` for anything else: opening a pipe would wait for a writer."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("not a regular file")
+    return file
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file. Raises `OSError` for anything else, and for a file that is larger."""
+    with open_file(path) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(f"larger than {max_bytes // 2**20} MiB")
+    return data
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where the file is missing or damaged."""
+    """A JSON object of limited size and depth, or None where the file is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = from_json(read_file(path, MAX_JSON_BYTES))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -64,19 +86,23 @@ def append_line(path: Path, value: Any) -> None:
 def read_attempts(path: Path) -> list[dict[str, Any]]:
     """The lines of an attempts.jsonl in order, without incomplete ones."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_file(path, MAX_JSON_BYTES).splitlines()
     except OSError:
         return []
-    return [line for line in _parse_lines(lines) if isinstance(line, dict)]
+    return [values for line in lines if isinstance(values := _parse_line(line), dict)]
 
 
 def file_digest(path: Path) -> dict[str, Any] | None:
     """Size and SHA-256 of a file; None where it cannot be read."""
+    digest, size = hashlib.sha256(), 0
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            while data := file.read(2**20):
+                digest.update(data)
+                size += len(data)
     except OSError:
         return None
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def quarantine(path: Path) -> Path:
@@ -86,35 +112,12 @@ def quarantine(path: Path) -> Path:
     return aside
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, the last one of each (epoch, name), without incomplete lines."""
-    rows: dict[tuple[int, str], dict[str, Any]] = {}
+def _parse_line(line: bytes) -> Any:
+    """The value of a line of JSON; None where it is incomplete."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for row in _parse_lines(lines):
-        try:
-            rows[row["epoch"], row["name"]] = row
-        except (KeyError, TypeError):
-            continue
-    return list(rows.values())
-
-
-def _parse_lines(lines: list[str]) -> list[Any]:
-    """The values of lines of JSON, without invalid lines. Parsing all at once is twice as fast where all are valid."""
-    try:
-        values: list[Any] = json.loads(f"[{','.join(lines)}]")
+        return from_json(line)
     except ValueError:
-        values = []
-    return values if len(values) == len(lines) else [value for line in lines for value in _parse_line(line)]
-
-
-def _parse_line(line: str) -> list[Any]:
-    try:
-        return [json.loads(line)]
-    except ValueError:
-        return []
+        return None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

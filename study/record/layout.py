@@ -11,10 +11,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from study.record.io import file_digest, read_json
+from study.record.contents import (
+    MAX_SHOWN,
+    DamagedFileError,
+    Environment,
+    Result,
+    State,
+    read_description,
+    read_document,
+)
+from study.record.io import file_digest
 
-SCHEMA_VERSION = 1  # of result.json and metrics.jsonl
-FINISHED = ("done", "diverged", "pruned")  # statuses of a result; a failed trial has no result
 LOCK_SECONDS = 1.0  # timeout of a driver and of a trial; longer than `status` holds a lock to see whether it is free
 
 
@@ -100,11 +107,23 @@ class TrialFolder:
 
         Comparing sizes is cheap enough for thousands of trials; `damaged_files` compares contents.
         """
-        result = _read_complete_result(self.result)
+        result = _read_intact(self.result, Result)
         if result is None:
             return None
         unchanged = (_file_size(f"{self.path}/{name}") == digest["bytes"] for name, digest in result["files"].items())
         return result if all(unchanged) else None
+
+    def read_state(self) -> dict[str, Any]:
+        """The content of state.json; empty where it is missing or damaged."""
+        return _read_intact(self.state, State) or {}
+
+    def read_environment(self) -> dict[str, Any]:
+        """The content of environment.json; empty where it is missing. Raises `DamagedFileError`."""
+        return read_document(self.environment, Environment) or {}
+
+    def read_description(self) -> dict[str, Any]:
+        """The content of trial.yaml. Raises `DamagedFileError`, also where it is missing."""
+        return read_description(self.trial)
 
     def damaged_files(self) -> list[str]:
         """Files whose digest differs from the one in the result; the result itself where it cannot be read."""
@@ -112,35 +131,48 @@ class TrialFolder:
 
     def check(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The result, even if other files are damaged, or None; and the names of the damaged files."""
-        if not self.result.exists():
-            return None, []
-        result = _read_complete_result(self.result)
-        if result is None:
+        try:
+            result = read_document(self.result, Result)
+        except DamagedFileError:
             return None, [self.result.name]
+        if result is None:
+            return None, []
         return result, [name for name, digest in result["files"].items() if file_digest(self.path / name) != digest]
+
+    def describe_damage(self, name: str) -> str:
+        """What is wrong with one of the `damaged_files`."""
+        if name == self.result.name:
+            try:
+                read_document(self.result, Result)
+            except DamagedFileError as error:
+                return str(error)
+        path = self.path / name
+        return f"{name}: {'changed since the trial ended' if path.is_file() else 'missing'}"
 
     def attempts(self) -> tuple[int, int]:
         """How often the trial was started, and how often it failed with an error (not by a kill or a signal)."""
-        state = read_json(self.state) or {}
-        counts = [state.get(name) for name in ("attempt", "failures")]
-        started, failed = (count if isinstance(count, int) else 0 for count in counts)
-        return started, failed
+        state = self.read_state()
+        return state.get("attempt", 0), state.get("failures", 0)
 
     def status(self) -> tuple[str, str]:
         """State and reason: planned, running, stale (its process ended), failed, damaged, or the result's status."""
         result = self.read_result()
         if result is not None:
-            return result["status"], result.get("reason") or ""
-        state = read_json(self.state) or {}
+            return result["status"], read_reason(result)
+        state = self.read_state()
         if state.get("state") == "failed":
-            return "failed", str(state.get("reason", ""))
+            return "failed", read_reason(state)
         if self.is_locked():
             return "running", ""
         if damaged := self.damaged_files():
-            return "damaged", ", ".join(damaged)
+            return "damaged", "; ".join(map(self.describe_damage, damaged))
         if state.get("state") in ("running", "interrupted"):
-            return "stale", str(state.get("reason") or f"attempt {state.get('attempt')} was interrupted")
-        return ("damaged", self.state.name) if self.state.exists() else ("planned", "")
+            return "stale", read_reason(state) or f"attempt {state.get('attempt')} was interrupted"
+        try:
+            read_document(self.state, State)
+        except DamagedFileError as error:
+            return "damaged", str(error)
+        return "planned", ""
 
 
 @dataclass(frozen=True)
@@ -205,7 +237,8 @@ class StudyFolder:
     def trials(self) -> Iterator[TrialFolder]:
         """The folders of all trials that have been started, planned or not."""
         for path in sorted(self.path.glob("trials/*/r*")):
-            if path.is_dir() and path.name[1:].isdecimal():
+            is_replicate = path.name[1:].isascii() and path.name[1:].isdecimal()
+            if is_replicate and path.parent.name.isprintable() and path.is_dir():  # others cannot be shown, or encoded
                 yield TrialFolder(path)
 
 
@@ -221,24 +254,23 @@ def _is_locked(path: Path) -> bool:
         return False
 
 
-def _read_complete_result(path: Path) -> dict[str, Any] | None:
-    """A result of this schema version with all fields that readers need, or None."""
-    result = read_json(path) or {}
-    files = result.get("files")
-    complete = (
-        result.get("schema") == SCHEMA_VERSION
-        and result.get("status") in FINISHED
-        and isinstance(result.get("metrics"), dict)
-        and isinstance(files, dict)
-        and all(isinstance(digest, dict) and "bytes" in digest for digest in files.values())
-    )
-    return result if complete else None
+def read_reason(values: dict[str, Any]) -> str:
+    """The reason in a result or a state, cut to a length that can be shown."""
+    return (values.get("reason") or "")[:MAX_SHOWN]
+
+
+def _read_intact(path: Path, contents: type[Result | State | Environment]) -> dict[str, Any] | None:
+    """The values of a file; None where it is missing or damaged."""
+    try:
+        return read_document(path, contents)
+    except DamagedFileError:
+        return None
 
 
 def _file_size(path: str) -> int | None:
     """Bytes of a file; None where there is none. A plain call without `Path`, because `status` stats every file."""
     try:
         found = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a name that no file can have
+    except OSError:
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from study.record.io import file_digest, read_json, write_json
-from study.record.layout import SCHEMA_VERSION, TrialFolder
+from study.record.contents import SCHEMA_VERSION
+from study.record.io import file_digest, write_json
+from study.record.layout import TrialFolder
 
 REPEATED = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "device_batch", "pool", "parameters",
             "norm_layers")  # fmt: skip
@@ -27,4 +28,4 @@ def write_result(folder: TrialFolder, description: dict[str, Any], outcome: dict
 
 def record_failure(folder: TrialFolder, reason: str) -> None:
     """Marks a trial as failed from outside its process. The number of its failures stays, so it is tried again."""
-    write_json(folder.state, {**(read_json(folder.state) or {}), "state": "failed", "reason": reason})
+    write_json(folder.state, {**folder.read_state(), "state": "failed", "reason": reason})

@@ -183,7 +183,7 @@ class Driver(AttemptHandler):
         if reason.startswith(NO_SPACE) or shutil.disk_usage(self.folder.path).free < MIN_FREE_BYTES:
             self.result.stopped = f"{NO_SPACE} {self.folder.path}; free some space, then run the same command to resume"
             return True
-        state = read_json(self.record_of(trial).state) or {}
+        state = self.record_of(trial).read_state()
         if state.get("state") != "failed" or state.get("failures") != 1:
             return False
         self.first_tracebacks.append(str(state.get("traceback")))

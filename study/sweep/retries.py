@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from study.record.io import read_json
 from study.record.layout import TrialFolder
 
 NextStep = Literal["done", "elsewhere", "retry", "give up"]
@@ -36,7 +35,7 @@ class RetryPolicy:
             return "done", ""
         if record.is_locked():
             return "elsewhere", ""
-        state = read_json(record.state) or {}
+        state = record.read_state()
         if state.get("state") == "interrupted":
             self.interruptions[record.key] += 1
             retry = self.interruptions[record.key] <= self.requeues

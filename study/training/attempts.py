@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from study.config.errors import FULL_DISK, NO_SPACE
 from study.plan.job import Job
-from study.record.io import append_line, quarantine, read_json, write_json
+from study.record.io import append_line, quarantine, write_json
 from study.record.layout import TrialFolder
 from study.training.preemption import PreemptedError
 
@@ -55,7 +55,7 @@ def record_error(folder: TrialFolder, error: Exception) -> str:
 
     Preemption and a full disk do not count as failures: they give `interrupted`.
     """
-    state = read_json(folder.state) or {}
+    state = folder.read_state()
     if isinstance(error, PreemptedError):
         state |= {"state": "interrupted", "reason": str(error)}
     elif isinstance(error, OSError) and error.errno in FULL_DISK:

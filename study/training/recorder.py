@@ -15,8 +15,9 @@ from torch import Tensor
 from study.models.geometry import LayerGeometry
 from study.plan.trials import PlannedTrial
 from study.record.checkpoint import rotate_checkpoints
+from study.record.contents import SCHEMA_VERSION
 from study.record.io import nan_to_none, write_bytes
-from study.record.layout import SCHEMA_VERSION, TrialFolder
+from study.record.layout import TrialFolder
 from study.record.switch_weights import average_network, average_stages, encode_parquet, snapshot_weights
 from study.record.wandb_run import Tracker
 from study.tasks.distributed import ProcessGroup

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from study.config.schema import TrialConfig
-from study.config.yaml_input import read_yaml
 from study.models import build_network, get_backbone, trace_geometry
 from study.models.warm_start import (
     ChosenLayer,
@@ -92,7 +91,7 @@ def load_start_weights(network: nn.Module, config: TrialConfig, path: Path) -> n
     Returns the module that was loaded: `network` or its backbone.
     """
     folder = TrialFolder(path)
-    source = TrialConfig(**read_yaml(folder.trial)["config"]) if path.is_dir() else None
+    source = TrialConfig(**folder.read_description()["config"]) if path.is_dir() else None
     file = path if source is None else folder.last_checkpoint
     weights = read_weights(file)
     same_head = source is None or all(

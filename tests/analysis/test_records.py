@@ -12,7 +12,12 @@ import pytest
 
 from study.analysis.records import load_study_records
 from study.analysis.trial_files import METRICS
-from study.analysis.weight_tables import read_switch_weights
+from study.analysis.weight_tables import (
+    compute_epoch_means,
+    join_weights,
+    read_switch_weights,
+    select_last_epochs,
+)
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.plan.trials import plan_trials
@@ -201,4 +206,30 @@ def test_switch_weights_that_cannot_be(planted: StudyFolder, column: str, value:
         read_switch_weights(io.BytesIO(sink.getvalue()))
     rows.drop(columns=column).to_parquet(sink := io.BytesIO())
     with pytest.raises(ValueError, match=f"lacks the columns {column}"):
+        read_switch_weights(io.BytesIO(sink.getvalue()))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_no_damage_of_a_table_of_switch_weights_is_noticed_late(planted: StudyFolder, damage: str) -> None:
+    data = next(planted.path.glob("trials/sn-*/r0/switch_weights.parquet")).read_bytes()
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        spoiled, place = bytearray(data), int(rng.integers(len(data)))
+        if damage == "cut":
+            del spoiled[place:]
+        else:
+            spoiled[place] = rng.integers(256)
+        try:
+            table = join_weights([("key", read_switch_weights(io.BytesIO(spoiled)))])
+        except ValueError:
+            continue
+        select_last_epochs(table)
+        compute_epoch_means(table)
+
+
+def test_switch_weights_without_a_value(planted: StudyFolder) -> None:
+    rows = pq.read_table(next(planted.path.glob("trials/sn-*/r0/switch_weights.parquet"))).to_pandas()
+    rows.loc[3, "weight"] = None
+    rows.to_parquet(sink := io.BytesIO())
+    with pytest.raises(ValueError, match="weight: has missing values"):
         read_switch_weights(io.BytesIO(sink.getvalue()))

@@ -18,7 +18,7 @@ import yaml
 from study.plan.analysis_plan import hash_plan, resolve_analysis_plan
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.io import read_metrics
+from study.record.contents import read_metrics
 from study.record.layout import StudyFolder
 from study.sweep.study_file import write_study
 from study.training.cost_estimate import estimate_bytes, measure_cell

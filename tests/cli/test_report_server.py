@@ -6,18 +6,21 @@ import http.client
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from study.bench.synthetic_records import Truth, write_study
-from study.cli.report_server import open_server
+from study.cli import report_server
+from study.cli.report_server import MAX_CONNECTIONS, open_server
 from study.config.schema import StudyConfig
 from study.plan.trials import plan_trials
 from study.record.layout import StudyFolder
@@ -146,3 +149,57 @@ def test_the_command_serves_rewrites_the_report_and_ends_on_ctrl_c(study: StudyC
     assert process.returncode == 0
     assert "Stopped serving" in printed
     assert "Traceback" not in printed
+
+
+def test_other_files_in_the_folder_are_not_served(server: ThreadingHTTPServer, root: Path) -> None:
+    for name in (
+        "wandb/run-1/files/config.yaml",
+        "dashboard/report.json",
+        "notes.txt",
+        ".hidden",
+        "figures/deep/x.svg",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(SECRET)
+        assert ask(server, f"/{name}").status == 404
+    (root / "figures" / "link.svg").symlink_to(root / "notes.txt")
+    assert ask(server, "/figures/link.svg").status == 404
+
+
+def test_clients_that_leave_print_nothing(
+    server: ThreadingHTTPServer, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "report.html").write_bytes(b"x" * 2**24)
+    for request in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /version HTTP/1.1\r\nHost: loc"):
+        with socket.create_connection(server.server_address[:2]) as client:
+            client.sendall(request)
+            # Ends the connection by a reset, as a killed client does.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert ask(server, "/version").status == 200
+    wait_until(lambda: not server.connections)
+    assert capsys.readouterr().err == ""
+
+
+def test_many_idle_clients_hold_few_threads_and_keep_nobody_out(server: ThreadingHTTPServer) -> None:
+    before = threading.active_count()
+    clients = [socket.create_connection(server.server_address[:2]) for _ in range(4 * MAX_CONNECTIONS)]
+    assert ask(server, "/").status == 200
+    wait_until(lambda: threading.active_count() <= before + MAX_CONNECTIONS)
+    for client in clients:
+        client.close()
+
+
+def test_a_client_that_sends_nothing_is_disconnected(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 1 < report_server.IDLE_SECONDS <= 30
+    monkeypatch.setattr(report_server._Handler, "timeout", 0.1)
+    with socket.create_connection(server.server_address[:2], timeout=10) as client:
+        assert client.recv(1) == b""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

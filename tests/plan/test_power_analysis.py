@@ -52,7 +52,15 @@ def test_required_replicates_are_estimated_from_the_last_report(tmp_path: Path) 
     assert f"depth in the last report: {find_required_replicates(0.05 / deviation, 0.95)}" in lines
 
 
-def test_a_report_of_another_format_is_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "questions",
+    [
+        [], 3, {"useful": {"effects": 3}, "impacts": []}, {"useful": {"effects": [3, {"measure": ["x"]}]}},
+        {"useful": {"effects": [{"measure": "val_accuracy", "comparison": {}, "n": 3, "per_replicate": "abc"}]}},
+        {"impacts": {"effects": [{"measure": "effect", "comparison": "depth", "n": "x", "interval": [1]}]}},
+    ],
+)  # fmt: skip
+def test_a_report_of_another_format_is_ignored(tmp_path: Path, questions: object) -> None:
     study, folder = load_study("depth_vs_batch", "laptop"), StudyFolder(tmp_path)
-    write_json(folder.report / "answers.json", {"questions": []})
+    write_json(folder.report / "answers.json", {"questions": questions})
     assert "there is no report yet" in "\n".join(describe_power(study, folder))

@@ -59,6 +59,13 @@ def test_the_commit_is_that_of_the_checkout_and_says_whether_files_differ(tmp_pa
         ("postgresql://me:s3 cret@host/db", "postgresql://me:***@host/db"),
         ("postgresql://host/db?user=me&password=s3:/cret&sslmode=require", "postgresql://host/db?user=me&password=***&sslmode=require"),
         ("postgresql://host/db?sslpassword=s3cret", "postgresql://host/db?sslpassword=***"),
+        ("postgresql://me:s3\ncret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me\n:s3cret@host/db", "postgresql://me\n:***@host/db"),
+        ("mysql://host/db?user=me&passwd=s3cret", "mysql://host/db?user=me&passwd=***"),
+        ("postgresql://host/db?options=-c password=s3cret", "postgresql://host/db?options=-c password=***"),
+        ("postgresql://host/db?options=-c%20password%3Ds3cret&x=1", "postgresql://host/db?options=-c%20password%3D***&x=1"),
+        ("postgresql://host/db?PassWord='s3 cret'", "postgresql://host/db?PassWord=***"),
+        ("http://host/?api_key=s3cret&token=s3cret", "http://host/?api_key=***&token=***"),
         ("https://host:8080/path", "https://host:8080/path"),
     ],
 )  # fmt: skip

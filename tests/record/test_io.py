@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from study.record.contents import read_metrics
 from study.record.io import (
     append_line,
     quarantine,
     read_attempts,
     read_json,
-    read_metrics,
     write_bytes,
     write_json,
 )
@@ -43,7 +43,7 @@ def test_metrics_have_the_last_row_of_each_epoch_and_name_and_no_incomplete_line
 @pytest.mark.parametrize("torn", ['{"epoch": 2', '"name": "b"}', "", "]", "[1", "1], [2", "3"])
 def test_an_invalid_line_affects_no_other_line(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    rows = [json.dumps({"epoch": epoch, "name": "a"}) for epoch in range(3)]
+    rows = [json.dumps({"epoch": epoch, "name": "a", "value": 1}) for epoch in range(3)]
     path.write_text("\n".join([rows[0], torn, rows[1], torn, torn, rows[2]]))
     assert [row["epoch"] for row in read_metrics(path)] == [0, 1, 2]
 

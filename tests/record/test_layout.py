@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from study.record.contents import SCHEMA_VERSION
 from study.record.io import file_digest, write_json
-from study.record.layout import SCHEMA_VERSION, TrialFolder
+from study.record.layout import StudyFolder, TrialFolder
 
 
 @pytest.fixture
@@ -47,6 +49,13 @@ def test_a_flipped_byte_is_found(folder: TrialFolder) -> None:
     assert folder.damaged_files() == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31m"])
+def test_a_folder_with_a_name_that_cannot_be_shown_is_no_trial(tmp_path: Path, name: bytes) -> None:
+    for trial in (name, b"sn-12345678"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"trials", trial, b"r0"))
+    assert [trial.key for trial in StudyFolder(tmp_path).trials()] == ["sn-12345678-r0"]
+
+
 def test_a_missing_file_is_found(folder: TrialFolder) -> None:
     folder.metrics.unlink()
     assert folder.damaged_files() == ["metrics.jsonl"]
@@ -58,7 +67,9 @@ def test_a_damaged_result_is_none(folder: TrialFolder, text: str) -> None:
     folder.result.write_text(text)
     assert folder.read_result() is None
     assert folder.damaged_files() == ["result.json"]
-    assert folder.status() == ("damaged", "result.json")
+    state, reason = folder.status()
+    assert state == "damaged"
+    assert reason.startswith("result.json: ")
 
 
 def test_a_trial_without_a_record_is_planned(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from study.record.contents import SCHEMA_VERSION
 from study.record.io import file_digest, write_json
-from study.record.layout import SCHEMA_VERSION, TrialFolder
+from study.record.layout import TrialFolder
 
 
 def finish(record: TrialFolder, status: str = "done") -> str:

@@ -12,7 +12,7 @@ from study.config.schema import RunConfig, TrackingConfig
 from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.io import read_metrics
+from study.record.contents import read_metrics
 from study.record.layout import TrialFolder
 from study.tasks.base import micro_batch_momentum
 from study.training.trial import run_job

@@ -17,7 +17,8 @@ from study.config.schema import RunConfig
 from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
-from study.record.io import read_attempts, read_metrics, write_json
+from study.record.contents import read_metrics
+from study.record.io import read_attempts, write_json
 from study.record.layout import TrialFolder
 from study.training.trial import run_job
 from tests.training.trials import OFF, disturb, numbers, send_sigterm

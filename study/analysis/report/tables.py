@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -28,7 +29,7 @@ def write_tables(folder: Path, records: StudyRecords, answers: Mapping[str, Answ
     # LaTeX gets the columns for which a printed page has room.
     narrow = ["key", *records.study.factors, "state", records.study.metric, "train_loss", "generalization_gap"]
     for name, table in tables.items():
-        write_bytes(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
+        write_bytes(folder / f"{name}.csv", format_csv(table).encode())
         shown = table[narrow] if name == "trials" else table.drop(columns=["rule", "trials"], errors="ignore")
         write_bytes(folder / f"{name}.tex", format_latex(shown, label=name).encode())
 
@@ -74,6 +75,23 @@ def count_states(trials: pd.DataFrame, factors: Sequence[str]) -> list[tuple[lis
         levels = tuple(str(row[factor]) for factor in factors)
         cells.setdefault(levels, defaultdict(list))[row["state"]].append(number)
     return [(list(levels), states) for levels, states in cells.items()]
+
+
+def format_csv(table: pd.DataFrame) -> str:
+    """A table as CSV, with no text that a spreadsheet would run as a formula: such text starts with an apostrophe."""
+    harmless = table.rename(columns=_quote_formula).map(_quote_formula)
+    return str(harmless.to_csv(index=False, lineterminator="\n"))
+
+
+def _quote_formula(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which would start a line, without quotes
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
+    return text
 
 
 def format_latex(table: pd.DataFrame, label: str) -> str:

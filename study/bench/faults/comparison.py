@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+from study.record.contents import FINISHED
 from study.record.io import read_attempts
-from study.record.layout import FINISHED, StudyFolder, TrialFolder
+from study.record.layout import StudyFolder, TrialFolder
 
 
 @dataclass(kw_only=True)

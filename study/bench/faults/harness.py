@@ -226,7 +226,7 @@ class StudyHarness:
 
 
 def _read_running_trial(record: TrialFolder) -> RunningTrial | None:
-    state, attempts = read_json(record.state) or {}, read_attempts(record.attempts_log)
+    state, attempts = record.read_state(), read_attempts(record.attempts_log)
     if state.get("state") != "running" or not attempts or "pid" not in attempts[-1] or not record.is_locked():
         return None
     if attempts[-1].get("attempt") != state.get("attempt"):  # a new attempt is still being set up

@@ -19,7 +19,6 @@ from typing import Any
 
 from study.bench.faults.harness import NotPossibleError, RunningTrial, StudyFinishedError, StudyHarness
 from study.config.errors import INTERRUPTED
-from study.record.io import read_json
 from study.record.layout import TrialFolder
 
 AffectedTrials = list[TrialFolder]
@@ -252,7 +251,7 @@ def kill_node(study: StudyHarness) -> AffectedTrials:
     nodes = {f"ray node {node.node_id[:8]}": node for node in cluster.worker_nodes}  # without the head
 
     def is_on_worker_node(record: TrialFolder) -> bool:
-        return (read_json(record.state) or {}).get("job") in nodes
+        return record.read_state().get("job") in nodes
 
     trials = study.wait_for_moment(is_on_worker_node)
     cluster.remove_node(nodes[trials[0].job], allow_graceful=False)

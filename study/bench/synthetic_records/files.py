@@ -20,8 +20,9 @@ from study.bench.synthetic_records.truth import SimulatedRun, Truth, simulate_ru
 from study.config.schema import StudyConfig
 from study.plan.analysis_plan import record_plan, resolve_analysis_plan
 from study.plan.trials import PlannedTrial, plan_trials
+from study.record.contents import SCHEMA_VERSION
 from study.record.io import file_digest, write_yaml
-from study.record.layout import SCHEMA_VERSION, StudyFolder, TrialFolder
+from study.record.layout import StudyFolder, TrialFolder
 from study.record.switch_weights import encode_parquet
 
 TrialFilter = Callable[[PlannedTrial], bool]

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ HEADER = Path(__file__).with_name("kernels.h")
 # operators.cpp needs no -O3: its compilation time is spent on torch's headers.
 SOURCES = {Path(__file__).with_name("kernels.cpp"): "-O3", Path(__file__).with_name("operators.cpp"): "-O1"}
 FLAGS = ("-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+UNMAPPED_USER = 65534
 _logger = logging.getLogger(__name__)
 
 
@@ -81,16 +83,34 @@ def _run_concurrently(*commands: list[str]) -> None:
 
 
 def _find_cache_folder() -> Path:
-    """Returns a folder that only this user can write to, because its files are loaded and executed."""
+    """Returns a folder that only this user can write to or replace, because its files are loaded and executed."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "normalizer-study"
+    advice = "set XDG_CACHE_HOME to another place"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = folder.resolve()  # links are not followed again
         status = folder.stat()
-        if os.access(folder, os.W_OK) and status.st_uid == os.getuid() and not status.st_mode & 0o022:
-            return folder
-    except OSError:
-        pass
-    raise BuildError(f"{folder} is not writable, or others can write to it; set XDG_CACHE_HOME to another place")
+        unsafe = next((parent for parent in folder.parents if _is_open_to_others(parent.stat())), None)
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be used: {error.strerror}; {advice}") from None
+    if not os.access(folder, os.W_OK) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise BuildError(f"{folder} is not writable, or others can write to it; {advice}")
+    if unsafe is not None:
+        raise BuildError(f"{folder}: other users can replace it, because they can write to {unsafe}; {advice}")
+    return folder
+
+
+def _is_open_to_others(folder: os.stat_result) -> bool:
+    """Whether users other than this one and root can rename what a folder contains.
+
+    This user's own folders may be writable to a group, which often has no other members. In a container, the host's
+    root appears as `UNMAPPED_USER`.
+    """
+    own = folder.st_uid == os.getuid()
+    if not own and folder.st_uid not in (0, UNMAPPED_USER):
+        return True
+    writable = folder.st_mode & (stat.S_IWOTH if own else stat.S_IWGRP | stat.S_IWOTH)
+    return bool(writable) and not folder.st_mode & stat.S_ISVTX
 
 
 def _native_flag() -> str:

@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from study.config.errors import UserError, allowed_names
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
@@ -24,6 +26,7 @@ from study.sweep.executors.worker import work
 
 QUEUE_POLL_SECONDS = 5.0  # between calls of squeue, one for all jobs
 COMMAND_TIMEOUT_SECONDS = 60.0
+_SUBMITTED = TypeAdapter(dict[str, list[str]])  # trials by job, in queue.json
 GRACE_SHARE = 0.8  # share of `launch.warning_seconds` in which trials may stop by themselves
 
 
@@ -208,16 +211,24 @@ def query_queue() -> dict[str, QueuedJob] | None:
 
 def read_queue(folder: StudyFolder) -> dict[str, tuple[str, QueuedJob]]:
     """Returns the name and state of a job for every trial of the study that is in Slurm's queue now."""
-    submitted: Mapping[str, Any] = (read_json(folder.queue) or {}).get("slurm", {})
+    submitted = _read_submitted(folder)
     queue = query_queue() if submitted and shutil.which("squeue") else None
     if not queue:
         return {}
     return {key: (job, queue[job]) for job, keys in submitted.items() if job in queue for key in keys}
 
 
+def _read_submitted(folder: StudyFolder) -> dict[str, list[str]]:
+    """The trials of the jobs in queue.json; empty where it is missing or damaged."""
+    try:
+        return _SUBMITTED.validate_python((read_json(folder.queue) or {}).get("slurm", {}))
+    except ValidationError:
+        return {}
+
+
 def _write_queue(folder: StudyFolder, jobs: dict[str, list[str]]) -> None:
     """Adds jobs to the study's queue.json, and removes those that have left Slurm's queue."""
-    submitted = (read_json(folder.queue) or {}).get("slurm", {})
+    submitted = _read_submitted(folder)
     queue = query_queue()
     known = {name: keys for name, keys in submitted.items() if queue is None or name in queue}
     write_json(folder.queue, {"slurm": {**known, **jobs}})
@@ -227,6 +238,7 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
     """Submits a job array with a job per batch; returns the jobs' names. Raises `UserError` if Slurm refuses it."""
     import submitit
 
+    folder.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)  # scripts contain `launch.setup`
     executor = submitit.SlurmExecutor(folder=folder.jobs)
     executor.update_parameters(
         job_name=folder.path.name,

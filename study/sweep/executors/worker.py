@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from study.config.schema import LaunchConfig
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
-from study.record.layout import FINISHED, TrialFolder
+from study.record.contents import FINISHED
+from study.record.layout import TrialFolder
 from study.record.outcome import record_failure
 from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.attempts import AttemptHandler, AttemptLoop

@@ -13,7 +13,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from study.config.schema import StudyConfig
 from study.config.seeds import derive_seed
 from study.plan.trials import PlannedTrial, plan_trial
-from study.record.io import read_metrics
+from study.record.contents import DamagedFileError, read_metrics
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.optuna.base import build_distributions, objective_value, open_optuna_study, user_attributes
 from study.sweep.optuna.retry import StorageRetry
@@ -151,12 +151,12 @@ class SearchStudy:
 
 
 def read_objective_curve(record: TrialFolder, objective: str) -> dict[int, float]:
-    """Returns epoch -> objective, from a trial's metrics."""
-    return {
-        row["epoch"]: row["value"]
-        for row in read_metrics(record.metrics)
-        if row["name"] == objective and row["value"] is not None
-    }
+    """Returns epoch -> objective, from a trial's metrics; empty where they are damaged."""
+    try:
+        rows = read_metrics(record.metrics)
+    except DamagedFileError:
+        return {}
+    return {row["epoch"]: row["value"] for row in rows if row["name"] == objective and row["value"] is not None}
 
 
 def _suggest_value(trial: Trial, name: str, distribution: BaseDistribution) -> None:

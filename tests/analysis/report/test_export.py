@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
@@ -18,6 +20,7 @@ from study.analysis.report.export import (
     export_figures,
     remove_random_parts,
 )
+from study.analysis.report.tables import format_csv
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import build_measures
 
@@ -113,3 +116,12 @@ def test_nothing_drawn_leaves_no_image(tmp_path: Path) -> None:
     (tmp_path / "01-older.pdf").touch()
     assert export_figures([], tmp_path) == []
     assert list(tmp_path.glob("*.pdf")) == []
+
+
+def test_a_spreadsheet_runs_no_text_of_a_table() -> None:
+    texts = ["=1+1", "+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "\n=1", "-1.5", "+3", "-1e-3", "sn", "", "a=b"]
+    table = pd.DataFrame({"=text": texts, "number": [-1.5] * len(texts)})
+    found = pd.read_csv(io.StringIO(format_csv(table)), dtype=str, keep_default_na=False, na_filter=False)
+    assert found["'=text"].tolist() == [f"'{text}" for text in texts[:6]] + texts[6:]
+    assert "\r" not in format_csv(pd.DataFrame({"text": ["a\r=1"]}))
+    assert set(found["number"]) == {"-1.5"}

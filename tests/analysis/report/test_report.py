@@ -209,7 +209,7 @@ def test_a_result_of_another_version_says_so(tmp_path: Path) -> None:
     second.write_bytes(second.read_bytes()[:100])
     page = _Page(write_report(folder).read_text("utf-8"))
     assert "has schema 2, but this version reads schema 1" in page.text
-    assert "result.json: half-written" in page.text
+    assert "result.json: not valid JSON: EOF" in page.text
     assert "2 damaged" in page.text
 
 

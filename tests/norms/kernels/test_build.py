@@ -1,5 +1,6 @@
 """Compilation of the CPU kernels: the cache folder, and what happens without a compiler."""
 
+import os
 import warnings
 
 import pytest
@@ -56,3 +57,34 @@ def test_a_cache_that_cannot_be_created_is_a_build_error(cache):
     cache.write_text("")
     with pytest.raises(build.BuildError, match="XDG_CACHE_HOME"):
         build.build_library()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757])
+def test_a_cache_whose_parent_others_can_write_to_is_not_used(cache, mode):
+    cache.mkdir(mode=0o700)
+    cache.parent.chmod(mode)
+    with pytest.raises(build.BuildError, match=f"other users can replace it, because they can write to {cache.parent}"):
+        build.build_library()
+
+
+def test_a_cache_behind_a_link_is_checked_where_it_is(monkeypatch, tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link"))
+    with pytest.raises(build.BuildError, match="other users can replace it"):
+        build.build_library()
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "is_open"),
+    [
+        ("own", 0o755, False), ("own", 0o775, False), ("own", 0o777, True), ("own", 0o1777, False),
+        ("root", 0o755, False), ("root", 0o775, True), ("root", 0o777, True), ("root", 0o1777, False),
+        ("other", 0o755, True), ("other", 0o1777, True), ("unmapped", 0o755, False), ("unmapped", 0o777, True),
+    ],
+)  # fmt: skip
+def test_which_parents_are_open_to_others(monkeypatch, owner, mode, is_open):
+    monkeypatch.setattr(build.os, "getuid", lambda: 1000)
+    user = {"own": 1000, "root": 0, "other": 1001, "unmapped": 65534}[owner]
+    assert build._is_open_to_others(os.stat_result([mode, 0, 0, 0, user, *[0] * 5])) is is_open

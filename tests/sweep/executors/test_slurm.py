@@ -14,8 +14,9 @@ from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
+from study.record.contents import SCHEMA_VERSION
 from study.record.io import read_json, write_json
-from study.record.layout import SCHEMA_VERSION, StudyFolder
+from study.record.layout import StudyFolder
 from study.sweep.executors import slurm as executor_module
 from study.sweep.executors.slurm import SlurmExecutor
 from tests.conftest import Run

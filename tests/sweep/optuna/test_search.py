@@ -7,8 +7,9 @@ from pathlib import Path
 import optuna
 import pytest
 
+from study.record.contents import SCHEMA_VERSION
 from study.record.io import write_bytes
-from study.record.layout import SCHEMA_VERSION, StudyFolder
+from study.record.layout import StudyFolder
 from study.sweep.optuna.base import WORST
 from study.sweep.optuna.connection import open_trial_source
 from tests.sweep.optuna.searches import play, result, search, stored_trials, undisturbed_suggestions
