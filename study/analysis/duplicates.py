@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from study.analysis.trial_files import METRICS, RESULT_NUMBERS
 from study.record.contents import FINISHED
 
+REPEATED = "repeated"
+"""The state of a replicate that repeats another one's numbers. Training it again would not change that."""
+
 _LOSSES = ("train_loss", "val_loss")
 """Curves whose numbers do not repeat by chance. Learning rates and the initial switch weights are the same in all
 replicates, and accuracies are multiples of 1 / the number of images, so these alone prove nothing."""
@@ -44,11 +47,11 @@ def find_duplicates(trials: pd.DataFrame, weights: pa.Table, curves: pd.DataFram
 
 
 def mark_duplicates(trials: pd.DataFrame, repeated: pd.Series) -> pd.DataFrame:
-    """The trial table with these trials (from `find_duplicates`) as damaged, without their results."""
+    """The trial table with these trials (from `find_duplicates`) as `REPEATED`, without their results."""
     if repeated.empty:
         return trials
     marked: pd.DataFrame = trials.copy()
-    marked.loc[repeated.index, "state"] = "damaged"
+    marked.loc[repeated.index, "state"] = REPEATED
     marked.loc[repeated.index, "reason"] = [
         f"the same numbers as replicate {replicate}, so not an independent replicate" for replicate in repeated
     ]

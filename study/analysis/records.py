@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from study.analysis.duplicates import find_duplicates, mark_duplicates
+from study.analysis.duplicates import REPEATED, find_duplicates, mark_duplicates
 from study.analysis.statistics.intervals import cell_numbers
 from study.analysis.statistics.measures import Measure, build_measures
 from study.analysis.statistics.profiles import Profiles, build_profiles
@@ -38,8 +38,8 @@ from study.plan.trials import PlannedTrial, plan_trials
 from study.record.contents import FINISHED
 from study.record.layout import StudyFolder, TrialFolder
 
-ENDED = (*FINISHED, "failed", "damaged")
-"""States of trials that nothing is waited for; the others are planned, running and stale."""
+ENDED = (*FINISHED, "failed", REPEATED)
+"""States of trials that nothing is waited for; the others are planned, running, stale, and damaged: trained again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,8 +231,8 @@ class StudyRecords:
 def load_study_records(folder: StudyFolder) -> StudyRecords:
     """Reads a study of any completeness: no trials, one, some, all.
 
-    Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial, or a replicate that
-    repeats the numbers of another one, is a row of state `damaged`.
+    Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial is a row of state
+    `damaged`, and a replicate that repeats the numbers of another one is `repeated`.
     """
     content = read_study(folder)
     study, space = content.study, content.space

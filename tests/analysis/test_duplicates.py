@@ -35,7 +35,7 @@ def test_a_copied_replicate_is_no_result(tmp_path: Path, study: StudyConfig, cel
     records = load_study_records(folder)
     key = f"{trial_id}-r2"
     [refused] = records.trials[records.trials["state"].ne("done")].to_dict("records")
-    assert (refused["key"], refused["state"]) == (key, "damaged")
+    assert (refused["key"], refused["state"]) == (key, "repeated")
     assert refused["reason"] == "the same numbers as replicate 0, so not an independent replicate"
     assert all(np.isnan(refused[name]) for name in METRICS)
     for frame in (records.switch, records.switch_epochs, records.curves, records.heads):
@@ -56,7 +56,7 @@ def test_equal_curves_with_other_weights_are_results(tmp_path: Path, study: Stud
     records = load_study_records(write_study(tmp_path, study, truth))
     states = records.trials.groupby("norm")["state"].value_counts().to_dict()
     # Layers of bn choose nothing, so its replicates have nothing in which they differ.
-    assert states == {("sn", "done"): 6, ("bn", "done"): 2, ("bn", "damaged"): 4}
+    assert states == {("sn", "done"): 6, ("bn", "done"): 2, ("bn", "repeated"): 4}
 
 
 def test_trials_without_losses_are_no_duplicates(tmp_path: Path, study: StudyConfig) -> None:
@@ -66,7 +66,7 @@ def test_trials_without_losses_are_no_duplicates(tmp_path: Path, study: StudyCon
         trial.metrics.write_text("")
         result["files"].pop(trial.metrics.name, None)
         trial.result.write_text(json.dumps(result))
-    assert "damaged" not in set(load_study_records(folder).trials["state"])
+    assert "repeated" not in set(load_study_records(folder).trials["state"])
 
 
 def test_equal_numbers_of_different_cells_are_results(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_replicate_that_repeats_another_is_refused() -> None:
     study = SyntheticStudy(build_study(replicates=3, norm=["sn", "bn"]))
     records = study.draw_records(Truth(repeats={2: 0}))
     states = records.trials.pivot(index="norm", columns="replicate", values="state")
-    assert states[2].eq("damaged").all()
+    assert states[2].eq("repeated").all()
     assert states[[0, 1]].eq("done").all(axis=None)
     assert records.trials["val_accuracy"][records.trials["replicate"].eq(2)].isna().all()
     assert set(records.weights["replicate"].to_pylist()) == {0, 1}

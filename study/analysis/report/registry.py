@@ -73,10 +73,13 @@ def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
     A verdict that is given as soon as the numbers allow it is wrong more often than its confidence says.
     """
     n_left = records.n_planned - int(records.trials["state"].isin(ENDED).sum())
+    n_damaged = int(records.trials["state"].eq("damaged").sum())
+    damaged = f" ({n_damaged} of them are damaged, and are trained again by the next run)" if n_damaged else ""
     return replace(
         answer, interim=True, verdict=OPEN, factors=dict.fromkeys(answer.factors, OPEN),
         # Sentences, and what would settle the question, would give the verdict away; the numbers are in the table.
-        answer=f"Interim: {n_left} of {records.n_planned} planned trials have not ended, so there is no verdict yet.",
+        answer=f"Interim: {n_left} of {records.n_planned} planned trials have not ended{damaged}, so there is no "
+        "verdict yet.",
         needs=[f"the end of the other {n_left} planned trials"],
     )  # fmt: skip
 

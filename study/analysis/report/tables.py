@@ -14,7 +14,7 @@ from study.analysis.records import StudyRecords
 from study.record.io import write_bytes
 
 # The states of trials in the order in which the report lists them.
-REPORT_STATES = ("done", "diverged", "pruned", "failed", "damaged", "stale", "running", "planned")
+REPORT_STATES = ("done", "diverged", "pruned", "failed", "repeated", "damaged", "stale", "running", "planned")
 _OPTIONAL_COLUMNS = ("bootstrap_low", "bootstrap_high", "share_above", "p_value")
 _EFFECT_COLUMNS = (
     *("measure", "rule", "comparison", "estimate", "low", "high", "replicates", "pairs", "pairs_planned", "missing"),

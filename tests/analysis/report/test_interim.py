@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,8 +16,9 @@ from study.analysis.report.plan_text import build_plan_section, format_plan
 from study.analysis.report.registry import answer_questions
 from study.analysis.report.report import Report, write_report
 from study.bench.synthetic_records import write_trial
+from study.plan.loading import study_from_dict
 from study.plan.trials import plan_trials
-from study.record.io import write_json
+from study.record.io import write_json, write_yaml
 from study.record.layout import StudyFolder
 from study.sweep.study_file import write_study as record_study
 from tests.analysis.conftest import GRID, Truth, build_study, write_study
@@ -119,3 +121,56 @@ def test_a_report_says_that_no_plan_was_recorded(tmp_path: Path) -> None:
     del content["analysis_plan"], content["amendments"]
     folder.config.write_text(yaml.safe_dump(content))
     assert "No plan of the analysis was recorded before the data." in _text(write_report(folder))
+
+
+@pytest.mark.parametrize(
+    ("changed", "recorded"),
+    [
+        ({"confidence": 0.6}, True), ({"margins": {"accuracy": 0.0}}, True), ({"metric": "test_accuracy"}, True),
+        ({"confidence": 0.6}, False),
+    ],
+)  # fmt: skip
+def test_a_verdict_after_settings_were_changed_is_marked_post_hoc(
+    tmp_path: Path, changed: dict[str, Any], recorded: bool
+) -> None:
+    """Among many margins and levels there is one that gives a verdict; the planned verdict is named first."""
+    close = Truth(accuracy=lambda trial: 0.905 if trial.config.norm == "sn" else 0.9, shared={})
+    folder = write_study(tmp_path, STUDY, close)
+    assert answer_questions(load_study_records(folder))["useful"].planned_verdict is None
+    data = STUDY.model_dump(mode="json")
+    after = study_from_dict({**data, "analysis": {**data["analysis"], **changed}}, "test")
+    if recorded:
+        record_study(after, folder, {"command": "test"})
+    else:
+        content = yaml.safe_load(folder.config.read_text())
+        write_yaml(folder.config, {**content, "study": after.model_dump(mode="json")})
+    records = load_study_records(folder)
+    answer = answer_questions(records)["useful"]
+    assert answer.planned_verdict == answer.to_json()["planned_verdict"] == "not enough evidence"
+    assert answer.answer.startswith("Post hoc, because settings were changed after there were results (")
+    assert 'The verdict as planned is "not enough evidence".' in answer.answer
+    if not recorded:
+        page = _text(write_report(folder))
+        assert "post hoc" in page
+        assert "(planned)" not in page
+
+
+def test_settings_that_were_changed_before_there_were_results_are_the_plan(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, STUDY, TRUTH, only=lambda trial: False)
+    data = STUDY.model_dump(mode="json")
+    after = study_from_dict({**data, "analysis": {**data["analysis"], "confidence": 0.9}}, "test")
+    record_study(after, folder, {"command": "test"})
+    for trial in plan_trials(STUDY):
+        write_trial(folder, trial, TRUTH)
+    answer = answer_questions(load_study_records(folder))["useful"]
+    assert (answer.verdict, answer.planned_verdict) == ("supported", None)
+
+
+def test_a_damaged_trial_is_waited_for(tmp_path: Path) -> None:
+    """Damaging the records of a norm's worst runs gives no verdict."""
+    folder = write_study(tmp_path, STUDY, TRUTH)
+    last = plan_trials(STUDY)[-1]
+    folder.trial(last.trial_id, last.replicate).metrics.write_text("")
+    answer = answer_questions(load_study_records(folder))["useful"]
+    assert (answer.interim, answer.verdict) == (True, "not enough evidence")
+    assert "1 of them are damaged, and are trained again by the next run" in answer.answer
