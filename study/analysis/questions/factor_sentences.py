@@ -13,6 +13,7 @@ from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import find_ends
 from study.analysis.statistics.intervals import Estimate
+from study.analysis.statistics.profiles import LATER
 from study.analysis.wording import format_confidence, format_estimate, format_number, format_states, join_words
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
@@ -171,9 +172,17 @@ def format_left_out(records: StudyRecords, trials: pd.DataFrame, choices: Choice
     if left_out := from_scratch - len(trials):
         found.append(f"{left_out} runs at B = 1 are left out: there bn is always removed from the pool.")
     if positions := choices.profiles.left_out:
-        found.append(f"Layers that some of the networks do not have are left out: {join_words(positions)}.")
+        found.append(f"Layers that some of the networks do not have are left out: {_name_positions(positions)}.")
     missing = trials["state"][trials["state"].ne("done")]
     return [*found, f"Runs of {records.reference_norm} without a result to compare: {format_states(missing)}."]
+
+
+def _name_positions(positions: Sequence[str]) -> str:
+    """`stage 1, shortcut and the later blocks of stages 1 and 2`."""
+    later = dict.fromkeys(name.partition(",")[0] for name in positions if name.endswith(LATER))
+    stages = [name.removeprefix("stage ") for name in later]
+    blocks = [f"the later blocks of stage{'s' * (len(stages) > 1)} {join_words(stages)}"] if stages else []
+    return join_words([*(name for name in positions if not name.endswith(LATER)), *blocks])
 
 
 def format_common_needs(choices: Choices) -> list[str]:

@@ -3,7 +3,8 @@
 Profiles are arrays (axis, position, member): the axes and members of the choice space. Layers are matched by what they
 are. Weights differ much between the places in a block (first norm, second norm, shortcut), and these places fall at
 other relative depths in networks of other depth: matched by relative depth, two networks that choose the same at every
-place would seem to differ.
+place would seem to differ. So would they where the first block of a stage, which changes the size of its input, chooses
+differently from later blocks, if these were averaged: deeper networks have more of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from study.config.choice_space import ChoiceSpace
 
 Alignment = Literal["stage and place", "stage", "relative depth", "place"]
 ALIGNMENT: Alignment = "stage and place"  # by which answers are given; a report also shows what others would say
+LATER = " of later blocks"  # at the end of the place of a layer that is not in the first block of its stage
+FPN_PLACES = ("lateral", "output")
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks are compared by relative depth
 
 
@@ -47,14 +50,16 @@ class Profiles(Mapping[str, Floats]):
 def build_profiles(switch: pd.DataFrame, space: ChoiceSpace, alignment: Alignment = ALIGNMENT) -> Profiles:
     """The profiles of networks, at the positions that all of them have.
 
-    switch: rows of one epoch and one role of each trial: key, stage, place, depth_fraction (within the role),
-    statistic, normalizer, weight. Layers at one position, such as the blocks of a stage, are averaged; a member outside
-    of the pool has weight 0.
+    switch: rows of one epoch and one role of each trial: key, layer_index, stage, place, depth_fraction (within the
+    role), statistic, normalizer, weight. Layers at one position, such as those of later blocks, are averaged; a member
+    outside of the pool has weight 0.
     """
     if switch.empty:
         return Profiles(networks={})
     if alignment == "relative depth":
         return _interpolate(switch, space)
+    if alignment == "stage and place":
+        switch = _split_blocks(switch)
     columns = {"stage and place": ["stage", "place"], "stage": ["stage"], "place": ["place"]}[alignment]
     table = _tabulate(switch, columns, space)
     order = switch.groupby(columns)["layer_index"].min().sort_values().index  # whatever the depth of the networks
@@ -70,6 +75,19 @@ def build_profiles(switch: pd.DataFrame, space: ChoiceSpace, alignment: Alignmen
         networks=dict(zip(map(str, keys), arrays.swapaxes(1, 2), strict=True)),
         left_out=tuple(_name_position(columns, position) for position in order if position not in set(common)),
     )
+
+
+def _split_blocks(switch: pd.DataFrame) -> pd.DataFrame:
+    """The rows with places that tell the first block of a stage from later ones.
+
+    The first layer with a place in a stage is in the first block, whatever the names of layers. The layers of an FPN
+    stay as they are: there is one for each of its inputs, and none is in a block.
+    """
+    place = switch["place"].astype(str)
+    by = [switch["key"].astype(str), switch["stage"], place]
+    is_first = switch["layer_index"].eq(switch.groupby(by)["layer_index"].transform("min")) | place.isin(FPN_PLACES)
+    split: pd.DataFrame = switch.assign(place=place.where(is_first, place + LATER))
+    return split
 
 
 def _tabulate(switch: pd.DataFrame, columns: list[str], space: ChoiceSpace) -> pd.DataFrame:

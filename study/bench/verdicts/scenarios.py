@@ -249,6 +249,10 @@ def _impacts_scenarios() -> Iterator[Scenario]:
     yield build(
         "places and stages, none moves", f"{pattern}, and a trend over stages", {}, layer_logits=_add_stage_logits
     )  # fmt: skip
+    yield build(
+        "first blocks, none moves", "first blocks of stages choose more bn, alike at both depths", {}, replicates=8,
+        layer_logits=_add_first_block_logits,
+    )  # fmt: skip
     yield by_place("places in the block, B moves", f"B alone; {pattern}", {"batch_size": 1.5})
     shared_by_batch = {("batch_size",): 0.3}
     yield build(
@@ -417,6 +421,11 @@ def _rise_with_log_batch(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
 def _add_place_logits(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
     """Logits of bn that depend on the layer's place in the block: twice as much for variances, as in `bn_logit`."""
     return np.outer([PLACE_LOGITS[layer.place] for layer in layers], [1.0, 2.0])
+
+
+def _add_first_block_logits(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:
+    """A logit of bn of 1 in the stem and in the first block of each stage."""
+    return np.array([[float(layer.stage == 0 or ".0." in layer.layer)] for layer in layers])
 
 
 def _add_stage_logits(trial: PlannedTrial, layers: Sequence[Any]) -> Floats:

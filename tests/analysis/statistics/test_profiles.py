@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.statistics.profiles import DEPTH_GRID, Alignment, build_profiles
+from study.analysis.statistics.profiles import DEPTH_GRID, LATER, Alignment, build_profiles
 from study.bench.synthetic_records.contents import build_norm_layers
 from study.config.choice_space import NORMALIZATION
 from study.config.layer_places import name_place
@@ -67,7 +67,7 @@ def _bn(profiles: np.ndarray) -> list[float]:
 def test_a_pattern_by_place_is_the_same_at_every_depth() -> None:
     networks = pd.concat([_switch("shallow", _paths(1, 1, 1), _by_place), _switch("deep", _paths(4, 4, 4), _by_place)])
     matched = build_profiles(networks, NORMALIZATION)
-    assert matched.left_out == ()
+    assert {name.partition(", ")[2] for name in matched.left_out} == {"norm1 of later blocks", "norm2 of later blocks"}
     np.testing.assert_allclose(matched["shallow"], matched["deep"], atol=1e-12)
     by_depth = build_profiles(networks, NORMALIZATION, "relative depth")
     assert np.abs(by_depth["shallow"] - by_depth["deep"]).max() > 0.2  # why layers are not matched by relative depth
@@ -76,17 +76,32 @@ def test_a_pattern_by_place_is_the_same_at_every_depth() -> None:
 def test_positions_have_names_in_the_order_of_layers() -> None:
     found = build_profiles(_switch("one", _paths(2, 1, 1), _by_place), NORMALIZATION)
     assert found.positions == (
-        "stage 0, stem", "stage 1, norm1", "stage 1, norm2", "stage 2, norm1", "stage 2, norm2", "stage 2, shortcut",
+        "stage 0, stem", "stage 1, norm1", "stage 1, norm2", "stage 1, norm1 of later blocks",
+        "stage 1, norm2 of later blocks", "stage 2, norm1", "stage 2, norm2", "stage 2, shortcut",
         "stage 3, norm1", "stage 3, norm2", "stage 3, shortcut",
     )  # fmt: skip
-    assert _bn(found["one"]) == pytest.approx([ZIGZAG[name.partition(", ")[2]] for name in found.positions])
+    places = [name.partition(", ")[2].removesuffix(LATER) for name in found.positions]
+    assert _bn(found["one"]) == pytest.approx([ZIGZAG[place] for place in places])
 
 
-def test_blocks_of_a_stage_are_averaged() -> None:
+def test_a_first_block_that_differs_is_no_effect_of_depth() -> None:
+    """Deeper networks have more later blocks, and the same choice in every layer that both have."""
+
+    def by_block(layer: SimpleNamespace) -> float:
+        return 0.8 if ".0." in layer.layer else 0.3
+
+    networks = [_switch("shallow", _paths(1, 1), by_block), _switch("deep", _paths(3, 3), by_block)]
+    found = build_profiles(pd.concat(networks), NORMALIZATION)
+    np.testing.assert_allclose(found["shallow"], found["deep"], atol=1e-12)
+    by_stage = build_profiles(pd.concat(networks), NORMALIZATION, "stage")
+    assert np.abs(by_stage["shallow"] - by_stage["deep"]).max() > 0.1
+
+
+def test_later_blocks_of_a_stage_are_averaged() -> None:
     found = build_profiles(
         _switch("one", _paths(3), _by_index), NORMALIZATION
     )  # stem, then norm1 and norm2 three times
-    assert _bn(found["one"]) == pytest.approx([0.1, 0.1 + 0.04 * 3, 0.1 + 0.04 * 4])
+    assert _bn(found["one"]) == pytest.approx([0.1 + 0.04 * layer for layer in (0, 1, 2, 4, 5)])
 
 
 def test_by_stage_or_by_place_layers_are_averaged_over_the_other() -> None:
@@ -110,7 +125,7 @@ def test_profiles_hold_weights_of_every_member_that_sum_to_one(alignment: Alignm
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_profiles_of_many_networks_are_those_of_each(alignment: Alignment) -> None:
-    parts = {key: _switch(key, _paths(*blocks), _by_index) for key, blocks in (("b", (1, 2)), ("B", (3, 1)))}
+    parts = {key: _switch(key, _paths(*blocks), _by_index) for key, blocks in (("b", (2, 2)), ("B", (3, 4)))}
     both = build_profiles(pd.concat(parts.values()).sample(frac=1, random_state=0), NORMALIZATION, alignment)
     assert set(both) == set(parts)
     for key, rows in parts.items():
@@ -166,9 +181,9 @@ def test_layers_of_an_fpn_and_of_heads_are_matched_by_place() -> None:
     assert names == ("stage 4, norm1", "stage 4, norm2", "stage 4, norm3", "stage 4, norm4")
 
 
-def test_synthetic_networks_of_all_depths_have_the_same_positions() -> None:
+def test_synthetic_networks_of_all_depths_have_the_same_positions_but_for_later_blocks() -> None:
     positions = set()
-    for depth in (8, 14, 20):
+    for depth in (14, 20):
         layers = build_norm_layers(SimpleNamespace(depth=depth, norms={}))  # type: ignore[arg-type]
         paths = [(layer.layer, layer.stage) for layer in layers]
         positions.add(build_profiles(_switch("one", paths, _by_place), NORMALIZATION).positions)
