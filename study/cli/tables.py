@@ -170,7 +170,7 @@ def _format_place(record: TrialFolder) -> str:
 def _read_levels(record: TrialFolder) -> dict[str, Any]:
     """The levels that a search gave a trial; empty if trial.yaml is not written yet, or damaged."""
     try:
-        return dict(read_yaml(record.trial)["levels"])
+        return dict(read_yaml(record.trial, recorded=True)["levels"])
     except (OSError, UserError, KeyError, TypeError):
         return {}
 
@@ -206,7 +206,7 @@ def print_difference(console: Console, first: TrialFolder, second: TrialFolder) 
 
 def _read_facts(record: TrialFolder) -> dict[str, Any]:
     """The record as dotted keys, without the values that always differ."""
-    description = read_yaml(record.trial) if record.trial.exists() else {}
+    description = read_yaml(record.trial, recorded=True) if record.trial.exists() else {}
     facts: dict[str, Any] = {"status": record.status()[0], "replicate": record.replicate}
     for prefix, values in (
         ("config", description.get("config", {})),

@@ -77,8 +77,9 @@ Dataset = Annotated[str, AfterValidator(_check_dataset), Field(json_schema_extra
 Depth = Annotated[
     int, AfterValidator(_check_depth), Field(json_schema_extra={"enum": sorted(SMALL_DEPTHS + LARGE_DEPTHS)})
 ]
-Norm = Annotated[str, AfterValidator(_normalize_norm)]
-HeadNorm = Annotated[str | None, AfterValidator(_normalize_head_norm)]
+Name = Annotated[str, Field(max_length=100)]
+Norm = Annotated[Name, AfterValidator(_normalize_norm)]
+HeadNorm = Annotated[Name | None, AfterValidator(_normalize_head_norm)]
 Fractions = Annotated[
     tuple[Annotated[float, Field(gt=0, le=1)], ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # YAML has no tuples
@@ -304,7 +305,7 @@ def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, st
 
 
 class Range(StrictModel):
-    """A numeric interval that a search samples a factor from; integer bounds give integers."""
+    """A numeric interval that a search samples a factor from: integers for an integer setting, otherwise real numbers."""
 
     low: int | float
     """Smallest value."""

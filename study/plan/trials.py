@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
-from study.config.errors import UserError
+from study.config.errors import MAX_VALUE, UserError, shorten
 from study.config.schema import Range, StudyConfig, TrialConfig
 from study.config.seeds import derive_seeds, list_seed_runs
 from study.plan.checks import check_cell
@@ -87,6 +88,26 @@ class PlannedTrial:
         return self.steps * self.config.depth * max(1.0, self.gradient_batch / 64)
 
 
+MAX_TRIALS = 100_000
+"""Number of trials of a study."""
+MAX_CORNERS = 1000
+
+
+def check_size(study: StudyConfig) -> None:
+    """Raises `UserError` for a study of more than `MAX_TRIALS` trials, without planning them."""
+    runs = study.replicates + len(list_seed_runs(study.seeds.apart, study.replicates))
+    if study.search is None:
+        blocks = study.blocks or [list(study.factors)]
+        levels = {factor: len(given) for factor, given in study.factors.items() if isinstance(given, list)}
+        cells = sum(math.prod(levels[factor] for factor in block) for block in blocks)
+    else:
+        cells = study.search.n_trials
+    if cells * runs > MAX_TRIALS:
+        raise UserError(
+            f"{study.name}: {cells} cells x {runs} runs are {cells * runs} trials; allowed: at most {MAX_TRIALS}"
+        )
+
+
 def plan_trials(study: StudyConfig, space: ChoiceSpace = NORMALIZATION) -> list[PlannedTrial]:
     """Returns every trial of a grid study, replicate by replicate, so that an unfinished study covers all its cells.
 
@@ -121,11 +142,17 @@ def plan_cells(study: StudyConfig) -> list[dict[str, Any]]:
 def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
     """Returns the trials at the corners of a search space, as a sample of what the search may suggest.
 
+    Of a space with more than `MAX_CORNERS` corners, they are those in which one factor is not at its first level.
     Raises `UserError` for a cell that cannot be trained.
     """
     ends = {factor: levels if isinstance(levels, list) else [levels.low, levels.high]
             for factor, levels in study.factors.items()}  # fmt: skip
-    return [plan_trial(study, dict(zip(ends, cell, strict=True)), 0) for cell in itertools.product(*ends.values())]
+    if math.prod(map(len, ends.values())) <= MAX_CORNERS:
+        cells = [dict(zip(ends, cell, strict=True)) for cell in itertools.product(*ends.values())]
+    else:
+        first = {factor: levels[0] for factor, levels in ends.items()}
+        cells = [first, *({**first, factor: level} for factor, levels in ends.items() for level in levels[1:])]
+    return [plan_trial(study, cell, 0) for cell in cells]
 
 
 def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) -> PlannedTrial:
@@ -164,4 +191,4 @@ def find_factor_fields(study: StudyConfig, factor: str) -> list[str]:
 
 
 def _format_cell(levels: Mapping[str, Any]) -> str:
-    return ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
+    return ", ".join(f"{factor}={shorten(str(level), MAX_VALUE)}" for factor, level in levels.items()) or "the base"

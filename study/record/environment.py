@@ -19,6 +19,7 @@ from typing import Any
 PACKAGES = ("normalizer-study", "torch", "torchvision", "lightning", "torchmetrics", "optuna", "wandb", "numpy",
             "scipy", "pandas", "scikit-learn")  # fmt: skip
 UNKNOWN_COMMIT = "unknown"
+_URL_PASSWORD = re.compile(r"((?<!\w)\w+://[^:/@\s]*):(\S*|[^@\n]*)@")
 
 
 def describe_environment(command: str) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def hide_passwords(text: str) -> str:
     A password may contain characters that a URL should escape: everything up to the last @ of the word is hidden, or
     up to the next @ of the line.
     """
-    text = re.sub(r"(\w+://[^:/@\s]*):(\S*|[^@\n]*)@", r"\1:***@", text)
+    lines = [line.rpartition("@") for line in text.split("\n")]  # only before an @, so that no search is in vain
+    text = "\n".join(_URL_PASSWORD.sub(r"\1:***@", head + at) + tail for head, at, tail in lines)
     return re.sub(r"([?&]\w*password=)[^&\s'\"]*", r"\1***", text, flags=re.IGNORECASE)
 
 

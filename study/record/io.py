@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from study.config.yaml_input import NUMBER
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -34,8 +37,15 @@ def nan_to_none(value: float) -> float | None:
 
 
 def write_yaml(path: Path, value: Any) -> None:
-    """Writes YAML atomically."""
-    write_bytes(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+    """Writes YAML atomically, for readers of YAML 1.1 and 1.2."""
+    write_bytes(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that YAML 1.2 reads as numbers, too. PyYAML knows those of YAML 1.1."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"({NUMBER.pattern})$"), list("-+.0123456789"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

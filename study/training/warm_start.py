@@ -92,7 +92,7 @@ def load_start_weights(network: nn.Module, config: TrialConfig, path: Path) -> n
     Returns the module that was loaded: `network` or its backbone.
     """
     folder = TrialFolder(path)
-    source = TrialConfig(**read_yaml(folder.trial)["config"]) if path.is_dir() else None
+    source = TrialConfig(**read_yaml(folder.trial, recorded=True)["config"]) if path.is_dir() else None
     file = path if source is None else folder.last_checkpoint
     weights = read_weights(file)
     same_head = source is None or all(

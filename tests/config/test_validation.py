@@ -29,7 +29,7 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         (["replicates=0"], ["replicates", "0"]),
         (["epochs"], ["expected key=value"]),
         (["base=["], ["not valid YAML"]),
-        (["title=2020-99-99"], ["--set title", "not valid YAML"]),
+        (["title=!!timestamp x"], ["--set title", "line 1, column 1", "the tag", "not allowed"]),
         (["factors=3"], ["factors", "expected factors"]),
         (["factors=3", "depth=[8]"], ["--set factors=3", "expected factors"]),
         (["base=3"], ["base", "3"]),
