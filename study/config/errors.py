@@ -46,7 +46,7 @@ def allowed_names(name: object, names: Iterable[object]) -> str:
 
 MAX_VALUE = 100
 """Number of characters of a value that a message shows."""
-MAX_MESSAGE = 4000
+MAX_MESSAGE = 2000
 """Number of characters of a message that the command line prints."""
 
 # C0 and C1 control characters, line and paragraph separators, controls of the writing direction, and surrogates.

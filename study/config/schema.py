@@ -305,7 +305,7 @@ def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, st
 
 
 class Range(StrictModel):
-    """A numeric interval that a search samples a factor from: integers for an integer setting, otherwise real numbers."""
+    """A numeric interval that a search samples a factor from; integers, if the setting is one."""
 
     low: int | float
     """Smallest value."""
@@ -505,7 +505,8 @@ class StudyConfig(StrictModel):
     """Settings of every trial; a factor's levels replace the base's value."""
     factors: dict[str, list[Any] | Range]
     """Factors and their levels: `depth: [8, 14]`. An empty factor takes the levels that the scale offers; in a search a
-    factor may be a range `{low: 0.01, high: 1.0, log: true}`."""
+    factor may be a range `{low: 0.01, high: 1.0, log: true}`. A factor has at most 1000 levels, a study at most 100,000
+    trials."""
     joint: dict[str, dict[str, dict[str, Any]]] = {}
     """Further settings that go with a level, by factor and level: `{solver: {adamw: {learning_rate: 0.01}}}`. A factor
     that is not a setting itself has its levels here: `{size: {small: {depth: 8}, large: {depth: 20}}}`."""

@@ -173,11 +173,12 @@ def _parse_range(factor: str, levels: Any, origin: dict[str, str]) -> Any:
         return levels
     try:
         return Range(**levels)
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"type": "", "msg": str(error), "loc": ()}
-        path = ".".join(["factors", factor, *map(str, first["loc"])])
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][:1]
+        wrong = [each for each in error.errors() if each["loc"][:1] == key][-1]  # as a float, rather than as an int
+        path = ".".join(["factors", factor, *map(str, key)])
         where = find_origin(path, origin)
-        raise UserError(f"{where}: {path}: {explain_error(first)}; a range has low, high and log") from None
+        raise UserError(f"{where}: {path}: {explain_error(wrong)}; a range has low, high and log") from None
 
 
 def _format_error(error: ValidationError, origin: dict[str, str]) -> str:

@@ -114,7 +114,7 @@ class _Builder:
         """Builds the value that starts with `event`."""
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.anchors:  # also within the value of its own anchor
-                raise _Refused(f"*{shorten(event.anchor, MAX_VALUE)}: no such anchor before it", event)
+                raise _Refused(f"*{shorten(str(event.anchor), MAX_VALUE)}: no such anchor before it", event)
             value, size = self.anchors[event.anchor]
             self._add(size, event)
             return value

@@ -102,7 +102,7 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
     files = list_configs(kind)
     if name not in files:
         flag = {"studies": "study", "scales": "scale"}[kind]
-        raise UserError(f"--{flag} {name}: unknown {flag}; {allowed_names(name, files)}")
+        raise UserError(f"--{flag} {shorten(name, MAX_VALUE)}: unknown {flag}; {allowed_names(name, files)}")
     return files[name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,7 +104,7 @@ def check_size(study: StudyConfig) -> None:
         cells = study.search.n_trials
     if cells * runs > MAX_TRIALS:
         raise UserError(
-            f"{study.name}: {cells} cells x {runs} runs are {cells * runs} trials; allowed: at most {MAX_TRIALS}"
+            f"{study.name}: {cells} cells x {runs} runs of each are {cells * runs} trials; allowed: at most {MAX_TRIALS}"
         )
 
 
@@ -142,17 +142,22 @@ def plan_cells(study: StudyConfig) -> list[dict[str, Any]]:
 def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
     """Returns the trials at the corners of a search space, as a sample of what the search may suggest.
 
-    Of a space with more than `MAX_CORNERS` corners, they are those in which one factor is not at its first level.
     Raises `UserError` for a cell that cannot be trained.
     """
-    ends = {factor: levels if isinstance(levels, list) else [levels.low, levels.high]
-            for factor, levels in study.factors.items()}  # fmt: skip
+    return [plan_trial(study, cell, 0) for cell in list_corners(study, list(study.factors))]
+
+
+def list_corners(study: StudyConfig, factors: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns all combinations of the levels of some factors of a search; of a range, its ends are the levels.
+
+    Of more than `MAX_CORNERS`, only those in which at most one factor is not at its first level.
+    """
+    given = {factor: study.factors[factor] for factor in factors}
+    ends = {name: levels if isinstance(levels, list) else [levels.low, levels.high] for name, levels in given.items()}
     if math.prod(map(len, ends.values())) <= MAX_CORNERS:
-        cells = [dict(zip(ends, cell, strict=True)) for cell in itertools.product(*ends.values())]
-    else:
-        first = {factor: levels[0] for factor, levels in ends.items()}
-        cells = [first, *({**first, factor: level} for factor, levels in ends.items() for level in levels[1:])]
-    return [plan_trial(study, cell, 0) for cell in cells]
+        return [dict(zip(ends, cell, strict=True)) for cell in itertools.product(*ends.values())]
+    first = {factor: levels[0] for factor, levels in ends.items()}
+    return [first, *({**first, factor: level} for factor, levels in ends.items() for level in levels[1:])]
 
 
 def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) -> PlannedTrial:

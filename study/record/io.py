@@ -42,9 +42,15 @@ def write_yaml(path: Path, value: Any) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that YAML 1.2 reads as numbers, too. PyYAML knows those of YAML 1.1."""
+    """Quotes texts that YAML 1.2 reads as numbers, too, and escapes all line breaks. PyYAML follows YAML 1.1."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"({NUMBER.pattern})$"), list("-+.0123456789"))
 
 
