@@ -59,6 +59,7 @@ def group_problems(problems: Iterable[TrialStatus]) -> list[list[TrialStatus]]:
 
 def normalize_reason(reason: str) -> str:
     """A reason without the paths, trial names, addresses and numbers that differ between trials."""
+    reason = shorten(reason, MAX_REASON)  # the patterns take quadratic time
     for pattern, word in VARIABLE_PARTS.items():
         reason = re.sub(pattern, word, reason)
     return reason
