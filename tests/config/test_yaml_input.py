@@ -96,7 +96,9 @@ def test_only_a_file_of_limited_size_is_read(tmp_path: Path) -> None:
             read_yaml(tmp_path / f"{name}.yaml")
 
 
-texts = st.text(max_size=12).filter(lambda text: "\0" not in text) | st.from_regex(r"[-+]?[0-9][0-9.eEoxb_:]{0,6}", fullmatch=True)
+texts = st.text(max_size=12).filter(lambda text: "\0" not in text) | st.from_regex(
+    r"[-+]?[0-9][0-9.eEoxb_:]{0,6}", fullmatch=True
+)
 scalars = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | texts
 trees = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4), max_leaves=12

@@ -265,8 +265,17 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("infinite", float("inf")), ("1:00:00", 60), ("30:00", 30), ("2-00:30:00", 2910), ("10", 10), ("1-2", 1560),
-     ("1-2:30", 1590), ("0", float("inf")), ("UNLIMITED", float("inf"))],
+    [
+        ("infinite", float("inf")),
+        ("1:00:00", 60),
+        ("30:00", 30),
+        ("2-00:30:00", 2910),
+        ("10", 10),
+        ("1-2", 1560),
+        ("1-2:30", 1590),
+        ("0", float("inf")),
+        ("UNLIMITED", float("inf")),
+    ],
 )
 def test_time_limits_are_parsed(text: str, minutes: float) -> None:
     assert executor_module._parse_minutes(text) == pytest.approx(minutes)
