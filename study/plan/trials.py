@@ -103,9 +103,8 @@ def check_size(study: StudyConfig) -> None:
     else:
         cells = study.search.n_trials
     if cells * runs > MAX_TRIALS:
-        raise UserError(
-            f"{study.name}: {cells} cells x {runs} runs of each are {cells * runs} trials; allowed: at most {MAX_TRIALS}"
-        )
+        count = f"{cells} cells x {runs} runs of each are {cells * runs} trials"
+        raise UserError(f"{study.name}: {count}; allowed: at most {MAX_TRIALS}")
 
 
 def plan_trials(study: StudyConfig, space: ChoiceSpace = NORMALIZATION) -> list[PlannedTrial]:

@@ -65,8 +65,8 @@ KEYS = sorted({f"{section}.{field}" for section, model in SECTIONS.items() for f
               | {"factors.size", "joint.size", "joint.norm.sn", "nothing", "", ".", "a.b.c"})  # fmt: skip
 fragments = st.sampled_from(
     ["010", "1_0", "12:00:00", "yes", "null", "true", "-1", "0", "1", "3", "1e400", ".nan", "-.inf", "9" * 30, "sn",
-     "[", "]", "{", "}", ": ", ", ", "*a ", "&a ", "<<", "!!set ", "!x ", "|", "low", "high", "log", "depth", "norm", "'",
-     '"', "\\e[1m", "\\0", "\\ud800", "\x1b", "\u2028", "x" * 5000, "size", "init", "# "]
+     "[", "]", "{", "}", ": ", ", ", "*a ", "&a ", "<<", "!!set ", "!x ", "|", "low", "high", "log", "depth", "norm",
+     "'", '"', "\\e[1m", "\\0", "\\ud800", "\x1b", "\u2028", "x" * 5000, "size", "init", "# "]
 )  # fmt: skip
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(["sn", "a"])
 values = st.recursive(
