@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from study.cli.console import build_console
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
 from study.config.schema import StudyConfig
 from study.config.secrets import hide_secret_settings, is_secret_setting
@@ -50,7 +51,7 @@ def run_study(options: argparse.Namespace) -> int:
     study, folder = _load_study(options)
     check_folder(study, folder, options.space)
     _check_runnable(study)
-    console = _build_console()
+    console = build_console()
     executor = build_executor(study, folder, options.workers)
     if options.detach and not executor.outlives_driver:
         executor.close()
@@ -95,7 +96,7 @@ def show_plan(options: argparse.Namespace) -> int:
     from study.sweep.executors.resources import count_cores, count_places
 
     study, folder = _load_study(options)
-    console = _build_console()
+    console = build_console()
     if study.search is not None:
         print_search_space(console, study)
         print_analysis_plan(console, study, folder)
@@ -115,10 +116,10 @@ def show_status(options: argparse.Namespace) -> int:
     study, folder = _load_study(options)
     check_folder(study, folder)
     if not options.watch:
-        print_status(_build_console(), study, folder)
+        print_status(build_console(), study, folder)
         return DONE
     try:
-        return DONE if watch(_build_console(), study, folder) else SOME_FAILED
+        return DONE if watch(build_console(), study, folder) else SOME_FAILED
     except KeyboardInterrupt:  # ends only the watching: there is nothing to resume
         return INTERRUPTED
 
@@ -130,7 +131,7 @@ def write_report(options: argparse.Namespace) -> int:
     folder, others = _find_run_folder(options), [StudyFolder(path) for path in options.compare or ()]
     for other in others:  # raises before anything is written
         read_study(other)
-    console = _build_console()
+    console = build_console()
     _print_unused_settings(console, options, folder)
     images = _write_report(console, folder).export()
     console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
@@ -172,7 +173,7 @@ def show_difference(options: argparse.Namespace) -> int:
             allowed = allowed_names(key, known)
             nearest = allowed.partition("; ")[2] or "`status` shows how many there are"
             raise UserError(f"diff {key}: no such trial in {folder.path}; {allowed if len(known) <= 12 else nearest}")
-    print_difference(_build_console(), known[options.trials[0]], known[options.trials[1]])
+    print_difference(build_console(), known[options.trials[0]], known[options.trials[1]])
     return DONE
 
 
@@ -203,12 +204,6 @@ def _find_run_folder(options: argparse.Namespace) -> StudyFolder:
         if not folder.config.exists():
             raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
     return folder
-
-
-def _build_console() -> Console:
-    # A pipe or a log file has no width, and tables must not be cut to 80 columns there. Without markup, as rich would
-    # take `[in,ln]` in `sn[in,ln]` for a tag.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 
 # ------------------------------------------------------------------------------------------------------- run

@@ -12,13 +12,15 @@ from rich.segment import Segment
 from rich.text import Text
 
 from study.cli.study_observer import STATES, RunningTrial, StudySnapshot, TrialStatus
+from study.config.errors import escape_controls, shorten
 
 STYLES = {"failed": "red", "damaged": "red", "diverged": "yellow", "stale": "yellow"}
 MAX_CAUSES = 5  # of failures
+MAX_REASON = 1000  # characters
 BAR_WIDTH = 60  # columns
-VARIABLE_PARTS = {  # of reasons that have one cause
-    r"[\w.~-]*[/\\][^\s'\",;:)]*": "PATH",
-    r"[\w.-]+-r\d+\b": "TRIAL",
+VARIABLE_PARTS = {  # of reasons that have one cause; a search that began within a word would take quadratic time
+    r"(?<![\w.~-])[\w.~-]*[/\\][^\s'\",;:)]*": "PATH",
+    r"(?<![\w.-])[\w.-]+-r\d+\b": "TRIAL",
     r"0x[0-9a-fA-F]+": "#",
     r"\d+(\.\d+)?(e[-+]?\d+)?": "#",
 }
@@ -37,6 +39,8 @@ class LiveView:
         if console.is_terminal:
             room = console.height - len(rest) - 5  # the head, the bar, a blank line, one for "and N more", the prompt
             rest += _draw_running(study.running[: max(0, room)], study.states.get("running", 0), width)
+        for line in (head, *rest):
+            line.plain = escape_controls(line.plain)  # reasons, places and levels are what a record says
         fitted = Text("\n", no_wrap=True, overflow="ellipsis")
         yield fitted.join([Text(), head])
         if console.is_terminal:
@@ -62,9 +66,9 @@ def normalize_reason(reason: str) -> str:
 
 def format_problems(group: Sequence[TrialStatus], width: int | None = None) -> str:
     """`3 failed: MemoryError: ... (sn-1234-r0)`: reason and key of the first one, cut to `width` columns."""
-    head, reason, key = f"{len(group)} {group[0].state}: ", group[0].reason or "no reason given", group[0].key
+    reason = escape_controls(shorten(group[0].reason or "no reason given", MAX_REASON))
+    head, key = f"{len(group)} {group[0].state}: ", escape_controls(group[0].key)
     if width is not None:
-        reason = reason.splitlines()[0]
         key = _shorten(key, max(12, width // 3, width - len(head) - len(reason) - 3))
         reason = _shorten(reason, max(12, width - len(head) - len(key) - 3), keep=0)
     return f"{head}{reason} ({key})"

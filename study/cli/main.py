@@ -6,6 +6,7 @@ What a verb needs is imported only when it runs, so that `--help` is instant.
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,11 +19,15 @@ from study.config.errors import (
     DONE,
     FULL_DISK,
     INTERRUPTED,
+    MAX_MESSAGE,
+    MAX_VALUE,
     NO_SPACE,
     SOME_FAILED,
     ArgumentParser,
     UserError,
     allowed_names,
+    escape_controls,
+    shorten,
 )
 from study.config.schema import LAUNCHERS
 from study.plan.loading import DEFAULT_SCALE, list_configs
@@ -92,12 +97,12 @@ def main(
     try:
         return _run_command(arguments, space, build_network)
     except UserError as error:
-        print(f"error: {hide_passwords(str(error))}", file=sys.stderr)
+        print(f"error: {shorten(hide_passwords(str(error)), MAX_MESSAGE)}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        where = error.filename or "the disk of the results"
+        where = escape_controls(str(error.filename or "the disk of the results"))
         print(f"error: {NO_SPACE} {where}. Free some space and run the same command to resume.", file=sys.stderr)
         return SOME_FAILED
     except KeyboardInterrupt:
@@ -168,6 +173,9 @@ def _run_command(arguments: list[str], space: ChoiceSpace, build_network: Callab
         from study.bench.__main__ import run as run_benchmark
 
         return run_benchmark(arguments[1:])
+    for argument in arguments:
+        if re.search("[\0\ud800-\udfff]", argument):
+            raise UserError(f"{shorten(argument, MAX_VALUE)}: contains a character that is not allowed")
     options = parse_arguments(arguments)
     options.space, options.build_network = space, build_network
     if options.help:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from study.cli.live_view import LiveView, format_time_left
 from study.cli.study_observer import StudyObserver, TrialStatus
+from study.config.errors import escape_controls
 from study.plan.trials import PlannedTrial
 from study.record.contents import FINISHED
 from study.record.layout import StudyFolder
@@ -83,4 +84,4 @@ class SweepProgress(SweepListener):
     def _log(self, line: str, style: str = "") -> None:
         """Prints a line in a log file; on a terminal the live view shows the same."""
         if not self.console.is_terminal:
-            self.message(line, style)
+            self.message(escape_controls(line), style)

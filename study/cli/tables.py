@@ -13,6 +13,7 @@ from rich.table import Table
 
 from study.cli.live_view import format_duration, format_problems, group_problems
 from study.cli.study_observer import STATES, StudyObserver
+from study.config.errors import escape_controls, shorten
 from study.config.schema import StudyConfig
 from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
 from study.plan.design_diagnostics import describe_balance, find_problems
@@ -24,6 +25,7 @@ from study.record.contents import FINISHED, DamagedFileError
 from study.record.io import flatten
 from study.record.layout import StudyFolder, TrialFolder
 
+MAX_CELL = 500  # characters of a value
 MAX_LINES = 20  # of trials, or of causes, in one state; a cluster may run thousands
 
 
@@ -88,7 +90,7 @@ def _build_plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], 
             if size else ["..."] * 4
         )  # fmt: skip
         table.add_row(
-            *(str(level) for level in trial.levels.values()),
+            *(escape_controls(str(level)) for level in trial.levels.values()),
             str(trial.config.chunks), str(trial.config.batch_size), str(trial.statistics_batch),
             str(trial.gradient_batch), str(trial.device_batch),
             f"{trial.config.base_learning_rate:.4g}", str(trial.steps), " ".join(trial.pool), *measured,
@@ -139,7 +141,7 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     for state in states:
         _print_reasons(console, state, observer)
     if observer.driver:
-        console.print(observer.driver)
+        console.print(escape_controls(observer.driver))
 
 
 def _print_reasons(console: Console, state: str, observer: StudyObserver) -> None:
@@ -153,7 +155,7 @@ def _print_reasons(console: Console, state: str, observer: StudyObserver) -> Non
         groups = group_problems(trial for trial in trials if trial.reason and state != "pruned")
         lines = [format_problems(group) for group in groups]
     for line in lines[:MAX_LINES]:
-        console.print(line, soft_wrap=True)
+        console.print(escape_controls(line), soft_wrap=True)
     if len(lines) > MAX_LINES:
         console.print(f"{state}: and {len(lines) - MAX_LINES} more")
 
@@ -175,7 +177,12 @@ def _read_levels(record: TrialFolder) -> dict[str, Any]:
 
 
 def _format_level(level: object) -> str:
-    return "" if level is None else f"{level:.4g}" if isinstance(level, float) else str(level)
+    return "" if level is None else f"{level:.4g}" if isinstance(level, float) else _format_cell(level)
+
+
+def _format_cell(value: object) -> str:
+    """A value of a record as one line of limited length."""
+    return escape_controls(shorten(str(value), MAX_CELL))
 
 
 def _print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
@@ -199,7 +206,7 @@ def print_difference(console: Console, first: TrialFolder, second: TrialFolder) 
     left, right = _read_facts(first), _read_facts(second)
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key):
-            table.add_row(key, str(left.get(key, "-")), str(right.get(key, "-")))
+            table.add_row(*map(_format_cell, (key, left.get(key, "-"), right.get(key, "-"))))
     console.print(table if table.row_count else "no difference")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from study.config.errors import UserError, allowed_names
+from study.config.errors import UserError, allowed_names, format_value
 from study.config.schema import TrialConfig
 from study.norms.names import NORMALIZERS
 
@@ -83,7 +83,7 @@ class ChoiceSpace:
                 return f"needs at least one {kind}, each with a name of its own, has: {', '.join(names) or 'none'}"
         wrong = next((each for each in self.members if not re.fullmatch("#[0-9a-fA-F]{6}", each.colour)), None)
         if wrong is not None:
-            return f"{wrong.name}: colour {wrong.colour!r} is not a hex code like #0072B2"
+            return f"{wrong.name}: colour {format_value(wrong.colour)} is not a hex code like #0072B2"
         if self.tracked[0] not in self.member_names:
             return f"tracked: {allowed_names(self.tracked[0], self.member_names)}"
         return ""
@@ -118,7 +118,7 @@ def _read_texts(values: dict[str, Any]) -> dict[str, str]:
 
 def _read_text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"expected text, not {value!r}")
+        raise TypeError(f"expected text, not {format_value(value)}")
     return value
 
 

@@ -1,10 +1,12 @@
-"""How the command line ends: exit codes, and user errors that are printed as one line."""
+"""How the command line ends: exit codes, and user errors that are printed as one line, whatever a value holds."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import errno
+import re
+import reprlib
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -19,8 +21,11 @@ NO_SPACE = "no space left on"
 class UserError(ValueError):
     """A mistake in the user's input. The command line prints it as one line and exits with code 2.
 
-    The message says what is wrong, where, and what is allowed.
+    The message says what is wrong, where, and what is allowed. Control characters in it are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape_controls(message))
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -33,5 +38,43 @@ class ArgumentParser(argparse.ArgumentParser):
 def allowed_names(name: object, names: Iterable[object]) -> str:
     """Returns the end of an error message: 'allowed: a, b, c; nearest: b'."""
     known = [str(candidate) for candidate in names]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(shorten(str(name), MAX_VALUE), known, n=1, cutoff=0.4)
     return f"allowed: {', '.join(known)}" + (f"; nearest: {close[0]}" if close else "")
+
+
+# ---------------------------------------------------------------------------------------------- values in messages
+
+MAX_VALUE = 100
+"""Number of characters of a value that a message shows."""
+MAX_MESSAGE = 2000
+"""Number of characters of a message that the command line prints."""
+
+# C0 and C1 control characters, line and paragraph separators, controls of the writing direction, and surrogates.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_controls(text: str, keep: str = "") -> str:
+    """Returns `text` with its control characters as escapes: one line that cannot change a terminal.
+
+    keep: control characters that stay, such as a line break.
+    """
+    return _CONTROLS.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """Returns `text` with its middle left out where it is longer than `width`."""
+    half = (width - 3) // 2
+    return text if len(text) <= width else f"{text[:half]}...{text[-half:]}"
+
+
+def format_value(value: object) -> str:
+    """Returns a value as messages show it, as in Python; of a long one, its first parts."""
+    return _VALUES.repr(value)
+
+
+_VALUES = reprlib.Repr()
+_VALUES.maxstring = _VALUES.maxother = _VALUES.maxlong = MAX_VALUE
+_VALUES.maxlist = _VALUES.maxtuple = _VALUES.maxdict = 8
+_VALUES.maxlevel = 3

@@ -77,8 +77,9 @@ Dataset = Annotated[str, AfterValidator(_check_dataset), Field(json_schema_extra
 Depth = Annotated[
     int, AfterValidator(_check_depth), Field(json_schema_extra={"enum": sorted(SMALL_DEPTHS + LARGE_DEPTHS)})
 ]
-Norm = Annotated[str, AfterValidator(_normalize_norm)]
-HeadNorm = Annotated[str | None, AfterValidator(_normalize_head_norm)]
+Name = Annotated[str, Field(max_length=100)]
+Norm = Annotated[Name, AfterValidator(_normalize_norm)]
+HeadNorm = Annotated[Name | None, AfterValidator(_normalize_head_norm)]
 Fractions = Annotated[
     tuple[Annotated[float, Field(gt=0, le=1)], ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # YAML has no tuples
@@ -304,7 +305,7 @@ def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, st
 
 
 class Range(StrictModel):
-    """A numeric interval that a search samples a factor from; integer bounds give integers."""
+    """A numeric interval that a search samples a factor from; integers, if the setting is one."""
 
     low: int | float
     """Smallest value."""
@@ -507,7 +508,8 @@ class StudyConfig(StrictModel):
     """Settings of every trial; a factor's levels replace the base's value."""
     factors: dict[str, list[Any] | Range]
     """Factors and their levels: `depth: [8, 14]`. An empty factor takes the levels that the scale offers; in a search a
-    factor may be a range `{low: 0.01, high: 1.0, log: true}`."""
+    factor may be a range `{low: 0.01, high: 1.0, log: true}`. A factor has at most 1000 levels, a study at most 100,000
+    trials."""
     joint: dict[str, dict[str, dict[str, Any]]] = {}
     """Further settings that go with a level, by factor and level: `{solver: {adamw: {learning_rate: 0.01}}}`. A factor
     that is not a setting itself has its levels here: `{size: {small: {depth: 8}, large: {depth: 20}}}`."""

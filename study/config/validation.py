@@ -7,11 +7,12 @@ The section `start` depends on the plan, and is checked in `study.plan.warm_star
 from __future__ import annotations
 
 import re
+from collections.abc import Sized
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from study.config.errors import UserError, allowed_names
+from study.config.errors import UserError, allowed_names, format_value
 from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig, TrialConfig
 from study.config.yaml_input import parse_yaml
 
@@ -20,7 +21,7 @@ def validate_study(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfi
     """Returns the study that `merged` describes. Raises `UserError`, which names the origin of the bad setting."""
     if not isinstance(merged.get("factors", {}), dict):
         where = find_origin("factors", origin)
-        raise UserError(f"{where}: factors: {merged['factors']!r}: expected factors and their levels")
+        raise UserError(f"{where}: factors: {format_value(merged['factors'])}: expected factors and their levels")
     factors = {name: _parse_range(name, levels, origin) for name, levels in merged.get("factors", {}).items()}
     try:
         study = StudyConfig(**{**merged, "factors": factors})
@@ -47,14 +48,15 @@ def check_level(study: StudyConfig, factor: str, level: Any, where: str) -> Tria
     Raises `UserError` if the level is not allowed.
     """
     if factor not in TrialConfig.model_fields and (not isinstance(level, str) or level not in study.joint[factor]):
-        raise UserError(f"{where}: {level!r}: {allowed_names(level, study.joint[factor])}")
+        raise UserError(f"{where}: {format_value(level)}: {allowed_names(level, study.joint[factor])}")
     try:
         return study.apply_levels({factor: level})
     except ValidationError as error:
         first = error.errors()[0]
         field = first["loc"][0] if first["loc"] else factor
-        setting = "" if field == factor else f"{field}: {first['input']!r}: "  # one that `joint` adds to the level
-        raise UserError(f"{where}: {level!r}: {setting}{explain_error(first)}") from None
+        # The setting may be one that `joint` adds to the level.
+        setting = "" if field == factor else f"{field}: {format_value(first['input'])}: "
+        raise UserError(f"{where}: {format_value(level)}: {setting}{explain_error(first)}") from None
 
 
 def explain_error(error: Any) -> str:
@@ -85,6 +87,7 @@ def _check_joint(study: StudyConfig, origin: dict[str, str]) -> None:
         where = f"{find_origin(f'joint.{factor}', origin)}: joint.{factor}"
         if factor not in study.factors:
             raise UserError(f"{where}: no such factor; {allowed_names(factor, study.factors)}")
+        _check_count(settings, where)
         given = study.factors[factor]
         used = {str(level) for level in given} if isinstance(given, list) else set(settings)
         for level, fields in settings.items():
@@ -98,8 +101,10 @@ def _check_joint(study: StudyConfig, origin: dict[str, str]) -> None:
             check_level(study, factor, value, f"{where}.{level}")
 
 
-_RANGE_FIELDS = [name for name, field in TrialConfig.model_fields.items()
-                 if field.annotation in (int, float) and name != "depth"]  # fmt: skip
+_RANGE_FIELDS = {name: field.annotation for name, field in TrialConfig.model_fields.items()
+                 if field.annotation in (int, float) and name != "depth"}  # fmt: skip
+MAX_LEVELS = 1000
+"""Number of levels of a factor, in `factors` and in `joint`."""
 
 
 def _check_factor(study: StudyConfig, factor: str, origin: dict[str, str]) -> list[Any] | Range:
@@ -113,18 +118,24 @@ def _check_factor(study: StudyConfig, factor: str, origin: dict[str, str]) -> li
             raise UserError(f"{where}: a range needs a search section; a grid needs a list of levels")
         if factor not in _RANGE_FIELDS:
             raise UserError(f"{where}: a range is not allowed; give a list. Ranges: {', '.join(_RANGE_FIELDS)}")
-        for bound in (given.low, given.high):
-            check_level(study, factor, bound, where)
-        return given
+        # The field's type decides what is drawn, not how the ends are written: from 0 to 1, half a weight decay.
+        low, high = (getattr(check_level(study, factor, bound, where), factor) for bound in (given.low, given.high))
+        return given.model_copy(update={"low": low, "high": high})
     if not given:
         raise UserError(f"{where}: no levels")
-    cells: list[TrialConfig] = []
+    _check_count(given, where)
+    cells: dict[TrialConfig, Any] = {}
     for level in given:
         cell = check_level(study, factor, level, where)
         if cell in cells:
-            raise UserError(f"{where}: level {level!r} appears twice")
-        cells.append(cell)
-    return [getattr(cell, factor, level) for cell, level in zip(cells, given, strict=True)]
+            raise UserError(f"{where}: level {format_value(level)} appears twice")
+        cells[cell] = level
+    return [getattr(cell, factor, level) for cell, level in cells.items()]
+
+
+def _check_count(levels: Sized, where: str) -> None:
+    if len(levels) > MAX_LEVELS:
+        raise UserError(f"{where}: {len(levels)} levels; allowed: at most {MAX_LEVELS}")
 
 
 def _check_blocks(study: StudyConfig, origin: dict[str, str]) -> None:
@@ -135,7 +146,7 @@ def _check_blocks(study: StudyConfig, origin: dict[str, str]) -> None:
     for block in study.blocks:
         for name in block or ["no factor"]:
             if name not in study.factors:
-                raise UserError(f"{where}: {block}: {name}: {allowed_names(name, study.factors)}")
+                raise UserError(f"{where}: {format_value(block)}: {name}: {allowed_names(name, study.factors)}")
     for factor in study.factors:
         if study.blocks and not any(factor in block for block in study.blocks):
             raise UserError(f"{where}: factor {factor} is in no block; its levels would not be planned")
@@ -162,11 +173,12 @@ def _parse_range(factor: str, levels: Any, origin: dict[str, str]) -> Any:
         return levels
     try:
         return Range(**levels)
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"type": "", "msg": str(error), "loc": ()}
-        path = ".".join(["factors", factor, *map(str, first["loc"])])
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][:1]
+        wrong = [each for each in error.errors() if each["loc"][:1] == key][-1]  # as a float, rather than as an int
+        path = ".".join(["factors", factor, *map(str, key)])
         where = find_origin(path, origin)
-        raise UserError(f"{where}: {path}: {explain_error(first)}; a range has low, high and log") from None
+        raise UserError(f"{where}: {path}: {explain_error(wrong)}; a range has low, high and log") from None
 
 
 def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
@@ -181,7 +193,7 @@ def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
         return f"{find_origin(dotted, origin)}: {dotted}: unknown key; {allowed_names(key, model.model_fields)}"
     # pydantic also puts the names of union members into an error's location.
     path = ".".join(str(part) for part in first["loc"] if str(part) in _ALL_KEYS or not isinstance(part, str))
-    value = "" if first["type"] == "missing" else f" {first['input']!r}:"
+    value = "" if first["type"] == "missing" else f" {format_value(first['input'])}:"
     return f"{find_origin(path, origin)}: {path}:{value} {explain_error(first)}"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from study.config.errors import UserError
+from study.config.errors import UserError, format_value
 from study.config.schema import StudyConfig
 from study.record.io import flatten
 
@@ -177,12 +177,13 @@ def parse_plan_record(content: Mapping[str, Any], source: str) -> PlanRecord | N
         raise _damaged(source, "analysis_plan.plan", "expected keys and values")
     for key in _SAMPLE_KEYS:
         if not _is_count(plan.get(key, 0)):
-            raise _damaged(source, f"analysis_plan.plan.{key}", f"expected a whole number, got {plan[key]!r}")
+            value = format_value(plan[key])
+            raise _damaged(source, f"analysis_plan.plan.{key}", f"expected a whole number, got {value}")
     created, results = section.get("created"), section.get("results", 0)
     if not isinstance(created, str):
-        raise _damaged(source, "analysis_plan.created", f"expected a date in quotes, got {created!r}")
+        raise _damaged(source, "analysis_plan.created", f"expected a date in quotes, got {format_value(created)}")
     if not _is_count(results):
-        raise _damaged(source, "analysis_plan.results", f"expected a whole number, got {results!r}")
+        raise _damaged(source, "analysis_plan.results", f"expected a whole number, got {format_value(results)}")
     try:
         digest = hash_plan(plan)
     except (TypeError, ValueError) as error:
@@ -207,9 +208,9 @@ def _parse_amendment(entry: Any, where: str, source: str) -> Amendment:
         if not isinstance(change, list) or len(change) != 2:
             raise _damaged(source, f"{where}.changes.{key}", "expected the value before and the value now")
         if key in _SAMPLE_KEYS and not all(value is None or _is_count(value) for value in change):
-            raise _damaged(source, f"{where}.changes.{key}", f"expected whole numbers, got {change!r}")
+            raise _damaged(source, f"{where}.changes.{key}", f"expected whole numbers, got {format_value(change)}")
     if not _is_count(results):
-        raise _damaged(source, f"{where}.results", f"expected a whole number, got {results!r}")
+        raise _damaged(source, f"{where}.results", f"expected a whole number, got {format_value(results)}")
     return Amendment(date=entry["date"], changes={key: tuple(pair) for key, pair in changes.items()}, results=results)
 
 

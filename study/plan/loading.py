@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from study.config.choice_space import ChoiceSpace
-from study.config.errors import UserError, allowed_names
+from study.config.errors import MAX_VALUE, UserError, allowed_names, shorten
 from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
-from study.config.yaml_input import check_mapping, parse_yaml, read_yaml
+from study.config.yaml_input import MAX_DEPTH, check_mapping, parse_yaml, read_yaml
 from study.plan import warm_start
 from study.plan.analysis_plan import PlanRecord, parse_plan_record
+from study.plan.trials import check_size
 
 DEFAULT_SCALE = "laptop"
 CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -40,18 +41,21 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
     _overlay(merged, study_layer, str(study_file), origin)
     _overlay_factors(merged, levels, offered, study_file, scale_file, origin)
     for override in overrides:
-        layer = _parse_override(override, merged)
-        _overlay(merged, layer, f"--set {override}", origin)
+        source = f"--set {shorten(override, MAX_VALUE)}"
+        layer = _parse_override(override, source, merged)
+        _overlay(merged, layer, source, origin)
         joint |= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
     _drop_offered_joint(merged, offered_joint - joint)
     warm_start.drop_offered_cell(merged, origin, str(scale_file))
     warm_start.check_no_source(merged, origin)
-    return warm_start.resolve_source(_validate(merged, origin), find_origin("start", origin))
+    config = _validate(merged, origin)
+    check_size(config)
+    return warm_start.resolve_source(config, find_origin("start", origin))
 
 
 def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:
     """Builds a study from its resolved form, as in a run's `study.yaml`. `source` is named in errors."""
-    return _validate({str(key): value for key, value in data.items()}, {"": source})
+    return _validate(data, {"": source})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +74,7 @@ class StudyFile:
 
 def read_study_file(path: Path) -> StudyFile:
     """Reads `study.yaml` of a run. Raises `UserError` if the file is damaged."""
-    if not path.is_file():  # opening a pipe would wait for a writer
-        raise UserError(f"{path}: not a regular file")
-    content, source = read_yaml(path), str(path)
+    content, source = read_yaml(path, recorded=True), str(path)
     if not isinstance(content.get("study"), dict):
         raise UserError(f"{source}: study: expected keys and values; the file is damaged")
     provenance = content.get("provenance")
@@ -100,7 +102,7 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
     files = list_configs(kind)
     if name not in files:
         flag = {"studies": "study", "scales": "scale"}[kind]
-        raise UserError(f"--{flag} {name}: unknown {flag}; {allowed_names(name, files)}")
+        raise UserError(f"--{flag} {shorten(name, MAX_VALUE)}: unknown {flag}; {allowed_names(name, files)}")
     return files[name]
 
 
@@ -114,7 +116,6 @@ def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
 def _overlay(target: dict[str, Any], layer: dict[str, Any], source: str, origin: dict[str, str], at: str = "") -> None:
     """Merges `layer` into `target` key by key, and notes `source` as the origin of what it sets."""
     for key, value in layer.items():
-        key = str(key)  # a level such as 2 or true
         path = f"{at}{key}"
         if isinstance(value, dict) and isinstance(target.get(key, {}), dict):
             _overlay(target.setdefault(key, {}), value, source, origin, f"{path}.")
@@ -152,12 +153,14 @@ def _drop_offered_joint(merged: dict[str, Any], offered: set[str]) -> None:
 # ------------------------------------------------------------------------------------------------- overrides
 
 
-def _parse_override(override: str, merged: dict[str, Any]) -> dict[str, Any]:
-    """Returns `key=value` as a layer."""
+def _parse_override(override: str, source: str, merged: dict[str, Any]) -> dict[str, Any]:
+    """Returns `key=value` as a layer. source: the flag, named in errors."""
     key, separator, text = override.partition("=")
     if not separator:
-        raise UserError(f"--set {override}: expected key=value")
-    path, value = _resolve_key(key, merged), parse_yaml(text, f"--set {override}")
+        raise UserError(f"{source}: expected key=value")
+    if key.count(".") > MAX_DEPTH:
+        raise UserError(f"{source}: a key of {key.count('.') + 1} parts; allowed: at most {MAX_DEPTH}")
+    path, value = _resolve_key(key, merged), parse_yaml(text, source)
     if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
         value = [value]  # one level
     first, *inner = path.split(".")
@@ -177,4 +180,4 @@ def _resolve_key(key: str, merged: dict[str, Any]) -> str:
         if head in model.model_fields and section != "start":  # its names, such as `cell`, are unclear by themselves
             return f"{section}.{key}"
     names = [*StudyConfig.model_fields, *TrialConfig.model_fields, *RunConfig.model_fields]
-    raise UserError(f"--set {key}: unknown key; {allowed_names(head, names)}")
+    raise UserError(f"--set {shorten(key, MAX_VALUE)}: unknown key; {allowed_names(head, names)}")

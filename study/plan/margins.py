@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from study.config.schema import StudyConfig, TrialConfig
-from study.plan.trials import plan_cells
+from study.plan.trials import list_corners, plan_cells
 from study.plan.warm_start import build_config
 
 _TASK_MARGINS: Mapping[str, str] = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
@@ -42,16 +41,7 @@ def _collect_configs(study: StudyConfig) -> list[TrialConfig]:
     """One config for each combination of the factors that a margin depends on."""
     decisive = [factor for factor in study.factors if factor in _DECISIVE or factor in study.joint]
     cells: dict[str, dict[str, Any]] = {}
-    for cell in _list_cells(study, decisive):
+    for cell in plan_cells(study) if study.search is None else list_corners(study, decisive):
         levels = {factor: cell[factor] for factor in decisive}
         cells.setdefault(repr(levels), levels)
     return [build_config(study, levels) for levels in cells.values()]
-
-
-def _list_cells(study: StudyConfig, decisive: list[str]) -> list[dict[str, Any]]:
-    """The cells of a grid; of a search, all combinations of these factors' levels, of a range its ends."""
-    if study.search is None:
-        return plan_cells(study)
-    levels = [given if isinstance(given, list) else [given.low, given.high]
-              for given in (study.factors[factor] for factor in decisive)]  # fmt: skip
-    return [dict(zip(decisive, cell, strict=True)) for cell in itertools.product(*levels)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
-from study.config.errors import UserError
+from study.config.errors import MAX_VALUE, UserError, shorten
 from study.config.schema import Range, StudyConfig, TrialConfig
 from study.config.seeds import derive_seeds, list_seed_runs
 from study.plan.checks import check_cell
@@ -87,6 +88,25 @@ class PlannedTrial:
         return self.steps * self.config.depth * max(1.0, self.gradient_batch / 64)
 
 
+MAX_TRIALS = 100_000
+"""Number of trials of a study."""
+MAX_CORNERS = 1000
+
+
+def check_size(study: StudyConfig) -> None:
+    """Raises `UserError` for a study of more than `MAX_TRIALS` trials, without planning them."""
+    runs = study.replicates + len(list_seed_runs(study.seeds.apart, study.replicates))
+    if study.search is None:
+        blocks = study.blocks or [list(study.factors)]
+        levels = {factor: len(given) for factor, given in study.factors.items() if isinstance(given, list)}
+        cells = sum(math.prod(levels[factor] for factor in block) for block in blocks)
+    else:
+        cells = study.search.n_trials
+    if cells * runs > MAX_TRIALS:
+        count = f"{cells} cells x {runs} runs of each are {cells * runs} trials"
+        raise UserError(f"{study.name}: {count}; allowed: at most {MAX_TRIALS}")
+
+
 def plan_trials(study: StudyConfig, space: ChoiceSpace = NORMALIZATION) -> list[PlannedTrial]:
     """Returns every trial of a grid study, replicate by replicate, so that an unfinished study covers all its cells.
 
@@ -123,9 +143,20 @@ def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
 
     Raises `UserError` for a cell that cannot be trained.
     """
-    ends = {factor: levels if isinstance(levels, list) else [levels.low, levels.high]
-            for factor, levels in study.factors.items()}  # fmt: skip
-    return [plan_trial(study, dict(zip(ends, cell, strict=True)), 0) for cell in itertools.product(*ends.values())]
+    return [plan_trial(study, cell, 0) for cell in list_corners(study, list(study.factors))]
+
+
+def list_corners(study: StudyConfig, factors: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns all combinations of the levels of some factors of a search; of a range, its ends are the levels.
+
+    Of more than `MAX_CORNERS`, only those in which at most one factor is not at its first level.
+    """
+    given = {factor: study.factors[factor] for factor in factors}
+    ends = {name: levels if isinstance(levels, list) else [levels.low, levels.high] for name, levels in given.items()}
+    if math.prod(map(len, ends.values())) <= MAX_CORNERS:
+        return [dict(zip(ends, cell, strict=True)) for cell in itertools.product(*ends.values())]
+    first = {factor: levels[0] for factor, levels in ends.items()}
+    return [first, *({**first, factor: level} for factor, levels in ends.items() for level in levels[1:])]
 
 
 def plan_trial(study: StudyConfig, levels: Mapping[str, Any], replicate: int) -> PlannedTrial:
@@ -164,4 +195,4 @@ def find_factor_fields(study: StudyConfig, factor: str) -> list[str]:
 
 
 def _format_cell(levels: Mapping[str, Any]) -> str:
-    return ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "the base"
+    return ", ".join(f"{factor}={shorten(str(level), MAX_VALUE)}" for factor, level in levels.items()) or "the base"

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.config.datasets import DATASETS
-from study.config.errors import UserError, allowed_names
+from study.config.errors import UserError, allowed_names, format_value
 from study.config.schema import StartConfig, StartRule, StudyConfig, TrialConfig, trial_id
 from study.config.validation import check_level, explain_error, find_origin
 from study.norms.names import effective_pool, parse_norm
@@ -317,7 +317,8 @@ def _check_base(study: StudyConfig, where: str) -> None:
         TrialConfig(**{**study.base.model_dump(), **study.start.base})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{where}: start.base.{first['loc'][0]}: {first['input']!r}: {explain_error(first)}") from None
+        value = f"{first['loc'][0]}: {format_value(first['input'])}"
+        raise UserError(f"{where}: start.base.{value}: {explain_error(first)}") from None
 
 
 def _check_start_level(study: StudyConfig, factor: str, level: Any, where: str) -> Any:

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # pydantic requires it, and this one before Python 3.12
 
 from study.config.errors import UserError
+from study.config.yaml_input import parse_yaml
 from study.record.io import read_file
 
 SCHEMA_VERSION = 1  # of result.json and metrics.jsonl
@@ -20,7 +20,6 @@ MAX_DOCUMENT_BYTES, MAX_TABLE_BYTES = 2**22, 2**28
 MAX_SHOWN = 1000  # characters of a reason, and of a name in a message
 
 # PyYAML's C loader, where it is installed, is ten times faster; with a thousand trials that matters.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class DamagedFileError(UserError):
@@ -115,7 +114,7 @@ class MetricRow(TypedDict):
     value: float | None
 
 
-_COMMAND_LINES = re.compile(r"^command:.*(\n[ \t].*)*", re.MULTILINE)
+_COMMAND_LINES = re.compile(rb"^command:.*(\n[ \t].*)*", re.MULTILINE)
 _ROWS: TypeAdapter[list[MetricRow]] = TypeAdapter(list[MetricRow], config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
@@ -135,7 +134,7 @@ def read_document(path: Path, contents: type[BaseModel]) -> dict[str, Any] | Non
 def read_description(path: Path) -> dict[str, Any]:
     """The values in trial.yaml. Raises `DamagedFileError`, also where it is missing."""
     try:
-        values = _parse_yaml(read_file(path, MAX_DOCUMENT_BYTES).decode())
+        values = _parse_yaml(read_file(path, MAX_DOCUMENT_BYTES), path.name)
         Description.model_validate(values)
     except (OSError, ValueError) as error:
         raise DamagedFileError(path.name, _format_reason(error)) from None
@@ -149,8 +148,8 @@ def read_command(path: Path) -> str | None:
     Only its own lines are parsed: the whole file would take most of a report's time.
     """
     try:
-        lines = _COMMAND_LINES.search(read_file(path, MAX_DOCUMENT_BYTES).decode())
-        command = _parse_yaml(lines[0])["command"] if lines else None
+        lines = _COMMAND_LINES.search(read_file(path, MAX_DOCUMENT_BYTES))
+        command = _parse_yaml(lines[0], path.name)["command"] if lines else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -205,15 +204,12 @@ def _parse_json(text: bytes) -> Any:
         raise ValueError(f"not valid JSON: {error}") from None
 
 
-def _parse_yaml(text: str) -> Any:
-    """Parses YAML without aliases, by which values can contain themselves, or be far larger than the file."""
+def _parse_yaml(data: bytes, name: str) -> Any:
+    """Parses a recorded YAML file, within the limits of `parse_yaml`. Raises `ValueError` without the file's name."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_YAML_LOADER)):
-            raise ValueError("aliases are not allowed")
-        return yaml.load(text, Loader=_YAML_LOADER)  # noqa: S506  (both are safe)
-    except (yaml.YAMLError, RecursionError) as error:
-        problem = getattr(error, "problem", None) or error
-        raise ValueError(f"not valid YAML: {problem}") from None
+        return parse_yaml(data.decode(), name, recorded=True)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(f"{name}: ")) from None
 
 
 def _format_reason(error: Exception) -> str:

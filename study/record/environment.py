@@ -21,6 +21,7 @@ PACKAGES = ("normalizer-study", "torch", "torchvision", "lightning", "torchmetri
 _NAMES = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api_?key)\s*(?:=|%3D)\s*"  # ends of names, and what follows
 _VALUE = r"""(?:'[^']*'|"[^"]*"|[^&\s'"]*)"""
 UNKNOWN_COMMIT = "unknown"
+_URL_PASSWORD = re.compile(r"((?<!\w)\w+://[^:/@]*):(\S*|[^@]*)@")
 
 
 def describe_environment(command: str) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def hide_passwords(text: str) -> str:
     A password may contain characters that a URL should escape: everything up to the last @ of the word is hidden, or
     up to the next @.
     """
-    text = re.sub(r"(\w+://[^:/@]*):(\S*|[^@]*)@", r"\1:***@", text)
+    before, at, after = text.rpartition("@")  # only before an @, so that no search is in vain
+    text = _URL_PASSWORD.sub(r"\1:***@", before + at) + after
     return re.sub(f"({_NAMES}){_VALUE}", r"\1***", text, flags=re.IGNORECASE)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import time
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO
 
 import yaml
 from pydantic_core import from_json
+
+from study.config.yaml_input import NUMBER
 
 MAX_JSON_BYTES = 2**26
 
@@ -56,8 +59,21 @@ def nan_to_none(value: float) -> float | None:
 
 
 def write_yaml(path: Path, value: Any) -> None:
-    """Writes YAML atomically."""
-    write_bytes(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+    """Writes YAML atomically, for readers of YAML 1.1 and 1.2."""
+    write_bytes(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that YAML 1.2 reads as numbers, too, and escapes all line breaks. PyYAML follows YAML 1.1."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"({NUMBER.pattern})$"), list("-+.0123456789"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from study.config.errors import UserError
+from study.config.schema import Range
 from study.plan.loading import load_study
 
 SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1]"]
@@ -17,6 +18,18 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         (["base.epocs=3"], ["--set base.epocs=3", "base.epocs", "nearest: epochs"]),
         (["epochs=-1"], ["--set epochs=-1", "base.epochs", "-1", "greater than or equal to 0"]),
         (["epochs=true"], ["base.epochs", "integer"]),
+        (["epochs=yes"], ["base.epochs", "'yes'", "integer"]),
+        (["launch.minutes=4:00:00"], ["launch.minutes", "'4:00:00'", "integer"]),
+        (["batch_size=[010, 016]"], ["--set batch_size", "010: a number cannot start with 0; write 10"]),
+        (["launch.sbatch={account: 0512}"], ["--set launch.sbatch", "write 512, or '0512' for text"]),
+        (["replicates=100000000"], ["replicates: 100000000", "less than 1000"]),
+        (["replicates=999", "factors.width=[0.1, 0.2]", f"factors.epochs={[*range(1, 101)]}"], ["are 799200 trials"]),
+        ([*SEARCH, "search.n_trials=100000000"], ["100000000 trials; allowed: at most 100000"]),
+        ([f"factors.epochs={[*range(1, 3001)]}"], ["factors.epochs: 3000 levels; allowed: at most 1000"]),
+        (["norm=" + "s" * 100_000], ["factors.norm: 'sss", "at most 100 characters"]),
+        (["base" + ".a" * 50_000 + "=1"], ["a key of 50001 parts"]),
+        (["solver='\\u2028'"], ["allowed: sgd"]),
+        (['solver="\\e]0;x\\a\\nsgd"'], ["base.solver: '\\x1b]0;x\\x07\\nsgd'", "nearest: sgd"]),
         (["solver=sgdd"], ["base.solver", "'sgdd'", "allowed: sgd, nesterov, adam", "nearest: sgd"]),
         (["depth=[8, 21]"], ["factors.depth", "21", "nearest: 20"]),
         (["norm=[sm]"], ["factors.norm", "'sm'", "sn"]),
@@ -29,7 +42,7 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         (["replicates=0"], ["replicates", "0"]),
         (["epochs"], ["expected key=value"]),
         (["base=["], ["not valid YAML"]),
-        (["title=2020-99-99"], ["--set title", "not valid YAML"]),
+        (["title=!!timestamp x"], ["--set title", "line 1, column 1", "the tag", "not allowed"]),
         (["factors=3"], ["factors", "expected factors"]),
         (["factors=3", "depth=[8]"], ["--set factors=3", "expected factors"]),
         (["base=3"], ["base", "3"]),
@@ -45,6 +58,8 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         ([*SEARCH, "learning_rate={low: 2, high: 1}"], ["factors.learning_rate", "low must be below high"]),
         ([*SEARCH, "learning_rate={low: 0, high: 1, log: true}"], ["logarithmic", "above 0"]),
         ([*SEARCH, "learning_rate={lo: 0, high: 1}"], ["factors.learning_rate", "low, high and log"]),
+        ([*SEARCH, "learning_rate={low: .nan, high: 1}"], ["factors.learning_rate.low: should be a finite number"]),
+        ([*SEARCH, "factors.epochs={low: 0.5, high: 4}"], ["factors.epochs: 0.5", "integer"]),
         ([*SEARCH, "depth={low: 8, high: 20}"], ["factors.depth", "give a list"]),
         ([*SEARCH, "search.objective=val_acuracy"], ["search.objective", "nearest: val_accuracy"]),
         ([*SEARCH, "search.objective=test_accuracy"], ["search.objective", "allowed: val_accuracy"]),
@@ -69,7 +84,8 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(override
     with pytest.raises(UserError) as caught:
         load_study("depth_vs_batch", "smoke", overrides)
     message = str(caught.value)
-    assert "\n" not in message
+    assert message.isprintable()
+    assert len(message) < 1500
     for part in parts:
         assert part in message
 
@@ -79,3 +95,12 @@ def test_joint_settings_may_name_another_factor_if_their_level_is_not_used() -> 
     assert study.factors["norm"] == ["sn", "bn"]
     with pytest.raises(UserError, match="the factor batch_size sets it"):
         load_study("distinct", "smoke", ["joint.norm.ssn={batch_size: 4}"])
+
+
+def test_the_kind_of_a_range_follows_the_type_of_its_setting() -> None:
+    ranges = ["factors.weight_decay={low: 0, high: 1}", "factors.epochs={low: 1, high: 4, log: true}"]
+    factors = load_study("depth_vs_batch", "smoke", [*SEARCH, *ranges]).factors
+    decay, epochs = factors["weight_decay"], factors["epochs"]
+    assert isinstance(decay, Range)
+    assert isinstance(epochs, Range)
+    assert [type(end) for end in (decay.low, decay.high, epochs.low, epochs.high)] == [float, float, int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from study.plan.loading import load_study
-from study.plan.trials import find_base_level, find_factor_fields, plan_trials
+from study.plan.trials import MAX_CORNERS, find_base_level, find_factor_fields, plan_corners, plan_trials
 
 DETECTION = ("task=detection", "dataset=scenes", "depth=8")
 
@@ -194,3 +194,16 @@ def test_settings_of_tasks_share_a_recipe_and_separate_task_and_data_set(scale: 
     assert len({dataset for task, dataset in settings if task == "classification"}) == 2
     if scale != "smoke":
         assert len({(trial.steps, trial.config.learning_rate, trial.gradient_batch) for trial in trials}) == 1
+
+
+def test_a_search_of_many_factors_is_checked_at_every_level_but_not_in_every_combination() -> None:
+    real = ("learning_rate", "weight_decay", "dropout", "width", "momentum", "warmup_epochs", "warmup_start")
+    ranges = [f"factors.{name}={{low: 0.25, high: 0.5}}" for name in real]
+    lists = [f"factors.{name}=[1, 2]" for name in ("epochs", "chunks", "gn_groups")]
+    search = ["search.sampler=random", "search.n_trials=2", "batch_size=[2, 4]", "norm=[sn, bn]", "depth=8"]
+    study = load_study("depth_vs_batch", "smoke", [*search, *ranges, *lists])
+    corners = plan_corners(study)
+    assert len(corners) < MAX_CORNERS
+    for factor, levels in study.factors.items():
+        ends = levels if isinstance(levels, list) else [levels.low, levels.high]
+        assert {trial.levels[factor] for trial in corners} == set(ends)

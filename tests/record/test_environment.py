@@ -7,12 +7,13 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 import study
-from study.record.environment import describe_environment, format_command
+from study.record.environment import describe_environment, format_command, hide_passwords
 from tests.conftest import ROOT
 
 
@@ -74,3 +75,10 @@ def test_a_password_never_reaches_a_record(url: str, shown: str) -> None:
         line = format_command(arguments)
         assert "cret" not in line
         assert shown in shlex.split(line)[-1]
+
+
+@pytest.mark.parametrize("text", ["a" * 400_000, "a://b:" * 60_000, "a://b: " * 60_000 + "@", "?password" * 40_000])
+def test_hiding_passwords_takes_no_longer_than_reading(text: str) -> None:
+    started = time.process_time()
+    hide_passwords(text)
+    assert time.process_time() - started < 2

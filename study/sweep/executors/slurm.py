@@ -192,11 +192,13 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
         raise UserError(f"--launcher slurm: Slurm does not answer: {_first_line(error)}") from None
     limits = {name: _parse_minutes(limit) for name, limit, _ in map(str.split, lines)}
     default = ",".join({name for name, _, marked in map(str.split, lines) if marked.endswith("*")})
-    for name in (launch.partition or default).split(","):
+    setting, minutes = _read_time_limit(launch)
+    key = "sbatch.partition" if "partition" in launch.sbatch else "partition"  # `sbatch` overrides the other settings
+    for name in str(launch.sbatch.get("partition", launch.partition or default)).split(","):
         if name not in limits:
-            raise UserError(f"launch.partition={name}: no such partition; {allowed_names(name, sorted(limits))}")
-        if launch.minutes > limits[name]:
-            raise UserError(f"launch.minutes={launch.minutes}: allowed in partition {name}: 1 to {limits[name]:.0f}")
+            raise UserError(f"launch.{key}={name}: no such partition; {allowed_names(name, sorted(limits))}")
+        if minutes > limits[name]:
+            raise UserError(f"{setting}: allowed in partition {name}: 1 to {limits[name]:.0f} minutes")
 
 
 def query_queue() -> dict[str, QueuedJob] | None:
@@ -269,14 +271,32 @@ def _read_array_limit() -> int:
     return max(1, int(found[1]) - 1) if found else 1000
 
 
+def _read_time_limit(launch: LaunchConfig) -> tuple[str, float]:
+    """Returns the setting that limits the time of a job, and the limit in minutes. Raises `UserError` for no time."""
+    given = launch.sbatch.get("time", launch.minutes)
+    setting = f"launch.{'sbatch.time' if 'time' in launch.sbatch else 'minutes'}={given}"
+    try:
+        return setting, _parse_minutes(str(given))
+    except ValueError:
+        formats = "MINUTES, HOURS:MINUTES:SECONDS, DAYS-HOURS:MINUTES:SECONDS"
+        raise UserError(f"{setting}: not a time limit; allowed: {formats}") from None
+
+
 def _parse_minutes(limit: str) -> float:
-    """Parses Slurm's time limits: `1-02:30:00` -> 1590, `infinite` -> inf."""
-    if not limit[0].isdigit():
+    """Parses Slurm's time limits: `1-02:30:00` -> 1590, `90:00` and `90` -> 90, `infinite` and 0 -> inf.
+
+    Raises `ValueError` for any other text.
+    """
+    if limit.lower() in ("infinite", "unlimited", "n/a"):
         return math.inf
-    days, _, clock = limit.rpartition("-")
+    days, dash, clock = limit.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
-    hours, minutes, seconds = [0] * (3 - len(parts)) + parts
-    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
+    if dash:
+        parts += [0] * (3 - len(parts))
+    elif len(parts) < 3:
+        parts = [0, *parts, 0][:3]
+    hours, minutes, seconds = parts
+    return (int(days) * 1440 if dash else 0) + hours * 60 + minutes + seconds / 60 or math.inf
 
 
 def _call(*command: str) -> str:

@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial, TrialState, create_trial
 
+from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.config.seeds import derive_seed
 from study.plan.trials import PlannedTrial, plan_trial
@@ -36,6 +37,7 @@ class SearchStudy:
         self.optuna_study = open_optuna_study(study, folder, storage, study.search.direction)
         self.pruner = optuna.pruners.MedianPruner() if study.search.pruner == "median" else optuna.pruners.NopPruner()
         self.optuna_study.pruner = self.pruner
+        self._check_distributions()
         self.study_id = storage.get_study_id_from_name(study.name)
         self.results: dict[str, dict[str, Any]] = {}
         self.optuna_trials: dict[int, Trial] = {}  # unfinished ones, by number
@@ -66,6 +68,16 @@ class SearchStudy:
         found: list[int | None] = []
         self.retry.try_once(lambda: found.append(self._find_prune_epoch(trial, curve)))
         return found[0] if found else None  # None: checked again soon, and once more after the trial
+
+    def _check_distributions(self) -> None:
+        """Raises `UserError` for a search of an older version, which drew integers between ends without a point."""
+        for trial in self.optuna_study.get_trials(deepcopy=False):
+            for factor, distribution in trial.distributions.items():
+                if isinstance(distribution, IntDistribution) and type(self.distributions[factor]) is FloatDistribution:
+                    raise UserError(
+                        f"{self.folder.path}: an older version has searched whole numbers of {factor}; "
+                        "choose another folder with --out"
+                    )
 
     # ------------------------------------------------------------------------------------------------------ suggestions
 

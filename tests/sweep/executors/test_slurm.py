@@ -150,6 +150,33 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return FakeSlurm(monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("launch", "complaint"),
+    [
+        ({"partition": "low", "minutes": 1451}, "launch.minutes=1451: allowed in partition low: 1 to 1450 minutes"),
+        ({"partition": "low", "sbatch": {"time": "1-01:00:00"}}, "launch.sbatch.time=1-01:00:00: .* low: 1 to 1450"),
+        ({"partition": "low", "sbatch": {"time": 1451}}, "launch.sbatch.time=1451: allowed"),
+        ({"partition": "low", "sbatch": {"time": 0}}, "launch.sbatch.time=0: allowed"),
+        ({"sbatch": {"time": "1500:00", "partition": "low"}}, "launch.sbatch.time=1500:00: allowed in partition low"),
+        ({"sbatch": {"partition": "lo"}}, "launch.sbatch.partition=lo: no such partition; .* nearest: low"),
+        ({"sbatch": {"time": "noon"}}, "launch.sbatch.time=noon: not a time limit; allowed: MINUTES"),
+        ({"sbatch": {"time": "-5"}}, "launch.sbatch.time=-5: not a time limit"),
+    ],
+)
+def test_a_job_is_checked_with_the_time_and_partition_that_slurm_will_use(
+    fake: FakeSlurm, launch: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        executor_module.check_slurm(LaunchConfig(**launch), RunConfig())
+
+
+def test_times_under_sbatch_replace_the_minutes(fake: FakeSlurm) -> None:
+    settings = ["launch.partition=low", "launch.minutes=9999", "launch.sbatch={time: 12:00:00, account: '0512'}"]
+    launch = load_study("depth_vs_batch", "smoke", settings).launch
+    assert launch.sbatch == {"time": "12:00:00", "account": "0512"}
+    executor_module.check_slurm(launch, RunConfig())
+
+
 def test_trials_are_packed_into_jobs_and_jobs_into_arrays_that_slurm_allows(fake: FakeSlurm, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     executor = SlurmExecutor(folder, LaunchConfig(trials_per_job=2), RunConfig())
@@ -239,7 +266,17 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("infinite", float("inf")), ("1:00:00", 60), ("30:00", 30), ("2-00:30:00", 2910), ("10", 1 / 6)],
+    [
+        ("infinite", float("inf")),
+        ("1:00:00", 60),
+        ("30:00", 30),
+        ("2-00:30:00", 2910),
+        ("10", 10),
+        ("1-2", 1560),
+        ("1-2:30", 1590),
+        ("0", float("inf")),
+        ("UNLIMITED", float("inf")),
+    ],
 )
 def test_time_limits_are_parsed(text: str, minutes: float) -> None:
     assert executor_module._parse_minutes(text) == pytest.approx(minutes)

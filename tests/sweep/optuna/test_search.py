@@ -7,6 +7,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+from study.config.errors import UserError
+from study.config.schema import Range
 from study.record.contents import SCHEMA_VERSION
 from study.record.io import write_bytes
 from study.record.layout import StudyFolder
@@ -85,3 +87,12 @@ def test_the_pruner_compares_only_with_earlier_rounds(folder: StudyFolder) -> No
             source.record_result(trial, result(values[3]))
     assert pruned == [None] * 8 + [1] * 4
     assert [trial.state.name for trial in stored(folder)] == ["COMPLETE"] * 8 + ["PRUNED"] * 4
+
+
+def test_a_search_of_whole_numbers_by_an_older_version_is_not_continued(tmp_path: Path) -> None:
+    study, folder = search(n_trials=2), StudyFolder(tmp_path)
+    whole = Range(low=1, high=2)  # which older versions did not turn into real numbers
+    older = study.model_copy(update={"factors": {**study.factors, "learning_rate": whole}})
+    play(open_trial_source(older, folder, None))
+    with pytest.raises(UserError, match="an older version has searched whole numbers of learning_rate; choose another"):
+        open_trial_source(study, folder, None)
