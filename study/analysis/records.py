@@ -26,7 +26,7 @@ from study.plan.analysis_plan import Amendment, Change, PlanRecord, changes_runs
 from study.plan.design_diagnostics import find_co_varying
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
-from study.plan.trials import PlannedTrial, plan_trials
+from study.plan.trials import PlannedTrial, count_search_trials, plan_trials
 from study.record.layout import FINISHED, StudyFolder, TrialFolder
 
 ENDED = (*FINISHED, "failed", "damaged")
@@ -126,8 +126,12 @@ class StudyRecords:
 
     @property
     def n_planned(self) -> int:
-        search = self.study.search
-        return search.n_trials * self.study.replicates if search else len(self.trials)
+        return count_search_trials(self.study, self.n_repeated) if self.study.search else len(self.trials)
+
+    @cached_property
+    def n_repeated(self) -> int:
+        """Suggestions of a search that repeat an earlier cell, whose trials are not trained again."""
+        return self.folder.read_suggestions()[1]
 
     @property
     def n_finished(self) -> int:
@@ -196,7 +200,7 @@ class StudyRecords:
 
     def levels(self, factor: str) -> list[Any]:
         """The levels of a factor in the study's order; the base's level of a factor that the study does not vary."""
-        listed = self.study.factors.get(factor, [getattr(self.study.base, factor)])
+        listed = self.study.factors[factor] if factor in self.study.factors else self.study.list_values(factor)
         return listed if isinstance(listed, list) else sorted(self.trials[factor].dropna().unique())
 
 

@@ -177,6 +177,18 @@ class StudyFolder:
         return self.path / "queue.json"
 
     @property
+    def suggestions(self) -> Path:
+        """How many cells a search has suggested, and how many of these repeat an earlier one."""
+        return self.path / "suggestions.json"
+
+    def read_suggestions(self) -> tuple[int, int]:
+        """The numbers in `suggestions`; zeros where it is missing or damaged."""
+        content = read_json(self.suggestions) or {}
+        count, repeated = content.get("suggested"), content.get("repeated")
+        valid = isinstance(count, int) and isinstance(repeated, int) and 0 <= repeated < count
+        return (count, repeated) if valid else (0, 0)
+
+    @property
     def jobs(self) -> Path:
         """Scripts and output of the cluster jobs."""
         return self.path / "jobs"
