@@ -48,14 +48,14 @@ class SearchStudy:
         self.study_id = storage.get_study_id_from_name(study.name)
         self.results: dict[str, dict[str, Any]] = {}
         self.optuna_trials: dict[int, Trial] = {}  # unfinished ones, by number
-        self.repeated = 0  # suggestions of this run's rounds that repeat an earlier cell
+        self.repeated = 0  # suggestions so far that repeat an earlier cell
 
     @property
     def total(self) -> int:
         return count_search_trials(self.study, self.repeated)
 
     def rounds(self) -> Iterator[list[PlannedTrial]]:
-        seen: set[str] = set()
+        self.repeated, seen = 0, set[str]()
         for start in range(0, self.settings.n_trials, self.settings.round_size):
             numbers = range(start, min(start + self.settings.round_size, self.settings.n_trials))
             cells = {number: self.retry.run_until_ok(partial(self._suggest, number)) for number in numbers}
