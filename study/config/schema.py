@@ -575,7 +575,9 @@ class StudyConfig(StrictModel):
                   for name, given in self.factors.items()}  # fmt: skip
         if field in levels:
             return levels[field]
-        setters = [name for name, settings in self.joint.items() if any(field in fields for fields in settings.values())]
+        setters = [
+            name for name, settings in self.joint.items() if any(field in fields for fields in settings.values())
+        ]
         values = [getattr(self.apply_levels({name: level}), field) for name in setters for level in levels[name]]
         return [value for number, value in enumerate(values) if value not in values[:number]] or [
             getattr(self.base, field)

@@ -185,8 +185,9 @@ class StudyFolder:
         """The numbers in `suggestions`; zeros where it is missing or damaged."""
         content = read_json(self.suggestions) or {}
         count, repeated = content.get("suggested"), content.get("repeated")
-        valid = isinstance(count, int) and isinstance(repeated, int) and 0 <= repeated < count
-        return (count, repeated) if valid else (0, 0)
+        if isinstance(count, int) and isinstance(repeated, int) and 0 <= repeated < count:
+            return count, repeated
+        return 0, 0
 
     @property
     def jobs(self) -> Path:

@@ -112,9 +112,14 @@ def test_help_needs_no_heavy_import() -> None:
         ((*STUDY, "--set", "precision=float16", "--set", "device=cpu"), ["float16", "CUDA"]),
         ((*STUDY, "--storage", "nonsense"), ["--storage nonsense", "cannot be opened"]),
         (("--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"), ["gradient batch 32768"]),
-        (("plan", "--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"), ["gradient batch 32768"]),
-        (("--study", "learning_rates", "--scale", "smoke", "--set", "task=segmentation", "--set", "dataset=scenes"),
-         ["search.objective=val_accuracy", "segmentation has no accuracy", "allowed: val_score"]),
+        (
+            ("plan", "--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"),
+            ["gradient batch 32768"],
+        ),
+        (
+            ("--study", "learning_rates", "--scale", "smoke", "--set", "task=segmentation", "--set", "dataset=scenes"),
+            ["search.objective=val_accuracy", "segmentation has no accuracy", "allowed: val_score"],
+        ),
         ((*STUDY, "--out", "a\udc80"), ["a\\udc80: is not valid UTF-8"]),
         ((*STUDY, "--workers", "0"), ["--workers 0"]),
         ((*STUDY, "--launcher", "slrm"), ["--launcher slrm", "nearest: slurm"]),

@@ -115,8 +115,13 @@ def test_every_number_has_a_lower_and_an_upper_limit(name: str) -> None:
 def test_joint_settings_act_at_their_level_in_any_spelling(
     factor: str, levels: str, key: str, expected: object
 ) -> None:
-    given = load_study("depth_vs_batch", "smoke", [f"factors.{factor}={levels}", f"joint.{factor}={{{key}: {{momentum: 0.5}}}}"])
-    for study in (given, study_from_dict(given.model_dump(mode="json"), "study.yaml")):  # as a run's study.yaml holds it
+    given = load_study(
+        "depth_vs_batch", "smoke", [f"factors.{factor}={levels}", f"joint.{factor}={{{key}: {{momentum: 0.5}}}}"]
+    )
+    for study in (
+        given,
+        study_from_dict(given.model_dump(mode="json"), "study.yaml"),
+    ):  # as a run's study.yaml holds it
         found = [level for level in study.factors[factor] if study.apply_levels({factor: level}).momentum == 0.5]
         assert found == [expected]
 

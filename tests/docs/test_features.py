@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from study.analysis.report.report import Report
 from study.bench.synthetic_records import Truth, write_study, write_trial
 from study.cli.main import main
 from study.config.schema import StudyConfig
@@ -51,14 +53,14 @@ def build_joint(snippet: dict[str, Any]) -> dict[str, Any]:
 
 
 FEATURES: dict[str, dict[str, Any]] = {
-    "study": read_block("extending.md"),
     "blocks": {"factors": {"depth": [8, 14], "batch_size": [2, 16], "decay": ["cosine", "step"]},
                **read_snippet("extending.md", "blocks: ")},
     "a level that sets fields": build_joint(read_snippet("extending.md", "joint: {solver")),
     "a factor in joint alone": build_joint(read_snippet("extending.md", "joint: {size")),
     "warm starts": read_block("starts.md"),
-    "tuned": {"factors": BASE, "settings": [*read_settings("plan.md", "factors.learning_rate"), "batch_size=8"]},
-    "seeds apart": {"factors": BASE, "settings": read_settings("plan.md", "seeds.apart")},
+    "tuned, and seeds apart": {"factors": {**BASE, "learning_rate": [0.1]}, "settings": [
+        *read_settings("plan.md", "factors.learning_rate"), *read_settings("plan.md", "seeds.apart"),
+    ]},
     "lists, booleans and nothing as levels": {
         "factors": {"decay_milestones": [[0.5], [0.3, 0.6]], "zero_last_gamma": [True, False],
                     "logit_gradient_clip": [None, 1.0]},
@@ -74,6 +76,10 @@ def test_all_verbs_and_questions_of_a_feature(
     feature: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("study.dashboard.publish.write_summary", lambda *_: None)  # it starts a service
+    monkeypatch.setattr("study.cli.main.install_signal_handlers", lambda: None)
+    build_report = functools.cache(Report)  # both verbs would compute it
+    for module in ("study.analysis.report.report", "study.dashboard.publish"):
+        monkeypatch.setattr(f"{module}.Report", build_report)
     content = {"title": "t", "question": "q", "replicates": 2, **FEATURES[feature]}
     settings = [*content.pop("settings", []), f"analysis.questions={json.dumps(QUESTIONS)}"]
     file = tmp_path / "mine.yaml"
@@ -84,22 +90,12 @@ def test_all_verbs_and_questions_of_a_feature(
     flags = ["--study", str(file), "--scale", "smoke", "--out", str(tmp_path)]
     flags += [argument for setting in settings for argument in ("--set", setting)]
     first, second, *_ = (trial.key for trial in folder.trials())
-    for verb in (["status"], ["report"], ["diff", first, second]):
+    for verb in (["plan"], ["status"], ["report"], ["diff", first, second]):
         assert main([*verb, *flags]) == 0, verb
     answers = json.loads((folder.report / "answers.json").read_text())["questions"]
     assert list(answers) == QUESTIONS
     assert main(["dashboard", *flags]) == 2
     assert "The specifications of the pages are in" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("feature", FEATURES)
-def test_a_feature_is_planned(feature: str, tmp_path: Path) -> None:
-    content = {"title": "t", "question": "q", "replicates": 2, **FEATURES[feature]}
-    flags = [argument for setting in content.pop("settings", []) for argument in ("--set", setting)]
-    file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    assert main(["plan", "--study", str(file), "--scale", "smoke", "--out", str(tmp_path), *flags]) == 0
 
 
 def write_records(folder: StudyFolder, study: StudyConfig) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from study.config.schema import StudyConfig
@@ -80,7 +81,8 @@ class GridStudy:
 
     def _remove_trials_of_other_factors(self) -> None:
         """Empties the Optuna study if a factor has gained levels: Optuna cannot widen a categorical parameter."""
-        choices = {factor: str(list(each.choices)) for factor, each in self.distributions.items()}
+        choices = {factor: str(list(each.choices)) for factor, each in self.distributions.items()
+                   if isinstance(each, CategoricalDistribution)}  # fmt: skip
         factors = json.dumps(choices, sort_keys=True)
         if self.optuna_study.user_attrs.get("factors", factors) != factors:
             remove_trials(self.engine, self.study_id)

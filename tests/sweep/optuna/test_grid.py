@@ -73,7 +73,9 @@ def test_bulk_insert_writes_what_optuna_would(tmp_path: Path) -> None:
 
 
 def test_list_valued_levels_are_stored_as_text_that_a_restart_recognizes(folder: StudyFolder) -> None:
-    study = load_study("depth_vs_batch", "smoke", ["factors.decay_milestones=[[0.5], [0.3, 0.6]]", "decay=step", "norm=sn"])
+    study = load_study(
+        "depth_vs_batch", "smoke", ["factors.decay_milestones=[[0.5], [0.3, 0.6]]", "decay=step", "norm=sn"]
+    )
     for _ in range(2):
         source = open_trial_source(study, folder, None)
         for trials in source.rounds():

@@ -64,7 +64,9 @@ def test_a_repeated_suggestion_is_trained_once_and_counted_once(folder: StudyFol
     assert len(stored_trials(study, f"sqlite:///{folder.storage}")) == 8
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"suggested": "x", "repeated": 1}', '{"suggested": 2, "repeated": 9}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"suggested": "x", "repeated": 1}', '{"suggested": 2, "repeated": 9}']
+)
 def test_a_damaged_count_of_suggestions_counts_none_as_repeated(folder: StudyFolder, content: str) -> None:
     write_bytes(folder.suggestions, content.encode())
     assert folder.read_suggestions() == (0, 0)
