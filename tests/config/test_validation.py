@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(override
 
 
 def list_numbers(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The path and the allowed values of every setting of a model that is a number, and may be anything else besides."""
+    """The path and the allowed values of every setting of a model that is a number, if nothing else."""
     for name, field in schema["properties"].items():
         for kind in field.get("anyOf", [field]):
             if kind.get("type") in ("integer", "number") and "enum" not in kind:
@@ -121,7 +121,7 @@ def test_joint_settings_act_at_their_level_in_any_spelling(
     for study in (
         given,
         study_from_dict(given.model_dump(mode="json"), "study.yaml"),
-    ):  # as a run's study.yaml holds it
+    ):
         found = [level for level in study.factors[factor] if study.apply_levels({factor: level}).momentum == 0.5]
         assert found == [expected]
 
@@ -129,7 +129,8 @@ def test_joint_settings_act_at_their_level_in_any_spelling(
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["factors.size=[a]", "joint.size={a: {task: segmentation, dataset: scenes}, b: {task: detection}}"], ["segmentation"]),
+        (["factors.size=[a]", "joint.size={a: {task: segmentation, dataset: scenes}, b: {task: detection}}"],
+         ["segmentation"]),
         (["factors.size=[b, a]", "joint.size={a: {task: segmentation, dataset: scenes}, b: {}}"],
          ["classification", "segmentation"]),
         (["joint.norm.sn={momentum: 0.5}"], ["classification"]),

@@ -65,8 +65,8 @@ FEATURES: dict[str, dict[str, Any]] = {
         "factors": {"decay_milestones": [[0.5], [0.3, 0.6]], "zero_last_gamma": [True, False],
                     "logit_gradient_clip": [None, 1.0]},
     },
-    "a search": {"factors": {**BASE, "learning_rate": {"low": 0.01, "high": 1.0, "log": True}, "size": ["small", "large"],
-                             "decay_milestones": [[0.5], [0.3, 0.6]]},
+    "a search": {"factors": {**BASE, "learning_rate": {"low": 0.01, "high": 1.0, "log": True},
+                             "size": ["small", "large"], "decay_milestones": [[0.5], [0.3, 0.6]]},
                  **read_snippet("extending.md", "joint: {size"), **read_snippet("extending.md", "search: ")},
 }  # fmt: skip
 

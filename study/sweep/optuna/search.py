@@ -89,7 +89,7 @@ class SearchStudy:
     # ------------------------------------------------------------------------------------------------------ suggestions
 
     def _write_suggestions(self, count: int) -> None:
-        """Writes how many of the first `count` suggestions repeat a cell, unless a run that came further has done so."""
+        """Writes how many of the first `count` suggestions repeat a cell, unless a run that came further has."""
         if count > self.folder.read_suggestions()[0]:
             write_json(self.folder.suggestions, {"suggested": count, "repeated": self.repeated})
 
