@@ -199,9 +199,12 @@ class StudyRecords:
         return found
 
     def levels(self, factor: str) -> list[Any]:
-        """The levels of a factor in the study's order; the base's level of a factor that the study does not vary."""
-        listed = self.study.factors[factor] if factor in self.study.factors else self.study.list_values(factor)
-        return listed if isinstance(listed, list) else sorted(self.trials[factor].dropna().unique())
+        """The levels of a factor in the study's order; of another column, such as `norm`, the values of the trials."""
+        listed = self.study.factors.get(factor)
+        if isinstance(listed, list):
+            return listed
+        found = list(self.trials[factor].dropna().unique())
+        return sorted(found) if listed else found or [getattr(self.study.base, factor)]
 
 
 def load_study_records(folder: StudyFolder) -> StudyRecords:

@@ -570,18 +570,12 @@ class StudyConfig(StrictModel):
         return trial_id(config, list(self.factors), joint)
 
     def list_values(self, field: str) -> list[Any]:
-        """Every value that a field has in the study's trials, in the order of the levels; the ends of a range."""
-        levels = {name: given if isinstance(given, list) else [given.low, given.high]
-                  for name, given in self.factors.items()}  # fmt: skip
-        if field in levels:
-            return levels[field]
-        setters = [
-            name for name, settings in self.joint.items() if any(field in fields for fields in settings.values())
-        ]
-        values = [getattr(self.apply_levels({name: level}), field) for name in setters for level in levels[name]]
-        return [value for number, value in enumerate(values) if value not in values[:number]] or [
-            getattr(self.base, field)
-        ]
+        """Every value that a field has in the study's trials, that of the base first; the ends of a range."""
+        given = self.factors[field] if field in self.factors else [getattr(self.base, field)]
+        values = given if isinstance(given, list) else [given.low, given.high]
+        for settings in self.joint.values():
+            values = [*values, *(fields[field] for fields in settings.values() if field in fields)]
+        return [value for number, value in enumerate(values) if value not in values[:number]]
 
     @property
     def metric(self) -> str:

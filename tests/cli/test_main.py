@@ -139,7 +139,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_title_in_any_script_is_shown_on_any_terminal(
     encoding: str, tmp_path: Path, run_study: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,20 +126,6 @@ def test_joint_settings_act_at_their_level_in_any_spelling(
         assert found == [expected]
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (["factors.size=[a]", "joint.size={a: {task: segmentation, dataset: scenes}, b: {task: detection}}"],
-         ["segmentation"]),
-        (["factors.size=[b, a]", "joint.size={a: {task: segmentation, dataset: scenes}, b: {}}"],
-         ["classification", "segmentation"]),
-        (["joint.norm.sn={momentum: 0.5}"], ["classification"]),
-    ],
-)  # fmt: skip
-def test_the_values_of_a_field_are_those_of_the_levels_in_use(settings: list[str], expected: list[str]) -> None:
-    assert load_study("depth_vs_batch", "smoke", settings).list_values("task") == expected
-
-
 def test_joint_settings_may_name_another_factor_if_their_level_is_not_used() -> None:
     study = load_study("distinct", "smoke", ["joint.norm.ssn={batch_size: 4}", "norm=[sn, bn]"])
     assert study.factors["norm"] == ["sn", "bn"]
