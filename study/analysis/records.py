@@ -34,7 +34,7 @@ from study.plan.analysis_plan import (
 from study.plan.design_diagnostics import find_co_varying
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.margins import compute_margin
-from study.plan.trials import PlannedTrial, plan_trials
+from study.plan.trials import PlannedTrial, count_search_trials, plan_trials
 from study.record.contents import FINISHED
 from study.record.layout import StudyFolder, TrialFolder
 
@@ -135,8 +135,12 @@ class StudyRecords:
 
     @property
     def n_planned(self) -> int:
-        search = self.study.search
-        return search.n_trials * self.study.replicates if search else len(self.trials)
+        return count_search_trials(self.study, self.n_repeated) if self.study.search else len(self.trials)
+
+    @cached_property
+    def n_repeated(self) -> int:
+        """Suggestions of a search that repeat an earlier cell, whose trials are not trained again."""
+        return self.folder.read_suggestions()[1]
 
     @property
     def n_finished(self) -> int:
@@ -223,9 +227,12 @@ class StudyRecords:
         return found
 
     def levels(self, factor: str) -> list[Any]:
-        """The levels of a factor in the study's order; the base's level of a factor that the study does not vary."""
-        listed = self.study.factors.get(factor, [getattr(self.study.base, factor)])
-        return listed if isinstance(listed, list) else sorted(self.trials[factor].dropna().unique())
+        """The levels of a factor in the study's order; of another column, such as `norm`, the values of the trials."""
+        listed = self.study.factors.get(factor)
+        if isinstance(listed, list):
+            return listed
+        found = list(self.trials[factor].dropna().unique())
+        return sorted(found) if listed else found or [getattr(self.study.base, factor)]
 
 
 def load_study_records(folder: StudyFolder) -> StudyRecords:

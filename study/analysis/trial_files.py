@@ -64,8 +64,10 @@ def read_search_plan(study: StudyConfig, folder: TrialFolder) -> PlannedTrial | 
     """The plan that trial.yaml of a trial of a search holds; None where it cannot be read."""
     try:
         data = folder.read_description()
-        return plan_trial(study, data["levels"], data["replicate"])
-    except (KeyError, TypeError, ValueError):
+        # YAML has no tuples, which list-valued levels are.
+        levels = {name: tuple(level) if isinstance(level, list) else level for name, level in data["levels"].items()}
+        return plan_trial(study, levels, data["replicate"])
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -92,12 +92,13 @@ def run_study(options: argparse.Namespace) -> int:
 def show_plan(options: argparse.Namespace) -> int:
     """Prints every cell of a grid with its batch sizes, network size and estimated time; of a search, its space."""
     from study.cli.tables import print_analysis_plan, print_plan, print_search_space
-    from study.plan.trials import plan_trials
+    from study.plan.trials import plan_corners, plan_trials
     from study.sweep.executors.resources import count_cores, count_places
 
     study, folder = _load_study(options)
     console = build_console()
     if study.search is not None:
+        plan_corners(study)  # raises for a cell that cannot be trained
         print_search_space(console, study)
         print_analysis_plan(console, study, folder)
         return DONE

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.text import Text
 
-from study.cli.study_observer import STATES, RunningTrial, StudySnapshot, TrialStatus
+from study.cli.study_observer import STATES, RunningTrial, StudySnapshot, TrialStatus, format_count
 from study.config.errors import escape_controls, shorten
 
 STYLES = {"failed": "red", "damaged": "red", "diverged": "yellow", "stale": "yellow"}
@@ -90,7 +90,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _draw_progress(study: StudySnapshot) -> list[Text]:
-    head = Text.assemble((study.name, "bold"), f"  {study.finished} of {study.total} trials have a result")
+    head = Text.assemble((study.name, "bold"), f"  {format_count(study.finished, study.total, study.repeated)}")
     head.append(f", {left}" if (left := format_time_left(study.seconds_left)) else "")
     counts = Text(", ").join(
         Text(f"{study.states[state]} {state}", style=STYLES.get(state, ""))

@@ -6,6 +6,7 @@ What a verb needs is imported only when it runs, so that `--help` is instant.
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import signal
 import sys
@@ -94,6 +95,9 @@ def main(
         build_network: A function of a module that builds a trial's network, for another choice than normalization.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may be anything in another program
+            stream.reconfigure(errors="backslashreplace")  # for terminals without Unicode, and names that are no text
     try:
         return _run_command(arguments, space, build_network)
     except UserError as error:
@@ -112,6 +116,9 @@ def main(
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses a command line, with flags before or after the verb. UserError for anything that is not allowed."""
+    for argument in arguments:  # they are written into records, which are UTF-8
+        if argument != argument.encode(errors="replace").decode():
+            raise UserError(f"{argument}: is not valid UTF-8")
     options, unknown = build_parser().parse_known_intermixed_args(arguments)
     options.arguments = list(arguments)
     verb = options.verb or "run"

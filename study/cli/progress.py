@@ -35,6 +35,9 @@ class SweepProgress(SweepListener):
     def begin(self, total: int, places: int, *, queued: bool) -> None:
         self.observer.total, self.observer.places, self.observer.submitted = total, places, queued
 
+    def replan(self, total: int) -> None:
+        self.observer.total = total
+
     def __enter__(self) -> SweepProgress:
         if self.console.is_terminal:
             self.live.start()

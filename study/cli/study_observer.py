@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from study.cli.background import BackgroundTask
 from study.config.schema import StudyConfig
-from study.plan.trials import PlannedTrial, plan_trials
+from study.plan.trials import PlannedTrial, count_search_trials, plan_trials
 from study.record.contents import FINISHED
 from study.record.io import open_file, read_json
 from study.record.layout import StudyFolder, TrialFolder, read_reason
@@ -65,6 +65,7 @@ class StudySnapshot:
 
     states: number of trials by state. seconds_left: None if unknown. note: which driver runs, or what it waits for.
     answers: the result of `compute_interim_answers`. running: at most `MAX_RUNNING` of the running trials.
+    repeated: suggestions of a search that repeat an earlier cell; `total` does not count them.
     """
 
     name: str
@@ -76,6 +77,7 @@ class StudySnapshot:
     answers: Mapping[str, Any] | None = None
     answers_error: str = ""
     running: Sequence[RunningTrial] = ()
+    repeated: int = 0
 
     @property
     def finished(self) -> int:
@@ -94,10 +96,11 @@ class StudyObserver:
 
     def __init__(self, folder: StudyFolder, study: StudyConfig | None = None, *, first_answers: float = 0.0) -> None:
         self.folder = folder
+        self.search = study if study is not None and study.search is not None else None
         self.plan: dict[str, PlannedTrial] = {}
-        if study is not None and study.search is None:
+        if study is not None and self.search is None:
             self.plan = {trial.key: trial for trial in plan_trials(study)}
-        self.total = study.search.n_trials * study.replicates if study and study.search else len(self.plan)
+        self.total, self.repeated = len(self.plan), 0
         self.trials: dict[str, TrialStatus] = {}
         self.states: Counter[str] = Counter()
         self.problems: dict[str, TrialStatus] = {}
@@ -120,7 +123,7 @@ class StudyObserver:
         return StudySnapshot(
             name=self.folder.path.name, total=self.total, states=states, seconds_left=self.estimate_seconds_left(),
             note=self.note, problems=list(self.problems.values()), answers=self.answers.result,
-            answers_error=self.answers.error, running=self._describe_running(running),
+            answers_error=self.answers.error, running=self._describe_running(running), repeated=self.repeated,
         )  # fmt: skip
 
     def estimate_seconds_left(self) -> float | None:
@@ -137,6 +140,9 @@ class StudyObserver:
         """Reads the state of every trial. A finished trial is read again only if its result was replaced."""
         started = time.monotonic()
         self.driver, queue = describe_driver(self.folder), read_queue(self.folder)
+        if self.search is not None:
+            self.repeated = self.folder.read_suggestions()[1]
+            self.total = count_search_trials(self.search, self.repeated)
         records = [self.record(key) for key in self.plan] if self.plan else self.folder.trials()
         self.trials = {record.key: self._read_status(record, queue) for record in records}
         trials = self.trials.values()
@@ -199,6 +205,12 @@ class StudyObserver:
         if self.submitted:
             keys = [key for key in keys[:MAX_SUBMITTED] if self.record(key).state.exists()]
         return [describe_running(self.record(key), running[key]) for key in keys[:MAX_RUNNING]]
+
+
+def format_count(finished: int, total: int, repeated: int) -> str:
+    """`3 of 8 trials have a result`, and why these are fewer than a search suggests."""
+    repeats = f"; {repeated} suggestions of the search repeat an earlier cell" if repeated else ""
+    return f"{finished} of {total} trials have a result{repeats}"
 
 
 def describe_driver(folder: StudyFolder) -> str:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from study.cli.live_view import format_duration, format_problems, group_problems
-from study.cli.study_observer import STATES, StudyObserver
+from study.cli.study_observer import STATES, StudyObserver, format_count
 from study.config.errors import escape_controls, shorten
 from study.config.schema import StudyConfig
 from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
@@ -128,7 +128,7 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     trials = observer.trials.values()
     counts = Counter(trial.state for trial in trials)
     finished = sum(counts[state] for state in FINISHED)
-    console.print(f"{folder.path}: {finished} of {observer.total} trials have a result")
+    console.print(f"{folder.path}: {format_count(finished, observer.total, observer.repeated)}", soft_wrap=True)
     cells: dict[tuple[str, ...], Counter[str]] = {}
     for trial in trials:
         planned = observer.plan.get(trial.key)

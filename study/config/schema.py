@@ -24,6 +24,8 @@ SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 """ResNets for small images (He et al., 2016, section 4.2): three stages."""
 LARGE_DEPTHS = (18, 34, 50, 101, 152)
 """ResNets for images of ImageNet's size: four stages."""
+MAX_EPOCHS, MAX_BATCH, MAX_RATE = 100_000, 100_000, 1e30
+"""Upper limits of epochs, of numbers of samples or groups, and of rates, whose products float32 must hold."""
 NO_NORM = "none"
 """The norm of a head without norm layers."""
 
@@ -67,12 +69,21 @@ def _check_depth(depth: int) -> int:
     return depth
 
 
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"no text: it has half of a surrogate pair at character {error.start + 1}") from None
+    return text
+
+
 def _check_dataset(name: str) -> str:
     if name not in DATASETS:
         raise ValueError(allowed_names(name, DATASETS))
     return name
 
 
+Text = Annotated[str, AfterValidator(_check_text)]
 Dataset = Annotated[str, AfterValidator(_check_dataset), Field(json_schema_extra={"enum": [*DATASETS]})]
 Depth = Annotated[
     int, AfterValidator(_check_depth), Field(json_schema_extra={"enum": sorted(SMALL_DEPTHS + LARGE_DEPTHS)})
@@ -106,7 +117,7 @@ class TrialConfig(StrictModel):
     # Data
     dataset: Dataset = "digits"
     """Data set to train and evaluate on."""
-    train_samples: Annotated[int, Field(ge=1)] | None = None
+    train_samples: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Number of training images; by default all that remain after the validation split."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the published training images that is held out for validation."""
@@ -118,7 +129,7 @@ class TrialConfig(StrictModel):
     color: Literal["none", "lighting", "jitter"] = "none"
     """Random change of colors with `random_resized_crop`: PCA lighting, or PCA lighting and jitter of brightness,
     contrast and saturation."""
-    mild_epochs: Annotated[int, Field(ge=0)] = 0
+    mild_epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
     """Number of final epochs in which `random_resized_crop` is replaced by a resize and a center crop."""
 
     # Task
@@ -128,7 +139,7 @@ class TrialConfig(StrictModel):
     """Head on top of the backbone; by default `fcn` for segmentation and `mask_rcnn` for detection."""
     output_stride: Literal[1, 2, 4, 8, 16] | None = None
     """Stride of the last feature map of a segmentation backbone, reached by dilation; by default no dilation."""
-    deep_supervision: Annotated[float, Field(ge=0)] = 0.0
+    deep_supervision: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Loss weight of a second segmentation decoder on the next-to-last stage; 0 means no second decoder."""
     box_head: Literal["conv", "mlp"] = "conv"
     """Box head of a detector: four convolutions with norm layers and a linear layer, or two linear layers."""
@@ -146,7 +157,7 @@ class TrialConfig(StrictModel):
     # Network
     depth: Depth = 20
     """Number of layers of the ResNet: 18, 34, 50, 101 and 152 as for ImageNet, the others as for CIFAR."""
-    width: Annotated[float, Field(gt=0)] = 1.0
+    width: Annotated[float, Field(ge=0.01, le=64)] = 1.0
     """Factor on the number of channels of every layer."""
     zero_last_gamma: bool = True
     """Whether the last norm layer of every residual branch starts with gamma 0, so that the block starts as the
@@ -160,11 +171,11 @@ class TrialConfig(StrictModel):
     norm: Norm = "sn"
     """Norm of every layer: `bn`, `gn`, `in`, `ln`, a switch norm `sn` or `ssn`, or a control such as `sn-shared`; a
     switch norm takes its pool in brackets, as in `sn[in,ln]`."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 32
     """B, the number of samples that batch statistics are computed over."""
-    chunks: Annotated[int, Field(ge=1)] = 8
+    chunks: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 8
     """G, the number of chunks of B samples per step; gradients are averaged over G * B samples."""
-    fixed_gradient_batch: Annotated[int, Field(ge=1)] | None = None
+    fixed_gradient_batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] | None = None
     """G * B, held constant while B varies: `chunks` is then computed from it and `batch_size`. By default `chunks` is
     used as given."""
     logit_init: Literal["ones", "random"] = "ones"
@@ -178,7 +189,7 @@ class TrialConfig(StrictModel):
     """Whether batch statistics are computed over all G * B samples (SyncBN, SyncSN) instead of B."""
     correction: Literal[0, 1] = 0
     """Variance estimator of switch norms: 0 as in the formula of the SN paper (biased), 1 as in the authors' code."""
-    gn_groups: Annotated[int, Field(ge=1)] = 32
+    gn_groups: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 32
     """Number of groups of `gn`; a layer with C channels uses gcd(`gn_groups`, C)."""
 
     # Warm start
@@ -186,7 +197,7 @@ class TrialConfig(StrictModel):
     """What the trial takes from its start trial or weight file, which the section `start` names (docs/starts.md)."""
     start_source: str | None = None
     """Id of the start trial or digest of the weight file. Computed from the section `start`; it cannot be set."""
-    start_epoch: Annotated[int, Field(ge=0)] = 0
+    start_epoch: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
     """Epoch from which the rule `frozen` fixes the switch weights; 0 fixes them from the beginning."""
     start_fresh: bool = False
     """Whether only the switch weights are taken from the start, and all other weights are initialized anew."""
@@ -194,41 +205,41 @@ class TrialConfig(StrictModel):
     """Whether switch weights that a sparse norm (`ssn`) has fixed are trained again."""
 
     # Optimization
-    epochs: Annotated[int, Field(ge=0)] = 100
+    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 100
     """Number of training epochs; 0 only evaluates, which is allowed for trials with a warm start."""
-    epoch_steps: Annotated[int, Field(ge=1)] | None = None
+    epoch_steps: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Number of optimizer steps per epoch; by default one pass over the training split, without an incomplete last
     batch."""
     solver: Literal["sgd", "nesterov", "adam", "adamw", "rmsprop"] = "sgd"
     """Optimizer; `nesterov` is SGD with Nesterov momentum."""
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, le=MAX_RATE)] = 0.1
     """Peak learning rate, for a gradient batch of 256 if `scale_learning_rate` is true."""
     scale_learning_rate: bool = True
     """Whether the learning rate is multiplied by the gradient batch / 256."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of the optimizer; beta 1 of `adam` and `adamw`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=MAX_RATE)] = 1e-4
     """Weight decay of all parameters that have no weight decay of their own below."""
-    norm_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    norm_weight_decay: Annotated[float, Field(ge=0, le=MAX_RATE)] | None = None
     """Weight decay of gamma and beta; by default `weight_decay`."""
-    bias_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    bias_weight_decay: Annotated[float, Field(ge=0, le=MAX_RATE)] | None = None
     """Weight decay of the biases of convolutions and linear layers; by default `weight_decay`."""
-    bias_learning_rate: Annotated[float, Field(ge=0)] = 1.0
+    bias_learning_rate: Annotated[float, Field(ge=0, le=MAX_RATE)] = 1.0
     """Factor on the learning rate for the biases of convolutions and linear layers."""
     decay: Literal["step", "cosine", "poly", "linear", "constant"] = "cosine"
     """Schedule of the learning rate after the warm-up: division by 10 at every milestone, cosine to 0, polynomial of
     power 0.9 to 0, linear to 0, or constant."""
     decay_milestones: Fractions = (0.3, 0.6, 0.9)
     """Milestones of the decay `step`, as fractions of all training steps."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=MAX_EPOCHS)] = 0.0
     """Length of the linear warm-up of the learning rate, in epochs; fractions are allowed."""
     warmup_start: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Learning rate at the start of the warm-up, as a fraction of the peak."""
-    logit_learning_rate: Annotated[float, Field(ge=0)] = 1.0
+    logit_learning_rate: Annotated[float, Field(ge=0, le=MAX_RATE)] = 1.0
     """Factor on the learning rate for the switch logits; short runs need more than 1 for the logits to move."""
-    logit_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    logit_weight_decay: Annotated[float, Field(ge=0, le=MAX_RATE)] = 0.0
     """Weight decay of the switch logits. It pulls the switch weights towards uniform, so it is 0 by default."""
-    logit_gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    logit_gradient_clip: Annotated[float, Field(gt=0, le=MAX_RATE)] | None = None
     """Maximum norm of the gradient of all switch logits; by default the gradient is not clipped."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Floating-point format of training: `bfloat16` and `float16` are automatic mixed precision."""
@@ -301,6 +312,11 @@ def trial_id(config: TrialConfig, factors: Sequence[str], joint: Mapping[str, st
     return f"{slug}-{digest}" if slug else digest
 
 
+def build_joint_key(level: Any) -> str:
+    """Builds the text that `joint` names a level by. A list-valued level is a tuple, which YAML does not have."""
+    return str(list(level) if isinstance(level, tuple) else level)
+
+
 # ---------------------------------------------------------------------------------------------- a study
 
 
@@ -339,7 +355,7 @@ class StartConfig(StrictModel):
     """File of weights: a `last.ckpt`, a published SN or SSN file, or another state dict."""
     rule: StartRule | None = Field(default=None, exclude=True)
     """Short for the base's `start_rule`."""
-    epoch: Annotated[int, Field(ge=0)] | None = None
+    epoch: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] | None = None
     """`start_epoch` of the trials with the rule `frozen`; by default that of the base."""
     fresh: bool | None = None
     """`start_fresh` of the trials with the rules `argmax`, `frozen`, `permute` and `shared`; by default that of the
@@ -370,13 +386,13 @@ class SearchConfig(StrictModel):
 
     sampler: Literal["tpe", "random"]
     """Optuna sampler: the tree-structured Parzen estimator, or random search."""
-    n_trials: Annotated[int, Field(ge=1)]
+    n_trials: Annotated[int, Field(ge=1, le=100_000)]
     """Number of cells to suggest; each is trained with all replicates."""
     objective: Literal["val_accuracy", "val_score", "val_loss", "train_accuracy", "train_loss"] = "val_accuracy"
     """Metric of the last epoch that the search optimizes, averaged over replicates."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """Whether the objective is maximized or minimized."""
-    round_size: Annotated[int, Field(ge=1)] = 4
+    round_size: Annotated[int, Field(ge=1, le=100_000)] = 4
     """Number of cells per round; the results of a round are known before the next one is suggested."""
     pruner: Literal["none", "median"] = "none"
     """Early stopping of trials that are worse than the median of earlier ones; it needs `replicates: 1`."""
@@ -423,25 +439,25 @@ class AnalysisConfig(StrictModel):
 class RunConfig(StrictModel):
     """How trials are run on a machine. Nothing here is part of a trial's id."""
 
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads per process."""
-    max_attempts: Annotated[int, Field(ge=1)] = 3
+    max_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
     """How often a trial that fails is started; after that it stays failed until `--retry-failed`."""
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 5.0
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=10**6)] = 5.0
     """Least time between two checkpoints of a trial, in seconds; checkpoints are also written within epochs."""
     data_root: str | None = None
     """Folder that contains the data sets; by default small ones are downloaded to `data/`."""
     own_data: bool = False
     """Accepts files of Fashion-MNIST with other content than the published one, of the same format and size."""
-    loader_workers: Annotated[int, Field(ge=0)] = 2
+    loader_workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Processes per device that read images of streamed data sets; 0 reads them in the trial's own process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; `auto` uses all visible GPUs, or the CPU if there are none."""
-    trials_per_device: Annotated[int, Field(ge=1)] = 1
+    trials_per_device: Annotated[int, Field(ge=1, le=1024)] = 1
     """Number of trials that share a GPU; a small network uses only a part of it."""
-    devices_per_trial: Annotated[int, Field(ge=1)] = 1
+    devices_per_trial: Annotated[int, Field(ge=1, le=1024)] = 1
     """Number of devices that train one trial together, each with an equal share of the G chunks."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    accumulate: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     """Number of parts in which a device processes its share of a gradient batch, to save memory."""
 
 
@@ -450,25 +466,25 @@ class LaunchConfig(StrictModel):
 
     launcher: Launcher = "local"
     """Where trials run: on this machine, as Slurm jobs or as Ray tasks. `--launcher` sets it, too."""
-    cpus: Annotated[int, Field(ge=1)] = 1
+    cpus: Annotated[int, Field(ge=1, le=4096)] = 1
     """CPU cores per job."""
-    gpus: Annotated[float, Field(ge=0)] = 0
+    gpus: Annotated[float, Field(ge=0, le=1024)] = 0
     """GPUs per job; Ray also takes a fraction of one."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]B?$")] | None = None
     """Memory per job, for example `16G`; by default the cluster decides."""
-    requeues: Annotated[int, Field(ge=0)] = 20
+    requeues: Annotated[int, Field(ge=0, le=10_000)] = 20
     """How often a job that was preempted or has reached its time limit is resumed."""
 
     # Slurm
     partition: str | None = None
     """Slurm partition; by default that of the cluster."""
-    minutes: Annotated[int, Field(ge=1)] = 60
+    minutes: Annotated[int, Field(ge=1, le=525_600)] = 60
     """Time limit of a Slurm job, in minutes; unfinished trials resume when the job is requeued."""
-    trials_per_job: Annotated[int, Field(ge=1)] = 1
+    trials_per_job: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of trials per Slurm job; as many run at once as its cores or GPUs allow."""
-    jobs: Annotated[int, Field(ge=1)] = 1000
+    jobs: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Number of Slurm jobs that may run at once."""
-    warning_seconds: Annotated[int, Field(ge=1)] = 60
+    warning_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60
     """Time between Slurm's warning signal and the time limit, in seconds, for trials to write a checkpoint."""
     sbatch: Annotated[dict[str, str | int | bool], Field(exclude=True)] = {}
     """Further `sbatch` options, for example `{account: me, constraint: a100}`. Not written into records."""
@@ -500,9 +516,9 @@ class StudyConfig(StrictModel):
     """Name of the study and of its folder in `runs/`; the name of the study's file if it is not given."""
     scale: str
     """Name of the scale, as in `--scale`."""
-    title: str
+    title: Text
     """One line that says what the study is about."""
-    question: str
+    question: Text
     """The question in full, as the report prints it."""
     base: TrialConfig
     """Settings of every trial; a factor's levels replace the base's value."""
@@ -549,7 +565,7 @@ class StudyConfig(StrictModel):
         """The fields of a trial that these levels set: the factors, and what `joint` adds to their levels."""
         fields: dict[str, Any] = {}
         for factor, level in levels.items():
-            fields |= self.joint.get(factor, {}).get(str(level), {})
+            fields |= self.joint.get(factor, {}).get(build_joint_key(level), {})
         # Factors come last: the level `start_rule: scratch` wins over a start rule that `joint` adds to another level.
         return fields | {factor: level for factor, level in levels.items() if factor in TrialConfig.model_fields}
 
@@ -560,7 +576,7 @@ class StudyConfig(StrictModel):
 
     def list_values(self, field: str) -> list[Any]:
         """Every value that a field has in the study's trials, that of the base first; the ends of a range."""
-        given = self.factors.get(field, [getattr(self.base, field)])
+        given = self.factors[field] if field in self.factors else [getattr(self.base, field)]
         values = given if isinstance(given, list) else [given.low, given.high]
         for settings in self.joint.values():
             values = [*values, *(fields[field] for fields in settings.values() if field in fields)]

@@ -6,6 +6,7 @@ The section `start` depends on the plan, and is checked in `study.plan.warm_star
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sized
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from study.config.errors import UserError, allowed_names, format_value
-from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig, TrialConfig
+from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig, TrialConfig, build_joint_key
 from study.config.yaml_input import parse_yaml
 
 
@@ -28,6 +29,7 @@ def validate_study(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfi
     except ValidationError as error:
         raise UserError(_format_error(error, origin)) from None
     _check_pruner(study, origin)
+    study = study.model_copy(update={"joint": _normalize_joint(study, origin)})
     _check_joint(study, origin)
     normalized = {factor: _check_factor(study, factor, origin) for factor in study.factors}
     _check_blocks(study, origin)
@@ -89,7 +91,7 @@ def _check_joint(study: StudyConfig, origin: dict[str, str]) -> None:
             raise UserError(f"{where}: no such factor; {allowed_names(factor, study.factors)}")
         _check_count(settings, where)
         given = study.factors[factor]
-        used = {str(level) for level in given} if isinstance(given, list) else set(settings)
+        used = {_normalize_key(study, factor, level) for level in given} if isinstance(given, list) else set(settings)
         for level, fields in settings.items():
             for field in fields:
                 if field not in TrialConfig.model_fields:
@@ -97,8 +99,35 @@ def _check_joint(study: StudyConfig, origin: dict[str, str]) -> None:
                     raise UserError(f"{where}.{level}.{field}: unknown key; {names}")
                 if level in used and (owners.setdefault(field, factor) != factor or field == factor):
                     raise UserError(f"{where}.{level}.{field}: the factor {owners[field]} sets it")
-            value = parse_yaml(level, where) if factor in TrialConfig.model_fields else level
-            check_level(study, factor, value, f"{where}.{level}")
+            check_level(study, factor, _parse_key(factor, level, where), f"{where}.{level}")
+
+
+def _normalize_joint(study: StudyConfig, origin: dict[str, str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns `joint` with each level in the spelling that it has as a level of its factor: `1` is `1.0`."""
+    joint: dict[str, dict[str, dict[str, Any]]] = {}
+    for factor, settings in study.joint.items():
+        where, levels = f"{find_origin(f'joint.{factor}', origin)}: joint.{factor}", joint.setdefault(factor, {})
+        for text, fields in settings.items():
+            key = _normalize_key(study, factor, _parse_key(factor, text, where))
+            if key in levels:
+                raise UserError(f"{where}: level {text} appears twice")
+            levels[key] = fields
+    return joint
+
+
+def _parse_key(factor: str, text: str, where: str) -> Any:
+    """Returns the level that a key of `joint` names."""
+    if factor not in TrialConfig.model_fields:
+        return text
+    return None if text == "None" else parse_yaml(text, where)
+
+
+def _normalize_key(study: StudyConfig, factor: str, level: Any) -> str:
+    """Returns the text that names a level in its canonical spelling; as it is for a level that is not allowed."""
+    if factor in TrialConfig.model_fields:
+        with contextlib.suppress(ValidationError):  # reported by `check_level`
+            level = getattr(TrialConfig(**{**study.base.model_dump(), factor: level}), factor)
+    return build_joint_key(level)
 
 
 _RANGE_FIELDS = {name: field.annotation for name, field in TrialConfig.model_fields.items()

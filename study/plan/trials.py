@@ -127,6 +127,12 @@ def plan_trials(study: StudyConfig, space: ChoiceSpace = NORMALIZATION) -> list[
     return [replace(trial, replicate=replicate, space=space) for replicate in replicates for trial in first]
 
 
+def count_search_trials(study: StudyConfig, repeated: int) -> int:
+    """Returns how many trials a search trains if `repeated` of its suggestions repeat an earlier cell."""
+    assert study.search is not None
+    return max(0, study.search.n_trials - repeated) * study.replicates
+
+
 def plan_cells(study: StudyConfig) -> list[dict[str, Any]]:
     """Returns the cells of a grid study, each with a level of every factor: the union of its crossed blocks."""
     cells: dict[str, dict[str, Any]] = {}
@@ -141,8 +147,13 @@ def plan_cells(study: StudyConfig) -> list[dict[str, Any]]:
 def plan_corners(study: StudyConfig) -> list[PlannedTrial]:
     """Returns the trials at the corners of a search space, as a sample of what the search may suggest.
 
-    Raises `UserError` for a cell that cannot be trained.
+    Raises `UserError` for a cell that cannot be trained, or whose task does not have the objective.
     """
+    assert study.search is not None
+    others = [task for task in study.list_values("task") if task != "classification"]
+    if others and study.search.objective.endswith("_accuracy"):
+        raise UserError(f"{study.name}: search.objective={study.search.objective}: {others[0]} has no accuracy; "
+                        "allowed: val_score, val_loss, train_loss")  # fmt: skip
     return [plan_trial(study, cell, 0) for cell in list_corners(study, list(study.factors))]
 
 

@@ -20,7 +20,7 @@ from study.record.contents import (
     read_description,
     read_document,
 )
-from study.record.io import file_digest
+from study.record.io import file_digest, read_json
 
 LOCK_SECONDS = 1.0  # timeout of a driver and of a trial; longer than `status` holds a lock to see whether it is free
 
@@ -207,6 +207,19 @@ class StudyFolder:
     def queue(self) -> Path:
         """Which trials have been submitted in which cluster jobs."""
         return self.path / "queue.json"
+
+    @property
+    def suggestions(self) -> Path:
+        """How many cells a search has suggested, and how many of these repeat an earlier one."""
+        return self.path / "suggestions.json"
+
+    def read_suggestions(self) -> tuple[int, int]:
+        """The numbers in `suggestions`; zeros where it is missing or damaged."""
+        content = read_json(self.suggestions) or {}
+        count, repeated = content.get("suggested"), content.get("repeated")
+        if isinstance(count, int) and isinstance(repeated, int) and 0 <= repeated < count:
+            return count, repeated
+        return 0, 0
 
     @property
     def jobs(self) -> Path:

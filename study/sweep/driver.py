@@ -102,6 +102,7 @@ class Driver(AttemptHandler):
     def _run_rounds(self) -> None:
         try:
             for trials in self.trial_source.rounds():
+                self.listener.replan(self.trial_source.total)
                 self._run_round(trials)
                 if self.result.stopped:
                     self.executor.cancel()

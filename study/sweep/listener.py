@@ -21,6 +21,9 @@ class SweepListener:
         `queued`: the cluster's queue decides which of the submitted trials run.
         """
 
+    def replan(self, total: int) -> None:
+        """`total` trials are planned: fewer than before, as a search has suggested a cell again."""
+
     def __enter__(self) -> SweepListener:
         return self
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError
-from study.config.schema import StudyConfig
+from study.config.schema import StudyConfig, build_joint_key
 from study.plan.analysis_plan import PlanRecord, amend_plan, record_plan, resolve_analysis_plan
 from study.plan.loading import StudyFile, read_study_file
 from study.record.io import write_yaml
@@ -51,7 +51,7 @@ def _find_changes(planned: StudyConfig, study: StudyConfig) -> Iterator[str]:
             yield f"planned with start.{name}={before}, now {starts[1][name]}"
     for factor, levels in planned.factors.items():
         for level in levels if isinstance(levels, list) else []:
-            before, now = (one.joint.get(factor, {}).get(str(level), {}) for one in (planned, study))
+            before, now = (one.joint.get(factor, {}).get(build_joint_key(level), {}) for one in (planned, study))
             if now != before:
                 yield f"planned with {before} for {factor}={level}, now {now}"
     if planned.search is not None or study.search is not None:

@@ -102,9 +102,9 @@ def row(**values: Any) -> str:
 
 
 CASES: dict[str, tuple[str, Damage]] = {
-    "a command that contains itself": ("trial.yaml: line 1, column 14: *a: no such anchor", replace("trial.yaml", "command: &a [*a]")),
+    "a command that contains itself": ("trial.yaml: line 1, column 14", replace("trial.yaml", "command: &a [*a]")),
     "a list as command": ("trial.yaml: command: expected text", replace("trial.yaml", "command: [x]")),
-    "an alias as command": ("trial.yaml: line 2, column 4: *a: no such anchor", replace("trial.yaml", "command: &a\n - *a")),
+    "an alias as command": ("trial.yaml: line 2, column 4", replace("trial.yaml", "command: &a\n - *a")),
     "a deep command": ("trial.yaml: line 1, column 1009: not valid YAML", replace("trial.yaml", f"command: {DEEP}")),
     "no text": ("trial.yaml: not valid UTF-8", replace("trial.yaml", b"command: \xff\xfe")),
     "a reason that is no text": ("result.json: reason", change("result.json", reason={"a": 1})),

@@ -14,7 +14,7 @@ import pytest
 from study.cli import commands
 from study.cli.main import FLAGS, VERBS, main, parse_arguments
 from tests.cli.conftest import STUDY, Command
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 
 
 def test_the_command_line_is_a_frozen_set() -> None:
@@ -112,6 +112,15 @@ def test_help_needs_no_heavy_import() -> None:
         ((*STUDY, "--set", "precision=float16", "--set", "device=cpu"), ["float16", "CUDA"]),
         ((*STUDY, "--storage", "nonsense"), ["--storage nonsense", "cannot be opened"]),
         (("--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"), ["gradient batch 32768"]),
+        (
+            ("plan", "--study", "learning_rates", "--scale", "smoke", "--set", "batch_size=[4096]"),
+            ["gradient batch 32768"],
+        ),
+        (
+            ("--study", "learning_rates", "--scale", "smoke", "--set", "task=segmentation", "--set", "dataset=scenes"),
+            ["search.objective=val_accuracy", "segmentation has no accuracy", "allowed: val_score"],
+        ),
+        ((*STUDY, "--out", "a\udc80"), ["a\\udc80: is not valid UTF-8"]),
         ((*STUDY, "--workers", "0"), ["--workers 0"]),
         ((*STUDY, "--launcher", "slrm"), ["--launcher slrm", "nearest: slurm"]),
         ((*STUDY, "--launcher", "ray", "--workers", "2"), ["--workers", "local"]),
@@ -128,6 +137,19 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     for part in parts:
         assert part in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_title_in_any_script_is_shown_on_any_terminal(
+    encoding: str, tmp_path: Path, run_study: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "scripts.yaml"
+    text = "title: Größe 規範\nquestion: q\nfactors: {learning_rate: [0.1]}\nsearch: {sampler: random, n_trials: 1}\n"
+    study.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    planned = run_study("plan", "--study", str(study), "--scale", "smoke")
+    assert planned.returncode == 0, planned.stderr
 
 
 def test_a_full_disk_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from study.config.errors import UserError
-from study.config.schema import Range
-from study.plan.loading import load_study
+from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig
+from study.plan.loading import load_study, study_from_dict
 
 SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1]"]
 
@@ -53,6 +56,10 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         (["tuned=[norm]"], ["analysis.tuned", "norm: norms are compared"]),
         (["tuned=[depth, depth]"], ["analysis.tuned", "depth appears twice"]),
         (["width=.inf"], ["base.width", "finite"]),
+        (["width=1e308"], ["base.width", "1e+308", "less than or equal to 64"]),
+        ([*SEARCH, "learning_rate={low: 0.1, high: 1e308}"], ["factors.learning_rate", "1e+308", "less than or equal"]),
+        (['title="a \\ud800"'], ["title", "'a \\ud800'", "surrogate"]),
+        (["joint.norm.'sn[in,ln,bn]'={epochs: 3}", "joint.norm.sn={epochs: 3}"], ["joint.norm", "appears twice"]),
         (["name=.."], ["name", "'..'"]),
         (['norm=["sn", "sn[in,ln,bn]"]'], ["factors.norm", "appears twice"]),
         ([*SEARCH, "learning_rate={low: 2, high: 1}"], ["factors.learning_rate", "low must be below high"]),
@@ -88,6 +95,50 @@ def test_a_mistake_is_one_line_that_names_key_value_and_what_is_allowed(override
     assert len(message) < 1500
     for part in parts:
         assert part in message
+
+
+def list_numbers(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The path and the allowed values of every setting of a model that is a number, if nothing else."""
+    for name, field in schema["properties"].items():
+        for kind in field.get("anyOf", [field]):
+            if kind.get("type") in ("integer", "number") and "enum" not in kind:
+                yield f"{path}{name}", kind
+
+
+NUMBERS = {name: kind for model in (StudyConfig, MarginConfig, *SECTIONS.values())
+           for name, kind in list_numbers(model.model_json_schema(), f"{model.__name__}.")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_a_lower_and_an_upper_limit(name: str) -> None:
+    kind = NUMBERS[name]
+    assert {"minimum", "exclusiveMinimum"} & kind.keys()
+    assert {"maximum", "exclusiveMaximum"} & kind.keys()
+
+
+@pytest.mark.parametrize(
+    ("factor", "levels", "key", "expected"),
+    [
+        ("learning_rate", "[1, 2]", "1", 1.0),
+        ("decay_milestones", "[[0.5], [0.3, 0.6]]", "'[0.30, 0.6]'", (0.3, 0.6)),
+        ("norm", '["sn[in,ln,bn]", bn]', "'sn[in,ln,bn]'", "sn"),
+        ("logit_gradient_clip", "[null, 1]", "null", None),
+        ("zero_last_gamma", "[true, false]", "false", False),
+        ("weight_decay", "[0.00001, 1e-3]", "1e-5", 1e-5),
+    ],
+)
+def test_joint_settings_act_at_their_level_in_any_spelling(
+    factor: str, levels: str, key: str, expected: object
+) -> None:
+    given = load_study(
+        "depth_vs_batch", "smoke", [f"factors.{factor}={levels}", f"joint.{factor}={{{key}: {{momentum: 0.5}}}}"]
+    )
+    for study in (
+        given,
+        study_from_dict(given.model_dump(mode="json"), "study.yaml"),
+    ):
+        found = [level for level in study.factors[factor] if study.apply_levels({factor: level}).momentum == 0.5]
+        assert found == [expected]
 
 
 def test_joint_settings_may_name_another_factor_if_their_level_is_not_used() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import optuna
@@ -20,10 +21,11 @@ class TrialSource(Protocol):
     """Where the driver takes trials from and records their results: an Optuna study.
 
     Attributes:
-        total: Number of trials of the whole study.
+        total: Number of trials of the whole study. That of a search falls with each suggestion that repeats a cell.
     """
 
-    total: int
+    @property
+    def total(self) -> int: ...
 
     def rounds(self) -> Iterator[list[PlannedTrial]]:
         """Yields lists of trials that can run in parallel; all of a list must end before the next is requested."""
@@ -57,16 +59,34 @@ def build_distributions(study: StudyConfig) -> dict[str, BaseDistribution]:
 
 def _build_distribution(levels: list[Any] | Range) -> BaseDistribution:
     if isinstance(levels, list):
-        return CategoricalDistribution(levels)
+        return CategoricalDistribution([_encode_level(level) for level in levels])
     if isinstance(levels.low, int) and isinstance(levels.high, int):
         return IntDistribution(levels.low, levels.high, log=levels.log)
     return FloatDistribution(levels.low, levels.high, log=levels.log)
 
 
-def objective_value(result: dict[str, Any], name: str, direction: Direction) -> float:
-    """Returns the objective of a result; the worst value if the trial diverged."""
-    value = result["metrics"].get(name)
-    return WORST[direction] if value is None else float(value)
+def encode_levels(levels: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns levels as parameters that a storage reads back unchanged: a list as JSON, which it would not."""
+    return {factor: _encode_level(level) for factor, level in levels.items()}
+
+
+def decode_levels(study: StudyConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the levels that `encode_levels` has made parameters of."""
+    known = {factor: levels for factor, levels in study.factors.items() if isinstance(levels, list)}
+    return {
+        factor: next((level for level in known.get(factor, []) if _encode_level(level) == value), value)
+        for factor, value in parameters.items()
+    }
+
+
+def _encode_level(level: Any) -> Any:
+    return json.dumps(level) if isinstance(level, (list, tuple)) else level
+
+
+def compute_objective(results: Sequence[dict[str, Any]], name: str, direction: Direction) -> float:
+    """Returns the mean objective of a cell's results; the worst value if one of them has none, as it diverged."""
+    values = [result["metrics"].get(name) for result in results]
+    return WORST[direction] if None in values else sum(values) / len(values)
 
 
 def user_attributes(

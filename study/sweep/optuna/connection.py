@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 
 import optuna
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from study.config.errors import UserError
@@ -57,7 +57,7 @@ def check_storage(url: str) -> None:
 
 def _open_own_storage(study: StudyConfig, folder: StudyFolder, print_line: Callable[[str], object]) -> TrialSource:
     """Opens `study.db`. A damaged file is moved aside, and a new one is written from the records."""
-    url, retry = f"sqlite:///{folder.storage}", StorageRetry(str(folder.storage), print_line)
+    url, retry = URL.create("sqlite", database=str(folder.storage)), StorageRetry(str(folder.storage), print_line)
     try:
         return retry.run_until_ok(lambda: _build_trial_source(study, folder, _connect(url), retry))
     except UserError:
@@ -75,9 +75,9 @@ def _build_trial_source(
     return build(study, folder, storage, retry)
 
 
-def _connect(url: str) -> optuna.storages.RDBStorage:
+def _connect(url: str | URL) -> optuna.storages.RDBStorage:
     parsed = make_url(url)
-    if re.match(r"[^:]+://[^:/@]*:[^@]*[/@][^?]*@", url):
+    if isinstance(url, str) and re.match(r"[^:]+://[^:/@]*:[^@]*[/@][^?]*@", url):
         # It would be parsed wrongly, and an error message could then show a part of the password.
         raise ValueError("in a password, @ is written as %40, / as %2F, : as %3A and % as %25")
     if parsed.drivername in ("postgres", "postgresql"):

@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from study.config.schema import StudyConfig
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.layout import StudyFolder
-from study.sweep.optuna.base import build_distributions, objective_value, open_optuna_study, user_attributes
+from study.sweep.optuna.base import (
+    build_distributions,
+    compute_objective,
+    encode_levels,
+    open_optuna_study,
+    user_attributes,
+)
 from study.sweep.optuna.bulk_insert import add_trials, read_attribute, remove_trials
 from study.sweep.optuna.retry import StorageRetry
 
@@ -32,7 +39,7 @@ class GridStudy:
         self.distributions = build_distributions(study)
         self.optuna_study = open_optuna_study(study, folder, storage, "maximize")
         self.study_id = storage.get_study_id_from_name(study.name)
-        self._remove_trials_of_other_factors(study)
+        self._remove_trials_of_other_factors()
         self.written = self._read_keys()
         self.pending: dict[str, FrozenTrial] = {}
 
@@ -45,9 +52,9 @@ class GridStudy:
             return
         record = self.folder.trial(trial.trial_id, trial.replicate)
         self.pending[trial.key] = create_trial(
-            params=trial.levels,
+            params=encode_levels(trial.levels),
             distributions=self.distributions,
-            value=objective_value(result, self.metric, "maximize"),
+            value=compute_objective([result], self.metric, "maximize"),
             user_attrs={"key": trial.key, **user_attributes([trial], [record], [result])},
         )
 
@@ -72,9 +79,11 @@ class GridStudy:
     def _read_keys(self) -> set[Any]:
         return read_attribute(self.engine, self.study_id, "key")
 
-    def _remove_trials_of_other_factors(self, study: StudyConfig) -> None:
+    def _remove_trials_of_other_factors(self) -> None:
         """Empties the Optuna study if a factor has gained levels: Optuna cannot widen a categorical parameter."""
-        factors = json.dumps({factor: str(levels) for factor, levels in study.factors.items()}, sort_keys=True)
+        choices = {factor: str(list(each.choices)) for factor, each in self.distributions.items()
+                   if isinstance(each, CategoricalDistribution)}  # fmt: skip
+        factors = json.dumps(choices, sort_keys=True)
         if self.optuna_study.user_attrs.get("factors", factors) != factors:
             remove_trials(self.engine, self.study_id)
         self.optuna_study.set_user_attr("factors", factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,16 +14,26 @@ from optuna.trial import Trial, TrialState, create_trial
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.config.seeds import derive_seed
-from study.plan.trials import PlannedTrial, plan_trial
+from study.plan.trials import PlannedTrial, count_search_trials, plan_trial
 from study.record.contents import DamagedFileError, read_metrics
+from study.record.io import write_json
 from study.record.layout import StudyFolder, TrialFolder
-from study.sweep.optuna.base import build_distributions, objective_value, open_optuna_study, user_attributes
+from study.sweep.optuna.base import (
+    WORST,
+    build_distributions,
+    compute_objective,
+    decode_levels,
+    encode_levels,
+    open_optuna_study,
+    user_attributes,
+)
 from study.sweep.optuna.retry import StorageRetry
 
 
 class SearchStudy:
     """Cells suggested by an Optuna sampler. A cell is an Optuna trial; its value is the mean over its replicates.
 
+    A cell that is suggested again is not trained again: the second Optuna trial has the value of the first.
     Suggestion n is drawn with a seed of its own, after the results of all earlier rounds are recorded and before any
     of its own round: suggestions depend neither on the number of workers nor on interruptions.
     """
@@ -32,7 +43,6 @@ class SearchStudy:
     ) -> None:
         assert study.search is not None
         self.study, self.folder, self.settings, self.retry, self.storage = study, folder, study.search, retry, storage
-        self.total = study.search.n_trials * study.replicates
         self.distributions = build_distributions(study)
         self.optuna_study = open_optuna_study(study, folder, storage, study.search.direction)
         self.pruner = optuna.pruners.MedianPruner() if study.search.pruner == "median" else optuna.pruners.NopPruner()
@@ -41,14 +51,24 @@ class SearchStudy:
         self.study_id = storage.get_study_id_from_name(study.name)
         self.results: dict[str, dict[str, Any]] = {}
         self.optuna_trials: dict[int, Trial] = {}  # unfinished ones, by number
+        self.repeated = 0  # suggestions so far that repeat an earlier cell
+
+    @property
+    def total(self) -> int:
+        return count_search_trials(self.study, self.repeated)
 
     def rounds(self) -> Iterator[list[PlannedTrial]]:
+        self.repeated, seen = 0, set[str]()
         for start in range(0, self.settings.n_trials, self.settings.round_size):
             numbers = range(start, min(start + self.settings.round_size, self.settings.n_trials))
             cells = {number: self.retry.run_until_ok(partial(self._suggest, number)) for number in numbers}
             replicates = range(self.study.replicates)
             trials = {n: [plan_trial(self.study, cells[n], r) for r in replicates] for n in numbers}
-            yield list({trial.key: trial for group in trials.values() for trial in group}.values())
+            new = {trial.key: trial for group in trials.values() for trial in group if trial.key not in seen}
+            seen.update(new)
+            self.repeated += len(numbers) - len(new) // self.study.replicates
+            self._write_suggestions(numbers.stop)
+            yield list(new.values())
             for number in numbers:
                 self.retry.run_until_ok(partial(self._write_result, number, trials[number]))
 
@@ -81,11 +101,16 @@ class SearchStudy:
 
     # ------------------------------------------------------------------------------------------------------ suggestions
 
+    def _write_suggestions(self, count: int) -> None:
+        """Writes how many of the first `count` suggestions repeat a cell, unless a run that came further has."""
+        if count > self.folder.read_suggestions()[0]:
+            write_json(self.folder.suggestions, {"suggested": count, "repeated": self.repeated})
+
     def _suggest(self, number: int) -> dict[str, Any]:
         """Returns the levels of cell `number`; completes a suggestion that a kill or a lost connection cut short."""
         known = self.optuna_study.get_trials(deepcopy=False)
         if number < len(known) and known[number].state.is_finished():
-            return dict(known[number].params)
+            return decode_levels(self.study, known[number].params)
         self.optuna_study.sampler = self._build_sampler(number)
         trial = self._open_trial(number) if number < len(known) else self.optuna_study.ask()
         assert trial.number == number, "one driver writes to a study"
@@ -94,7 +119,7 @@ class SearchStudy:
             self.optuna_study.sampler = self._build_sampler(number, factor)
             _suggest_value(trial, factor, distribution)
         self.optuna_trials[number] = trial
-        return dict(trial.params)
+        return decode_levels(self.study, trial.params)
 
     def _open_trial(self, number: int) -> Trial:
         """Returns an unfinished trial that is in the storage; `Study.ask` only creates new ones."""
@@ -120,8 +145,7 @@ class SearchStudy:
         if pruned_at is not None:
             self.optuna_study.tell(number, state=TrialState.PRUNED)
             return
-        values = [objective_value(result, self.settings.objective, self.settings.direction) for result in results]
-        self.optuna_study.tell(number, sum(values) / len(values))
+        self.optuna_study.tell(number, compute_objective(results, self.settings.objective, self.settings.direction))
 
     def _write_attributes(self, number: int, trials: list[PlannedTrial], results: list[dict[str, Any]]) -> int | None:
         """Writes a cell's attributes and learning curve, for the dashboard and the pruner; returns its prune epoch.
@@ -146,7 +170,7 @@ class SearchStudy:
         for epoch in sorted(curve):
             frozen = create_trial(
                 state=TrialState.RUNNING,
-                params=trial.levels,
+                params=encode_levels(trial.levels),
                 distributions=self.distributions,
                 intermediate_values={e: value for e, value in curve.items() if e <= epoch},
             )
@@ -158,8 +182,14 @@ class SearchStudy:
         if not any(trial.state == TrialState.COMPLETE for trial in self.optuna_study.get_trials(deepcopy=False)):
             return ""
         best = self.optuna_study.best_trial
-        levels = ", ".join(f"{factor}={level}" for factor, level in best.params.items())
-        return f"best {self.settings.objective}: {best.value:.4g} at {levels} ({best.user_attrs['trial_id']})"
+        if best.value == WORST[self.settings.direction]:
+            statuses = Counter(result["status"] for result in self.results.values())
+            found = f"no trial has a value: {', '.join(f'{n} {status}' for status, n in statuses.items())}"
+        else:
+            levels = ", ".join(f"{factor}={level}" for factor, level in best.params.items())
+            found = f"{best.value:.4g} at {levels} ({best.user_attrs['trial_id']})"
+        repeats = f"; {self.repeated} suggestions repeat an earlier cell" if self.repeated else ""
+        return f"best {self.settings.objective}: {found}{repeats}"
 
 
 def read_objective_curve(record: TrialFolder, objective: str) -> dict[int, float]:

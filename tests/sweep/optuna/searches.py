@@ -25,6 +25,13 @@ def search(sampler: str = "tpe", n_trials: int = 14, **settings: object) -> Stud
     return load_study("depth_vs_batch", "smoke", [*overrides, *space])
 
 
+def search_few_cells(n_trials: int = 8, **settings: object) -> StudyConfig:
+    """A search over two list-valued levels, so that most suggestions repeat a cell."""
+    space = ["factors.decay_milestones=[[0.5], [0.3, 0.6]]", "decay=step", "batch_size=16", "norm=sn"]
+    overrides = [f"search.{name}={value}" for name, value in {"sampler": "random", "n_trials": n_trials}.items()]
+    return load_study("depth_vs_batch", "smoke", [*overrides, *space, *(f"{k}={v}" for k, v in settings.items())])
+
+
 def score(trial: PlannedTrial) -> float:
     return -abs(trial.config.learning_rate - 0.3) - trial.config.batch_size / 100
 

@@ -68,6 +68,17 @@ def assert_one_line(url: str, complaint: str) -> None:
     assert not [secret for secret in ("p%40ss", "ss/w") if secret in message]
 
 
+@pytest.mark.parametrize("name", ["50% done? #1 [x]", "a?mode=memory", "größe%20x", "a;b&c=d"])
+def test_the_database_is_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / name)
+    folder.path.mkdir()
+    source = open_trial_source(load_study("depth_vs_batch", "smoke"), folder, None)
+    for trials in source.rounds():
+        source.record_result(trials[0], result(0.9))
+    assert folder.storage.stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def test_optuna_dashboard_opens_the_storage(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     dashboard = pytest.importorskip("optuna_dashboard")

@@ -70,3 +70,16 @@ def test_bulk_insert_writes_what_optuna_would(tmp_path: Path) -> None:
     assert read_attribute(engine, study_id, "key") == {"sn8", "sn14", "bn8", "bn14"}
     remove_trials(engine, study_id)
     assert optuna.load_study(study_name=ours.study_name, storage=storages[0]).trials == []
+
+
+def test_list_valued_levels_are_stored_as_text_that_a_restart_recognizes(folder: StudyFolder) -> None:
+    study = load_study(
+        "depth_vs_batch", "smoke", ["factors.decay_milestones=[[0.5], [0.3, 0.6]]", "decay=step", "norm=sn"]
+    )
+    for _ in range(2):
+        source = open_trial_source(study, folder, None)
+        for trials in source.rounds():
+            for trial in trials:
+                source.record_result(trial, result(0.5))
+    stored = stored_trials(study, f"sqlite:///{folder.storage}")
+    assert sorted(trial.params["decay_milestones"] for trial in stored) == ["[0.3, 0.6]"] * 2 + ["[0.5]"] * 2

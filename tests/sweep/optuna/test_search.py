@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from study.cli.study_observer import StudyObserver
 from study.config.errors import UserError
 from study.config.schema import Range
 from study.record.contents import SCHEMA_VERSION
@@ -14,7 +15,14 @@ from study.record.io import write_bytes
 from study.record.layout import StudyFolder
 from study.sweep.optuna.base import WORST
 from study.sweep.optuna.connection import open_trial_source
-from tests.sweep.optuna.searches import play, result, search, stored_trials, undisturbed_suggestions
+from tests.sweep.optuna.searches import (
+    play,
+    result,
+    search,
+    search_few_cells,
+    stored_trials,
+    undisturbed_suggestions,
+)
 
 
 @pytest.fixture
@@ -42,6 +50,58 @@ def test_an_interrupted_suggestion_is_completed(folder: StudyFolder) -> None:
     half = optuna.load_study(study_name=study.name, storage=f"sqlite:///{folder.storage}")
     half.ask()  # a trial without any of its parameters
     assert play(open_trial_source(study, folder, None)) == undisturbed_suggestions()
+
+
+def test_a_repeated_suggestion_is_trained_once_and_counted_once(folder: StudyFolder) -> None:
+    study = search_few_cells()
+    for _ in range(2):  # the same command again
+        source = open_trial_source(study, folder, None)
+        assert source.total == 8
+        keys = play(source)
+        assert len(keys) == len(set(keys)) == source.total == 2
+        assert source.best().endswith("; 6 suggestions repeat an earlier cell")
+        assert folder.read_suggestions() == (8, 6)
+    observer = StudyObserver(folder, study)
+    observer.read_records()
+    assert (observer.total, observer.repeated) == (2, 6)
+    assert len(stored_trials(study, f"sqlite:///{folder.storage}")) == 8
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"suggested": "x", "repeated": 1}', '{"suggested": 2, "repeated": 9}']
+)
+def test_a_damaged_count_of_suggestions_counts_none_as_repeated(folder: StudyFolder, content: str) -> None:
+    write_bytes(folder.suggestions, content.encode())
+    assert folder.read_suggestions() == (0, 0)
+
+
+def test_a_search_over_lists_resumes_with_the_levels_of_the_plan(folder: StudyFolder) -> None:
+    study = search_few_cells()
+    play(open_trial_source(study, folder, None), stop=1)
+    source = open_trial_source(study, folder, None)
+    trials = [trial for trials in source.rounds() for trial in trials]
+    assert {trial.levels["decay_milestones"] for trial in trials} == {(0.5,), (0.3, 0.6)}
+    assert all(trial.config.decay_milestones == trial.levels["decay_milestones"] for trial in trials)
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_search_without_any_value_says_so(folder: StudyFolder, direction: str) -> None:
+    study = search_few_cells(**{"search.direction": direction})
+    source = open_trial_source(study, folder, None)
+    for trials in source.rounds():
+        for trial in trials:
+            source.record_result(trial, result(None, "diverged"))
+    assert source.best().startswith("best val_accuracy: no trial has a value: 2 diverged")
+
+
+def test_a_cell_with_a_replicate_that_diverged_is_never_the_best(folder: StudyFolder) -> None:
+    source = open_trial_source(search_few_cells(replicates=2), folder, None)
+    for trials in source.rounds():
+        for trial in trials:
+            diverged = trial.replicate == 1 and trial.config.decay_milestones == (0.5,)
+            source.record_result(trial, result(None, "diverged") if diverged else result(0.5))
+    assert source.best().startswith("best val_accuracy: 0.5 at ")
+    assert "decay_milestones=[0.3, 0.6]" in source.best()
 
 
 def test_a_search_finds_better_cells_than_chance(folder: StudyFolder) -> None:
