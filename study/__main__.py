@@ -2,16 +2,18 @@
 
 import sys
 
+from study.cli.interrupts import run_interruptible
+
 
 def main() -> int:
-    """Runs one command and returns its exit code. A Ctrl-C while modules are imported ends it in one line, too."""
-    try:
-        from study.cli.main import main
+    """Runs one command and returns its exit code. What takes time to import is imported where Ctrl-C is handled."""
+    return run_interruptible(_import_and_run)
 
-        return main()
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command to resume.", file=sys.stderr)
-        return 130
+
+def _import_and_run() -> int:
+    from study.cli.main import main
+
+    return main()
 
 
 if __name__ == "__main__":

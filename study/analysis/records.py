@@ -19,7 +19,7 @@ from study.analysis.trial_files import TrialRecord, build_key, build_trial_table
 from study.analysis.weight_tables import compute_epoch_means, join_weights, select_last_epochs, split_roles
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import UserError, allowed_names
-from study.config.schema import StudyConfig
+from study.config.schema import AnalysisConfig, StudyConfig
 from study.config.seeds import MAX_REPLICATES
 from study.norms.names import parse_norm
 from study.plan.analysis_plan import Amendment, Change, PlanRecord, changes_runs, find_changes, resolve_analysis_plan
@@ -200,14 +200,15 @@ class StudyRecords:
         return listed if isinstance(listed, list) else sorted(self.trials[factor].dropna().unique())
 
 
-def load_study_records(folder: StudyFolder) -> StudyRecords:
+def load_study_records(folder: StudyFolder, analysis: AnalysisConfig | None = None) -> StudyRecords:
     """Reads a study of any completeness: no trials, one, some, all.
 
+    analysis: settings in place of those in `study.yaml`; None for these.
     Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial, or a replicate that
     repeats the numbers of another one, is a row of state `damaged`.
     """
     content = read_study(folder)
-    study, space = content.study, content.space
+    study, space = content.study.model_copy(update={"analysis": analysis or content.study.analysis}), content.space
     on_disk = list(folder.trials())
     planned = _plan_trials(folder, study, space, on_disk)
     trials = [read_trial(trial, plan, space) for trial, plan in planned]

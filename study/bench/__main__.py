@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.config.errors import BAD_INPUT, ArgumentParser, UserError, allowed_names
+from study.config.errors import ArgumentParser, UserError, allowed_names, describe_error
 from study.record.environment import hide_passwords, program_name
 
 
@@ -144,6 +144,7 @@ def _check_device(device: str) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+    except (UserError, OSError) as error:
+        code, line = describe_error(error)
+        print(f"error: {hide_passwords(line)}", file=sys.stderr)
+        sys.exit(code)

@@ -64,7 +64,7 @@ def import_networks(networks: Sequence[Published], folder: StudyFolder, command:
     """
     study = _plan_study(networks, folder.path.name)
     if folder.config.exists() and read_study_file(folder.config).study != study:
-        raise UserError(f"{folder.config}: holds other networks; choose another folder with --out, or remove it")
+        raise UserError(f"{folder.config}: holds other networks; choose another folder with --out")
     cells = [_plan_cell(study, published) for published in networks]
     environment = {**describe_environment(command), "device": "the authors' devices"}
     write_study(study, folder, environment)

@@ -232,8 +232,6 @@ class Driver(AttemptHandler):
             return self.folder.lock().acquire(timeout=LOCK_SECONDS)
         except Timeout:
             pass
-        except OSError as error:
-            raise UserError(f"--out {self.folder.path}: cannot be written: {error.strerror}") from None
         other = read_json(self.folder.driver) or {}
         name = f"process {other.get('pid')} on {other.get('host')}"
         if not other.get("detached"):
