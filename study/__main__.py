@@ -2,15 +2,12 @@
 
 import sys
 
-from study.cli.interrupts import run_interruptible
+from study.cli.interrupts import exit_on_interrupt
 
 
 def main() -> int:
-    """Runs one command and returns its exit code. What takes time to import is imported where Ctrl-C is handled."""
-    return run_interruptible(_import_and_run)
-
-
-def _import_and_run() -> int:
+    """Runs one command and returns its exit code."""
+    exit_on_interrupt()
     from study.cli.main import main
 
     return main()

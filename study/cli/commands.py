@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -15,10 +16,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from study.cli.recorded import (
-    apply_settings, describe_edits, find_run_folder, load_as_last_run, load_shown, load_with_flags,
+    apply_settings,
+    describe_edits,
+    find_run_folder,
+    load_as_last_run,
+    load_shown,
+    load_with_flags,
 )  # fmt: skip
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
-from study.config.schema import AnalysisConfig, StudyConfig
+from study.config.schema import AnalysisConfig, StudyConfig, TrackingConfig
 from study.config.seeds import MAX_REPLICATES, find_seed_role
 from study.config.yaml_input import read_yaml
 from study.plan.analysis_plan import format_changes
@@ -240,6 +246,7 @@ def _check_runnable(study: StudyConfig) -> None:
     trials = plan_trials(study) if study.search is None else plan_corners(study)
     datasets = {trial.config.dataset for trial in trials}
     resolve_data_root(study.run.data_root)
+    _check_project(study.tracking)
     if study.start.checkpoint is not None:
         from study.training.warm_start import check_checkpoint
 
@@ -250,6 +257,13 @@ def _check_runnable(study: StudyConfig) -> None:
         for dataset in sorted(datasets - {"digits"}):
             samples = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
             check_data(dataset, study.run.data_root, subset=None not in samples)
+
+
+def _check_project(tracking: TrackingConfig) -> None:
+    """Raises `UserError` for a project name that W&B refuses. Not in the schema, which also reads old records."""
+    project, refused = tracking.project, r"[/\\#?%:]|^\s*$|.{129}"
+    if tracking.mode != "disabled" and re.search(refused, project, re.DOTALL):
+        raise UserError(f"tracking.project: {project!r}: W&B allows 1 to 128 characters, without / \\ # ? % and :")
 
 
 def _start_detached_driver(folder: StudyFolder, options: argparse.Namespace) -> int:

@@ -11,7 +11,13 @@ from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
 from study.plan.analysis_plan import find_changes, format_changes
 from study.plan.loading import (
-    StudyFile, find_study_name, is_study_file, list_configs, load_study, override_study, read_study_file,
+    StudyFile,
+    find_study_name,
+    is_study_file,
+    list_configs,
+    load_study,
+    override_study,
+    read_study_file,
 )  # fmt: skip
 from study.record.layout import StudyFolder
 from study.sweep.study_file import find_change
