@@ -84,11 +84,13 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"--threads {options.threads}: must be at least 1")
     _check_device(options.device)
     own_flags = _select_own_flags(options)
+    path = options.json or Path("runs/bench") / f"{options.name}.json"
+    if options.json is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is measured
     command = hide_passwords(shlex.join(["python", "-m", "study.bench", *arguments]))
     module = importlib.import_module(f"study.bench.{BENCHMARKS[options.name].module}")
     result = module.measure(quick=options.quick, threads=options.threads, device=options.device, **own_flags)
     print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200), result, command)
-    path = options.json or Path("runs/bench") / f"{options.name}.json"
     write_result(path, result, command)
     print(path)
     return 0

@@ -22,8 +22,8 @@ from tests.conftest import ROOT
 
 def test_the_command_line_is_a_frozen_set() -> None:
     assert sorted(FLAGS) == [
-        "--compare", "--detach", "--help", "--launcher", "--no-images", "--out", "--retry-failed", "--scale", "--serve", "--set",
-        "--storage", "--study", "--version", "--watch", "--workers",
+        "--compare", "--detach", "--help", "--launcher", "--no-images", "--out", "--retry-failed", "--scale",
+        "--serve", "--set", "--storage", "--study", "--version", "--watch", "--workers",
     ]  # fmt: skip
     assert list(VERBS) == ["run", "plan", "status", "report", "dashboard", "diff", "show", "bench"]
     assert [*commands.COMMANDS, "bench"] == list(VERBS)
@@ -138,7 +138,9 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
 
 @pytest.mark.parametrize("words", HINTS)
 def test_words_that_are_no_verbs_lead_to_what_there_is(words: tuple[str, ...], command: Command) -> None:
-    assert [command(word, *STUDY).err for word in words] == [f"error: {word}: unknown verb; {HINTS[words]}\n" for word in words]
+    assert [command(word, *STUDY).err for word in words] == [
+        f"error: {word}: unknown verb; {HINTS[words]}\n" for word in words
+    ]
 
 
 def test_an_unknown_key_names_the_nearest_ones_only(command: Command) -> None:
@@ -148,7 +150,7 @@ def test_an_unknown_key_names_the_nearest_ones_only(command: Command) -> None:
 
 
 OUT_OF_REACH = {  # folders that even root cannot make
-    "a file in its place": "file", "below a file": "file/below", "a name too long": "x" * 300, "no such device": "/proc/x",
+    "a file in its place": "file", "below a file": "file/below", "a name too long": "x" * 300, "no disk": "/proc/x",
 }  # fmt: skip
 
 
