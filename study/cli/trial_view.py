@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 from rich.console import Console
@@ -24,17 +26,17 @@ LOG_LINES = 12
 def print_trial(console: Console, trial: TrialFolder, recorded: StudyFile) -> None:
     """Prints a trial of any state, as far as it can be read. recorded: `study.yaml`."""
     state, reason = trial.status()
-    console.print(f"{trial.key}: {state}" + (f": {reason}" if reason else ""), style="bold", soft_wrap=True)
+    console.print(_escape(f"{trial.key}: {state}" + (f": {reason}" if reason else "")), style="bold", soft_wrap=True)
     console.print(str(trial.path), soft_wrap=True)
     try:
         _print_config(console, trial, recorded.study.base)
         _print_curves(console, trial)
         _print_choices(console, trial, recorded.space)
     except ValueError as error:  # a damaged file; the log may say more
-        console.print(f"\n{error}", soft_wrap=True)
+        console.print(_escape(str(error)), soft_wrap=True)
     if trial.log.is_file() and (lines := trial.log.read_text(encoding="utf-8", errors="replace").splitlines()):
         console.print(f"\nend of {trial.log.name}", style="bold")
-        console.print("\n".join(lines[-LOG_LINES:]), soft_wrap=True)
+        console.print("\n".join(map(_escape, lines[-LOG_LINES:])), soft_wrap=True)
 
 
 def _print_config(console: Console, trial: TrialFolder, base: TrialConfig) -> None:
@@ -46,8 +48,9 @@ def _print_config(console: Console, trial: TrialFolder, base: TrialConfig) -> No
     console.print("\nconfig, where it differs from the base of the study", style="bold")
     for name, value in config.items():
         if value != before.get(name):
-            console.print(f"  {name}: {value}", soft_wrap=True)
-    console.print(f"\n{description.get('command')}", soft_wrap=True)
+            console.print(_escape(f"  {name}: {value}"), soft_wrap=True)
+    console.print()
+    console.print(_escape(str(description.get("command"))), soft_wrap=True)
 
 
 def _print_curves(console: Console, trial: TrialFolder) -> None:
@@ -79,3 +82,8 @@ def _print_table(console: Console, title: str, table: pd.DataFrame, most: int = 
     rows = [[str(name), *("" if pd.isna(value) else f"{value:.4g}" for value in row)]
             for name, row in zip(shown.index, shown.to_numpy(), strict=True)]  # fmt: skip
     print_rows(console, [[str(table.index.name), *map(str, table.columns)], *rows], left=1)
+
+
+def _escape(text: str) -> str:
+    """A line with its control characters escaped: a log could otherwise write anywhere on the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)

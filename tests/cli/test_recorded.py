@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,3 +130,28 @@ def test_a_trial_is_named_as_the_report_shows_it(mine: Path, command: Command) -
     assert (several.code, several.err.count("\n")) == (2, 1)
     assert "4 trials end like this" in several.err
     assert f"nearest: {second}" in command("diff", first, f"x{second}", "--study", str(mine)).err
+
+
+def test_show_prints_config_curves_choices_and_the_log(mine: Path, command: Command) -> None:
+    trial = next(trial for trial in StudyFolder(Path("runs/mine")).trials() if trial.trial_id.startswith("sn"))
+    trial.log.write_text("".join(f"line {number}\n" for number in range(30)) + "\x1b]0;title\x07\n")
+    shown = command("show", trial.key[-11:], "--study", str(mine))
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith(f"{trial.key}: done\n")
+    for part in ("\n  batch_size: ", "\nlearning curves\n", "\nmean weights of the layers\n", "mean in", "line 29"):
+        assert part in shown.out
+    choices = shown.out.partition("mean weights of the layers")[2]
+    assert re.findall(r"^(\d+)(?: +0\.\d+){6}$", choices, re.MULTILINE) == ["0", "1", "2"]  # epochs
+    assert "line 2\n" not in shown.out  # the end of the log
+    assert "\x1b" not in shown.out
+    assert r"\x1b]0;title\x07" in shown.out
+
+
+def test_show_of_a_damaged_trial_prints_what_there_is(mine: Path, command: Command) -> None:
+    trial = next(StudyFolder(Path("runs/mine")).trials())
+    trial.trial.write_text("config: [")
+    trial.log.write_text("the reason\n")
+    shown = command("show", trial.key, "--study", str(mine))
+    assert (shown.code, shown.err) == (0, "")
+    assert "is not valid YAML" in shown.out
+    assert "the reason" in shown.out
