@@ -5,6 +5,7 @@ What a verb needs is imported only when it runs, so that `--help` is instant.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from study.cli.arguments import build_parser, parse_arguments
 from study.cli.interrupts import run_interruptible
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
-from study.config.errors import DONE, UserError, allowed_names, describe_error
+from study.config.errors import DONE, INTERRUPTED, UserError, allowed_names, describe_error
 from study.plan.loading import list_configs
 from study.record.environment import git_commit, hide_passwords, package_version
 
@@ -36,13 +37,18 @@ def main(
         build_network: A function of a module that builds a trial's network, for another choice than normalization.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return run_interruptible(lambda: _run_reporting_errors(lambda: _run_command(arguments, space, build_network)))
+    return run_interruptible(lambda: run_reporting_errors(lambda: _run_command(arguments, space, build_network)))
 
 
-def _run_reporting_errors(command: Callable[[], int]) -> int:
+def run_reporting_errors(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit code; an error that is not a bug is printed as one line."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return INTERRUPTED
     except (UserError, OSError) as error:
         code, line = describe_error(error)
         print(f"error: {hide_passwords(line)}", file=sys.stderr)

@@ -48,6 +48,15 @@ def test_three_programs_are_one(start: str, tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
 
 
+def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, str(ROOT / "run_study.py")]
+    done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_the_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.setattr(sys, "argv", ["run-study", "--version"])
     assert main() == 0
