@@ -2,16 +2,15 @@
 
 import sys
 
+from study.cli.interrupts import exit_on_interrupt
+
 
 def main() -> int:
-    """Runs one command and returns its exit code. A Ctrl-C while modules are imported ends it in one line, too."""
-    try:
-        from study.cli.main import main
+    """Runs one command and returns its exit code."""
+    exit_on_interrupt()
+    from study.cli.main import main
 
-        return main()
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command to resume.", file=sys.stderr)
-        return 130
+    return main()
 
 
 if __name__ == "__main__":

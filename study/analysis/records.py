@@ -235,14 +235,15 @@ class StudyRecords:
         return sorted(found) if listed else found or [getattr(self.study.base, factor)]
 
 
-def load_study_records(folder: StudyFolder) -> StudyRecords:
+def load_study_records(folder: StudyFolder, analysis: AnalysisConfig | None = None) -> StudyRecords:
     """Reads a study of any completeness: no trials, one, some, all.
 
+    analysis: settings in place of those in `study.yaml`; None for these.
     Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial is a row of state
     `damaged`, and a replicate that repeats the numbers of another one is `repeated`.
     """
     content = read_study(folder)
-    study, space = content.study, content.space
+    study, space = content.study.model_copy(update={"analysis": analysis or content.study.analysis}), content.space
     on_disk = list(folder.trials())
     planned = _plan_trials(folder, study, space, on_disk)
     trials = [read_trial(trial, plan, space) for trial, plan in planned]

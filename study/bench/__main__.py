@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.config.errors import BAD_INPUT, ArgumentParser, UserError, allowed_names
+from study.config.errors import ArgumentParser, UserError, allowed_names, describe_error
 from study.record.environment import hide_passwords, program_name
 
 
@@ -84,11 +84,13 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"--threads {options.threads}: must be at least 1")
     _check_device(options.device)
     own_flags = _select_own_flags(options)
+    path = options.json or Path("runs/bench") / f"{options.name}.json"
+    if options.json is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is measured
     command = hide_passwords(shlex.join(["python", "-m", "study.bench", *arguments]))
     module = importlib.import_module(f"study.bench.{BENCHMARKS[options.name].module}")
     result = module.measure(quick=options.quick, threads=options.threads, device=options.device, **own_flags)
     print_result(Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200), result, command)
-    path = options.json or Path("runs/bench") / f"{options.name}.json"
     write_result(path, result, command)
     print(path)
     return 0
@@ -144,6 +146,7 @@ def _check_device(device: str) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(run(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+    except (UserError, OSError) as error:
+        code, line = describe_error(error)
+        print(f"error: {hide_passwords(line)}", file=sys.stderr)
+        sys.exit(code)

@@ -16,6 +16,7 @@ from study.record.layout import StudyFolder
 from study.sweep.executors.resources import count_cores
 
 NICENESS = 10  # training has priority, but a task still makes progress
+FINISH_POLL_SECONDS = 0.1
 RETRY_SECONDS = 60.0  # after a task that did not report its cost
 
 
@@ -49,6 +50,13 @@ class BackgroundTask:
                 env=environment,
             )  # fmt: skip
         return ended
+
+    def finish(self, version: object) -> None:
+        """Waits for the result of `version`, which is computed now if it has not been."""
+        while self.process is not None or self.version != version:
+            self.due = 0.0
+            self.poll(version)
+            time.sleep(FINISH_POLL_SECONDS)
 
     def close(self) -> None:
         """Kills a task that is running."""

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from study.cli.console import build_console
+from study.cli.recorded import (
+    apply_settings,
+    describe_edits,
+    find_run_folder,
+    load_as_last_run,
+    load_shown,
+    load_with_flags,
+)  # fmt: skip
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
-from study.config.schema import StudyConfig
+from study.config.schema import AnalysisConfig, StudyConfig, TrackingConfig
 from study.config.secrets import hide_secret_settings, is_secret_setting
 from study.config.seeds import MAX_REPLICATES, find_seed_role
 from study.config.yaml_input import read_yaml
-from study.plan.loading import DEFAULT_SCALE, list_configs, load_study
+from study.plan.analysis_plan import format_changes
+from study.plan.loading import DEFAULT_SCALE, list_configs, read_study_file
 from study.record.environment import describe_environment, format_command, program_name
 from study.record.io import read_json
-from study.record.layout import StudyFolder
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.study_file import check_folder
 
 if TYPE_CHECKING:
@@ -48,7 +58,7 @@ def run_study(options: argparse.Namespace) -> int:
     from study.sweep.driver import Driver
     from study.sweep.executors.build import build_executor
 
-    study, folder = _load_study(options)
+    study, folder = load_with_flags(options)
     check_folder(study, folder, options.space)
     _check_runnable(study)
     console = build_console()
@@ -95,7 +105,8 @@ def show_plan(options: argparse.Namespace) -> int:
     from study.plan.trials import plan_corners, plan_trials
     from study.sweep.executors.resources import count_cores, count_places
 
-    study, folder = _load_study(options)
+    study, folder = load_as_last_run(options)
+    check_folder(study, folder)
     console = build_console()
     if study.search is not None:
         plan_corners(study)  # raises for a cell that cannot be trained
@@ -103,7 +114,6 @@ def show_plan(options: argparse.Namespace) -> int:
         print_analysis_plan(console, study, folder)
         return DONE
     trials = plan_trials(study)
-    check_folder(study, folder)
     print_plan(console, study, trials, folder, options.workers or count_places(study.run, ["cpu"], count_cores()))
     print_analysis_plan(console, study, folder)
     return DONE
@@ -114,13 +124,15 @@ def show_status(options: argparse.Namespace) -> int:
     from study.cli.tables import print_status
     from study.cli.watch import watch
 
-    study, folder = _load_study(options)
-    check_folder(study, folder)
+    study, folder, note = load_shown(options)
+    console = build_console()
+    if note:
+        console.print(note, soft_wrap=True)
     if not options.watch:
-        print_status(build_console(), study, folder)
+        print_status(console, study, folder)
         return DONE
     try:
-        return DONE if watch(build_console(), study, folder) else SOME_FAILED
+        return DONE if watch(console, study, folder) else SOME_FAILED
     except KeyboardInterrupt:  # ends only the watching: there is nothing to resume
         return INTERRUPTED
 
@@ -129,13 +141,25 @@ def write_report(options: argparse.Namespace) -> int:
     """Writes the report, figures as files, and with --compare a comparison page; with --serve, serves it."""
     from study.analysis.records import read_study
 
-    folder, others = _find_run_folder(options), [StudyFolder(path) for path in options.compare or ()]
+    folder, others = find_run_folder(options), [StudyFolder(path) for path in options.compare or ()]
     for other in others:  # raises before anything is written
         read_study(other)
+    recorded = read_study_file(folder.config)
+    analysis = apply_settings(options, recorded, folder, analysis=True).analysis
+    if analysis != recorded.study.analysis and (others or options.serve):
+        raise UserError(
+            "--set: a report with other settings of `analysis` needs a command without --serve or --compare"
+        )
     console = build_console()
-    _print_unused_settings(console, options, folder)
-    images = _write_report(console, folder).export()
-    console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
+    if edits := describe_edits(options, recorded):
+        console.print(
+            f"{options.study} has changed since the last run: {edits}. The report is that of {folder.config}; "
+            "the verb `run` records the changes.", soft_wrap=True,
+        )  # fmt: skip
+    report = _write_report(console, folder, analysis)
+    if not options.no_images:
+        images = report.export()
+        console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
     if others:
         from study.analysis.report.comparison import write_comparison
 
@@ -149,7 +173,8 @@ def write_report(options: argparse.Namespace) -> int:
 
 def publish_dashboard(options: argparse.Namespace) -> int:
     """Creates or updates the study's pages on W&B."""
-    folder = _find_run_folder(options)
+    folder = find_run_folder(options)
+    apply_settings(options, read_study_file(folder.config), folder)
     from study.dashboard.publish import publish
 
     for kind, url in publish(folder).items():
@@ -165,46 +190,48 @@ def show_difference(options: argparse.Namespace) -> int:
     """Prints what differs between two trials."""
     from study.cli.tables import print_difference
 
-    _, folder = _load_study(options)
-    if len(options.trials) != 2:
-        raise UserError(f"diff: expected two trials, as ID-r0 ID-r1, got {len(options.trials)}")
-    known = {trial.key: trial for trial in folder.trials()}
-    for key in options.trials:
-        if key not in known:
-            allowed = allowed_names(key, known)
-            nearest = allowed.partition("; ")[2] or "`status` shows how many there are"
-            raise UserError(f"diff {key}: no such trial in {folder.path}; {allowed if len(known) <= 12 else nearest}")
-    print_difference(build_console(), known[options.trials[0]], known[options.trials[1]])
+    print_difference(build_console(), *_find_trials(options, 2))
+    return DONE
+
+
+def show_trial(options: argparse.Namespace) -> int:
+    """Prints the config, learning curves, choices and log of one trial."""
+    from study.cli.trial_view import print_trial
+
+    folder = find_run_folder(options)
+    [trial] = _find_trials(options, 1)
+    print_trial(build_console(), trial, read_study_file(folder.config))
     return DONE
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": run_study, "plan": show_plan, "status": show_status, "report": write_report,
-    "dashboard": publish_dashboard, "diff": show_difference,
+    "dashboard": publish_dashboard, "diff": show_difference, "show": show_trial,
 }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- study and folder
 
 
-def _load_study(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:
-    launcher = [f"launch.launcher={options.launcher}"] if options.launcher else []
-    study = load_study(options.study, options.scale, [*options.set, *launcher])
-    return study, StudyFolder(options.out / study.name)
+def _find_trials(options: argparse.Namespace, count: int) -> list[TrialFolder]:
+    """The trials that the command names, by their key or the end of it, as the report shows it."""
+    folder = find_run_folder(options)
+    apply_settings(options, read_study_file(folder.config), folder)
+    if len(options.trials) != count:
+        wanted = "one trial, as ID-r0" if count == 1 else "two trials, as ID-r0 ID-r1"
+        raise UserError(f"{options.verb}: expected {wanted}, got {len(options.trials)}")
+    known = {trial.key: trial for trial in folder.trials()}
+    return [known[_complete_key(options.verb, name, known, folder)] for name in options.trials]
 
 
-def _find_run_folder(options: argparse.Namespace) -> StudyFolder:
-    """The folder of a study that has been run, or was imported. Raises `UserError` if there is none."""
-    known, folder = list_configs("studies"), StudyFolder(options.out / options.study)
-    existing = {path.parent.name for path in options.out.glob("*/study.yaml")}
-    if options.study not in {*known, *existing} and not options.study.endswith((".yaml", ".yml")):
-        names = sorted({*known, *existing})
-        raise UserError(f"--study {options.study}: unknown study; {allowed_names(options.study, names)}")
-    if options.study in known or not folder.config.exists():
-        study, folder = _load_study(options)
-        if not folder.config.exists():
-            raise UserError(f"{folder.path}: no study has been run here; run it first: --study {study.name}")
-    return folder
+def _complete_key(verb: str, name: str, known: Collection[str], folder: StudyFolder) -> str:
+    if name in known:
+        return name
+    found = [key for key in known if key.endswith(f"-{name}")]
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} trials end like this" if found else "no such trial"
+    raise UserError(f"{verb} {name}: {problem} in {folder.path}; {allowed_names(name, found or known)}")
 
 
 # ------------------------------------------------------------------------------------------------------- run
@@ -218,6 +245,7 @@ def _check_runnable(study: StudyConfig) -> None:
     trials = plan_trials(study) if study.search is None else plan_corners(study)
     datasets = {trial.config.dataset for trial in trials}
     resolve_data_root(study.run.data_root)
+    _check_project(study.tracking)
     if study.start.checkpoint is not None:
         from study.training.warm_start import check_checkpoint
 
@@ -228,6 +256,13 @@ def _check_runnable(study: StudyConfig) -> None:
         for dataset in sorted(datasets - {"digits"}):
             samples = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
             check_data(dataset, study.run.data_root, subset=None not in samples, own_data=study.run.own_data)
+
+
+def _check_project(tracking: TrackingConfig) -> None:
+    """Raises `UserError` for a project name that W&B refuses. Not in the schema, which also reads old records."""
+    project, refused = tracking.project, r"[/\\#?%:]|^\s*$|.{129}"
+    if tracking.mode != "disabled" and re.search(refused, project, re.DOTALL):
+        raise UserError(f"tracking.project: {project!r}: W&B allows 1 to 128 characters, without / \\ # ? % and :")
 
 
 def _start_detached_driver(folder: StudyFolder, options: argparse.Namespace) -> int:
@@ -271,7 +306,7 @@ def _build_reproduce_command(options: argparse.Namespace, study: StudyConfig, tr
     if study.search is not None:
         settings.append("search=null")
     flags = [argument for setting in settings for argument in ("--set", setting)]
-    arguments = ["--study", options.study, "--scale", options.scale, *flags, "--out", "reproduced"]
+    arguments = ["--study", options.study, "--scale", options.scale or DEFAULT_SCALE, *flags, "--out", "reproduced"]
     return format_command(arguments, _own_program(options))
 
 
@@ -280,34 +315,19 @@ def _own_program(options: argparse.Namespace) -> str:
     return "" if options.build_network is None else f"python {shlex.quote(sys.argv[0])}"
 
 
-def _write_report(console: Console, folder: StudyFolder) -> Report:
+def _write_report(console: Console, folder: StudyFolder, analysis: AnalysisConfig | None = None) -> Report:
     """Writes the report and prints its answers."""
     from study.analysis.report.interim_answers import format_answer
     from study.analysis.report.report import Report
 
-    report = Report(folder)
+    report = Report(folder, analysis)
     path = report.write()
     for name, answer in report.answers.items():
         console.print("\n" + "\n".join(format_answer(name, answer)), soft_wrap=True)
+    if unrecorded := report.records.plan_changes.unrecorded:
+        console.print(f"\nNot in the plan on record: {format_changes(unrecorded)}", soft_wrap=True)
     console.print(f"\nreport: {path}")
     return report
-
-
-def _print_unused_settings(console: Console, options: argparse.Namespace, folder: StudyFolder) -> None:
-    """Prints which settings of the analysis `--set` names that a report, which reads study.yaml, does not use."""
-    if not options.set or options.study not in list_configs("studies"):
-        return
-    from study.plan.analysis_plan import find_changes, format_changes, resolve_analysis_plan
-    from study.plan.loading import read_study_file
-
-    study, _ = _load_study(options)
-    changes = find_changes(resolve_analysis_plan(read_study_file(folder.config).study), resolve_analysis_plan(study))
-    if changes:
-        console.print(
-            f"--set does not change a report, which uses the settings in {folder.config}. To change "
-            f"{format_changes(changes)}, use the verb `run`, which records the change.",
-            soft_wrap=True,
-        )
 
 
 def _print_failures(console: Console, result: SweepResult) -> None:

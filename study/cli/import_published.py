@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from study.cli.main import run_reporting_errors
 from study.config.errors import ArgumentParser, UserError
 from study.config.schema import StudyConfig
 from study.models import trace_geometry
@@ -64,7 +65,7 @@ def import_networks(networks: Sequence[Published], folder: StudyFolder, command:
     """
     study = _plan_study(networks, folder.path.name)
     if folder.config.exists() and read_study_file(folder.config).study != study:
-        raise UserError(f"{folder.config}: holds other networks; choose another folder with --out, or remove it")
+        raise UserError(f"{folder.config}: holds other networks; choose another folder with --out")
     cells = [_plan_cell(study, published) for published in networks]
     environment = {**describe_environment(command), "device": "the authors' devices"}
     write_study(study, folder, environment)
@@ -145,8 +146,4 @@ def _write_record(
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_reporting_errors(lambda: main(sys.argv[1:])))

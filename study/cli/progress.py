@@ -14,7 +14,6 @@ from study.cli.live_view import LiveView, format_time_left
 from study.cli.study_observer import StudyObserver, TrialStatus
 from study.config.errors import escape_controls
 from study.plan.trials import PlannedTrial
-from study.record.contents import FINISHED
 from study.record.layout import StudyFolder
 from study.sweep.listener import SweepListener
 
@@ -48,6 +47,8 @@ class SweepProgress(SweepListener):
     ) -> None:
         self.live.stop()
         self.observer.answers.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.message(f"Stopped at {self.observer.finished} of {self.observer.total} trials with a result.")
 
     def expect(self, key: str, cost: float) -> None:
         self.observer.costs[key] = cost
@@ -64,9 +65,11 @@ class SweepProgress(SweepListener):
         name = "accuracy" if "val_accuracy" in metrics else "score"
         value = metrics.get(f"val_{name}")
         outcome = status if value is None else f"validation {name} {value:.3f}"
-        count = sum(self.observer.states[state] for state in FINISHED)
         left = format_time_left(self.observer.estimate_seconds_left())
-        self._log(f"{count}/{self.observer.total} {key}: {outcome}, {seconds:.0f} s" + (f", {left}" if left else ""))
+        self._log(
+            f"{self.observer.finished}/{self.observer.total} {key}: {outcome}, {seconds:.0f} s"
+            + (f", {left}" if left else "")
+        )
 
     def retrying(self, key: str, reason: str) -> None:
         self.observer.problems[key] = TrialStatus(key=key, state="trying again", reason=reason)

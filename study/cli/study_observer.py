@@ -117,7 +117,7 @@ class StudyObserver:
         """The study now; computes new interim answers in the background when trials have finished."""
         running = dict(self.running)  # a copy: the driver's thread changes it
         states = Counter(self.states)
-        self.answers.poll(sum(states[state] for state in FINISHED))
+        self.answers.poll(self.finished)
         states["submitted" if self.submitted else "running"] = len(running)
         states["planned"] = max(0, self.total - sum(states.values()))
         return StudySnapshot(
@@ -125,6 +125,11 @@ class StudyObserver:
             note=self.note, problems=list(self.problems.values()), answers=self.answers.result,
             answers_error=self.answers.error, running=self._describe_running(running), repeated=self.repeated,
         )  # fmt: skip
+
+    @property
+    def finished(self) -> int:
+        """Number of trials with a result."""
+        return sum(self.states[state] for state in FINISHED)
 
     def estimate_seconds_left(self) -> float | None:
         """Time left, from what finished trials took; None while that is unknown."""

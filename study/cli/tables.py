@@ -137,7 +137,7 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
         cells.setdefault(cell, Counter())[trial.state] += 1
     states = [state for state in STATES if counts[state]]
     rows = [(*cell, *(str(count[state] or "") for state in states)) for cell, count in cells.items()]
-    _print_rows(console, [(*study.factors, *states), *rows], left=len(study.factors))
+    print_rows(console, [(*study.factors, *states), *rows], left=len(study.factors))
     for state in states:
         _print_reasons(console, state, observer)
     if observer.driver:
@@ -185,7 +185,7 @@ def _format_cell(value: object) -> str:
     return escape_controls(shorten(str(value), MAX_CELL))
 
 
-def _print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
+def print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
     """Prints a header and rows, the first `left` columns left-aligned. A rich table takes a millisecond per row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *lines = (
@@ -199,15 +199,21 @@ def _print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> N
 
 
 def print_difference(console: Console, first: TrialFolder, second: TrialFolder) -> None:
-    """Prints what differs between two trials in config, environment and result."""
+    """Prints what differs between two trials in config, environment and result; of results also by how much."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("", first.key, second.key):
-        table.add_column(name, overflow="fold")
+    for name in ("", first.key, second.key, "difference"):
+        table.add_column(name, overflow="fold", justify="right" if name == "difference" else "left")
     left, right = _read_facts(first), _read_facts(second)
     for key in sorted(left.keys() | right.keys()):
-        if left.get(key) != right.get(key):
-            table.add_row(*map(_format_cell, (key, left.get(key, "-"), right.get(key, "-"))))
+        one, other = left.get(key, "-"), right.get(key, "-")
+        if one != other:
+            both = key.startswith("result.") and all(isinstance(value, (int, float)) for value in (one, other))
+            table.add_row(*map(_format_fact, (key, one, other)), f"{other - one:+.3g}" if both else "")
     console.print(table if table.row_count else "no difference")
+
+
+def _format_fact(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _format_cell(value)
 
 
 def _read_facts(record: TrialFolder) -> dict[str, Any]:

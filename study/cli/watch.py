@@ -48,6 +48,9 @@ def _read_snapshots(observer: StudyObserver) -> Iterator[StudySnapshot]:
         snapshot = observer.take_snapshot()
         in_progress = observer.driver or any(snapshot.states[state] for state in UNFINISHED)
         ended = snapshot.finished == snapshot.total or not in_progress
+        if ended and snapshot.finished:  # what is shown last has the answers of all results
+            observer.answers.finish(observer.finished)
+            snapshot = observer.take_snapshot()
         note = "nothing is left to do; `report` shows the answers" if ended else "no driver is running"
         yield replace(snapshot, note=observer.driver or note)
         if ended:

@@ -14,6 +14,13 @@ DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of an exhausted quota."""
+UNUSABLE_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY),
+)
+"""Error numbers of a path that cannot be read or written: of a read-only folder, or of a file in place of a folder."""
+MAX_ALLOWED, MAX_NEAREST = 16, 4
+"""How many names an error message lists: all that are allowed, or the nearest ones."""
 NO_SPACE = "no space left on"
 """How the reason of a trial that failed on a full disk begins."""
 
@@ -36,10 +43,26 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def allowed_names(name: object, names: Iterable[object]) -> str:
-    """Returns the end of an error message: 'allowed: a, b, c; nearest: b'."""
+    """Returns the end of an error message: 'allowed: a, b, c; nearest: b'; of many names, the nearest ones alone."""
     known = [str(candidate) for candidate in names]
-    close = difflib.get_close_matches(shorten(str(name), MAX_VALUE), known, n=1, cutoff=0.4)
-    return f"allowed: {', '.join(known)}" + (f"; nearest: {close[0]}" if close else "")
+    few = len(known) <= MAX_ALLOWED
+    close = difflib.get_close_matches(shorten(str(name), MAX_VALUE), known, n=1 if few else MAX_NEAREST, cutoff=0.4)
+    allowed = [f"allowed: {', '.join(known)}"] if few else [f"{len(known)} are allowed"] if not close else []
+    return "; ".join([*allowed, *[f"nearest: {', '.join(close)}"] * bool(close)])
+
+
+def describe_error(error: UserError | OSError) -> tuple[int, str]:
+    """Returns exit code and line for a mistake of the user, an unusable path or a full disk; raises other errors."""
+    if isinstance(error, UserError):
+        return BAD_INPUT, str(error)
+    where = escape_controls(str(error.filename))
+    if error.errno in FULL_DISK:
+        where = where if error.filename else "the disk of the results"
+        return SOME_FAILED, f"{NO_SPACE} {where}. Free some space and run the same command to resume."
+    if error.errno in UNUSABLE_PATH and error.filename is not None:
+        problem = "is a file, not a folder" if error.errno == errno.EEXIST else error.strerror
+        return BAD_INPUT, f"{where}: {problem}"
+    raise error
 
 
 # ---------------------------------------------------------------------------------------------- values in messages

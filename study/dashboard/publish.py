@@ -32,9 +32,10 @@ def publish(folder: StudyFolder) -> dict[str, str]:
     tracking = report.records.study.tracking
     _check_runs(folder)
     # Not the study's own mode: trials that trained offline may have been synced since.
-    mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}))
+    warnings = ["WANDB_MODE=disabled is set; unset it"]
+    mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}), warnings.append)
     if mode == "disabled":
-        raise UserError("dashboard: WANDB_MODE=disabled is set; unset it")
+        raise UserError(f"dashboard: {warnings[-1]}")
     with _wandb_errors_in_one_line():
         write_summary(report, mode)
         entity = tracking.entity or (_default_entity() if mode == "online" else "")

@@ -22,12 +22,12 @@ CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[
 """Where studies and scales are: inside the package when installed, beside it in a checkout."""
 
 
-def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = ()) -> StudyConfig:
     """Loads a study (a name, or the path of a YAML file) at a scale, with `key=value` overrides applied.
 
-    Raises `UserError`, one line, for any mistake of the user.
+    scale: None for the default. Raises `UserError`, one line, for any mistake of the user.
     """
-    study_file, scale_file = _find_config("studies", study), _find_config("scales", scale)
+    study_file, scale_file = _find_config("studies", study), _find_config("scales", scale or DEFAULT_SCALE)
     study_layer, scale_layer = read_yaml(study_file), read_yaml(scale_file)
     origin: dict[str, str] = {"": str(study_file)}
     merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
@@ -51,6 +51,29 @@ def load_study(study: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
     config = _validate(merged, origin)
     check_size(config)
     return warm_start.resolve_source(config, find_origin("start", origin))
+
+
+def override_study(study: StudyConfig, overrides: Sequence[str]) -> StudyConfig:
+    """Returns a study with `key=value` overrides applied. Raises `UserError` for any mistake in them."""
+    merged, origin = study.model_dump(mode="json"), {"": study.name}
+    for override in overrides:
+        source = f"--set {shorten(override, MAX_VALUE)}"
+        _overlay(merged, _parse_override(override, source, merged), source, origin)
+    return _validate(merged, origin)
+
+
+def find_study_name(study: str, overrides: Sequence[str] = ()) -> str:
+    """Returns the name of a study, which is that of its folder, without loading it."""
+    given = [value for key, _, value in (override.partition("=") for override in overrides) if key == "name"]
+    if given or not is_study_file(study):
+        return given[-1] if given else study
+    file = _find_config("studies", study)
+    return str(read_yaml(file).get("name", file.stem))
+
+
+def is_study_file(study: str) -> bool:
+    """Whether `study` is a YAML file or the name of a listed study, rather than of a folder of results alone."""
+    return study.endswith((".yaml", ".yml")) or study in list_configs("studies")
 
 
 def study_from_dict(data: dict[str, Any], source: str) -> StudyConfig:

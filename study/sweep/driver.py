@@ -233,8 +233,6 @@ class Driver(AttemptHandler):
             return self.folder.lock().acquire(timeout=LOCK_SECONDS)
         except Timeout:
             pass
-        except OSError as error:
-            raise UserError(f"--out {self.folder.path}: cannot be written: {error.strerror}") from None
         other = read_json(self.folder.driver) or {}
         name = f"process {other.get('pid')} on {other.get('host')}"
         if not other.get("detached"):
@@ -263,11 +261,6 @@ class Driver(AttemptHandler):
     @cached_property
     def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
         """Determined when the first trial is submitted, because a finished study needs neither W&B nor its server."""
-        from study.record.wandb_mode import requested_mode, resolve_mode
+        from study.record.wandb_mode import resolve_mode
 
-        mode = resolve_mode(self.study.tracking)
-        if requested_mode(self.study.tracking) == "online" and mode == "offline":
-            self.listener.message(
-                "W&B does not answer: trials are recorded offline; upload them later with `wandb sync`", "yellow"
-            )
-        return mode
+        return resolve_mode(self.study.tracking, lambda line: self.listener.message(line, "yellow"))

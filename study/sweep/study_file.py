@@ -28,13 +28,18 @@ def check_folder(study: StudyConfig, folder: StudyFolder, space: ChoiceSpace | N
     if not folder.config.exists():
         return
     content = read_study_file(folder.config)
-    planned, planned_space = content.study, content.space
-    change = next(_find_changes(planned, study), None)
+    change, planned_space = find_change(content.study, study), content.space
     if change is None and space is not None and planned_space.to_dict() != space.to_dict():
         change = f"planned for layers that choose their {planned_space.name}, now their {space.name}"
     if change is not None:
-        hint = f"choose another folder with --out, or remove {folder.path}"
-        raise UserError(f"{folder.config}: {change}; {hint}")
+        command = content.provenance.get("command")
+        hint = f", or use the settings of its last run: {command}" if command else ""
+        raise UserError(f"{folder.config}: {change}; choose another folder with --out{hint}")
+
+
+def find_change(planned: StudyConfig, study: StudyConfig) -> str | None:
+    """Returns the first difference that makes records of the two studies incomparable; None if there is none."""
+    return next(_find_changes(planned, study), None)
 
 
 def _find_changes(planned: StudyConfig, study: StudyConfig) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from study.cli.interrupts import SIGNALS
 from study.cli.main import main
 from study.config.schema import StudyConfig
 from study.plan.loading import load_study
@@ -38,7 +39,7 @@ Command = Callable[..., Output]
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """Runs the command line in this process, which has imported torch already."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(*arguments: str) -> Output:
         capsys.readouterr()

@@ -260,8 +260,7 @@ def test_the_plan_names_the_hash_of_the_analysis_and_what_differs_from_the_recor
     assert f"{digest}, " in done.out
     assert "records these changes with their date: confidence from 0.95 to 0.9" in done.out
     report = command("report", *flags, "--set", "confidence=0.9")
-    assert "--set does not change a report" in report.out
-    assert "confidence from 0.95 to 0.9" in report.out
+    assert "Not in the plan on record: confidence from 0.95 to 0.9" in report.out
 
 
 def test_the_plan_of_a_search_is_its_space(command: Command, tmp_path: Path) -> None:

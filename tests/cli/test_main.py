@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,17 +13,19 @@ from pathlib import Path
 import pytest
 
 from study.cli import commands
-from study.cli.main import FLAGS, VERBS, main, parse_arguments
+from study.cli.arguments import FLAGS, HINTS, VERBS, parse_arguments
+from study.cli.main import main
+from study.record.layout import StudyFolder
 from tests.cli.conftest import STUDY, Command
 from tests.conftest import ROOT, Run
 
 
 def test_the_command_line_is_a_frozen_set() -> None:
     assert sorted(FLAGS) == [
-        "--compare", "--detach", "--help", "--launcher", "--out", "--retry-failed", "--scale", "--serve", "--set",
-        "--storage", "--study", "--version", "--watch", "--workers",
+        "--compare", "--detach", "--help", "--launcher", "--no-images", "--out", "--retry-failed", "--scale",
+        "--serve", "--set", "--storage", "--study", "--version", "--watch", "--workers",
     ]  # fmt: skip
-    assert list(VERBS) == ["run", "plan", "status", "report", "dashboard", "diff", "bench"]
+    assert list(VERBS) == ["run", "plan", "status", "report", "dashboard", "diff", "show", "bench"]
     assert [*commands.COMMANDS, "bench"] == list(VERBS)
 
 
@@ -45,6 +48,15 @@ def test_three_programs_are_one(start: str, tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
 
 
+def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, str(ROOT / "run_study.py")]
+    done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_the_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.setattr(sys, "argv", ["run-study", "--version"])
     assert main() == 0
@@ -57,7 +69,7 @@ def test_the_arguments_default_to_those_of_the_process(monkeypatch: pytest.Monke
 )
 def test_flags_may_come_before_and_after_the_verb(line: str) -> None:
     options = parse_arguments(line.split())
-    assert (options.verb, options.study, options.watch, options.scale) == ("status", "x", True, "laptop")
+    assert (options.verb, options.study, options.watch, options.scale) == ("status", "x", True, None)
 
 
 def test_settings_add_up_wherever_they_stand() -> None:
@@ -103,8 +115,11 @@ def test_help_needs_no_heavy_import() -> None:
         (("status", "x-r0", *STUDY), ["x-r0: unexpected argument; status takes no trials"]),
         (("report", *STUDY), ["no study has been run"]),
         (("report", "--study", "distnct"), ["unknown study", "nearest: distinct"]),
-        (("diff", *STUDY, "a", "b"), ["no such trial"]),
-        (("diff", *STUDY, "a"), ["expected two trials"]),
+        (("diff", *STUDY, "a", "b"), ["no study has been run here"]),
+        (("show", "--study", "distnct", "a"), ["unknown study", "nearest: distinct"]),
+        (("report", *STUDY, "--watch"), ["--watch: belongs to status, not to report"]),
+        ((*STUDY, "--set", "tracking.project=a/b"), ["tracking.project: 'a/b': W&B allows"]),
+        ((*STUDY, "--set", f"tracking.project={'x' * 129}"), ["W&B allows 1 to 128 characters"]),
         (("plan",), ["--study is required"]),
         (("plan", *STUDY, "--watch"), ["--watch: belongs to status, not to plan; nearest: status --watch"]),
         ((*STUDY, "--serve"), ["--serve: belongs to report, not to run; nearest: report --serve"]),
@@ -120,7 +135,7 @@ def test_help_needs_no_heavy_import() -> None:
             ("--study", "learning_rates", "--scale", "smoke", "--set", "task=segmentation", "--set", "dataset=scenes"),
             ["search.objective=val_accuracy", "segmentation has no accuracy", "allowed: val_score"],
         ),
-        ((*STUDY, "--out", "a\udc80"), ["a\\udc80: is not valid UTF-8"]),
+        ((*STUDY, "--out", "a\udc80"), ["a\\udc80: contains a character that is not allowed"]),
         ((*STUDY, "--workers", "0"), ["--workers 0"]),
         ((*STUDY, "--launcher", "slrm"), ["--launcher slrm", "nearest: slurm"]),
         ((*STUDY, "--launcher", "ray", "--workers", "2"), ["--workers", "local"]),
@@ -150,6 +165,44 @@ def test_a_title_in_any_script_is_shown_on_any_terminal(
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     planned = run_study("plan", "--study", str(study), "--scale", "smoke")
     assert planned.returncode == 0, planned.stderr
+
+
+@pytest.mark.parametrize("words", HINTS)
+def test_words_that_are_no_verbs_lead_to_what_there_is(words: tuple[str, ...], command: Command) -> None:
+    assert [command(word, *STUDY).err for word in words] == [
+        f"error: {word}: unknown verb; {HINTS[words]}\n" for word in words
+    ]
+
+
+def test_an_unknown_key_names_the_nearest_ones_only(command: Command) -> None:
+    error = command("plan", *STUDY, "--set", "learning_rat=1").err
+    assert "nearest: learning_rate, " in error
+    assert len(error) < 200
+
+
+OUT_OF_REACH = {  # folders that even root cannot make
+    "a file in its place": "file", "below a file": "file/below", "a name too long": "x" * 300, "no disk": "/proc/x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [STUDY, (*STUDY, "--detach"), ("bench", "faults", "--quick")], ids=" ".join)
+@pytest.mark.parametrize("out", OUT_OF_REACH.values(), ids=OUT_OF_REACH)
+def test_a_folder_that_cannot_be_made_is_one_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("not a folder")
+    done = command(*arguments, "--out", out)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"error: {out}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_report_that_cannot_be_written_is_one_line(finished: StudyFolder, command: Command) -> None:
+    shutil.rmtree(finished.report)
+    finished.report.write_text("not a folder")
+    done = command("report", *STUDY, "--out", str(finished.path.parent))
+    assert (done.code, done.err) == (2, f"error: {finished.report}: is a file, not a folder\n")
 
 
 def test_a_full_disk_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
@@ -187,17 +240,19 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPa
     assert command(*STUDY).code == 0
 
 
-def test_ctrl_c_while_modules_are_imported_is_one_line() -> None:
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+def test_a_signal_while_modules_are_imported_is_one_line(name: str) -> None:
     code = """
-import sys
+import os, signal, sys
 class Interrupt:
     def find_spec(self, name, *_):
         if name == "pydantic":
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIG{})
+            return None
 sys.meta_path.insert(0, Interrupt())
 from study.__main__ import main
 sys.exit(main())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 130
     assert done.stderr == "Interrupted. Run the same command to resume.\n"

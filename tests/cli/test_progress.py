@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from study.config.schema import StudyConfig
@@ -41,3 +42,17 @@ def test_a_log_file_has_a_line_per_trial(study: StudyConfig, tmp_path: Path) -> 
     assert len(re.findall(r"^sn-\S+-r\d: failed: ValueError: .* \(see .*output\.log\)$", printed, re.MULTILINE)) == 4
     assert len(re.findall(r"; trying again$", printed, re.MULTILINE)) == 8
     assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_after_ctrl_c_the_last_line_says_how_far_it_came(study: StudyConfig, tmp_path: Path, terminal: bool) -> None:
+    def interrupt(record: TrialFolder, attempt: int) -> str:
+        if record.replicate == 1:
+            raise KeyboardInterrupt
+        return "done"
+
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=30, color_system=None)
+    with pytest.raises(KeyboardInterrupt):
+        build_driver(study, tmp_path, FakeExecutor(interrupt), console).run()
+    assert isinstance(console.file, io.StringIO)
+    assert re.search(r"Stopped at [1-4] of 8 trials with a result\.\n$", console.file.getvalue())

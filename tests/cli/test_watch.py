@@ -44,6 +44,7 @@ def test_watch_without_a_terminal_prints_a_block_and_ends_when_nothing_is_left(
     assert watched.out.count("4 of 8 trials have a result") == 1
     assert "4 failed: MemoryError: 0 MiB (bn-" in watched.out
     assert "nothing is left to do" in watched.out
+    assert watched.out.count("answers after 4 trials") == 1
     assert "\x1b" not in watched.out
     status = command("status", *FLAGS, "--out", str(tmp_path))
     assert "4 failed: MemoryError: 0 MiB (bn-" in status.out
@@ -53,6 +54,7 @@ def test_watch_ends_with_0_when_every_trial_has_a_result(study: StudyConfig, tmp
     write_study(StudyFolder(tmp_path / NAME), study, Truth())
     watched = command("status", "--watch", *FLAGS, "--out", str(tmp_path))
     assert (watched.code, watched.out.count("8 of 8 trials have a result")) == (0, 1)
+    assert "answers after 8 trials" in watched.out  # what is shown last has the answers of all results
 
 
 def test_watch_on_a_terminal_follows_the_records_and_ctrl_c_leaves_it_clean(study: StudyConfig, tmp_path: Path) -> None:

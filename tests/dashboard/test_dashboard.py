@@ -183,7 +183,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     projects: Callable[[str], list[Any]] = lambda _: [SimpleNamespace(name="normalizer-study")]  # noqa: E731
     api = SimpleNamespace(_service_api=service, default_entity="me", projects=projects)
     monkeypatch.setattr(wandb, "Api", lambda: api)
-    monkeypatch.setattr(publishing, "resolve_mode", lambda _: "online")
+    monkeypatch.setattr(publishing, "resolve_mode", lambda *_: "online")
     monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
     return server
 
@@ -223,7 +223,7 @@ def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, mo
 def test_without_a_login_the_specs_are_files_and_the_way_is_said(
     tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "resolve_mode", lambda _: "offline")
+    monkeypatch.setattr(publishing, "resolve_mode", lambda *_: "offline")
     monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
     with pytest.raises(UserError) as error:
         publish(tracked)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from study.cli.main import parse_arguments
+from study.cli.arguments import parse_arguments
 from study.plan.loading import list_configs, load_study
 from study.plan.trials import plan_trials
 from tests.conftest import ROOT

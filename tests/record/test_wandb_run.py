@@ -58,6 +58,26 @@ def test_the_environment_variable_sets_the_mode(no_account: None, monkeypatch: p
     assert resolve_mode(AUTO) == "disabled"
 
 
+@pytest.mark.parametrize("home", [None, "", "/nowhere", "/dev/null", "/"])
+def test_where_wandb_cannot_work_it_is_off_with_one_line(monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+    def login(**_: object) -> bool:  # at "/", which root can write to
+        raise ValueError("1 validation error for Settings\nmode")
+
+    for each in ("XDG_CACHE_HOME", "WANDB_MODE"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setattr(wandb_mode.wandb, "login", login)
+    monkeypatch.delenv("HOME")
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    warnings: list[str] = []
+    assert resolve_mode(AUTO, warnings.append) == "disabled"
+    [line] = warnings
+    assert line.startswith("W&B is off, and trials are recorded without it: ")
+    assert "\n" not in line
+    assert resolve_mode(TrackingConfig(mode="disabled"), warnings.append) == "disabled"
+    assert len(warnings) == 1
+
+
 @pytest.fixture
 def logged_in(no_account: None, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(wandb_mode.wandb, "login", lambda **_: True)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from study.analysis.questions.answers import Answer, Effect
 from study.analysis.records import StudyRecords, load_study_records
-from study.analysis.report.page import load_templates
+from study.analysis.report.page import load_templates, place_zero
 from study.analysis.report.registry import answer_questions
 from study.analysis.report.tables import REPORT_STATES
 from study.analysis.statistics.intervals import Estimate
@@ -25,9 +26,14 @@ COMPARED_KEYS = ("scale", "base", "factors", "joint", "blocks", "replicates", "s
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedStudy:
-    """One of the studies on the page. label: its name, or its path where several have the same name."""
+    """One of the studies on the page.
+
+    label: its name, or its path where several have the same name. report: the address of its report, relative to the
+    page; empty if it has none.
+    """
 
     label: str
+    report: str
     records: StudyRecords
     answers: Mapping[str, Answer]
 
@@ -54,13 +60,18 @@ def write_comparison(folder: StudyFolder, others: Sequence[StudyFolder]) -> Path
     studies = [
         ComparedStudy(
             label=each.study.name if names.count(each.study.name) == 1 else os.fspath(each.folder.path),
-            records=each, answers=answer_questions(each),
+            report=_find_report(each.folder, folder.report), records=each, answers=answer_questions(each),
         )
         for each in records
     ]  # fmt: skip
     page = folder.report / "compare.html"
     write_bytes(page, render_comparison(studies).encode())
     return page
+
+
+def _find_report(folder: StudyFolder, page_folder: Path) -> str:
+    page = folder.report / "report.html"
+    return quote(os.path.relpath(page, page_folder)) if page.is_file() else ""
 
 
 def render_comparison(studies: Sequence[ComparedStudy]) -> str:
@@ -73,6 +84,10 @@ def render_comparison(studies: Sequence[ComparedStudy]) -> str:
     states = {state for study in studies for state in study.records.trials["state"]}
     return load_templates().get_template("compare.html.j2").render(
         studies=studies, questions=questions, titles=titles, effects=effects,
+        zeros={
+            name: place_zero([each for shared in group for each in shared.estimates] for group in by_measure.values())
+            for name, by_measure in effects.items()
+        },
         measures={name: measure for name, measure in _collect_measures(studies).items() if name in occurring},
         differing=find_differing_settings(settings), states=[state for state in REPORT_STATES if state in states],
         counts={study.label: study.records.trials["state"].value_counts().to_dict() for study in studies},

@@ -78,7 +78,7 @@ def load_templates() -> jinja2.Environment:
     )  # fmt: skip
     environment.filters |= {
         "number": _format_number, "p_value": _format_p_value, "ranges": format_ranges, "sentences": split_sentences,
-        "typeset": _typeset, "by_measure": _group_by_measure, "place": place_interval,
+        "typeset": _typeset, "by_measure": _group_by_measure, "place": place_interval, "zero": _place_zero_of_effects,
         "verdict": format_verdict, "agreement": format_agreement, "fragile": format_fragile,
         "slug": partial(format_slug, most=60),
     }  # fmt: skip
@@ -159,16 +159,39 @@ class IntervalPlace:
     clear: bool  # whether the interval excludes the line
 
 
-def place_interval(estimate: Estimate, beside: Iterable[Estimate], line: float = 0.0) -> IntervalPlace:
-    """The place of an estimate and of a line on the scale of the estimates beside it."""
-    bounds = [0.0, line, *(end for item in beside for end in (item.value, item.low, item.high) if end is not None)]
-    first, width = min(bounds), max(bounds) - min(bounds) or 1.0
+def place_interval(
+    estimate: Estimate, beside: Iterable[Estimate], line: float = 0.0, zero: float | None = None
+) -> IntervalPlace:
+    """The place of an estimate and of a line on the scale of the estimates beside it.
+
+    zero: where 0 lies, as a share of the scale's width; None for the place that leaves no room unused.
+    """
+    left, right = _find_reach(beside, line)
+    zero = left / (left + right) if zero is None else zero
+    unit = min(zero / left if left else 1 / right, (1 - zero) / right if right else 1 / left)
 
     def at(value: float) -> float:
-        return round(4 + 92 * (value - first) / width, 1)
+        return round(4 + 92 * (zero + value * unit), 1)
 
     value, low, high = (None if end is None else at(end) for end in (estimate.value, estimate.low, estimate.high))
     return IntervalPlace(line=at(line), value=value, low=low, high=high, clear=estimate.excludes(line))
+
+
+def place_zero(groups: Iterable[Iterable[Estimate]]) -> float:
+    """Where 0 lies in all rows of a table, as a share of the width. Its groups of rows have scales of their own."""
+    reaches = [_find_reach(group) for group in groups]
+    return sum(left / (left + right) for left, right in reaches) / len(reaches) if reaches else 0.0
+
+
+def _find_reach(estimates: Iterable[Estimate], line: float = 0.0) -> tuple[float, float]:
+    """How far estimates, their intervals and a line reach to the left and to the right of 0; not both are 0."""
+    bounds = [0.0, line, *(end for item in estimates for end in (item.value, item.low, item.high) if end is not None)]
+    left, right = -min(bounds), max(bounds)
+    return (left, right) if left or right else (0.0, 1.0)
+
+
+def _place_zero_of_effects(effects: Sequence[Effect]) -> float:
+    return place_zero([effect.estimate for effect in group] for _, _, group in _group_by_measure(effects))
 
 
 def _build_trial_rows(records: StudyRecords) -> list[dict[str, Any]]:

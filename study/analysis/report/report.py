@@ -22,6 +22,7 @@ from study.analysis.report.plan_text import build_plan_section
 from study.analysis.report.registry import add_robustness, answer_questions, draw_figures
 from study.analysis.report.tables import write_tables
 from study.analysis.weight_tables import BACKBONE
+from study.config.schema import AnalysisConfig
 from study.record.io import write_bytes, write_json
 from study.record.layout import StudyFolder
 
@@ -33,13 +34,16 @@ class Report:
     """A study's records, answers and figures, each computed once, when it is first needed.
 
     Works on studies of any completeness. Raises `UserError` if the folder holds no study.
+
+    analysis: settings in place of those in `study.yaml`; None for these.
     """
 
     folder: StudyFolder
+    analysis: AnalysisConfig | None = None
 
     @cached_property
     def records(self) -> StudyRecords:
-        return load_study_records(self.folder)
+        return load_study_records(self.folder, self.analysis)
 
     @cached_property
     def answers(self) -> dict[str, Answer]:

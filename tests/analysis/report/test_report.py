@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from study.analysis.report.comparison import write_comparison
-from study.analysis.report.page import build_factor_rows, format_ranges, group_figures, place_interval
+from study.analysis.report.page import build_factor_rows, format_ranges, group_figures, place_interval, place_zero
 from study.analysis.report.report import Report, write_report
 from study.analysis.statistics.intervals import Estimate
 from study.config.errors import UserError
@@ -163,6 +163,15 @@ def test_intervals_of_a_table_share_a_scale() -> None:
     assert places[0].line == places[1].line == 61.5
 
 
+def test_all_groups_of_a_table_have_zero_at_the_same_place() -> None:
+    groups = [[Estimate(value=-0.1, low=-0.2, high=0.2, n=3)], [Estimate(value=40.0, low=20.0, high=60.0, n=3)]]
+    zero = place_zero(groups)
+    places = [place_interval(group[0], group, zero=zero) for group in groups]
+    assert places[0].line == places[1].line
+    assert (places[0].low, places[1].high) == (4, 96)
+    assert place_zero([]) == place_zero([[]]) == 0
+
+
 def test_a_question_about_factors_starts_with_a_verdict_on_each(page: _Page, finished: Report) -> None:
     answer = finished.answers["impacts"]
     assert f"Tested: {answer.claim}." in page.text.replace("\u00a0", " ")
@@ -225,11 +234,19 @@ def test_a_half_written_study_is_one_line(planted: StudyFolder, tmp_path: Path, 
 def test_studies_side_by_side(planted: StudyFolder, tmp_path: Path) -> None:
     other = build_study(replicates=2, questions=("impacts", "tasks"), **{**GRID, "depth": [8, 20]})
     folder = write_study(tmp_path, other, only=lambda trial: trial.replicate == 0)
+    planted.report.mkdir(exist_ok=True)
+    (planted.report / "report.html").touch()
     page = _Page(write_comparison(planted, [folder]).read_text("utf-8"))
     assert page.count("article") == 3  # questions
     for text in (str(tmp_path), "not asked", "factors.depth", "[8, 20]", "batch_size", "undefined: 1 replicate"):
         assert text in page.text
     assert "factors.norm" not in page.text  # the same in both
+    links = {str(attributes.get("href")) for tag, attributes in page.tags if tag == "a"}
+    assert {link for link in links if "#" not in link or link.startswith("report")} == {
+        "report.html",
+        "report.html#answer-useful",
+        "report.html#answer-impacts",
+    }  # the other has none
     assert "training loss" not in page.text  # of one of them alone
 
 

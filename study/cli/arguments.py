@@ -1,0 +1,122 @@
+"""Verbs and flags of the command line, and their help."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from study.config.errors import MAX_VALUE, ArgumentParser, UserError, allowed_names, shorten
+from study.config.schema import LAUNCHERS
+from study.plan.loading import DEFAULT_SCALE
+from study.record.environment import program_name
+
+VERBS = {
+    "run": "plan, train the trials that have no result yet, and write the report (the default verb)",
+    "plan": "show every trial with its batch sizes, learning rate, network size and estimated time",
+    "status": "show how many trials of every cell are done, what runs, what failed and why",
+    "report": "write the report from the existing records",
+    "dashboard": "create or update the study's pages on W&B",
+    "diff": "show how two trials differ: config, versions, result",
+    "show": "show one trial: config, learning curves, choices, log",
+    "bench": "measure this machine; without a name, list the benchmarks",
+}
+STUDY_VERBS = tuple(verb for verb in VERBS if verb != "bench")  # `bench` has flags of its own
+TRIAL_VERBS = ("diff", "show")
+HINTS = {  # for words that are no verbs, what there is instead
+    ("list", "ls", "studies", "scales"): "a command without arguments lists the studies and scales",
+    ("rm", "remove", "delete", "clean"): "no verb deletes results: each study is one folder below --out",
+    ("stop", "cancel", "kill"): "Ctrl-C, or SIGTERM, ends a run; the same command resumes it",
+    ("start", "train", "resume", "continue"): "`run` trains what has no result yet",
+    ("watch", "progress", "tail"): "`status --watch` follows a study",
+    ("compare",): "`report --compare` shows studies side by side, `diff` two trials",
+    ("serve", "open", "view"): "`report --serve` serves the report",
+    ("help",): "--help lists the verbs and flags",
+}
+
+
+def _flag(*verbs: str, **settings: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The verbs that use a flag (default: all), and its argparse settings."""
+    return verbs or STUDY_VERBS, settings
+
+
+# A small, frozen set: everything else is set in YAML or by --set. Every verb accepts the flags of `run`, so that the
+# command of a run can be repeated with another verb.
+FLAGS = {
+    "--help": _flag(action="store_true", help="show this help; VERB --help shows the flags of one verb"),
+    "--version": _flag(action="store_true", help="show the version and the commit"),
+    "--study": _flag(metavar="NAME", help="a listed study, or a YAML file; without arguments, the list is printed"),
+    "--scale": _flag(metavar="NAME", help="size of data and networks (default: that of the study's last run; for run, "
+                     f"{DEFAULT_SCALE})"),
+    "--set": _flag(metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable"),
+    "--out": _flag(metavar="DIR", type=Path, default=Path("runs"), help="folder of results (default: %(default)s)"),
+    "--workers": _flag("run", "plan", metavar="N", type=int,
+                       help="trials at once (default: one per core, or run.trials_per_device per GPU)"),
+    "--launcher": _flag("run", metavar="NAME",
+                        help="where trials run: local, slurm or ray (default: local)"),
+    "--storage": _flag("run", metavar="URL", help="Optuna storage (default: SQLite in the study's folder)"),
+    "--retry-failed": _flag("run", action="store_true", help="run failed trials again"),
+    "--detach": _flag("run", action="store_true",
+                      help="run in the background; the same command without --detach waits for the results"),
+    "--watch": _flag("status", action="store_true", help="keep showing the status until the study has ended"),
+    "--serve": _flag("report", action="store_true",
+                     help="serve the report on this machine and rewrite it when records change; Ctrl-C ends it"),
+    "--no-images": _flag("report", action="store_true", help="write no figures as SVG and PDF, which takes a browser"),
+    "--compare": _flag("report", metavar="DIR", nargs="+", type=Path,
+                       help="folders of other studies, to write a page that shows them side by side"),
+}  # fmt: skip
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line, with flags before or after the verb. UserError for anything that is not allowed."""
+    for argument in arguments:  # records are UTF-8, and no path contains NUL
+        if re.search("[\0\ud800-\udfff]", argument):
+            raise UserError(f"{shorten(argument, MAX_VALUE)}: contains a character that is not allowed")
+    options, unknown = build_parser().parse_known_intermixed_args(arguments)
+    options.arguments = list(arguments)
+    verb = options.verb or "run"
+    if unknown:
+        raise UserError(f"{unknown[0]}: unknown flag; {allowed_names(unknown[0], FLAGS)}")
+    if verb not in VERBS:
+        hint = next((text for words, text in HINTS.items() if verb in words), allowed_names(verb, VERBS))
+        raise UserError(f"{verb}: unknown verb; {hint}")
+    if verb == "bench":
+        raise UserError("bench: must come first on the command line; its flags follow, see `bench --help`")
+    if options.trials and verb not in TRIAL_VERBS:
+        raise UserError(f"{options.trials[0]}: unexpected argument; {verb} takes no trials")
+    for flag, (verbs, _) in FLAGS.items():
+        if not {verb, "run"}.intersection(verbs) and getattr(options, flag.lstrip("-").replace("-", "_")):
+            raise UserError(f"{flag}: belongs to {verbs[0]}, not to {verb}; nearest: {verbs[0]} {flag}")
+    if options.launcher is not None and options.launcher not in LAUNCHERS:
+        raise UserError(f"--launcher {options.launcher}: unknown; {allowed_names(options.launcher, LAUNCHERS)}")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers {options.workers}: must be at least 1")
+    return options
+
+
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the whole command line; with a verb, one that prints the help of this verb."""
+    parser = ArgumentParser(
+        prog=f"{program_name()} {verb or ''}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=VERBS[verb] if verb else "Trains every cell of a study and reports what its normalization layers "
+        "chose.\n\nverbs:\n" + "\n".join(f"  {name:11}{text}" for name, text in VERBS.items()),
+        epilog="Without arguments: lists the studies and scales. An interrupted command resumes when it is run again.",
+        allow_abbrev=False,
+        add_help=False,
+    )  # fmt: skip
+    if verb is None:
+        parser.add_argument("verb", nargs="?", metavar="VERB", help="one of: " + ", ".join(VERBS))
+    if verb in (None, *TRIAL_VERBS):
+        parser.add_argument(
+            "trials",
+            nargs="*",
+            metavar="TRIAL",
+            help="for diff two trials, for show one: ID-rREPLICATE, or the end of it, as the report shows it",
+        )
+    for flag, (verbs, settings) in FLAGS.items():
+        if verb is None or verb in verbs:
+            parser.add_argument(*["-h"] * (flag == "--help"), flag, **settings)
+    return parser

@@ -1,0 +1,128 @@
+"""The folder of a study that was run, and its settings: the verbs that train nothing take them from there."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from study.cli.arguments import parse_arguments
+from study.config.errors import UserError, allowed_names
+from study.config.schema import StudyConfig
+from study.plan.analysis_plan import find_changes, format_changes
+from study.plan.loading import (
+    StudyFile,
+    find_study_name,
+    is_study_file,
+    list_configs,
+    load_study,
+    override_study,
+    read_study_file,
+)  # fmt: skip
+from study.record.layout import StudyFolder
+from study.sweep.study_file import find_change
+
+
+def find_folder(options: argparse.Namespace) -> StudyFolder:
+    """The folder of the study, whether it has been run or not."""
+    return StudyFolder(options.out / find_study_name(options.study, options.set))
+
+
+def find_run_folder(options: argparse.Namespace) -> StudyFolder:
+    """The folder of a study that has been run, or was imported. Raises `UserError` if there is none."""
+    folder = find_folder(options)
+    if not folder.config.exists():
+        existing = {path.parent.name for path in options.out.glob("*/study.yaml")}
+        names = sorted({*list_configs("studies"), *existing})
+        if not is_study_file(options.study) and options.study not in names:
+            raise UserError(f"--study {options.study}: unknown study; {allowed_names(options.study, names)}")
+        here = f"; in {options.out}: {', '.join(sorted(existing))}" if existing else ""
+        raise UserError(f"{folder.path}: no study has been run here; run it first: --study {options.study}{here}")
+    return folder
+
+
+def load_with_flags(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:
+    """The study that the command's own flags describe."""
+    study = load_study(options.study, options.scale, [*options.set, *_launcher_setting(options)])
+    return study, StudyFolder(options.out / study.name)
+
+
+def load_as_last_run(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:
+    """The study as its file describes it now, with the flags of its last run, and then the command's own."""
+    folder = find_folder(options)
+    if not folder.config.exists():
+        return load_with_flags(options)
+    recorded = read_study_file(folder.config)
+    if not is_study_file(options.study):  # it was imported, or its file is gone
+        return apply_settings(options, recorded, folder), folder
+    last = _parse_command(recorded)
+    settings = [*last.set, *_launcher_setting(last), *options.set, *_launcher_setting(options)]
+    return load_study(options.study, options.scale or last.scale, settings), folder
+
+
+def describe_edits(options: argparse.Namespace, recorded: StudyFile) -> str:
+    """How the study's file differs from what was last run, in a line; empty if it does not."""
+    if not is_study_file(options.study):
+        return ""
+    last = _parse_command(recorded)
+    try:
+        study = load_study(options.study, last.scale, [*last.set, *_launcher_setting(last)])
+    except UserError as error:
+        return str(error)
+    changes = find_changes(recorded.study.model_dump(mode="json"), study.model_dump(mode="json"))
+    return format_changes({key: change for key, change in changes.items() if key not in ("name", "scale")})
+
+
+def apply_settings(
+    options: argparse.Namespace, recorded: StudyFile, folder: StudyFolder, *, analysis: bool = False
+) -> StudyConfig:
+    """The study on record with the settings of `--set`, which may change the section `analysis` at most.
+
+    Raises `UserError` for other changes, because nothing would follow from them.
+    """
+    before, scale = recorded.study, options.scale
+    if scale is not None and Path(scale).stem != before.scale:
+        raise UserError(f"--scale {scale}: {folder.config} is of scale {before.scale}")
+    study = override_study(before, [*options.set, *_launcher_setting(options)])
+    changes = find_changes(before.model_dump(mode="json"), study.model_dump(mode="json"))
+    if not set(changes) <= ({"analysis"} if analysis else set()):
+        changes.pop("analysis", None)
+        what = "changes settings of `analysis` alone" if analysis else "reads what was run"
+        raise UserError(
+            f"--set: {format_changes(changes)}: `{options.verb}` {what}, in {folder.config}; "
+            "to change it, use the verb `run`"
+        )
+    return study
+
+
+def load_shown(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder, str]:
+    """The study to count trials of, its folder, and a note if its file has changed since the last run.
+
+    Records that do not belong to the study as its file is now are counted by the study on record. Raises `UserError`
+    if the command's own flags are the reason.
+    """
+    study, folder = load_as_last_run(options)
+    if not folder.config.exists():
+        return study, folder, ""
+    recorded = read_study_file(folder.config)
+    edits = describe_edits(options, recorded)
+    change = find_change(recorded.study, study)
+    if change is None:
+        note = f"{options.study} has changed since the last run: {edits}" if edits else ""
+        return study, folder, note
+    if options.set or options.scale:
+        raise UserError(f"{folder.config}: {change}; without --scale and --set, `{options.verb}` reads them from here")
+    return recorded.study, folder, f"{options.study} has changed since the last run, which this is: {edits}"
+
+
+def _parse_command(recorded: StudyFile) -> argparse.Namespace:
+    """The flags of the command that last ran a study; none if its record does not say."""
+    try:
+        words = shlex.split(str(recorded.provenance.get("command")))
+        return parse_arguments(words[2 if words[:1] == ["python"] else 1 :])
+    except ValueError:
+        return parse_arguments([])
+
+
+def _launcher_setting(options: argparse.Namespace) -> list[str]:
+    return [f"launch.launcher={options.launcher}"] if options.launcher else []
