@@ -153,5 +153,5 @@ def test_show_of_a_damaged_trial_prints_what_there_is(mine: Path, command: Comma
     trial.log.write_text("the reason\n")
     shown = command("show", trial.key, "--study", str(mine))
     assert (shown.code, shown.err) == (0, "")
-    assert "is not valid YAML" in shown.out
+    assert "not valid YAML" in shown.out
     assert "the reason" in shown.out

@@ -76,7 +76,6 @@ def test_all_verbs_and_questions_of_a_feature(
     feature: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("study.dashboard.publish.write_summary", lambda *_: None)  # it starts a service
-    monkeypatch.setattr("study.cli.main.install_signal_handlers", lambda: None)
     build_report = functools.cache(Report)  # both verbs would compute it
     for module in ("study.analysis.report.report", "study.dashboard.publish"):
         monkeypatch.setattr(f"{module}.Report", build_report)
