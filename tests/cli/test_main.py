@@ -13,8 +13,8 @@ import pytest
 
 from study.cli import commands
 from study.cli.main import FLAGS, VERBS, main, parse_arguments
-from tests.cli.conftest import STUDY, Command
-from tests.conftest import ROOT
+from tests.cli.conftest import STUDY
+from tests.conftest import ROOT, Command
 
 
 def test_the_command_line_is_a_frozen_set() -> None:
