@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a command printed and returned."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Output]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs the command line in this process, which has imported torch already; give `--out`."""
+    from study.cli.interrupts import SIGNALS
+    from study.cli.main import main
+
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(*arguments: str) -> Output:
+        capsys.readouterr()
+        code = main(arguments)
+        return Output(code, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def run_study(tmp_path: Path) -> Run:
-    """Runs the command line as a user does, with results under `tmp_path/runs`."""
+    """Runs the command line in a process of its own, with results under `tmp_path/runs`."""
 
     def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "run_study.py"), *arguments, "--out", str(tmp_path / "runs")]

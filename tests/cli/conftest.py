@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from study.cli.interrupts import SIGNALS
-from study.cli.main import main
 from study.config.schema import StudyConfig
 from study.plan.loading import load_study
 from study.record.io import write_json
@@ -22,33 +17,6 @@ from tests.conftest import ROOT
 
 NAME = "depth_vs_batch"
 STUDY = ("--study", NAME, "--scale", "smoke")
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a command printed and returned."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Output]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """Runs the command line in this process, which has imported torch already."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def run(*arguments: str) -> Output:
-        capsys.readouterr()
-        code = main(arguments)
-        return Output(code, *capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from study.record.contents import read_metrics
 from study.record.layout import StudyFolder
 from study.sweep.study_file import write_study
 from study.training.cost_estimate import estimate_bytes, measure_cell
-from tests.cli.conftest import NAME, STUDY, Command, find_trial
+from tests.cli.conftest import NAME, STUDY, find_trial
+from tests.conftest import Command
 
 Trained = tuple[StudyFolder, str]
 COLUMNS = ["trial_id", "replicate", "epoch", "step", "layer", "layer_index", "depth_fraction", "stage", "place",

@@ -35,7 +35,8 @@ from study.record.contents import (
 )
 from study.record.io import file_digest, read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
-from tests.cli.conftest import STUDY, Command
+from tests.cli.conftest import STUDY
+from tests.conftest import Command
 
 Damage = Callable[[TrialFolder], None]
 DEEP, HUGE, NAN = "[" * 100_000, "1" + "0" * 400, float("nan")

@@ -16,8 +16,8 @@ from study.cli import commands
 from study.cli.arguments import FLAGS, HINTS, VERBS, parse_arguments
 from study.cli.main import main
 from study.record.layout import StudyFolder
-from tests.cli.conftest import STUDY, Command
-from tests.conftest import ROOT, Run
+from tests.cli.conftest import STUDY
+from tests.conftest import ROOT, Command, Run
 
 
 def test_the_command_line_is_a_frozen_set() -> None:

@@ -16,8 +16,8 @@ from study.plan.loading import load_study
 from study.record.environment import format_command
 from study.record.layout import StudyFolder
 from study.sweep.study_file import write_study
-from tests.cli.conftest import NAME, Command
-from tests.conftest import ROOT
+from tests.cli.conftest import NAME
+from tests.conftest import ROOT, Command
 
 SETTINGS = ("--set", "replicates=3", "--set", "tracking.mode=disabled")
 RUN = ("--scale", "smoke", *SETTINGS)

@@ -17,7 +17,8 @@ from study.config.schema import SECTIONS, StudyConfig, TrialConfig
 from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder
-from tests.cli.conftest import NAME, STUDY, Command, write_failed
+from tests.cli.conftest import NAME, STUDY, write_failed
+from tests.conftest import Command
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\nsecond line\u202e\x9b1m"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\r\nsecond line\u202e\x9b1m"

@@ -15,8 +15,8 @@ from study.config.schema import StudyConfig
 from study.plan.trials import plan_trials
 from study.record.io import write_json
 from study.record.layout import StudyFolder
-from tests.cli.conftest import NAME, STUDY, Command, write_failed
-from tests.conftest import ROOT
+from tests.cli.conftest import NAME, STUDY, write_failed
+from tests.conftest import ROOT, Command
 
 FLAGS = (*STUDY, "--set", "replicates=2", "--set", "tracking.mode=disabled")
 

@@ -18,7 +18,8 @@ from study.config.schema import TrialConfig
 from study.config.seeds import derive_seeds
 from study.data import fashion_mnist
 from study.data.load import load_data, load_images
-from tests.cli.conftest import STUDY, Command, command  # noqa: F401  # a fixture
+from tests.cli.conftest import STUDY
+from tests.conftest import Command
 
 COUNT = 20
 CLASSES = [index % 10 for index in range(COUNT)]
@@ -112,7 +113,7 @@ def test_labels_that_the_data_set_does_not_have_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
 def test_a_study_does_not_start_with_bad_files(
     tmp_path: Path,
-    command: Command,  # noqa: F811
+    command: Command,
     spoil: Callable[[Path], None],
 ) -> None:
     write_files(tmp_path / "data")

@@ -37,6 +37,14 @@ class Details:
     effects: list[Effect] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
 
+    @classmethod
+    def join(cls, *parts: Details) -> Details:
+        """The rows and sentences of all parts, in order."""
+        return cls(
+            effects=[effect for part in parts for effect in part.effects],
+            sentences=[sentence for part in parts for sentence in part.sentences],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:

@@ -15,7 +15,7 @@ from study.analysis.questions.factor_effects import collect_choices
 from study.analysis.questions.factor_question import Details
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.cell_means import compute_p_value, estimate_contrast
-from study.analysis.statistics.displacement import displacement, relative_displacement
+from study.analysis.statistics.displacement import displacement, find_ends, relative_displacement
 from study.analysis.statistics.distinctness import place_distances
 from study.analysis.statistics.dynamics import network_dynamics
 from study.analysis.statistics.intervals import Floats, Grid, adjust_holm, build_grid
@@ -38,7 +38,7 @@ def find_trends(records: StudyRecords, trials: pd.DataFrame) -> Details:
     switch = records.switch[records.switch["key"].isin(trials["key"][trials["state"].eq("done")])]
     if switch.empty:
         return NOTHING
-    return _join(
+    return Details.join(
         _find_trends_inside(records, switch, trials),
         _find_batch_trends(records, switch, trials),
         _find_tracked_share(records, switch, trials),
@@ -79,13 +79,6 @@ def find_dynamics(records: StudyRecords, trials: pd.DataFrame) -> Details:
     return Details(effects=[*effects, *rows], sentences=sentences.format_dynamics(effects, changes, confidence))
 
 
-def _join(*parts: Details) -> Details:
-    return Details(
-        effects=[effect for part in parts for effect in part.effects],
-        sentences=[sentence for part in parts for sentence in part.sentences],
-    )
-
-
 # ----------------------------------------------------------------------------------- depth, receptive field, B
 
 
@@ -109,7 +102,7 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
             f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} among layers of the same place."
         )
         parts.append(Details(effects=[], sentences=[said]))
-    return _join(*parts)
+    return Details.join(*parts)
 
 
 def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
@@ -175,7 +168,7 @@ def _find_tracked_share(records: StudyRecords, switch: pd.DataFrame, trials: pd.
     ]
     change = Details(effects=effects, sentences=sentences.format_tracked_share(records, differences))
     grid = build_grid(trials, tracked_shares(switch, records.space))
-    return _join(change, _compare_axes(records, grid, len(trials)))
+    return Details.join(change, _compare_axes(records, grid, len(trials)))
 
 
 def _compare_axes(records: StudyRecords, grid: Grid, n_planned: int) -> Details:
@@ -217,7 +210,7 @@ def _compare_dynamics(records: StudyRecords, trials: pd.DataFrame, number: str, 
             other=other, metric=number, confidence=records.confidence,
         ))
         for factor in factors
-        for reference, other in _find_ends([
+        for reference, other in _list_comparisons([
             level for level in records.levels(factor) if level in trials[factor].tolist()
         ])
     ]  # fmt: skip
@@ -230,11 +223,10 @@ def _compare_dynamics(records: StudyRecords, trials: pd.DataFrame, number: str, 
     ]
 
 
-def _find_ends(levels: Sequence[Any]) -> list[tuple[Any, Any]]:
+def _list_comparisons(levels: Sequence[Any]) -> list[tuple[Any, Any]]:
     """The levels to compare: the largest number with the smallest, or every other level with the first."""
-    if len(levels) > 1 and all(type(level) in (int, float) for level in levels):
-        return [(max(levels), min(levels))]
-    return [(level, levels[0]) for level in levels[1:]]
+    ends = find_ends(levels)
+    return [(ends[1], ends[0])] if ends else [(level, levels[0]) for level in levels[1:]]
 
 
 # ------------------------------------------------------------------------------------------------------- rows

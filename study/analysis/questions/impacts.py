@@ -95,11 +95,7 @@ class _Impacts(FactorQuestion):
         )  # fmt: skip
 
     def find_details(self, records: StudyRecords, trials: pd.DataFrame, distances: ChoiceDistances) -> Details:
-        parts = [find_places(records, trials), find_trends(records, trials), find_dynamics(records, trials)]
-        return Details(
-            effects=[effect for part in parts for effect in part.effects],
-            sentences=[sentence for part in parts for sentence in part.sentences],
-        )
+        return Details.join(find_places(records, trials), find_trends(records, trials), find_dynamics(records, trials))
 
     def format_rule(self, records: StudyRecords) -> str:
         return sentences.format_impacts_rule(STRONG, WEAK, records)

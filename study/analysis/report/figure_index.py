@@ -66,8 +66,8 @@ FAMILIES = {
     "seed_deviation": ("How much seeds change the result", "Standard deviation over seeds that are varied apart."),
     "trend": ("Trends of the switch weights", ""),
     "share_slope": ("How the {tracked} share follows B, and how G x B", ""),
-    "convergence_change": ("How the time in which the choice settles differs", "Paired at equal cell and replicate."),
-    "flips_change": ("How flips of a layer's largest weight differ", "Paired at equal cell and replicate."),
+    "convergence_change": ("How the time in which the choice settles differs", PAIRED),
+    "flips_change": ("How flips of a layer's largest weight differ", PAIRED),
     "convergence": ("When the choice settles", ""),
     "flips": ("How often a layer's largest weight changes", ""),
 }  # fmt: skip

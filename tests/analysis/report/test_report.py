@@ -18,7 +18,7 @@ from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder
 from tests.analysis.conftest import GRID, Truth, build_study, write_study
-from tests.conftest import Run
+from tests.conftest import Command
 
 NASTY = "<script>alert('x')</script> & \"quotes\" </style>"
 
@@ -250,16 +250,15 @@ def test_studies_side_by_side(planted: StudyFolder, tmp_path: Path) -> None:
     assert "training loss" not in page.text  # of one of them alone
 
 
-def test_compare_on_the_command_line(planted: StudyFolder, run_study: Run, tmp_path: Path) -> None:
-    shutil.copytree(planted.path, tmp_path / "runs" / "planted", ignore=shutil.ignore_patterns("report"))
-    missing = run_study("report", "--study", "planted", "--compare", str(tmp_path / "runs" / "plantd"))
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert missing.stderr.splitlines()[-1].endswith(
-        "plantd/study.yaml: no study here; allowed: planted; nearest: planted"
-    )
-    unknown = run_study("report", "--study", "plantd")
-    assert unknown.returncode == 2
-    assert unknown.stderr.rstrip().endswith("nearest: planted")
+def test_compare_on_the_command_line(planted: StudyFolder, command: Command, tmp_path: Path) -> None:
+    shutil.copytree(planted.path, tmp_path / "planted", ignore=shutil.ignore_patterns("report"))
+    out = ("--out", str(tmp_path))
+    missing = command("report", "--study", "planted", "--compare", str(tmp_path / "plantd"), *out)
+    assert (missing.code, missing.out) == (2, "")
+    assert missing.err.splitlines()[-1].endswith("plantd/study.yaml: no study here; allowed: planted; nearest: planted")
+    unknown = command("report", "--study", "plantd", *out)
+    assert unknown.code == 2
+    assert unknown.err.rstrip().endswith("nearest: planted")
 
 
 def test_an_empty_study_says_so(tmp_path: Path) -> None:

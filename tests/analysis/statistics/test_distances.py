@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
-from skbio.stats.composition import clr, ilr
 
 from study.analysis.statistics.distances import (
     AITCHISON,
@@ -45,6 +44,8 @@ def test_jensen_shannon_is_that_of_scipy() -> None:
 
 
 def test_aitchison_is_the_euclidean_distance_of_isometric_log_ratios() -> None:
+    from skbio.stats.composition import ilr  # at the top, each test process would import it: 2 s
+
     profiles = _profiles(1)
     expected = _mean_over_positions(profiles, lambda *pair: np.linalg.norm(np.subtract(*map(ilr, pair))))
     np.testing.assert_allclose(AITCHISON.squared(profiles), expected, atol=1e-12)
@@ -117,6 +118,8 @@ def test_almost_equal_profiles_have_a_finite_root() -> None:
 
 
 def test_log_ratios_are_those_of_scikit_bio_over_the_members_in_use() -> None:
+    from skbio.stats.composition import clr  # at the top, each test process would import it: 2 s
+
     weights = _profiles(8)
     unused = np.concatenate([weights, np.zeros_like(weights[..., :1])], axis=-1)  # a member that is in no pool
     np.testing.assert_allclose(log_ratios(unused), clr(weights.reshape(-1, 3)).reshape(weights.shape), atol=1e-12)
@@ -152,6 +155,8 @@ def test_a_larger_margin_is_larger_in_every_unit(distance: Distance, members: in
 @pytest.mark.parametrize("margin", MARGINS)
 def test_all_units_describe_the_same_shift_of_weight(margin: float) -> None:
     """The converted margin of total variation is an amount of weight, and this amount has the first margin."""
+    from skbio.stats.composition import ilr  # at the top, each test process would import it: 2 s
+
     amount = convert_margin(margin, TOTAL_VARIATION, 2)
     shifted = np.array([0.5 + amount, 0.5 - amount])
     assert jensenshannon([0.5, 0.5], shifted, base=2) == pytest.approx(margin)

@@ -19,7 +19,7 @@ from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder
 from study.sweep.executors import slurm as executor_module
 from study.sweep.executors.slurm import SlurmExecutor
-from tests.conftest import Run
+from tests.conftest import Command, Run
 from tests.sweep.jobs import build_job, build_jobs
 
 SETTINGS = ("tracking.mode=disabled", "norm=sn", "checkpoint_seconds=0")
@@ -48,15 +48,15 @@ def call(*command: str) -> str:
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_detached_study_is_collected_later_and_has_the_numbers_of_a_local_one(
-    slurm: Path, run_study: Run, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
+    slurm: Path, run_study: Run, command: Command, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
 ) -> None:
     from tests.training.test_resume import all_numbers
 
     queued = run_study(*on_slurm("epochs=1", "launch.trials_per_job=2"), "--detach")
     assert queued.returncode == 0, queued.stderr
     assert "2 trials are queued" in queued.stdout
-    status = run_study("status", *on_slurm("epochs=1"))
-    assert "Slurm job" in status.stdout
+    status = command("status", *on_slurm("epochs=1"), "--out", str(tmp_path / "runs"))
+    assert "Slurm job" in status.out
     more = ("epochs=1", "batch_size=[2, 16, 8]")  # one level more, which is all that is submitted
     collected = run_study(*on_slurm(*more))
     assert collected.returncode == 0, collected.stderr
@@ -283,12 +283,12 @@ def test_time_limits_are_parsed(text: str, minutes: float) -> None:
 
 
 def test_without_slurm_the_command_ends_before_it_writes_anything(
-    run_study: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused = run_study(*on_slurm())
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "no sbatch on this machine" in refused.stderr
+    refused = command(*on_slurm(), "--out", str(tmp_path / "runs"))
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert "no sbatch on this machine" in refused.err
     assert not (tmp_path / "runs").exists()
 
 

@@ -15,7 +15,7 @@ from study.plan.loading import load_study
 from study.record.layout import StudyFolder
 from study.sweep.optuna import connection
 from study.sweep.optuna.connection import check_storage, open_trial_source
-from tests.conftest import Run
+from tests.conftest import Command
 from tests.services.fixtures import Postgres
 from tests.sweep.optuna.searches import result
 
@@ -37,13 +37,14 @@ def test_a_storage_that_does_not_open_is_one_line(url: str, complaint: str, monk
     assert_one_line(url, complaint)
 
 
-def test_a_bad_url_ends_the_command_before_it_writes_anything(run_study: Run, tmp_path: Path) -> None:
+def test_a_bad_url_ends_the_command_before_it_writes_anything(command: Command, tmp_path: Path) -> None:
     url = "postgresql+psycopg://me:p@ss/w:rd@127.0.0.1:1/db"
-    ended = run_study("--study", "depth_vs_batch", "--scale", "smoke", "--storage", url)
-    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
-    assert "@ is written as %40" in ended.stderr
-    assert "ss/w" not in ended.stderr
-    assert not (tmp_path / "runs").exists()
+    out = tmp_path / "runs"
+    ended = command("--study", "depth_vs_batch", "--scale", "smoke", "--storage", url, "--out", str(out))
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1), ended.err
+    assert "@ is written as %40" in ended.err
+    assert "ss/w" not in ended.err
+    assert not out.exists()
 
 
 @pytest.mark.postgres
