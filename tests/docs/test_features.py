@@ -78,7 +78,7 @@ def test_all_verbs_and_questions_of_a_feature(
     monkeypatch.setattr("study.dashboard.publish.write_summary", lambda *_: None)  # it starts a service
     build_report = functools.cache(Report)  # both verbs would compute it
     for module in ("study.analysis.report.report", "study.dashboard.publish"):
-        monkeypatch.setattr(f"{module}.Report", build_report)
+        monkeypatch.setattr(f"{module}.Report", lambda folder, analysis=None: build_report(folder))
     content = {"title": "t", "question": "q", "replicates": 2, **FEATURES[feature]}
     settings = [*content.pop("settings", []), f"analysis.questions={json.dumps(QUESTIONS)}"]
     file = tmp_path / "mine.yaml"

@@ -26,7 +26,7 @@ from study.analysis.questions.factor_effects import (
 )
 from study.analysis.questions.layer_effects import format_layer_effects, layer_rows
 from study.analysis.questions.seed_sources import format_seed_sources, seed_distance_rows
-from study.analysis.questions.verdicts import Claim, Verdict
+from study.analysis.questions.verdicts import OPEN, Claim, Verdict
 from study.analysis.records import StudyRecords
 
 
@@ -146,9 +146,12 @@ def _measure(question: FactorQuestion, records: StudyRecords) -> tuple[pd.DataFr
 def _list_needs(
     question: FactorQuestion, records: StudyRecords, distances: ChoiceDistances, decision: Decision
 ) -> list[str]:
-    """What would decide an undecided question."""
-    if decision.verdict != "not enough evidence":
-        return []
+    """What would decide an undecided question, or, where the claim has its verdict, undecided factors."""
+    if decision.verdict != OPEN:
+        claims = distances.claims(records.confidence)
+        verdicts = judge_factors(claims, records.confidence)
+        open_claims = {name: claim for name, claim in claims.items() if verdicts[name] == OPEN}
+        return sentences.format_more_replicates(open_claims, records)
     if records.reference_norm is None:
         return ["runs of a switch norm (sn)"]
     return [

@@ -49,10 +49,10 @@ def open_paper_claim(verdict: Verdict, claim: str, lost: Sequence[str], margin: 
     if verdict == "supported":
         return f"Yes, in this study: {claim}."
     if verdict == "not supported":
-        pairs = join_words(name.replace(" - ", " than ") for name in lost)
+        pairs = join_words(name.replace(" - ", " against ") for name in lost)
         return (
-            f"No, in this study it is not so that {claim}: the difference is smaller than {margin:g} "
-            f"({UNIT}), or has the other sign, for {pairs}."
+            f"No. Tested was that {claim}. In this study it does not hold for {pairs}: the first moves the choice by "
+            f"less than {margin:g} ({UNIT}) more than the second, or moves it less."
         )
     return f"It cannot be said yet whether {claim}."
 
@@ -63,7 +63,10 @@ def open_any_claim(verdict: Verdict, factors: Sequence[str], moving: Sequence[st
         return f"In this study, {join_words(moving)} {'moves' if len(moving) == 1 else 'move'} the choice."
     if verdict == "not supported":
         return f"In this study, {join_words(factors)} {'does' if len(factors) == 1 else 'do'} not move the choice."
-    return f"It cannot be said yet what moves the choice: {join_words(factors or ['nothing varies'])}."
+    if not factors:
+        return "It cannot be said what moves the choice: no factor varies among the runs that can be compared."
+    one = len(factors) == 1
+    return f"It cannot be said yet whether {'' if one else 'any of '}{join_words(factors)} moves the choice."
 
 
 def _join_factors(records: StudyRecords, factors: Sequence[str]) -> str:
@@ -174,7 +177,9 @@ def format_left_out(records: StudyRecords, trials: pd.DataFrame, choices: Choice
     if positions := choices.profiles.left_out:
         found.append(f"Layers that some of the networks do not have are left out: {_name_positions(positions)}.")
     missing = trials["state"][trials["state"].ne("done")]
-    return [*found, f"Runs of {records.reference_norm} without a result to compare: {format_states(missing)}."]
+    if not missing.empty:
+        found.append(f"Runs of {records.reference_norm} without a result to compare: {format_states(missing)}.")
+    return found
 
 
 def _name_positions(positions: Sequence[str]) -> str:

@@ -110,7 +110,9 @@ def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.D
     confidence, table = records.confidence, network_means(switch)
     grid = build_grid(trials, table)
     if grid.cells["batch_size"].nunique() < 2:
-        return Details(sentences=["Finished runs have one B, so there is no trend with B."] * bool(len(grid.cells)))
+        planned = records.from_scratch["batch_size"].nunique()
+        why = "at B = 1 layers cannot choose bn" if planned > 1 else "finished runs have one B"
+        return Details(sentences=[f"There is no trend with B: {why}."] * bool(len(grid.cells)))
     others = [name for name in records.study.factors if name != "batch_size"]
     weights = slope_weights(grid.cells, others, ["batch_size"])
     if weights is None:

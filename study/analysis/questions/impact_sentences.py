@@ -26,10 +26,9 @@ def format_places(
         for number, axis in enumerate(records.space.axes)
     )
     seeds = f", {format_number(relative.value, 1)} seed distances" if relative.value is not None else ""
-    return (
-        f"Inside a network, the place in a block moves the choice by {format_estimate(estimate, records.confidence)}"
-        f"{seeds}. {label} share by place: {each}."
-    )  # fmt: skip
+    number = format_estimate(estimate, records.confidence)
+    says = "moves the choice" if estimate.above(0) else "cannot be said to move the choice"
+    return f"Inside a network, the place in a block {says}: {number}{seeds}. {label} share by place: {each}."
 
 
 def format_trend(quantity: str, rows: Sequence[Effect], confidence: float) -> list[str]:
@@ -38,13 +37,13 @@ def format_trend(quantity: str, rows: Sequence[Effect], confidence: float) -> li
         return []
     if rows[0].estimate.n < 2:
         return [f"With {quantity}, nothing can be said of trends from one replicate."]
-    ways: dict[str, list[str]] = {"the weight rises": [], "falls": [], "shows no trend": []}
+    ways: dict[str, list[str]] = {"rises": [], "falls": [], "shows no trend": []}
     for row in rows:
         shown = row.p_value is not None and row.p_value < 1 - confidence
-        way = "shows no trend" if not shown else "the weight rises" if (row.estimate.value or 0) > 0 else "falls"
+        way = "shows no trend" if not shown else "rises" if (row.estimate.value or 0) > 0 else "falls"
         ways[way].append(row.comparison)
     said = [f"{way} for {join_words(names)}" for way, names in ways.items() if names]
-    return [f"With {quantity}, {join_words(said)} (adjusted p below {1 - confidence:.2g})."]
+    return [f"With {quantity}, the weight {join_words(said)} (a trend has an adjusted p below {1 - confidence:.2g})."]
 
 
 def format_tracked_share(records: StudyRecords, shares: Sequence[PairedDifference]) -> list[str]:

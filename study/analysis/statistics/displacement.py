@@ -1,10 +1,12 @@
 """How far a factor moves what networks choose: displacements, free of the noise of seeds, with jackknife intervals.
 
-The displacement of two cells is the distance of their centres. Its square is estimated without bias from squared
-distances between networks of different replicates: their mean between the cells, minus that within them. Networks of
-one replicate share seeds, and lie closer together or further apart than others, so pairs of equal replicates are not
-used. Squares are averaged over all pairs of cells that differ in the factor alone; the root of the mean, with the sign
-of the mean, is the displacement. So it is about 0 where a factor changes nothing, and as often below as above.
+The displacement of two cells is the distance of their centres, in the space in which distances are Euclidean. There,
+sets of networks that differ much in their spread alone have different centres, too. Its square is estimated without
+bias from squared distances between networks of different replicates: their mean between the cells, minus that within
+them. Networks of one replicate share seeds, and lie closer together or further apart than others, so pairs of equal
+replicates are not used. Squares are averaged over all pairs of cells that differ in the factor alone; the root of the
+mean, with the sign of the mean, is the displacement. So it is about 0 where a factor changes nothing, and as often
+below as above.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class Moments:
     same shape. parts: the numbers (replicate, replicate, axis) whose mean over pairs of different replicates is the
     squared displacement of all replicates. noise: the variance of one replicate's contrast, as a multiple of `seeds`,
     if seeds are independent.
+    fewest: the number of networks in the cell that has the fewest; None where every replicate is in every cell.
     n_contrasts, n_planned: the number of contrasts with results, and of planned ones.
     """
 
@@ -58,6 +61,7 @@ class Moments:
     seeds: Floats
     parts: Floats
     noise: float = 1.0
+    fewest: int | None = None
     n_contrasts: int = 1
     n_planned: int = 1
 
@@ -65,6 +69,11 @@ class Moments:
     def n(self) -> int:
         """Number of replicates."""
         return len(self.squared) - 1
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom: those of the cell with the fewest networks, because it may have most of the variance."""
+        return (self.n if self.fewest is None else min(self.n, self.fewest)) - 1
 
     @property
     def is_complete(self) -> bool:
@@ -162,6 +171,11 @@ class CellDistances:
         self._own_sums = values.sum(axis=3).swapaxes(0, 1) + np.moveaxis(values.sum(axis=1), 2, 0)
         self._own_counts = known.sum(axis=3).swapaxes(0, 1) + np.moveaxis(known.sum(axis=1), 2, 0)
 
+    def count_fewest(self, contrasts: Sequence[Contrast]) -> int | None:
+        """The number of networks in the cell of the contrasts that has the fewest; None without a contrast."""
+        counts = np.isfinite(self.squared).any(axis=(2, 3, 4)).sum(axis=1)
+        return min((int(counts[each.cells].min()) for each in contrasts), default=None)
+
     def replicates(self, contrasts: Sequence[Contrast]) -> list[int]:
         """The numbers of the replicates that have a part in any of the contrasts."""
         used = [(self._own_counts[:, each.cells][:, :, each.cells] > 0).any(axis=(1, 2, 3)) for each in contrasts]
@@ -204,7 +218,8 @@ def measure_contrasts(distances: CellDistances, contrasts: Sequence[Contrast]) -
         seeds[row] = np.mean([np.einsum("iia->ia", _select(table, each)).mean(axis=0) for each in whole], axis=0)
     noise = float(np.mean([-np.trace(each.weights) for each in whole])) if whole else 1.0
     return Moments(
-        squared=squared, seeds=seeds, noise=noise, n_contrasts=len(whole), n_planned=len(contrasts),
+        squared=squared, seeds=seeds, noise=noise, fewest=distances.count_fewest(whole),
+        n_contrasts=len(whole), n_planned=len(contrasts),
         parts=np.mean(parts, axis=0) if parts else np.full((len(replicates), *squared[1:].shape), np.nan),
     )  # fmt: skip
 
@@ -218,7 +233,7 @@ def displacement(moments: Moments, confidence: float, axis: int | None = None) -
     squares, seeds = _average(moments.squared, axis), _average(moments.seeds, axis)
     return _estimate_root(
         squares, _average(moments.parts, axis), float(seeds[0]) * moments.noise, confidence,
-        certain=moments.seeds_change_nothing,
+        freedom=moments.freedom, certain=moments.seeds_change_nothing,
     )  # fmt: skip
 
 
@@ -228,14 +243,14 @@ def displacement_p_values(moments: Moments) -> Floats:
     NaN where there is no interval; 0 or 1 where the interval is a single point.
     """
     n, squares, seeds = moments.n, moments.squared, moments.seeds
-    if n < 3:
+    if n < 3 or moments.freedom < 1:
         return np.full(squares.shape[1], np.nan)
     scale = _compute_scale(seeds[0] * moments.noise, n)
     stable = _stabilize(squares, scale)
     value, left_out = stable[0], stable[1:]
     error = _compute_error(squares, stable, moments.parts, scale)
     with np.errstate(invalid="ignore", divide="ignore"):
-        p_values = special.stdtr(n - 1, -value / error)
+        p_values = special.stdtr(moments.freedom, -value / error)
     constant = np.array([is_identical(each) for each in left_out.T], dtype=bool)
     certain = constant & (seeds[0] <= NOTHING)
     p_values = np.where(certain, np.where(value > 0, 0.0, 1.0), np.where(constant, np.nan, p_values))
@@ -251,7 +266,7 @@ def relative_displacement(moments: Moments, confidence: float, axis: int | None 
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = np.where(seeds > NOTHING, squares / seeds, np.nan)
         parts = _average(moments.parts, axis) / seeds[0]
-    return _estimate_root(ratios, parts, moments.noise, confidence)
+    return _estimate_root(ratios, parts, moments.noise, confidence, freedom=moments.freedom)
 
 
 def displacement_difference(first: Estimate, second: Estimate, confidence: float) -> Estimate:
@@ -357,15 +372,16 @@ def _average(values: Floats, axis: int | None = None) -> Floats:
 
 
 def _estimate_root(
-    squares: Floats, parts: Floats, noise: float, confidence: float, *, certain: bool = False
+    squares: Floats, parts: Floats, noise: float, confidence: float, *, freedom: int, certain: bool = False
 ) -> Estimate:  # fmt: skip
     """The signed root of a squared displacement, with its interval.
 
     squares: of all replicates, followed by those without each replicate. parts: as in `Moments`. noise: the variance of
-    one replicate's contrast. The variance of an estimated square s is about proportional to s + c with
-    c = noise / (2 (n - 1)), so Student's t interval is computed for sign(s) (sqrt(|s| + c) - sqrt(c)), whose variance
-    is about constant, and its ends are transformed back. Its error is that of `_compute_error`. Measured on Gaussian
-    replicates of 1 to 8 directions, 3 to 16 of them, 95 % intervals cover 93 to 99 %.
+    one replicate's contrast. freedom: degrees of freedom; below 1 there is no interval. The variance of an estimated
+    square s is about proportional to s + c with c = noise / (2 (n - 1)), so Student's t interval is computed for
+    sign(s) (sqrt(|s| + c) - sqrt(c)), whose variance is about constant, and its ends are transformed back. Its error is
+    that of `_compute_error`. Measured on Gaussian replicates of 1 to 8 directions, 3 to 16 of them, 95 % intervals
+    cover 93 to 99 %.
     """
     n = len(squares) - 1
     scale = float(_compute_scale(np.array(noise), n))
@@ -373,8 +389,11 @@ def _estimate_root(
     stable = jackknife_interval(transformed, confidence, certain=certain)
     if stable.low is not None and stable.high is not None and stable.value is not None and stable.low < stable.high:
         error = float(_compute_error(squares[:, None], transformed[:, None], parts[..., None], np.array([scale]))[0])
-        reach = t_quantile(confidence, n - 1) * error
-        stable = replace(stable, low=stable.value - reach, high=stable.value + reach)
+        reach = t_quantile(confidence, freedom) * error if freedom >= 1 else None
+        stable = replace(
+            stable, low=None if reach is None else stable.value - reach,
+            high=None if reach is None else stable.value + reach, freedom=None if reach is None else freedom,
+        )  # fmt: skip
 
     def restore(number: float) -> float:
         return float(np.sign(number) * np.sqrt((abs(number) + scale) ** 2 - scale**2))

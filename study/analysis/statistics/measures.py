@@ -76,7 +76,7 @@ _LAST = "in the last epoch"
 _MOVES = (
     "How far the {} of two cells that differ in the factor alone lie apart, free of the noise of seeds: the signed "
     "root of the mean squared {} distance between networks of different replicates, between the cells minus within "
-    "them. At 0, the factor changes nothing."
+    "them. At 0, the factor changes nothing. A change of the spread between seeds alone counts as well, if it is large."
 )
 _LEVELS = (
     "A factor with numeric levels is measured between the lowest and the highest, any other by the mean over all pairs "

@@ -182,6 +182,15 @@ def _useful_scenarios() -> Iterator[Scenario]:
         "null, both diverge at B = 2", f"{equal}; half of the runs of both diverge", {}, factors=PAIR, replicates=8,
         diverges=lambda trial, accuracy: 0.5 * (trial.config.batch_size == 2),
     )  # fmt: skip
+    yield build(
+        "at the margin, the noisiest cell loses half", f"{margin}; noise is large at B = 2, where half the runs fail",
+        {"bn": MARGIN}, factors={"norm": ["sn", "bn"], "batch_size": [2, 4, 8, 16]}, wrong=(YES, NO),
+        accuracy_noise=_large_at_small_batch, fails=lambda trial, accuracy: 0.5 * (trial.config.batch_size == 2),
+    )  # fmt: skip
+    yield build(
+        "bn better or diverged, 2 replicates", "-0.02 against bn, half of whose runs diverge at B = 2", {"bn": -0.02},
+        factors=PAIR, replicates=2, diverges=lambda trial, accuracy: 0.5 * _is_worst(trial, "bn"),
+    )  # fmt: skip
     yield from _worst_cell_scenarios()
     yield build(
         "tuned, equal at their best", "sn alike at four rates; bn equal at one, 0.1 below at the others", {},

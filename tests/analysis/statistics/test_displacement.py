@@ -476,6 +476,32 @@ def test_intervals_of_differences_cover_the_truth(replicates: int, moves: tuple[
 # ------------------------------------------------------------------------------------------------ differences
 
 
+@pytest.mark.parametrize("left", [2, 3])
+def test_intervals_cover_where_the_noisiest_cell_has_few_networks(left: int) -> None:
+    missing = np.zeros((len(CROSSED), 8), dtype=bool)
+    missing[0, left:] = True
+    cells = pd.DataFrame({"batch_size": [2, 16]})
+    missing = missing[: len(cells)]
+
+    def draw(random: np.random.Generator) -> Estimate:
+        points = np.array([4.0, 1.0])[:, None, None] * random.standard_normal((len(cells), 8, 1))
+        return _estimate(points, cells, "batch_size", missing)
+
+    covers, _, below = _count(draw, 0.0)
+    assert covers >= 0.93
+    assert below <= 0.05
+
+
+def test_degrees_of_freedom_are_those_of_the_cell_with_the_fewest_networks() -> None:
+    random = np.random.default_rng(4)
+    missing = np.zeros((len(CROSSED), 5), dtype=bool)
+    assert _measure(_draw(random, 5), CROSSED, "batch_size", missing).freedom == 4
+    missing[0, 2:] = True
+    assert _estimate(_draw(random, 5), CROSSED, "batch_size", missing).freedom == 1
+    missing[0, 1:] = True
+    assert _estimate(_draw(random, 5), CROSSED, "batch_size", missing).low is None
+
+
 def _pair(seed: int, replicates: int = 4) -> tuple[Estimate, Estimate]:
     points = _draw(np.random.default_rng(seed), replicates, moves={"batch_size": 2.0, "solver": 1.0})
     first, second = (_estimate(points, CROSSED, name) for name in FACTORS)
