@@ -92,9 +92,10 @@ class ChoiceSpace:
     def from_dict(cls, values: Any, source: str) -> ChoiceSpace:
         """The space that `study.yaml` describes; `NORMALIZATION` where it describes none, as older ones do.
 
+        A description of normalization with fewer members is that of a version before a normalizer was added.
         Raises `UserError`, which names the `source`, for anything else.
         """
-        if values is None or values == NORMALIZATION.to_dict():
+        if values is None or _is_older(values, NORMALIZATION.to_dict()):
             return NORMALIZATION
         try:
             tracked, label = values["tracked"]
@@ -110,6 +111,14 @@ class ChoiceSpace:
         if fault:
             raise UserError(f"{source}: choice_space: {fault}")
         return space
+
+
+def _is_older(values: Any, now: dict[str, Any]) -> bool:
+    """Whether a description lacks nothing but members that are there now."""
+    if not isinstance(values, dict) or not isinstance(values.get("members"), list):
+        return False
+    same = {**values, "members": None} == {**now, "members": None}
+    return same and bool(values["members"]) and all(member in now["members"] for member in values["members"])
 
 
 def _read_texts(values: dict[str, Any]) -> dict[str, str]:

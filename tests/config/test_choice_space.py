@@ -27,6 +27,14 @@ def test_older_studies_without_a_space_are_about_normalization() -> None:
     assert ChoiceSpace.from_dict(None, "study.yaml") is NORMALIZATION
 
 
+def test_a_study_from_before_a_normalizer_was_added_is_about_normalization() -> None:
+    older = NORMALIZATION.to_dict()
+    older["members"] = older["members"][:-1]
+    assert ChoiceSpace.from_dict(older, "study.yaml") is NORMALIZATION
+    recoloured = {**older, "members": [{**older["members"][0], "colour": "#000000"}, *older["members"][1:]]}
+    assert ChoiceSpace.from_dict(recoloured, "study.yaml") != NORMALIZATION
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
