@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the whole command line; with a verb, one that prints the help of this verb."""
+def build_parser(
+    verb: str | None = None, completers: Mapping[str, Callable[..., list[str]]] | None = None
+) -> argparse.ArgumentParser:
+    """The parser of the whole command line; with a verb, one that prints the help of this verb.
+
+    completers: for arguments by their names, functions for completion in the shell (`study.cli.completion`).
+    """
     parser = ArgumentParser(
         prog=f"{program_name()} {verb or ''}".strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -107,16 +112,18 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )  # fmt: skip
+
+    def add(*names: str, **settings: Any) -> None:
+        action = parser.add_argument(*names, **settings)
+        if completers and action.dest in completers:
+            action.completer = completers[action.dest]  # type: ignore[attr-defined]  # argcomplete's way
+
     if verb is None:
-        parser.add_argument("verb", nargs="?", metavar="VERB", help="one of: " + ", ".join(VERBS))
+        add("verb", nargs="?", metavar="VERB", help="one of: " + ", ".join(VERBS))
     if verb in (None, *TRIAL_VERBS):
-        parser.add_argument(
-            "trials",
-            nargs="*",
-            metavar="TRIAL",
-            help="for diff two trials, for show one: ID-rREPLICATE, or the end of it, as the report shows it",
-        )
+        add("trials", nargs="*", metavar="TRIAL",
+            help="for diff two trials, for show one: ID-rREPLICATE, or the end of it, as in the report")  # fmt: skip
     for flag, (verbs, settings) in FLAGS.items():
         if verb is None or verb in verbs:
-            parser.add_argument(*["-h"] * (flag == "--help"), flag, **settings)
+            add(*["-h"] * (flag == "--help"), flag, **settings)
     return parser

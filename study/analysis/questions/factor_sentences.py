@@ -245,8 +245,8 @@ def format_effect_rule(records: StudyRecords) -> str:
     return " ".join([
         f"A factor moves the choice if its displacement is larger than the margin, {records.margin('effect'):g}",
         f"({UNIT}). Layers are matched by stage and place in the block, those of the first block of a stage apart from",
-        "those of later blocks. Numeric levels are compared between the lowest and the highest, others as the mean over",
-        "all pairs. Supported: the",
+        "those of later blocks. Numeric levels are compared between the lowest and the highest, others as the mean",
+        "over all pairs. Supported: the",
         f"{format_confidence(records.confidence)} interval lies above the margin. Evidence against: it lies below the",
         "margin, and so does the mean over all pairs of levels where there are levels between the ends. Otherwise:",
         "not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
