@@ -48,6 +48,14 @@ def test_three_programs_are_one(start: str, tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
 
 
+def test_an_interpreter_without_the_dependencies_is_one_line() -> None:
+    program = [sys.executable, "-S", str(ROOT / "run_study.py")]  # -S: without the packages of this environment
+    done = subprocess.run(program, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    for words in (f"error: {sys.executable} has no module ", "source .venv/bin/activate", "pip install -e ."):
+        assert words in done.stderr
+
+
 def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
