@@ -255,7 +255,13 @@ def test_compare_on_the_command_line(planted: StudyFolder, command: Command, tmp
     out = ("--out", str(tmp_path))
     missing = command("report", "--study", "planted", "--compare", str(tmp_path / "plantd"), *out)
     assert (missing.code, missing.out) == (2, "")
-    assert missing.err.splitlines()[-1].endswith("plantd/study.yaml: no study here; allowed: planted; nearest: planted")
+    assert missing.err.endswith(f"plantd: no study has been run here; no other study in {tmp_path}\n")
+    shutil.copytree(tmp_path / "planted", tmp_path / "second")
+    misspelt = command("report", "--study", "planted", "--compare", str(tmp_path / "secnd"), *out)
+    assert misspelt.err.endswith("secnd: no study has been run here; allowed: second; nearest: second\n")
+    untrained = command("report", "--study", "planted", "--compare", str(tmp_path / "impacts"), *out)
+    assert untrained.err.endswith(f"train it first: --study impacts --out {tmp_path}\n")
+    assert untrained.err.count("\n") == untrained.code - 1 == 1
     unknown = command("report", "--study", "plantd", *out)
     assert unknown.code == 2
     assert unknown.err.rstrip().endswith("nearest: planted")
