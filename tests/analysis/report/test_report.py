@@ -207,7 +207,8 @@ def test_every_link_has_a_target(page: _Page) -> None:
 def test_one_replicate_has_no_interval(tmp_path: Path) -> None:
     page = _Page(write_report(write_study(tmp_path, build_study(replicates=1, norm=["sn", "bn"]))).read_text("utf-8"))
     assert "one replicate, so no interval is defined" in page.text
-    assert "undefined: 1 replicate" in page.text
+    assert "no interval: 1 replicate" in page.text
+    assert "undefined" not in page.text
 
 
 def test_a_result_of_another_version_says_so(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_studies_side_by_side(planted: StudyFolder, tmp_path: Path) -> None:
     (planted.report / "report.html").touch()
     page = _Page(write_comparison(planted, [folder]).read_text("utf-8"))
     assert page.count("article") == 3  # questions
-    for text in (str(tmp_path), "not asked", "factors.depth", "[8, 20]", "batch_size", "undefined: 1 replicate"):
+    for text in (str(tmp_path), "not asked", "factors.depth", "[8, 20]", "batch_size", "no interval: 1 replicate"):
         assert text in page.text
     assert "factors.norm" not in page.text  # the same in both
     links = {str(attributes.get("href")) for tag, attributes in page.tags if tag == "a"}
