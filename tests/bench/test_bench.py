@@ -67,7 +67,14 @@ def test_the_help_of_a_benchmark_shows_its_own_flags(name: str, capsys: pytest.C
     assert main(["bench", name, "--help"]) == 0
     printed = capsys.readouterr().out
     shown = re.findall(r"^  (?:-h, )?(--[a-z-]+)", printed, re.MULTILINE)
-    assert shown == ["--help", "--quick", "--threads", "--device", "--json", *[f for f in shown if f in BENCHMARKS[name].flags]]
+    assert shown == [
+        "--help",
+        "--quick",
+        "--threads",
+        "--device",
+        "--json",
+        *[f for f in shown if f in BENCHMARKS[name].flags],
+    ]
     assert set(BENCHMARKS[name].flags) < set(shown)
     assert "only for" not in printed
 
