@@ -52,13 +52,14 @@ def log_attempt_end(folder: TrialFolder, attempt: int, step: int | None, how: st
 
 
 def sum_attempt_seconds(folder: TrialFolder) -> float:
-    """Seconds that the attempts in the attempts log took together; one without an end (killed, or running) adds none."""
+    """Seconds that the attempts in the log took together. One without an end (killed, or still running) adds none."""
     lines = [line for line in read_attempts(folder.attempts_log) if isinstance(line.get("time"), float)]
-    return sum(
-        max(0.0, end["time"] - start["time"])  # a clock may have been set back
+    seconds = [
+        float(end["time"] - start["time"])
         for start, end in pairwise(lines)
         if "how" in end and "how" not in start and start.get("attempt") == end.get("attempt")
-    )
+    ]
+    return sum(max(0.0, each) for each in seconds)  # a clock may have been set back
 
 
 def record_error(folder: TrialFolder, error: Exception) -> str:

@@ -80,8 +80,8 @@ def test_other_words_are_another_cause_and_the_most_frequent_comes_first() -> No
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 s"), (3, "3 s"), (59.4, "59 s"), (59.6, "1 min"), (89.4, "1 min 29 s"), (180, "3 min"),
-     (599.4, "9 min 59 s"), (599.6, "10 min"), (640, "11 min"), (5399, "90 min"), (5700, "1 h 35 min"), (7190, "2 h 0 min"),
-     (200_000, "2 days")],
+     (599.4, "9 min 59 s"), (599.6, "10 min"), (640, "11 min"), (5399, "90 min"), (5700, "1 h 35 min"),
+     (7190, "2 h 0 min"), (200_000, "2 days")],
 )  # fmt: skip
 def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

@@ -59,7 +59,10 @@ def adjust_false_discoveries(rows: Sequence[Effect]) -> list[Effect]:
 
 
 def format_layer_effects(rows: Sequence[Effect], factors: Sequence[str], confidence: float) -> list[str]:
-    """How many positions each factor moves, and its largest and smallest displacement at any position. rows: from `layer_rows`."""
+    """How many positions each factor moves, and its largest and smallest displacement among all positions.
+
+    rows: from `layer_rows`.
+    """
     said = []
     for name in factors:
         own = [row for row in rows if row.comparison.startswith(f"{name}, ") and row.p_value is not None]
