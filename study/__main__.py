@@ -7,15 +7,25 @@ from study.cli.interrupts import exit_on_interrupt
 
 
 def main() -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code; 2 with one line if this Python lacks a package that it needs."""
     exit_on_interrupt()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
         from study.cli.completion import complete
 
         complete()
-    from study.cli.main import main
+    try:
+        from study.cli.main import main
 
-    return main()
+        return main()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "study":  # a bug
+            raise
+        print(
+            f"error: {sys.executable} has no module {error.name}. Activate the environment of the installation "
+            f"(source .venv/bin/activate), or install into this one: {sys.executable} -m pip install -e .",
+            file=sys.stderr,
+        )
+        return 2
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign
     return f"{value} ({format_confidence(confidence)} interval {low} to {high}, {replicates})"
 
 
+def format_bounds(estimate: Estimate) -> str:
+    """`0.004 to 0.020`; without an interval `no interval`, with the reason where it is known."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval: 1 replicate" if estimate.n == 1 else "no interval"
+    return f"{format_number(estimate.low)} to {format_number(estimate.high)}"
+
+
 def format_confidence(confidence: float) -> str:
     """`95 %`."""
     return f"{confidence * 100:g} %"

@@ -73,13 +73,16 @@ BENCHMARKS = {
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one benchmark and returns 0, even if a result misses its target. Raises `UserError` for bad input."""
-    parser = _build_parser()
-    options = parser.parse_args(arguments)
-    if options.name is None:
-        parser.print_help()
-        return 0
-    if options.name not in BENCHMARKS:
+    options = _build_parser().parse_args(arguments)
+    if options.name is not None and options.name not in BENCHMARKS:
         raise UserError(f"{options.name}: unknown benchmark; {allowed_names(options.name, BENCHMARKS)}")
+    if options.help:
+        _build_parser(options.name).print_help()
+        return 0
+    if options.name is None:
+        print(_list_benchmarks())
+        print(f"\nTo run one: {program_name()} bench NAME. NAME --help shows its flags.")
+        return 0
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads {options.threads}: must be at least 1")
     _check_device(options.device)
@@ -96,26 +99,37 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _build_parser() -> ArgumentParser:
+def _list_benchmarks() -> str:
+    return "benchmarks:\n" + "\n".join(f"  {name:10}{benchmark.help}" for name, benchmark in BENCHMARKS.items())
+
+
+def _build_parser(name: str | None = None) -> ArgumentParser:
+    """The parser of all benchmarks; with a name, one that prints the help of this benchmark."""
     parser = ArgumentParser(
-        prog=f"{program_name()} bench",
+        prog=f"{program_name()} bench {name or ''}".strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="benchmarks:\n" + "\n".join(f"  {name:10}{benchmark.help}" for name, benchmark in BENCHMARKS.items()),
+        description=BENCHMARKS[name].help if name else None,
+        epilog=None if name else _list_benchmarks(),
         allow_abbrev=False,
+        add_help=False,
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one of: " + ", ".join(BENCHMARKS))
+    if name is None:
+        parser.add_argument("name", metavar="NAME", nargs="?", help="one of: " + ", ".join(BENCHMARKS))
+    parser.add_argument("-h", "--help", action="store_true", help="show this help; NAME --help: of one benchmark")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, to check that it works")
     threads = "threads of torch, or processes of verdicts (default: the benchmark's own)"
     parser.add_argument("--threads", metavar="N", type=int, help=threads)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
     owners: dict[str, list[str]] = {}
-    for name, benchmark in BENCHMARKS.items():
+    for owner, benchmark in BENCHMARKS.items():
         for flag in benchmark.flags:
-            owners.setdefault(flag, []).append(name)
+            owners.setdefault(flag, []).append(owner)
     for flag, names in owners.items():
-        metavar, text, action = BENCHMARKS[names[0]].flags[flag]
-        parser.add_argument(flag, metavar=metavar, help=f"only for {' and '.join(names)}: {text}", action=action)
+        if name is None or name in names:
+            metavar, text, action = BENCHMARKS[name or names[0]].flags[flag]
+            text = text if name else f"only for {' and '.join(names)}: {text}"
+            parser.add_argument(flag, metavar=metavar, help=text, action=action)
     return parser
 
 

@@ -19,6 +19,7 @@ from study.cli.console import build_console
 from study.cli.recorded import (
     apply_settings,
     describe_edits,
+    find_compared_folders,
     find_run_folder,
     load_as_last_run,
     load_shown,
@@ -138,12 +139,12 @@ def show_status(options: argparse.Namespace) -> int:
 
 
 def write_report(options: argparse.Namespace) -> int:
-    """Writes the report, figures as files, and with --compare a comparison page; with --serve, serves it."""
-    from study.analysis.records import read_study
+    """Writes the report, figures as files, and with --compare a comparison page.
 
-    folder, others = find_run_folder(options), [StudyFolder(path) for path in options.compare or ()]
-    for other in others:  # raises before anything is written
-        read_study(other)
+    With --serve, serves it instead of writing figures as files, which takes a minute or more.
+    """
+    folder = find_run_folder(options)
+    others = find_compared_folders(options, folder)
     recorded = read_study_file(folder.config)
     analysis = apply_settings(options, recorded, folder, analysis=True).analysis
     if analysis != recorded.study.analysis and (others or options.serve):
@@ -157,7 +158,7 @@ def write_report(options: argparse.Namespace) -> int:
             "the verb `run` records the changes.", soft_wrap=True,
         )  # fmt: skip
     report = _write_report(console, folder, analysis)
-    if not options.no_images:
+    if not (options.no_images or options.serve):
         images = report.export()
         console.print(images if isinstance(images, str) else f"figures: {len(images)} in {folder.report / 'figures'}")
     if others:

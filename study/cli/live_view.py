@@ -81,8 +81,9 @@ def format_time_left(seconds: float | None) -> str:
 
 def format_duration(seconds: float) -> str:
     """5700 -> '1 h 35 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
+    if round(seconds) < 600:
+        minutes, seconds = divmod(round(seconds), 60)
+        return " ".join([f"{minutes} min"] * bool(minutes) + [f"{seconds} s"] * bool(seconds or not minutes))
     hours, minutes = divmod(round(seconds / 60), 60)
     if seconds < 90 * 60:
         return f"{60 * hours + minutes} min"

@@ -49,6 +49,8 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # it may be anything in another program
             stream.reconfigure(errors="backslashreplace")  # for terminals without Unicode, and names that are no text
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+        del os.environ[name]  # W&B would refuse an empty value; processes that this one starts do not see it either
     return run_interruptible(lambda: run_reporting_errors(lambda: _run_command(arguments, space, build_network)))
 
 

@@ -41,6 +41,25 @@ def find_run_folder(options: argparse.Namespace) -> StudyFolder:
     return folder
 
 
+def find_compared_folders(options: argparse.Namespace, folder: StudyFolder) -> list[StudyFolder]:
+    """The folders of `--compare`. Raises `UserError` where one holds no study, with the others beside it."""
+    others = [StudyFolder(path) for path in options.compare or ()]
+    for other in others:
+        if other.config.exists():
+            read_study_file(other.config)  # raises if it is damaged, before anything is written
+            continue
+        name, parent = other.path.name, other.path.parent
+        beside = {path.parent for path in parent.glob("*/study.yaml")} - {folder.path}
+        if name in list_configs("studies"):
+            out = "" if parent == Path("runs") else f" --out {shlex.quote(str(parent))}"
+            hint = f"train it first: --study {name}{out}"
+        else:
+            names = sorted(path.name for path in beside)
+            hint = allowed_names(name, names) if names else f"no other study in {parent}"
+        raise UserError(f"--compare {other.path}: no study has been run here; {hint}")
+    return others
+
+
 def load_with_flags(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:
     """The study that the command's own flags describe."""
     study = load_study(options.study, options.scale, [*options.set, *_launcher_setting(options)])

@@ -228,8 +228,12 @@ def describe_driver(folder: StudyFolder) -> str:
 
 
 def describe_running(record: TrialFolder, planned: PlannedTrial | None = None) -> RunningTrial:
-    """How far a trial is and where it runs, from its record."""
-    state = record.read_state()
+    """How far a trial is and where it runs, from its record.
+
+    A trial that is started again has the state of its last attempt until its new process has the lock; it then has no
+    duration and no place yet.
+    """
+    state = record.read_state() if record.is_locked() else {}
     started, place = state.get("started"), state.get("job") or state.get("host")
     return RunningTrial(
         key=record.key, epoch=read_last_epoch(record.metrics), epochs=planned.config.epochs if planned else None,

@@ -28,7 +28,7 @@ def validate_study(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfi
         study = StudyConfig(**{**merged, "factors": factors})
     except ValidationError as error:
         raise UserError(_format_error(error, origin)) from None
-    _check_pruner(study, origin)
+    _check_replicates(study, origin)
     study = study.model_copy(update={"joint": _normalize_joint(study, origin)})
     _check_joint(study, origin)
     normalized = {factor: _check_factor(study, factor, origin) for factor in study.factors}
@@ -73,7 +73,8 @@ def explain_error(error: Any) -> str:
 # ------------------------------------------------------------------------------------- checks across settings
 
 
-def _check_pruner(study: StudyConfig, origin: dict[str, str]) -> None:
+def _check_replicates(study: StudyConfig, origin: dict[str, str]) -> None:
+    """Checks what is possible only with one replicate, or only with several: a pruner, seeds varied apart."""
     if study.seeds.apart and (study.search or study.replicates < 2):
         where, needs = find_origin("seeds.apart", origin), "a grid" if study.search else "at least 2 replicates"
         raise UserError(f"{where}: seeds.apart: seeds can be varied apart in a study with {needs}")

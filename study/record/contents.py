@@ -55,7 +55,10 @@ class Digest(_Contents):
 
 
 class Result(_Contents):
-    """result.json. `files` names no other files than those of the record."""
+    """result.json. `files` names no other files than those of the record.
+
+    seconds: of all attempts together. An attempt that was killed left no end in attempts.jsonl and is not counted.
+    """
 
     version: Annotated[int, AfterValidator(_check_version), Field(alias="schema")]
     status: Literal["done", "diverged", "pruned"]

@@ -8,10 +8,11 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 
 from study.config.errors import FULL_DISK, NO_SPACE
 from study.plan.job import Job
-from study.record.io import append_line, quarantine, write_json
+from study.record.io import append_line, quarantine, read_attempts, write_json
 from study.record.layout import TrialFolder
 from study.training.preemption import PreemptedError
 
@@ -48,6 +49,17 @@ def log_attempt_end(folder: TrialFolder, attempt: int, step: int | None, how: st
     """Appends to the attempts log how an attempt ended, unless the disk is full."""
     with suppress(OSError):
         append_line(folder.attempts_log, {"attempt": attempt, "time": time.time(), "step": step, "how": how})
+
+
+def sum_attempt_seconds(folder: TrialFolder) -> float:
+    """Seconds that the attempts in the log took together. One without an end (killed, or still running) adds none."""
+    lines = [line for line in read_attempts(folder.attempts_log) if isinstance(line.get("time"), float)]
+    seconds = [
+        float(end["time"] - start["time"])
+        for start, end in pairwise(lines)
+        if "how" in end and "how" not in start and start.get("attempt") == end.get("attempt")
+    ]
+    return sum(max(0.0, each) for each in seconds)  # a clock may have been set back
 
 
 def record_error(folder: TrialFolder, error: Exception) -> str:

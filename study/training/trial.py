@@ -24,7 +24,14 @@ from study.record.switch_weights import select_switch_layers
 from study.record.wandb_run import Tracker, finish_open_run, start_wandb_service
 from study.tasks import TASKS, DivergedError
 from study.tasks.distributed import RANK_EXIT_SECONDS, ProcessGroup, launch_ranks
-from study.training.attempts import log_attempt_end, log_attempt_start, quarantine_damage, record_error, start_attempt
+from study.training.attempts import (
+    log_attempt_end,
+    log_attempt_start,
+    quarantine_damage,
+    record_error,
+    start_attempt,
+    sum_attempt_seconds,
+)  # fmt: skip
 from study.training.description import collect_metrics, describe_trial, describe_trial_environment, format_set_aside
 from study.training.follower_rank import FollowerRankCallback
 from study.training.lightning_trainer import build_trainer
@@ -119,9 +126,10 @@ def train(
     recorder.write_switch_weights()
     tracker.log_switch_weights(recorder.history[-1], layers, trial.pool, trial.space)
     tracker.finish(status, metrics)
+    seconds = sum_attempt_seconds(folder) + time.perf_counter() - started
     write_result(folder, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
-        "seconds": round(time.perf_counter() - started, 3), "attempts": attempt, "metrics": metrics,
+        "seconds": round(seconds, 3), "attempts": attempt, "metrics": metrics,
         "set_aside": len(data.set_aside), "notes": [*notes, *data.notes, *format_set_aside(data.set_aside)],
     })  # fmt: skip
     return status, recorder.steps[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import time
 
 import pytest
@@ -58,6 +59,24 @@ def test_without_a_name_all_benchmarks_are_listed(capsys: pytest.CaptureFixture[
     assert main(["bench"]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n  {name} " in printed and benchmark.help in printed for name, benchmark in BENCHMARKS.items())
+    assert not re.search(r"--(?!help)", printed)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_help_of_a_benchmark_shows_its_own_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", name, "--help"]) == 0
+    printed = capsys.readouterr().out
+    shown = re.findall(r"^  (?:-h, )?(--[a-z-]+)", printed, re.MULTILINE)
+    assert shown == [
+        "--help",
+        "--quick",
+        "--threads",
+        "--device",
+        "--json",
+        *[f for f in shown if f in BENCHMARKS[name].flags],
+    ]
+    assert set(BENCHMARKS[name].flags) < set(shown)
+    assert "only for" not in printed
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -44,13 +44,13 @@ def test_the_view_fits_the_terminal_and_shows_what_matters_first(width: int, hei
 
 
 def test_as_many_running_trials_as_there_is_room_for() -> None:
-    shown = {height: sum("75 s" in line for line in draw(80, height)) for height in (12, 24, 30, 60)}
+    shown = {height: sum("1 min 15 s" in line for line in draw(80, height)) for height in (12, 24, 30, 60)}
     assert shown[12] == 0
     assert 0 <= shown[24] < shown[30] <= shown[60] == 10
     *_, first, second, _, _, _, _, _, _, _, _, more = draw(60, 60)
-    assert first.startswith("starting, 75 s")
+    assert first.startswith("starting, 1 min 15 s")
     assert first.endswith("0804ffa3-r0")  # a key is cut in the middle
-    assert second.startswith("epoch 1 of 8, 75 s")
+    assert second.startswith("epoch 1 of 8, 1 min 15 s")
     assert second.endswith("job 7")
     assert more == "and 20 more"
 
@@ -79,8 +79,9 @@ def test_other_words_are_another_cause_and_the_most_frequent_comes_first() -> No
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(3, "3 s"), (89.4, "89 s"), (100, "2 min"), (5399, "90 min"), (5700, "1 h 35 min"), (7190, "2 h 0 min"),
-     (200_000, "2 days")],
+    [(0, "0 s"), (3, "3 s"), (59.4, "59 s"), (59.6, "1 min"), (89.4, "1 min 29 s"), (180, "3 min"),
+     (599.4, "9 min 59 s"), (599.6, "10 min"), (640, "11 min"), (5399, "90 min"), (5700, "1 h 35 min"),
+     (7190, "2 h 0 min"), (200_000, "2 days")],
 )  # fmt: skip
 def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

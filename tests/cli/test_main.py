@@ -48,6 +48,29 @@ def test_three_programs_are_one(start: str, tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
 
 
+def test_an_empty_variable_of_wandb_is_as_good_as_none(tmp_path: Path) -> None:
+    """In a process of its own, because W&B reads its variables once."""
+    code = (
+        "import os; from study.cli.main import main; assert main([]) == 0; "
+        "from wandb.sdk import wandb_setup; settings = wandb_setup.singleton().settings; "
+        "assert settings.project == 'mine'; print(settings.mode, settings.base_url)"
+    )
+    empty = {"WANDB_MODE": "", "WANDB_BASE_URL": "", "WANDB_PROJECT": "mine", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **empty}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^online https?://", done.stdout, re.MULTILINE)
+
+
+def test_an_interpreter_without_the_dependencies_is_one_line() -> None:
+    program = [sys.executable, "-S", str(ROOT / "run_study.py")]  # -S: without the packages of this environment
+    done = subprocess.run(program, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    for words in (f"error: {sys.executable} has no module ", "source .venv/bin/activate", "pip install -e ."):
+        assert words in done.stderr
+
+
 def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from study.analysis.report.report import Report
 from study.bench.synthetic_records import Truth, write_study
 from study.cli import report_server
 from study.cli.report_server import MAX_CONNECTIONS, open_server
@@ -25,7 +26,7 @@ from study.config.schema import StudyConfig
 from study.plan.trials import plan_trials
 from study.record.layout import StudyFolder
 from tests.cli.conftest import STUDY, write_failed
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Command
 
 SECRET = "not for others"
 
@@ -149,6 +150,20 @@ def test_the_command_serves_rewrites_the_report_and_ends_on_ctrl_c(study: StudyC
     assert process.returncode == 0
     assert "Stopped serving" in printed
     assert "Traceback" not in printed
+
+
+def test_serving_writes_no_figures_as_files(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """They take a minute or more, in which there would be no address."""
+    write_study(StudyFolder(tmp_path / study.name), study, Truth(), only=lambda trial: trial.config.norm == "sn")
+    served, exported = [], []
+    monkeypatch.setattr(report_server, "serve_report", lambda folder, print_line: served.append(folder))
+    monkeypatch.setattr(Report, "export", lambda self: exported.append(self.folder) or [])
+    assert command("report", "--serve", *STUDY, "--out", str(tmp_path)).code == 0
+    assert (len(served), exported) == (1, [])
+    assert command("report", *STUDY, "--out", str(tmp_path)).code == 0
+    assert (len(served), len(exported)) == (1, 1)
 
 
 def test_other_files_in_the_folder_are_not_served(server: ThreadingHTTPServer, root: Path) -> None:

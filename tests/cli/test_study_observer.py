@@ -51,7 +51,7 @@ def test_records_give_states_problems_running_trials_and_time_left(
     monkeypatch.setattr("study.cli.study_observer.read_queue", lambda folder: waiting)
     with running.lock():
         observer.read_records()
-    snapshot = observer.take_snapshot()
+        snapshot = observer.take_snapshot()
     assert (snapshot.name, snapshot.total, snapshot.finished) == (NAME, 8, 4)
     assert dict(+snapshot.states) == {"done": 4, "failed": 1, "stale": 1, "running": 1, "queued": 1}  # type: ignore[operator]
     assert [(problem.key, problem.reason) for problem in snapshot.problems] == [
@@ -145,10 +145,23 @@ def test_of_trials_in_a_clusters_queue_those_that_started_are_described(
     observer.running = {trial.key: trial for trial in plan_trials(study) if trial.config.norm == "bn"}
     started = records(folder, study, "bn")[2]
     write_json(started.state, {"state": "running", "job": "12_3"})
-    snapshot = observer.take_snapshot()
+    with started.lock():
+        snapshot = observer.take_snapshot()
+        assert snapshot.running == [describe_running(started, observer.running[started.key])]
     assert snapshot.states["submitted"] == 4
-    assert snapshot.running == [describe_running(started, observer.running[started.key])]
     assert (snapshot.running[0].place, snapshot.running[0].epoch) == ("12_3", None)
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted"])  # its last attempt was killed, or ended by a signal
+def test_a_trial_that_is_started_again_has_no_duration_until_it_runs(
+    state: str, folder: StudyFolder, study: StudyConfig
+) -> None:
+    record = records(folder, study, "bn")[0]
+    write_json(record.state, {"state": state, "started": time.time() - 3600, "host": "node7"})
+    assert (describe_running(record).seconds, describe_running(record).place) == (None, "")
+    with record.lock():  # as `start_attempt` does
+        write_json(record.state, {"state": "running", "started": time.time(), "host": "node7"})
+        assert describe_running(record).seconds == pytest.approx(0, abs=10)
 
 
 def test_the_last_epoch_is_that_of_the_last_complete_line(tmp_path: Path) -> None:

@@ -84,25 +84,23 @@ def find_dynamics(records: StudyRecords, trials: pd.DataFrame) -> Details:
 
 def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
     """Trends over the layers of a network that have the same place."""
-    confidence, parts = records.confidence, []
+    confidence, trends = records.confidence, {}
     for measure, position, quantity in (
-        ("trend_depth", "depth_fraction", "depth inside a network, among layers of the same place"),
-        ("trend_receptive_field", "receptive_field", "receptive field, among layers of the same place"),
+        ("trend_depth", "depth_fraction", "depth inside a network"),
+        ("trend_receptive_field", "receptive_field", "receptive field"),
     ):
         table = rank_trends(switch, position)
         grid = build_grid(trials, table)
-        rows = _adjust([
+        trends[quantity] = _adjust([
             _mean_row(records, measure, name, grid, column, len(trials))
             for column, name in enumerate(_name_weights(records, table))
         ] if grid.trials else [], confidence)  # fmt: skip
-        parts.append(Details(effects=rows, sentences=sentences.format_trend(quantity, rows, confidence)))
+    said = sentences.format_trends_inside(trends, confidence)
     alike = rank_trends(switch, "receptive_field", "depth_fraction").to_numpy()
     if alike.size:
-        said = (
-            f"The two have a rank correlation of {format_number(np.nanmean(alike), 2)} among layers of the same place."
-        )
-        parts.append(Details(effects=[], sentences=[said]))
-    return Details.join(*parts)
+        correlation = format_number(np.nanmean(alike), 2)
+        said.append(f"The two have a rank correlation of {correlation} among layers of the same place.")
+    return Details(effects=[row for rows in trends.values() for row in rows], sentences=said)
 
 
 def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:

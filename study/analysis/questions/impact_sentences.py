@@ -46,6 +46,20 @@ def format_trend(quantity: str, rows: Sequence[Effect], confidence: float) -> li
     return [f"With {quantity}, the weight {join_words(said)} (a trend has an adjusted p below {1 - confidence:.2g})."]
 
 
+def format_trends_inside(trends: Mapping[str, Sequence[Effect]], confidence: float) -> list[str]:
+    """`format_trend` for quantities inside a network, in one sentence where they agree. trends: rows by quantity."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for quantity, rows in trends.items():
+        alike.setdefault(tuple(format_trend("", rows, confidence)), []).append(quantity)
+    return [
+        sentence
+        for quantities in alike.values()
+        for sentence in format_trend(
+            f"{' and with '.join(quantities)}, among layers of the same place", trends[quantities[0]], confidence
+        )
+    ]
+
+
 def format_tracked_share(records: StudyRecords, shares: Sequence[PairedDifference]) -> list[str]:
     """How the share of the tracked member changes from the smallest to the largest B."""
     if not shares or shares[0].estimate.value is None:

@@ -59,7 +59,10 @@ def adjust_false_discoveries(rows: Sequence[Effect]) -> list[Effect]:
 
 
 def format_layer_effects(rows: Sequence[Effect], factors: Sequence[str], confidence: float) -> list[str]:
-    """How many positions each factor moves, and which it moves most and least. rows: from `layer_rows`."""
+    """How many positions each factor moves, and its largest and smallest displacement among all positions.
+
+    rows: from `layer_rows`.
+    """
     said = []
     for name in factors:
         own = [row for row in rows if row.comparison.startswith(f"{name}, ") and row.p_value is not None]
@@ -68,10 +71,11 @@ def format_layer_effects(rows: Sequence[Effect], factors: Sequence[str], confide
         moved = [row for row in own if row.p_value is not None and row.p_value < 1 - confidence]
         ranked = sorted(own, key=lambda row: -(row.estimate.value or 0.0))
         ends = " and ".join(
-            f"{row.comparison.removeprefix(f'{name}, ')} {word} ({format_number(row.estimate.value or 0.0, 2)})"
-            for row, word in ((ranked[0], "most"), (ranked[-1], "least"))
+            f"{word} {format_number(row.estimate.value or 0.0, 2)} at {row.comparison.removeprefix(f'{name}, ')}"
+            for row, word in ((ranked[0], "largest"), (ranked[-1], "smallest"))
         )
-        said.append(f"{name} {len(moved)} of {len(own)}" + f", {ends}" * bool(moved))
+        all_positions = f" (displacement among all {len(own)}: {ends})" if moved else ""
+        said.append(f"{name} {len(moved)} of {len(own)}{all_positions}")
     if not said:
         return []
     return [

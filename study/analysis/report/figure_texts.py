@@ -8,7 +8,7 @@ import pandas as pd
 
 from study.analysis.questions.answers import Effect
 from study.analysis.statistics.intervals import Estimate
-from study.analysis.wording import format_confidence, format_number, join_words
+from study.analysis.wording import format_bounds, format_confidence, format_number, join_words
 
 MAX_DESCRIBED = 4  # effects that the description of a figure names; it counts the others
 
@@ -33,9 +33,8 @@ def format_effects(effects: Sequence[Effect]) -> str:
     shown = [effect for effect in effects if effect.measure == effects[0].measure][:MAX_DESCRIBED]
     numbers = []
     for effect in shown:
-        low, high = effect.estimate.low, effect.estimate.high
-        interval = "no interval" if low is None or high is None else f"{format_number(low)} to {format_number(high)}"
-        numbers.append(f"{effect.comparison} {format_number(effect.estimate.value or 0.0)} ({interval})")
+        value = format_number(effect.estimate.value or 0.0)
+        numbers.append(f"{effect.comparison} {value} ({format_bounds(effect.estimate)})")
     more = f" {len(effects) - len(shown)} more numbers are in the table." if len(effects) > len(shown) else ""
     return f"{effects[0].measure.label.capitalize()}: {join_words(numbers)}.{more}"
 

@@ -8,7 +8,7 @@ from study.analysis.questions.answers import Answer, Effect
 from study.analysis.questions.robustness import format_fragile_choices
 from study.analysis.records import load_study_records
 from study.analysis.report.registry import answer_questions
-from study.analysis.wording import format_number, format_verdict, split_sentences
+from study.analysis.wording import format_bounds, format_number, format_verdict, split_sentences
 from study.record.layout import StudyFolder
 
 MAX_LINES = 8  # of main numbers, and of what would settle an answer
@@ -44,10 +44,9 @@ def format_effect(effect: Effect) -> str:
     """`+0.012 (0.004 to 0.020, n = 4) validation accuracy, sn - bn`. A narrow terminal cuts the end, not the number."""
     measure, estimate = effect.measure, effect.estimate
     assert estimate.value is not None
-    value, interval = format_number(estimate.value, sign=measure.is_signed), "no interval"
-    if estimate.low is not None and estimate.high is not None:
-        interval = f"{format_number(estimate.low)} to {format_number(estimate.high)}"
-    return f"{value} ({interval}, n = {estimate.n}) {measure.label}, {effect.comparison}"
+    value, bounds = format_number(estimate.value, sign=measure.is_signed), format_bounds(estimate)
+    counted = "" if estimate.n == 1 else f", n = {estimate.n}"  # without an interval, `bounds` says it
+    return f"{value} ({bounds}{counted}) {measure.label}, {effect.comparison}"
 
 
 def _format_judged(effect: Effect, answer: Answer) -> str:

@@ -26,7 +26,7 @@ from study.analysis.report.plan_text import format_plan
 from study.analysis.report.tables import REPORT_STATES, count_states
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
-from study.analysis.wording import format_number, format_slug, format_verdict, split_sentences
+from study.analysis.wording import format_bounds, format_number, format_slug, format_verdict, split_sentences
 from study.config.choice_space import ChoiceSpace
 from study.plan.warm_start import build_config
 
@@ -80,7 +80,7 @@ def load_templates() -> jinja2.Environment:
         "number": _format_number, "p_value": _format_p_value, "ranges": format_ranges, "sentences": split_sentences,
         "typeset": _typeset, "by_measure": _group_by_measure, "place": place_interval, "zero": _place_zero_of_effects,
         "verdict": format_verdict, "agreement": format_agreement, "fragile": format_fragile,
-        "slug": partial(format_slug, most=60),
+        "slug": partial(format_slug, most=60), "bounds": format_bounds,
     }  # fmt: skip
     return environment
 

@@ -67,11 +67,20 @@ def test_with_a_fixed_number_of_chunks_the_two_are_not_told_apart(find: Any) -> 
 
 def test_trends_with_depth_are_named(find: Any) -> None:
     effects, text, _ = find(depth=[8, 14])  # the logit of ln rises with depth, by 1
-    said = "With depth inside a network, among layers of the same place, the weight rises for ln of means and ln of"
-    assert f"{said} variances and falls for" in text
+    said = "With depth inside a network and with receptive field, among layers of the same place, the weight rises for"
+    assert f"{said} ln of means and ln of variances and falls for" in text
+    assert text.count("the weight rises") == 1
     assert _of(effects, "trend_depth")["ln of means"].estimate.above(0.8)
     assert "rank correlation of 1.00" in text
     assert "one B" in text
+
+
+def test_trends_that_differ_are_named_separately(find: Any) -> None:
+    _, _, records = find(depth=[8, 14])
+    upside_down = replace(records, switch=records.switch.eval("receptive_field = -receptive_field"))
+    depth, field, _ = find_trends(upside_down, select_choices(upside_down)).sentences[:3]
+    assert depth.startswith("With depth inside a network, among layers of the same place, the weight rises for ln of")
+    assert field.startswith("With receptive field, among layers of the same place, the weight rises for bn of")
 
 
 def test_layers_without_a_receptive_field_have_no_trend_with_it(find: Any) -> None:

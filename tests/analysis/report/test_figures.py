@@ -59,7 +59,7 @@ def _draw(records: StudyRecords) -> list[go.Figure]:
 
 def _points(trace: Any) -> Iterator[list[Any]]:
     """The customdata of every point, or of every cell of a map."""
-    for entry in trace.customdata or ():
+    for entry in () if trace.customdata is None else trace.customdata:
         yield from entry if trace.type == "heatmap" else [entry]
 
 
@@ -78,7 +78,7 @@ def test_every_figure_leads_to_trials_and_is_told_in_words(drawn: list[go.Figure
     for figure in drawn:
         meta = figure.layout.meta
         numbers = {point[0] for trace in figure.data for point in _points(trace)}
-        assert numbers
+        assert numbers, f"{figure.layout.title.text}: no point's customdata starts with groups.number(rows)"
         assert numbers <= {-1, *range(len(meta["trials"]))}
         assert {row for group in meta["trials"] for row in group} <= set(records.trials.index)
         assert 20 < len(meta["alt"]) < 2000
@@ -89,7 +89,12 @@ def test_every_figure_leads_to_trials_and_is_told_in_words(drawn: list[go.Figure
 def test_figures_hold_lists_of_finite_numbers(drawn: list[go.Figure]) -> None:
     """W&B's page shows neither NaN nor the packed arrays that plotly makes of numpy arrays."""
     for figure in drawn:
-        assert "bdata" not in json.dumps(figure.to_dict(), allow_nan=False)
+        advice = f"{figure.layout.title.text}: make lists of arrays with .tolist(), and None of NaN"
+        try:
+            text = json.dumps(figure.to_dict(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            pytest.fail(f"{advice} ({error})")
+        assert "bdata" not in text, advice
 
 
 def test_a_point_leads_to_the_trials_of_its_level(records: StudyRecords, chosen: pd.DataFrame) -> None:

@@ -54,6 +54,7 @@ def test_the_same_study_has_a_verdict_when_it_has_ended(tmp_path: Path) -> None:
     assert not load_study_records(folder).is_interim
     answer = answer_questions(load_study_records(folder))["useful"]
     assert (answer.interim, answer.verdict) == (False, "supported")
+    assert "The rule that decided" in _text(write_report(folder))
 
 
 @pytest.mark.parametrize("state", ["running", "planned"])
@@ -75,6 +76,15 @@ def test_pages_and_terminals_say_interim(unfinished: StudyFolder) -> None:
     assert "answers are interim and carry no verdict" in text
     assert format_answer("useful", report.answers["useful"])[0] == "useful: interim"
     assert compute_interim_answers(unfinished)["questions"][0]["verdict"] == "interim"
+    assert "The rule that decided" not in text
+    assert re.search(r"1 missing: (sn|bn) not trained yet", text)
+
+
+def test_lines_of_one_replicate_say_why_there_is_no_interval(tmp_path: Path) -> None:
+    study = build_study(replicates=1, questions=("useful",), norm=["sn", "bn"])
+    found = compute_interim_answers(write_study(tmp_path, study, TRUTH))["questions"][0]["effects"]
+    assert found
+    assert all(re.match(r"[+-][\d.]+ \(no interval: 1 replicate\) ", line) for line in found)
 
 
 def test_evidence_against_is_named_so_and_keeps_its_word_in_json(tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def test_every_link_has_a_target(page: _Page) -> None:
 def test_one_replicate_has_no_interval(tmp_path: Path) -> None:
     page = _Page(write_report(write_study(tmp_path, build_study(replicates=1, norm=["sn", "bn"]))).read_text("utf-8"))
     assert "one replicate, so no interval is defined" in page.text
-    assert "undefined: 1 replicate" in page.text
+    assert "no interval: 1 replicate" in page.text
+    assert "undefined" not in page.text
 
 
 def test_a_result_of_another_version_says_so(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_studies_side_by_side(planted: StudyFolder, tmp_path: Path) -> None:
     (planted.report / "report.html").touch()
     page = _Page(write_comparison(planted, [folder]).read_text("utf-8"))
     assert page.count("article") == 3  # questions
-    for text in (str(tmp_path), "not asked", "factors.depth", "[8, 20]", "batch_size", "undefined: 1 replicate"):
+    for text in (str(tmp_path), "not asked", "factors.depth", "[8, 20]", "batch_size", "no interval: 1 replicate"):
         assert text in page.text
     assert "factors.norm" not in page.text  # the same in both
     links = {str(attributes.get("href")) for tag, attributes in page.tags if tag == "a"}
@@ -255,7 +256,13 @@ def test_compare_on_the_command_line(planted: StudyFolder, command: Command, tmp
     out = ("--out", str(tmp_path))
     missing = command("report", "--study", "planted", "--compare", str(tmp_path / "plantd"), *out)
     assert (missing.code, missing.out) == (2, "")
-    assert missing.err.splitlines()[-1].endswith("plantd/study.yaml: no study here; allowed: planted; nearest: planted")
+    assert missing.err.endswith(f"plantd: no study has been run here; no other study in {tmp_path}\n")
+    shutil.copytree(tmp_path / "planted", tmp_path / "second")
+    misspelt = command("report", "--study", "planted", "--compare", str(tmp_path / "secnd"), *out)
+    assert misspelt.err.endswith("secnd: no study has been run here; allowed: second; nearest: second\n")
+    untrained = command("report", "--study", "planted", "--compare", str(tmp_path / "impacts"), *out)
+    assert untrained.err.endswith(f"train it first: --study impacts --out {tmp_path}\n")
+    assert untrained.err.count("\n") == untrained.code - 1 == 1
     unknown = command("report", "--study", "plantd", *out)
     assert unknown.code == 2
     assert unknown.err.rstrip().endswith("nearest: planted")
