@@ -9,6 +9,9 @@ from study.cli.interrupts import exit_on_interrupt
 def main() -> int:
     """Runs one command and returns its exit code; 2 with one line if this Python lacks a package that it needs."""
     exit_on_interrupt()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the end of the program
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
         from study.cli.completion import complete
 

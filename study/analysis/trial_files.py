@@ -55,6 +55,8 @@ def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpac
         record.curves = _read_curves(folder)
         if row["state"] != "damaged":
             record.weights = _read_weights(folder, space, is_running=row["state"] == "running")
+        if row["state"] == "done" and plan is not None:
+            _check_epochs(folder, plan, record.weights)
     except DamagedFileError as error:
         row |= {"state": "damaged", "reason": str(error), **dict.fromkeys((*METRICS, *RESULT_NUMBERS))}
     return record
@@ -148,6 +150,16 @@ def _read_weights(folder: TrialFolder, space: ChoiceSpace, *, is_running: bool) 
             return None
         raise DamagedFileError(file.name, str(error)) from None
     return weights if weights.num_rows else None  # the layers of some norms have no choice
+
+
+def _check_epochs(folder: TrialFolder, plan: PlannedTrial, weights: pa.Table | None) -> None:
+    """Raises `DamagedFileError` where a finished trial lacks epochs: the last one counts."""
+    trained = (folder.read_result() or {}).get("epochs")
+    if trained and trained != plan.config.epochs:  # an imported network was not trained here: 0
+        raise DamagedFileError(folder.result.name, f"epochs is {trained}, but {plan.config.epochs} are planned")
+    last = None if weights is None else weights["epoch"].to_numpy().max()
+    if None not in (last, trained) and last != trained:
+        raise DamagedFileError(folder.switch_weights.name, f"the last epoch is {last}, not {trained}")
 
 
 def _select_results(result: dict[str, Any]) -> dict[str, float]:

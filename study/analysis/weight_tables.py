@@ -42,6 +42,11 @@ def read_switch_weights(file: Any, space: ChoiceSpace = NORMALIZATION) -> pa.Tab
     for name, allowed in (("statistic", space.axis_names), ("normalizer", space.member_names)):
         if unknown := set(values[name]) - set(allowed):
             raise ValueError(f"{name}: unknown: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
+    weights, epochs = table["weight"].to_numpy(), table["epoch"].unique().to_numpy()
+    if len(weights) and not (weights.min() >= 0 and weights.max() <= 1.001):
+        raise ValueError("weight: is not between 0 and 1")
+    if len(epochs) and (epochs.min() < 0 or epochs.max() != len(epochs) - 1):
+        raise ValueError("epoch: some are missing")
     if not np.allclose(sums.to_numpy(), 1, atol=1e-3):
         raise ValueError(f"weight: does not sum to 1 over the {space.noun}s of a layer")
     return table

@@ -25,7 +25,11 @@ from study.sweep.study_file import find_change
 
 def find_folder(options: argparse.Namespace) -> StudyFolder:
     """The folder of the study, whether it has been run or not."""
-    return StudyFolder(options.out / find_study_name(options.study, options.set))
+    folder = StudyFolder(options.out / find_study_name(options.study, options.set))
+    existing = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing}: is a file, not a folder")
+    return folder
 
 
 def find_run_folder(options: argparse.Namespace) -> StudyFolder:

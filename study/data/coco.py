@@ -80,7 +80,9 @@ def open_split(folder: Path, split: PublishedSplit) -> ImagesWithObjects:
     subfolder = SPLIT_FOLDERS[split]
     file = folder / f"annotations/instances_{subfolder}.json"
     content = _read_annotations(file)
-    labels = {number: label for label, number in enumerate(sorted(each.id for each in content.categories), 1)}
+    labels = {number: label for label, number in enumerate(sorted({each.id for each in content.categories}), 1)}
+    if len(labels) < len(content.categories):
+        raise UserError(f"{file}: damaged: two of the categories have the same id")
     if len(labels) != CLASSES:
         raise UserError(f"{file}: {len(labels)} categories; expected COCO's {CLASSES}")
     paths = {each.id: f"{subfolder}/{each.file_name}" for each in content.images}
@@ -176,10 +178,19 @@ def _convert_box(box: Sequence[float], height: int, width: int) -> tuple[float, 
     return max(0.0, left), max(0.0, top), min(float(width), left + box_width), min(float(height), top + box_height)
 
 
+def _is_polygon(points: Any, reach: float) -> bool:
+    """Whether a list is x, y, x, y, ... of at least 3 points, none further outside of the image than `reach`."""
+    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
+        return False
+    return all(isinstance(each, (int, float)) and abs(each) <= 2 * reach for each in points)
+
+
 def _read_mask(segmentation: Any, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A mask (height, width) of 0 and 1 from polygons or a run-length encoding. Raises `ValueError`."""
     if not segmentation:
         raise ValueError("an object has no segmentation, which head=mask_rcnn needs")
+    if isinstance(segmentation, list) and not all(_is_polygon(each, 2 * max(height, width)) for each in segmentation):
+        raise ValueError("a mask cannot be read: a polygon needs 3 points or more, in or near the image")
     try:
         mask: np.ndarray[Any, np.dtype[np.uint8]] = coco_mask.decode(coco_mask.segmToRle(segmentation, width, height))
     except (TypeError, KeyError, RuntimeError) as error:

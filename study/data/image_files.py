@@ -157,6 +157,8 @@ def decode_image(path: Path, *, lossless: bool = False) -> Image.Image:
     lossless: refuses images whose values differ from those that were saved.
     """
     try:
+        if not path.is_file():  # opening a pipe would wait for a writer
+            raise OSError(f"{path.name} is not a regular file")
         with path.open("rb") as file:
             picture = Image.open(file)
             # Pillow stretches gray values of 2 or 4 bits to 0..255.

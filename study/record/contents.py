@@ -19,8 +19,6 @@ FINISHED = ("done", "diverged", "pruned")  # statuses of a result; a failed tria
 MAX_DOCUMENT_BYTES, MAX_TABLE_BYTES = 2**22, 2**28
 MAX_SHOWN = 1000  # characters of a reason, and of a name in a message
 
-# PyYAML's C loader, where it is installed, is ten times faster; with a thousand trials that matters.
-
 
 class DamagedFileError(UserError):
     """A file of a record that cannot be read. The message says which file, and why."""
@@ -54,6 +52,18 @@ class Digest(_Contents):
     sha256: str
 
 
+def _check_scores(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    """Accuracies, scores and mIoU lie between 0 and 1; an average precision is -1 where there is nothing to find."""
+    for name, value in metrics.items():
+        least = -1 if name.endswith("_ap") else 0
+        if value is not None and name.endswith(_SCORES) and not least <= value <= 1:
+            raise ValueError(f"{name} is not between {least} and 1")
+    return metrics
+
+
+_SCORES = ("_accuracy", "_score", "_miou", "_ap")
+
+
 class Result(_Contents):
     """result.json. `files` names no other files than those of the record.
 
@@ -62,8 +72,11 @@ class Result(_Contents):
 
     version: Annotated[int, AfterValidator(_check_version), Field(alias="schema")]
     status: Literal["done", "diverged", "pruned"]
-    metrics: dict[str, float | None]
+    metrics: Annotated[dict[str, float | None], AfterValidator(_check_scores)]
     files: dict[Literal["trial.yaml", "environment.json", "metrics.jsonl", "switch_weights.parquet"], Digest]
+    trial_id: str | None = None
+    replicate: Count | None = None
+    epochs: Count | None = None
     reason: str | None = None
     parameters: Count | None = None
     norm_layers: Count | None = None

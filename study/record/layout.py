@@ -137,17 +137,27 @@ class TrialFolder:
             return None, [self.result.name]
         if result is None:
             return None, []
+        if self._find_stranger(result):
+            return None, [self.result.name]
         return result, [name for name, digest in result["files"].items() if file_digest(self.path / name) != digest]
 
     def describe_damage(self, name: str) -> str:
         """What is wrong with one of the `damaged_files`."""
         if name == self.result.name:
             try:
-                read_document(self.result, Result)
+                stranger = self._find_stranger(read_document(self.result, Result) or {})
             except DamagedFileError as error:
                 return str(error)
+            if stranger:
+                return f"{name}: is that of {stranger}"
         path = self.path / name
         return f"{name}: {'changed since the trial ended' if path.is_file() else 'missing'}"
+
+    def _find_stranger(self, result: dict[str, Any]) -> str:
+        """The trial whose result was copied here; empty if it is this one's."""
+        trial_id, replicate = result.get("trial_id") or self.trial_id, result.get("replicate")
+        replicate = self.replicate if replicate is None else replicate
+        return "" if (trial_id, replicate) == (self.trial_id, self.replicate) else f"{trial_id}-r{replicate}"
 
     def attempts(self) -> tuple[int, int]:
         """How often the trial was started, and how often it failed with an error (not by a kill or a signal)."""

@@ -14,6 +14,7 @@ from study.analysis.trial_files import METRICS
 from study.bench.synthetic_records import SyntheticStudy
 from study.config.schema import StudyConfig
 from study.plan.trials import plan_trials
+from study.record.io import write_json
 from study.record.layout import StudyFolder
 from tests.analysis.conftest import Truth, build_study, write_study
 
@@ -26,6 +27,20 @@ def study() -> StudyConfig:
 def _copy_replicate(folder: StudyFolder, cell: str, source: int, target: int) -> None:
     shutil.rmtree(folder.trial(cell, target).path)
     shutil.copytree(folder.trial(cell, source).path, folder.trial(cell, target).path)
+    result = folder.trial(cell, target).result
+    write_json(result, {**json.loads(result.read_text()), "replicate": target})
+
+
+def test_the_folder_of_another_trial_is_damaged(tmp_path: Path, study: StudyConfig) -> None:
+    folder, (first, other) = write_study(tmp_path, study), plan_trials(study)[:2]
+    shutil.rmtree(folder.trial(other.trial_id, other.replicate).path)
+    shutil.copytree(
+        folder.trial(first.trial_id, first.replicate).path, folder.trial(other.trial_id, other.replicate).path
+    )
+    records = load_study_records(folder)
+    [refused] = records.trials[records.trials["state"].ne("done")].to_dict("records")
+    assert (refused["key"], refused["state"]) == (other.key, "damaged")
+    assert refused["reason"] == f"result.json: is that of {first.key}"
 
 
 @pytest.mark.parametrize("cell", range(4), ids=["sn-2", "sn-16", "bn-2", "bn-16"])

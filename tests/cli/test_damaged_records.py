@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -71,6 +73,23 @@ def cut_in_half(record: TrialFolder) -> None:
     replace("switch_weights.parquet", record.switch_weights.read_bytes()[: record.switch_weights.stat().st_size // 2])(
         record
     )
+
+
+def edit_table(edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage:
+    """Changes the switch weights, with the digest in result.json right."""
+
+    def damage(record: TrialFolder) -> None:
+        table = pq.read_table(record.switch_weights)
+        edited = pa.Table.from_pandas(edit(table.to_pandas()), schema=table.schema, preserve_index=False)
+        replace("switch_weights.parquet", _to_bytes(edited))(record)
+
+    return damage
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
 
 
 def leave_state(content: str) -> Damage:
@@ -145,6 +164,17 @@ CASES: dict[str, tuple[str, Damage]] = {
     **{f"a pipe as {name}": (f"{name}: ", make_pipe(name))
        for name in ("trial.yaml", "result.json", "environment.json", "metrics.jsonl", "switch_weights.parquet")},
     "a pipe as state.json": ("state.json: not a regular file", leave_pipe),
+    "a result of another trial": ("result.json: is that of x-r7", change("result.json", trial_id="x", replicate=7)),
+    "an accuracy above 1": ("result.json: metrics: val_accuracy", change("result.json", metrics={"val_accuracy": 7.0})),
+    "too few epochs": ("result.json: epochs is 1", change("result.json", epochs=1)),
+    "negative weights": (
+        "switch_weights.parquet: weight: is not between 0 and 1",
+        edit_table(lambda rows: rows.assign(weight=rows["weight"].where(rows["normalizer"].ne("in"), -1.0))),
+    ),
+    "no last epoch": (
+        "switch_weights.parquet: the last epoch is", edit_table(lambda rows: rows[rows["epoch"] < rows["epoch"].max()])
+    ),
+    "a lost epoch": ("switch_weights.parquet: epoch", edit_table(lambda rows: rows[rows["epoch"] != 1])),
 }  # fmt: skip
 INTACT = 2
 SETTINGS = ("--set", f"replicates={len(CASES)}", "--set", "tracking.mode=disabled")

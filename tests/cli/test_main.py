@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from study.__main__ import main as program
 from study.cli import commands
 from study.cli.arguments import FLAGS, HINTS, VERBS, parse_arguments
 from study.cli.main import main
@@ -219,6 +220,21 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith(f"error: {out}")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "diff", "show"])
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_no_results_are_looked_for_below_a_file(command: Command, tmp_path: Path, verb: str, out: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = command(verb, *STUDY, "--out", str(tmp_path / out))
+    assert (done.code, done.out, done.err) == (2, "", f"error: {tmp_path / 'file'}: is a file, not a folder\n")
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, closed, None)
+    monkeypatch.setattr(sys, "argv", ["run-study", "--version"])
+    assert program() == 0
 
 
 def test_a_report_that_cannot_be_written_is_one_line(finished: StudyFolder, command: Command) -> None:

@@ -85,7 +85,10 @@ def test_objects_with_an_empty_box_or_unknown_category_are_set_aside(tmp_path: P
     assert ["no area" in lines[0], "unknown category 12" in lines[1], len(lines)] == [True, True, 2]
 
 
-@pytest.mark.parametrize("segmentation", [[], {"counts": [3], "size": [40, 56]}, {"size": [40, 56]}, "polygon", None])
+@pytest.mark.parametrize("segmentation", [
+    [], {"counts": [3], "size": [40, 56]}, {"size": [40, 56]}, "polygon", None, [[1, 1, 2]], [[1, 1, 9, 9]],
+    [[1e300, 1, 10, 1, 10, 10]], [[-1e9, -1e9, 1e9, -1e9, 1e9, 1e9]],
+])  # fmt: skip
 def test_a_coco_image_with_an_unreadable_mask_is_set_aside(tmp_path: Path, segmentation: Any) -> None:
     folder = write_coco(tmp_path)
     path = folder / "annotations/instances_val2017.json"
@@ -113,6 +116,7 @@ def test_a_coco_image_with_an_unreadable_mask_is_set_aside(tmp_path: Path, segme
         (lambda content: content["images"][2].update(height=0), "images[2].height: "),
         (lambda content: content["images"][2].update(id=3), "two of the images have the same id"),
         (lambda content: content["categories"][7].clear(), "categories[7].id: Field required"),
+        (lambda content: content["categories"].append({"id": 1}), "two of the categories have the same id"),
         (lambda content: content.pop("annotations"), "annotations: Field required"),
     ],
 )

@@ -17,7 +17,7 @@ from PIL import Image
 
 from study.config.datasets import DATASETS
 from study.config.errors import UserError
-from study.data.image_files import SampleSource
+from study.data.image_files import SampleSource, decode_image
 from study.data.load import check_data
 from study.data.registry import import_streamed_module
 from tests.data.trees import SIZE, WRITERS, write_ade20k, write_coco, write_imagenet
@@ -197,3 +197,10 @@ def test_a_folder_in_place_of_cocos_annotations_is_named(tmp_path: Path) -> None
     path.mkdir()
     with pytest.raises(UserError, match=f"^{path}: Is a directory$"):
         check_data("coco", str(tmp_path), subset=True)
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    """Opening it would wait for a writer."""
+    os.mkfifo(tmp_path / "x.JPEG")
+    with pytest.raises(OSError, match=r"x\.JPEG is not a regular file"):
+        decode_image(tmp_path / "x.JPEG")

@@ -315,7 +315,7 @@ def test_a_strong_initialization_refutes(build: Build) -> None:
     truth = Truth(bn_logit=lambda trial: 2.0 * (trial.config.initialization == "he_normal"))
     answer = answer_impacts(build(truth, replicates=3, **CHOICES))
     assert answer.verdict == "not supported"
-    assert "for depth than initialization and batch_size than initialization." in answer.answer
+    assert "does not hold for depth against initialization and batch_size against initialization: " in answer.answer
     assert answer.factors["initialization"] == "supported"
 
 
@@ -338,7 +338,7 @@ def test_a_single_cell_has_nothing_to_rank(build: Build) -> None:
     assert (answer.n_done, answer.n_planned) == (2, 2)
     assert not [item for item in answer.effects if item.measure.name.startswith(("bn_share", "trend_batch"))]
     assert {item.measure.name for item in answer.effects if item.measure.name.startswith("effect")} == {"effect_place"}
-    assert "Finished runs have one B, so there is no trend with B." in answer.answer
+    assert "There is no trend with B: finished runs have one B." in answer.answer
 
 
 def test_a_study_without_weak_factors_cannot_compare(build: Build) -> None:
