@@ -74,7 +74,8 @@ def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
     """
     n_left = records.n_planned - int(records.trials["state"].isin(ENDED).sum())
     n_damaged = int(records.trials["state"].eq("damaged").sum())
-    damaged = f" ({n_damaged} of them are damaged, and are trained again by the next run)" if n_damaged else ""
+    are = "is" if n_damaged == 1 else "are"
+    damaged = f" ({n_damaged} of them {are} damaged, and {are} trained again by the next run)" if n_damaged else ""
     return replace(
         answer, interim=True, verdict=OPEN, factors=dict.fromkeys(answer.factors, OPEN),
         # Sentences, and what would settle the question, would give the verdict away; the numbers are in the table.
