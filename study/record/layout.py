@@ -154,7 +154,9 @@ class TrialFolder:
         return f"{name}: {'changed since the trial ended' if path.is_file() else 'missing'}"
 
     def _find_stranger(self, result: dict[str, Any]) -> str:
-        """The trial whose result was copied here; empty if it is this one's."""
+        """The trial whose result was copied here; empty if it is this one's, or if the folder is not a study's."""
+        if self.path.parent.parent.name != "trials":
+            return ""
         trial_id, replicate = result.get("trial_id") or self.trial_id, result.get("replicate")
         replicate = self.replicate if replicate is None else replicate
         return "" if (trial_id, replicate) == (self.trial_id, self.replicate) else f"{trial_id}-r{replicate}"

@@ -174,9 +174,9 @@ def test_a_trial_that_is_preempted_before_its_first_step_stops_at_once(
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
     load = trial.load_data
 
-    def load_after_sigterm(*arguments: Any) -> Any:
+    def load_after_sigterm(*arguments: Any, **settings: Any) -> Any:
         send_sigterm()
-        return load(*arguments)
+        return load(*arguments, **settings)
 
     monkeypatch.setattr(trial, "load_data", load_after_sigterm)
     run_job(work)

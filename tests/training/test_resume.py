@@ -103,7 +103,7 @@ def test_divergence_is_a_result(tmp_path: Path) -> None:
 
 
 def test_a_failure_records_its_reason_and_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr("study.training.trial.load_data", broken)
