@@ -9,6 +9,7 @@ from pathlib import Path
 from study.cli.arguments import parse_arguments
 from study.config.errors import UserError, allowed_names
 from study.config.schema import StudyConfig
+from study.config.secrets import is_secret_setting
 from study.plan.analysis_plan import find_changes, format_changes
 from study.plan.loading import (
     StudyFile,
@@ -139,12 +140,17 @@ def load_shown(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder, s
 
 
 def _parse_command(recorded: StudyFile) -> argparse.Namespace:
-    """The flags of the command that last ran a study; none if its record does not say."""
+    """The flags of the command that last ran a study; none if its record does not say.
+
+    Settings that may hold secrets are recorded as ***, and are left out: they only decide how trials are launched.
+    """
     try:
         words = shlex.split(str(recorded.provenance.get("command")))
-        return parse_arguments(words[2 if words[:1] == ["python"] else 1 :])
+        options = parse_arguments(words[2 if words[:1] == ["python"] else 1 :])
     except ValueError:
-        return parse_arguments([])
+        options = parse_arguments([])
+    options.set = [setting for setting in options.set if not is_secret_setting(setting)]
+    return options
 
 
 def _launcher_setting(options: argparse.Namespace) -> list[str]:

@@ -50,6 +50,18 @@ def test_status_plan_and_diff_need_no_flags_of_the_run(mine: Path, command: Comm
     assert command("status", "--study", str(mine), *RUN).out == command("status", "--study", str(mine)).out
 
 
+@pytest.mark.parametrize("verb", ["status", "plan", "report"])
+def test_settings_that_may_be_secret_are_not_needed_after_the_run(verb: str, mine: Path, command: Command) -> None:
+    """The recorded command has *** in their place, which is no value."""
+    config = Path("runs/mine/study.yaml")
+    content = yaml.safe_load(config.read_text())
+    content["provenance"]["command"] += " --set 'launch.setup=***'"
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+    done = command(verb, "--study", str(mine), *["--no-images"] * (verb == "report"))
+    assert (done.code, done.err) == (0, "")
+    assert "has changed since" not in done.out
+
+
 def test_status_counts_what_an_edited_file_plans(mine: Path, command: Command) -> None:
     edit(mine, replicates=4)  # the last run's --set comes after the file
     assert "8 of 12 trials" in command("status", "--study", str(mine)).out

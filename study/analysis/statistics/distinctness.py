@@ -33,8 +33,7 @@ def layer_distances(cells: Sequence[Floats]) -> Moments:
     cells: arrays (replicate, layer, axis, member), NaN for a replicate without a result. Between: the squared distance
     of a layer in one replicate from another layer in another replicate; within: that of the same layer in both. Both
     contain the noise of two seeds; distances between layers of one network would contain less, as seeds move all layers
-    of a network together. Cells without
-    any result are left out. Raises `ValueError` where no cell has two layers.
+    of a network together. Cells without any result are left out. Raises `ValueError` where no cell has two layers.
     """
     with_result = [weights for weights in cells if np.isfinite(weights).all(axis=(1, 2, 3)).any()]
     tables = [_tabulate_pairs(weights) for weights in with_result if weights.shape[1] > 1]

@@ -81,7 +81,7 @@ def _split_blocks(switch: pd.DataFrame) -> pd.DataFrame:
     """The rows with places that tell the first block of a stage from later ones.
 
     The first layer with a place in a stage is in the first block, whatever the names of layers. The layers of an FPN
-    stay as they are: there is one for each of its inputs, and none is in a block.
+    are not split: each belongs to one of its inputs, and not to a block.
     """
     place = switch["place"].astype(str)
     by = [switch["key"].astype(str), switch["stage"], place]
