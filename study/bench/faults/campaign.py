@@ -242,6 +242,7 @@ def _ray_cluster_if_needed(settings: CampaignSettings, result: Result) -> Iterat
     except ImportError:
         raise UserError("--launcher ray: Ray is not installed; pip install 'normalizer-study[ray]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves trials where other programs run
     cluster = Cluster()
     try:
         add_ray_node(cluster)
