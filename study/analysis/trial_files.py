@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -57,6 +58,7 @@ def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpac
             record.weights = _read_weights(folder, space, is_running=row["state"] == "running")
         if row["state"] == "done" and plan is not None:
             _check_epochs(folder, plan, record.weights)
+            _check_scores(folder, row, record.curves)
     except DamagedFileError as error:
         row |= {"state": "damaged", "reason": str(error), **dict.fromkeys((*METRICS, *RESULT_NUMBERS))}
     return record
@@ -160,6 +162,18 @@ def _check_epochs(folder: TrialFolder, plan: PlannedTrial, weights: pa.Table | N
     last = None if weights is None else weights["epoch"].to_numpy().max()
     if None not in (last, trained) and last != trained:
         raise DamagedFileError(folder.switch_weights.name, f"the last epoch is {last}, not {trained}")
+
+
+def _check_scores(folder: TrialFolder, row: dict[str, Any], curves: list[tuple[str, int, str, float]]) -> None:
+    """Raises `DamagedFileError` where a result differs from the last epoch's value of the same name."""
+    last = max((epoch for _, epoch, _, _ in curves), default=0)
+    for _, epoch, name, value in curves:
+        if epoch == last and name in METRICS and not _is_same(row[name], value):
+            raise DamagedFileError(folder.result.name, f"{name} is {row[name]}, but {value} in {folder.metrics.name}")
+
+
+def _is_same(result: float, value: float) -> bool:
+    return result == value or (isnan(result) and isnan(value))
 
 
 def _select_results(result: dict[str, Any]) -> dict[str, float]:

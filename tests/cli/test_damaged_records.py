@@ -166,6 +166,9 @@ CASES: dict[str, tuple[str, Damage]] = {
     "a pipe as state.json": ("state.json: not a regular file", leave_pipe),
     "a result of another trial": ("result.json: is that of x-r7", change("result.json", trial_id="x", replicate=7)),
     "an accuracy above 1": ("result.json: metrics: val_accuracy", change("result.json", metrics={"val_accuracy": 7.0})),
+    "a score that differs from its curve": (
+        "result.json: val_accuracy is 0.25, but", change("result.json", metrics={"val_accuracy": 0.25})
+    ),
     "too few epochs": ("result.json: epochs is 1", change("result.json", epochs=1)),
     "negative weights": (
         "switch_weights.parquet: weight: is not between 0 and 1",
