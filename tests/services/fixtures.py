@@ -110,7 +110,8 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """
     _require(request, module="ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # sends nothing
-    os.environ["RAY_worker_niceness"] = "0"  # Ray's default of 15 starves tasks beside other test processes
+    # Ray's default of 15 starves tasks beside other test processes.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     from ray.cluster_utils import Cluster
 
     memory = 80_000_000  # bytes of the object store; the default is a share of the machine's memory

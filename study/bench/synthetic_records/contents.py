@@ -50,8 +50,8 @@ def compute_metrics(task: str, score: float | None) -> dict[str, float | None]:
     value = float("nan") if score is None else score
     main = MAIN_METRICS[task]
     metrics = {
-        f"val_{main}": value, "val_loss": 2 * (1 - value), "train_loss": 1 - value, f"fit_{main}": (1 + value) / 2,
-        "fit_loss": 1 - value, f"test_{main}": value, "test_loss": 2 * (1 - value),
+        f"val_{main}": value, "val_loss": 2 * (1 - value), "train_loss": 2 * (1 - value),
+        f"fit_{main}": (1 + value) / 2, "fit_loss": 1 - value, f"test_{main}": value, "test_loss": 2 * (1 - value),
         "val_score": value, "fit_score": (1 + value) / 2, "test_score": value, "generalization_gap": (1 - value) / 2,
     }  # fmt: skip
     if task == "classification":
@@ -60,9 +60,12 @@ def compute_metrics(task: str, score: float | None) -> dict[str, float | None]:
 
 
 def compute_curves(trial: PlannedTrial, run: SimulatedRun) -> dict[str, Floats]:
-    """The metrics that are logged at the end of every epoch, by name: arrays (epochs,)."""
-    value = run.accuracy + (0.1 - run.accuracy) * 0.4 ** np.arange(len(run.history))
-    return {
+    """The metrics that are logged at the end of every epoch, by name: arrays (epochs,), from 0.1 to the final value."""
+    missing = 0.4 ** np.arange(len(run.history))
+    missing[-1] = 0.0
+    value = run.accuracy + (0.1 - run.accuracy) * missing
+    curves = {
         f"val_{MAIN_METRICS[trial.config.task]}": value, "val_score": value, "val_loss": 2 * (1 - value),
-        "train_accuracy": value, "train_loss": 2 * (1 - value), "learning_rate": np.full(len(value), 0.1),
+        "train_loss": 2 * (1 - value), "learning_rate": np.full(len(value), 0.1),
     }  # fmt: skip
+    return curves | ({"train_accuracy": value} if trial.config.task == "classification" else {})
