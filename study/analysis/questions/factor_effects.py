@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from study.analysis.questions.answers import Effect
 from study.analysis.questions.verdicts import Claim, Verdict, judge
 from study.analysis.records import StudyRecords
+from study.analysis.statistics.contrasts import Contrast, find_contrasts, find_ends, find_slope_contrasts
 from study.analysis.statistics.displacement import (
-    CellDistances,
-    Contrast,
-    Moments,
     displacement,
-    find_contrasts,
-    find_ends,
-    find_slope_contrasts,
-    measure_contrasts,
     probability_strongest,
     relative_displacement,
     seed_distance,
@@ -37,6 +31,7 @@ from study.analysis.statistics.distances import (
 )
 from study.analysis.statistics.intervals import Estimate, Floats, Numbers, adjust_holm, cell_numbers, one_sided_p_value
 from study.analysis.statistics.measures import build_measures
+from study.analysis.statistics.moments import CellDistances, Moments, measure_contrasts
 from study.analysis.statistics.permanova import REPLICATE, RESIDUAL, permutation_p_value, variance_shares
 from study.analysis.statistics.profiles import Profiles
 from study.config.choice_space import ChoiceSpace

@@ -11,13 +11,14 @@ from study.analysis.questions.factor_effects import ChoiceDistances, Choices, fi
 from study.analysis.questions.replicate_sentences import format_replicates_to_settle
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.displacement import find_ends
+from study.analysis.statistics.contrasts import find_ends
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.profiles import LATER
 from study.analysis.wording import format_confidence, format_estimate, format_number, format_states, join_words
+from study.plan.analysis_plan import DISTANCE
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
-UNIT = "Jensen-Shannon distance"
+UNIT = f"{DISTANCE} distance"
 
 
 # ------------------------------------------------------------------------------------------------- the claim

@@ -29,7 +29,7 @@ from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.transfer import compare_after, compare_before_and_after, select_fine_tuned
 from study.analysis.questions.verdicts import Claim, Verdict, find_above, judge_any
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.displacement import find_contrasts
+from study.analysis.statistics.contrasts import find_contrasts
 from study.analysis.statistics.profiles import build_profiles
 from study.config.schema import StudyConfig
 from study.plan.trials import find_factor_fields
