@@ -6,12 +6,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from study.analysis.questions.factor_effects import (
-    ChoiceDistances,
-    collect_choices,
-    judge_factors,
-    measure_distances,
-)
+from study.analysis.questions.choices import collect_choices
+from study.analysis.questions.factor_effects import ChoiceDistances, judge_factors, measure_distances
 from study.analysis.questions.factor_question import FactorQuestion
 from study.analysis.questions.robustness import LAST_FIFTH, Analysis, Robustness
 from study.analysis.records import StudyRecords

@@ -7,14 +7,21 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.factor_effects import ChoiceDistances, Choices, find_empty_cells
-from study.analysis.questions.replicate_sentences import format_replicates_to_settle
+from study.analysis.questions.choices import Choices, find_empty_cells
+from study.analysis.questions.factor_effects import ChoiceDistances
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.contrasts import find_ends
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.profiles import LATER
-from study.analysis.wording import format_confidence, format_estimate, format_number, format_states, join_words
+from study.analysis.wording import (
+    format_confidence,
+    format_estimate,
+    format_number,
+    format_replicates_to_settle,
+    format_states,
+    join_words,
+)
 from study.plan.analysis_plan import DISTANCE
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others

@@ -11,7 +11,7 @@ import pandas as pd
 
 from study.analysis.questions import impact_sentences as sentences
 from study.analysis.questions.answers import Effect, difference_effect
-from study.analysis.questions.factor_effects import collect_choices
+from study.analysis.questions.choices import collect_choices
 from study.analysis.questions.factor_question import Details
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.cell_means import compute_p_value, estimate_contrast

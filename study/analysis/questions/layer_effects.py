@@ -9,7 +9,8 @@ import numpy as np
 from scipy import stats
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.factor_effects import Choices, factor_row
+from study.analysis.questions.choices import Choices
+from study.analysis.questions.factor_rows import factor_row
 from study.analysis.statistics.displacement import displacement, displacement_p_values
 from study.analysis.statistics.distances import JENSEN_SHANNON, Distance
 from study.analysis.statistics.intervals import Estimate, Floats

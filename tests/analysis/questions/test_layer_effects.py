@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.factor_effects import Choices, collect_choices, select_choices
+from study.analysis.questions.choices import Choices, collect_choices, select_choices
 from study.analysis.questions.layer_effects import format_layer_effects, layer_rows, measure_positions
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import displacement, displacement_p_values

@@ -21,6 +21,7 @@ from study.analysis.statistics.displacement import (
 )
 from study.analysis.statistics.intervals import Estimate, Floats, one_sided_p_value
 from study.analysis.statistics.moments import CellDistances, Moments, build_moments, measure_contrasts
+from tests.analysis.estimates import holds
 
 DRAWS = 300
 CONFIDENCE = 0.95
@@ -208,7 +209,7 @@ def test_the_unit_of_relative_displacements_is_the_distance_between_replicates()
     moments = _measure(points, CROSSED, "batch_size")
     assert relative_displacement(moments, CONFIDENCE).value == pytest.approx(3, abs=0.2)
     assert seed_distance(moments, CONFIDENCE).value == pytest.approx(2**0.5, abs=0.1)
-    assert relative_displacement(moments, CONFIDENCE).contains(3)
+    assert holds(relative_displacement(moments, CONFIDENCE), 3)
 
 
 # ----------------------------------------------------------------------------------------------------- slopes
@@ -355,7 +356,7 @@ def _count(draw: Callable[[np.random.Generator], Estimate], truth: float) -> tup
     found = [draw(random) for _ in range(DRAWS)]
     assert all(each.low is not None for each in found)
     counts = [sum(marks) / DRAWS for marks in zip(
-        *((each.contains(truth), each.above(truth), each.below(truth)) for each in found), strict=True
+        *((holds(each, truth), each.above(truth), each.below(truth)) for each in found), strict=True
     )]  # fmt: skip
     return counts[0], counts[1], counts[2]
 

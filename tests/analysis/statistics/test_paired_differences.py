@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.statistics.intervals import replicate_interval
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
+from tests.analysis.estimates import estimate_mean, holds
 
 DRAWS = 200
 
@@ -39,7 +39,7 @@ def test_pairing_cancels_what_replicates_and_cells_share() -> None:
 
 def test_no_effect_gives_five_percent_false_positives() -> None:
     found = [_compare(_table(replicates=3, seed=seed)).estimate for seed in range(DRAWS)]
-    assert 0.01 <= sum(not item.contains(0) for item in found) / DRAWS <= 0.09
+    assert 0.01 <= sum(not holds(item, 0) for item in found) / DRAWS <= 0.09
 
 
 def test_missing_pairs_are_counted_by_cause_and_every_cell_stays() -> None:
@@ -64,7 +64,7 @@ def test_each_cell_has_its_difference_at_an_adjusted_confidence() -> None:
     assert [cell.name for cell in found.cells] == ["depth = 8", "depth = 14", "depth = 20"]
     assert [cell.estimate.value for cell in found.cells] == pytest.approx([-0.04, 0.02, 0.02], abs=0.01)
     wide = trials.pivot(index=["depth", "replicate"], columns="norm", values="val_accuracy")
-    expected = replicate_interval((wide["sn"] - wide["bn"]).loc[8].to_numpy(), 1 - 0.05 / 3)
+    expected = estimate_mean((wide["sn"] - wide["bn"]).loc[8].to_numpy(), 1 - 0.05 / 3)
     assert (found.cells[0].estimate.low, found.cells[0].estimate.high) == pytest.approx((expected.low, expected.high))
     assert found.interaction is not None
     assert found.interaction.cell == 0
