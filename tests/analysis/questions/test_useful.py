@@ -38,7 +38,7 @@ def _difference(norm: str, values: NDArray[np.float64], **more: Any) -> PairedDi
     estimate = estimate_mean(values, 0.95)
     return PairedDifference(**{
         "reference": "sn", "other": norm, "estimate": estimate, "per_replicate": tuple(values.tolist()),
-        "n_pairs": values.size, "n_pairs_planned": values.size, "n_cells": 1, "n_cells_planned": 1, "missing": {},
+        "n_pairs": values.size, "n_pairs_planned": values.size, "n_cells": 1, "missing": {},
         "p_value": compute_p_value(estimate, 0.95), **more,
     })  # fmt: skip
 

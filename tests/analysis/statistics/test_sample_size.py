@@ -19,7 +19,7 @@ def _ask(values: np.ndarray, **changes: int) -> tuple[int, float] | None:
 def test_following_the_advice_settles_with_the_stated_probability(n: int) -> None:
     """Over true gains of all sizes; the advice is asked for where the first look leaves the comparison open."""
     random, settled = np.random.default_rng(n), []
-    while len(settled) < 150:
+    while len(settled) < 100:
         gain = random.normal(0, 0.02)
         first = random.normal(gain, 0.01, n)
         if estimate_mean(first, 0.95).excludes(MARGIN):
