@@ -12,7 +12,7 @@ from itertools import product
 
 import pandas as pd
 
-from study.analysis.questions import factor_sentences as sentences
+from study.analysis.questions import claim_sentences as sentences
 from study.analysis.questions.answers import Answer, Judgement
 from study.analysis.questions.factor_effects import ChoiceDistances, adjust_p_values
 from study.analysis.questions.factor_question import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from study.analysis.questions import factor_sentences as sentences
+from study.analysis.questions import task_sentences as sentences
 from study.analysis.questions.answers import Answer, Effect, Judgement
 from study.analysis.questions.choices import collect_choices, select_choices
 from study.analysis.questions.factor_effects import ChoiceDistances, measure_distances

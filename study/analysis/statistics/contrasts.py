@@ -32,15 +32,14 @@ def find_contrasts(cells: pd.DataFrame, factor: str, *, all_levels: bool = False
     which the factor does not vary, or lacks one of the ends, are left out.
     all_levels: use the mean over all pairs for numeric levels, too.
     """
-    ends = None if all_levels else find_ends(cells[factor].tolist())
+    levels = cells[factor].tolist()
+    ends = None if all_levels else find_ends(levels)
     found = []
     for rows in _group_cells(cells, factor):
-        levels = [cells[factor].iloc[row] for row in rows]
-        chosen = [number for number, level in enumerate(levels) if ends is None or level in ends]
-        names = [repr(levels[number]) for number in chosen]
+        chosen = [row for row in rows if ends is None or levels[row] in ends]
+        names = [repr(levels[row]) for row in chosen]
         if len(set(names)) > 1:
-            numbers = np.array([rows[number] for number in chosen])
-            found.append(Contrast(cells=numbers, weights=_pair_weights(names)))
+            found.append(Contrast(cells=np.array(chosen), weights=_pair_weights(names)))
     return found
 
 
@@ -54,7 +53,7 @@ def find_slope_contrasts(cells: pd.DataFrame, factor: str) -> list[Contrast]:
         return []
     found = []
     for rows in _group_cells(cells, factor):
-        doublings = np.log2([float(cells[factor].iloc[row]) for row in rows])
+        doublings = np.log2([float(levels[row]) for row in rows])
         doublings = doublings - doublings.mean()
         if np.abs(doublings).max(initial=0) > 0:
             slope = doublings / np.sum(doublings**2)
@@ -71,9 +70,10 @@ def find_ends(levels: Sequence[Any]) -> tuple[Any, Any] | None:
 
 def _group_cells(cells: pd.DataFrame, factor: str) -> list[list[int]]:
     """Row numbers of cells that agree in all factors but this one, and in which it has several levels."""
+    levels = cells[factor].map(repr).tolist()
     numbers = cell_numbers(cells, [str(name) for name in cells if name != factor]).to_numpy()
     groups = [np.flatnonzero(numbers == number).tolist() for number in np.unique(numbers)]
-    return [rows for rows in groups if len({repr(cells[factor].iloc[row]) for row in rows}) > 1]
+    return [rows for rows in groups if len({levels[row] for row in rows}) > 1]
 
 
 def _pair_weights(levels: Sequence[str]) -> Floats:

@@ -31,16 +31,12 @@ def count_draws(
     draws: int,
     true_values: Mapping[NumberKey, float],
     is_enough: Callable[[Counts], bool] = lambda counts: False,
-    first: int = 0,
 ) -> Counts:
-    """Answers the scenario's question on that many studies, each with its own seed; stops early if `is_enough`.
-
-    first: the seed of the first study.
-    """
+    """Answers the scenario's question on that many studies, each with its own seed; stops early if `is_enough`."""
     values, counts = scenario.compute_known_values(), Counts()
     null = [comparison for (_, comparison), value in values.items() if value == NO_EFFECT]
     margin = scenario.build_study(1).analysis.margins.displacement
-    for seed in range(first, first + draws):
+    for seed in range(draws):
         truth = replace(scenario.truth, seed=seed)
         answers = _answer_advised(scenario, truth, counts) if scenario.advised_up_to else _answer_looks(scenario, truth)
         counts.add(answers, scenario.wrong, true_values, null, margin)

@@ -13,12 +13,7 @@ from statsmodels.stats.anova import anova_lm
 from study.analysis.questions.factor_rows import inner_products
 from study.analysis.statistics.distances import squared_jensen_shannon
 from study.analysis.statistics.intervals import Floats
-from study.analysis.statistics.permanova import (
-    REPLICATE,
-    RESIDUAL,
-    permutation_p_value,
-    variance_shares,
-)
+from study.analysis.statistics.permanova import REPLICATE, RESIDUAL, permutation_p_value, variance_shares
 from tests.analysis.estimates import holds
 
 DRAWS = 200
