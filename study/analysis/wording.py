@@ -7,6 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 from study.analysis.statistics.intervals import Estimate
+from study.analysis.statistics.sample_size import (
+    MAX_REPLICATES,
+    PROBABILITY,
+    compute_next_confidence,
+    replicates_to_settle,
+)
 
 
 def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -69,3 +75,20 @@ def split_sentences(text: str) -> list[str]:
 def format_slug(text: str, most: int) -> str:
     """Lower-case letters, digits and hyphens, at most `most` characters: for names of files and of figures on W&B."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].rstrip("-")
+
+
+def format_replicates_to_settle(estimate: Estimate, margin: float, confidence: float, *, n_refuting: int = 1) -> str:
+    """How many replicates would probably put the interval of a mean on one side of its margin."""
+    following = compute_next_confidence(confidence)
+    found = replicates_to_settle(
+        estimate, margin, confidence=confidence, confidence_next=following, n_refuting=n_refuting
+    )  # fmt: skip
+    if found is None:
+        probably = f"with a probability of {100 * PROBABILITY:.0f} %"
+        return f"more than {MAX_REPLICATES} replicates would be needed to settle it {probably}"
+    total, probability = found
+    more = total - estimate.n
+    return (
+        f"about {more} more replicate{'s' * (more > 1)} of every cell ({total} in all) would settle it with a "
+        f"probability of {int(100 * probability)} %, given what is known now"
+    )

@@ -10,15 +10,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from study.config.errors import UserError, format_value
 from study.config.schema import StudyConfig
 from study.record.io import flatten
 
-CHECKPOINT_RULE = "last epoch"
-ALIGNMENT = "stage and place"
-DISTANCE = "Jensen-Shannon"
+LAST_EPOCH = "last epoch"  # whose results count
+ALIGNMENT: Final = "stage and place"  # how layers of different networks are matched
+DISTANCE = "Jensen-Shannon"  # between what two networks chose
 DIVERGENCE = (
     "differences are over pairs that both finished; a norm that diverged more often in any cell gets no verdict in its "
     "favor; a cell in which every run of a norm diverged counts that norm at chance level"
@@ -110,7 +110,7 @@ def resolve_analysis_plan(study: StudyConfig) -> dict[str, Any]:
         "blocks": resolved["blocks"],
         "comparisons": {factor: _find_compared(levels) for factor, levels in resolved["factors"].items()},
         **({"search_trials": study.search.n_trials} if study.search else {}),
-        "checkpoint": CHECKPOINT_RULE,
+        "checkpoint": LAST_EPOCH,
         "alignment": ALIGNMENT,
         "distance": DISTANCE,
         "divergence": DIVERGENCE,

@@ -1,4 +1,4 @@
-"""Refuses cells that cannot be trained, before anything is. What a warm start needs is checked in `plan.warm_start`."""
+"""Refuses cells that cannot be trained, before anything is. Warm starts are checked in `warm_start_checks`."""
 
 from __future__ import annotations
 

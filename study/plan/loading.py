@@ -13,7 +13,7 @@ from study.config.errors import MAX_VALUE, UserError, allowed_names, shorten
 from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
 from study.config.yaml_input import MAX_DEPTH, check_mapping, parse_yaml, read_yaml
-from study.plan import warm_start
+from study.plan import warm_start_section
 from study.plan.analysis_plan import PlanRecord, parse_plan_record
 from study.plan.trials import check_size
 
@@ -46,11 +46,11 @@ def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = 
         _overlay(merged, layer, source, origin)
         joint |= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
     _drop_offered_joint(merged, offered_joint - joint)
-    warm_start.drop_offered_cell(merged, origin, str(scale_file))
-    warm_start.check_no_source(merged, origin)
+    warm_start_section.drop_offered_cell(merged, origin, str(scale_file))
+    warm_start_section.check_no_source(merged, origin)
     config = _validate(merged, origin)
     check_size(config)
-    return warm_start.resolve_source(config, find_origin("start", origin))
+    return warm_start_section.resolve_source(config, find_origin("start", origin))
 
 
 def override_study(study: StudyConfig, overrides: Sequence[str]) -> StudyConfig:
@@ -130,7 +130,8 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
 
 
 def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
-    return warm_start.check_section(validate_study(warm_start.move_rule_to_base(merged, origin), origin), origin)
+    study = validate_study(warm_start_section.move_rule_to_base(merged, origin), origin)
+    return warm_start_section.check_section(study, origin)
 
 
 # ---------------------------------------------------------------------------------------------------- layers

@@ -57,18 +57,18 @@ def compute_power(replicates: int, effect: float, confidence: float) -> float:
     return float(nct.sf(critical, replicates - 1, shift) + nct.sf(critical, replicates - 1, -shift))
 
 
-def find_required_replicates(effect: float, confidence: float, power: float = POWER) -> int | None:
-    """Returns the least number of replicates that detects an effect with that power; None above `MAX_REPLICATES`."""
+def find_required_replicates(effect: float, confidence: float) -> int | None:
+    """Returns the least number of replicates that detects an effect with power `POWER`; None above `MAX_REPLICATES`."""
     sizes = range(2, MAX_REPLICATES + 1)
-    found = bisect_left(sizes, power, key=lambda replicates: compute_power(replicates, effect, confidence))
+    found = bisect_left(sizes, POWER, key=lambda replicates: compute_power(replicates, effect, confidence))
     return sizes[found] if found < len(sizes) else None
 
 
-def compute_detectable_effect(replicates: int, confidence: float, power: float = POWER) -> float:
+def compute_detectable_effect(replicates: int, confidence: float) -> float:
     """Returns the minimum detectable effect, in standard deviations, of at least 2 replicates."""
     from scipy.optimize import brentq
 
-    return float(brentq(lambda effect: compute_power(replicates, effect, confidence) - power, 1e-3, 100.0))
+    return float(brentq(lambda effect: compute_power(replicates, effect, confidence) - POWER, 1e-3, 100.0))
 
 
 def _describe_margin(study: StudyConfig, folder: StudyFolder) -> list[str]:

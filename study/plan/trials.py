@@ -15,7 +15,8 @@ from study.config.errors import MAX_VALUE, UserError, shorten
 from study.config.schema import Range, StudyConfig, TrialConfig
 from study.config.seeds import derive_seeds, list_seed_runs
 from study.plan.checks import check_cell
-from study.plan.warm_start import StartSource, build_config, check_source_is_planned, check_start, find_source
+from study.plan.warm_start import StartSource, build_config, find_source
+from study.plan.warm_start_checks import check_source_is_planned, check_start
 
 
 @dataclass(frozen=True, kw_only=True)

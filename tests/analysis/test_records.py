@@ -12,12 +12,7 @@ import pytest
 
 from study.analysis.records import load_study_records
 from study.analysis.trial_files import METRICS
-from study.analysis.weight_tables import (
-    compute_epoch_means,
-    join_weights,
-    read_switch_weights,
-    select_last_epochs,
-)
+from study.analysis.weight_tables import compute_epoch_means, join_weights, read_switch_weights, select_last_epochs
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.plan.trials import plan_trials

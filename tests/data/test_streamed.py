@@ -24,7 +24,7 @@ from study.data.batches import IGNORED
 from study.data.load import check_data, load_data
 from study.data.loaders import TrialData
 from study.data.registry import import_streamed_module
-from tests.conftest import Run
+from tests.conftest import Command
 from tests.data.trees import WRITERS, write_ade20k, write_cityscapes, write_coco, write_imagenet
 
 
@@ -368,7 +368,7 @@ def test_a_signal_to_all_processes_of_a_job_does_not_end_workers(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_trial_on_imagenet_through_the_command_line(tmp_path: Path, run_study: Run) -> None:
+def test_a_trial_on_imagenet_through_the_command_line(tmp_path: Path, command: Command) -> None:
     folder = write_imagenet(tmp_path / "data")
     spoil_image(folder / "val/n01440764/n01440764_0.JPEG")
     settings = {
@@ -377,8 +377,9 @@ def test_a_trial_on_imagenet_through_the_command_line(tmp_path: Path, run_study:
         "tracking.mode": "disabled",
     }  # fmt: skip
     flags = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
-    done = run_study("run", "--study", "depth_vs_batch", "--scale", "smoke", *flags)
-    assert done.returncode == 0, done.stderr
+    out = str(tmp_path / "runs")
+    done = command("run", "--study", "depth_vs_batch", "--scale", "smoke", *flags, "--out", out)
+    assert done.code == 0, done.err
     (result,) = (tmp_path / "runs").rglob("result.json")
     record = json.loads(result.read_text())
     assert (record["status"], record["steps"]) == ("done", 2)

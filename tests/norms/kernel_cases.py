@@ -169,9 +169,9 @@ def compare(case: Case, kernels, device: str = "cpu") -> None:
 
 if __name__ == "__main__":
     assert "triton" not in sys.modules  # the package must not need it
-    from study.norms.kernels import triton_kernels
+    from study.norms.kernels import triton_launch
 
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN, which shows values that no kernel wrote
     fast_seeds = 6, 12, 17, 20, 27, 30
     for case in (*FIXED_CASES, *map(draw_case, fast_seeds)):
-        compare(case, triton_kernels)
+        compare(case, triton_launch)

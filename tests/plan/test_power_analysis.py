@@ -9,12 +9,7 @@ import pytest
 from scipy import stats
 
 from study.plan.loading import load_study
-from study.plan.power_analysis import (
-    compute_detectable_effect,
-    compute_power,
-    describe_power,
-    find_required_replicates,
-)
+from study.plan.power_analysis import compute_detectable_effect, compute_power, describe_power, find_required_replicates
 from study.record.io import write_json
 from study.record.layout import StudyFolder
 

@@ -13,17 +13,9 @@ import pandas as pd
 
 from study.analysis.questions import factor_sentences as sentences
 from study.analysis.questions.answers import Answer, Effect, Judgement
-from study.analysis.questions.factor_effects import (
-    ChoiceDistances,
-    collect_choices,
-    displacement_rows,
-    effect_rows,
-    judge_factors,
-    measure_distances,
-    select_choices,
-    share_rows,
-    strongest_rows,
-)
+from study.analysis.questions.choices import collect_choices, select_choices
+from study.analysis.questions.factor_effects import ChoiceDistances, judge_factors, measure_distances
+from study.analysis.questions.factor_rows import displacement_rows, effect_rows, share_rows, strongest_rows
 from study.analysis.questions.layer_effects import format_layer_effects, layer_rows
 from study.analysis.questions.seed_sources import format_seed_sources, seed_distance_rows
 from study.analysis.questions.verdicts import OPEN, Claim, Verdict

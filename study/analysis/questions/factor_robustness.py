@@ -6,19 +6,16 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from study.analysis.questions.factor_effects import (
-    ChoiceDistances,
-    collect_choices,
-    judge_factors,
-    measure_distances,
-)
+from study.analysis.questions.choices import collect_choices
+from study.analysis.questions.factor_effects import ChoiceDistances, judge_factors, measure_distances
 from study.analysis.questions.factor_question import FactorQuestion
-from study.analysis.questions.robustness import LAST_EPOCH, LAST_FIFTH, Analysis, Robustness
+from study.analysis.questions.robustness import LAST_FIFTH, Analysis, Robustness
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.distances import DISTANCES
-from study.analysis.statistics.profiles import ALIGNMENT, Alignment, build_profiles
+from study.analysis.statistics.profiles import Alignment, build_profiles
 from study.analysis.weight_tables import average_last_fifth
 from study.config.choice_space import ChoiceSpace
+from study.plan.analysis_plan import ALIGNMENT, LAST_EPOCH
 
 ALIGNMENTS: tuple[Alignment, ...] = (ALIGNMENT, "stage", "relative depth")
 

@@ -1,4 +1,4 @@
-"""The sentences of questions 2 and 3: what moves the choice. Findings in, text out; nothing is decided here."""
+"""The sentences on factors that questions 2 and 3 share. Findings in, text out; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -7,79 +7,25 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.factor_effects import ChoiceDistances, Choices, find_empty_cells
-from study.analysis.questions.replicate_sentences import format_replicates_to_settle
+from study.analysis.questions.choices import Choices, find_empty_cells
+from study.analysis.questions.factor_effects import ChoiceDistances
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.displacement import find_ends
+from study.analysis.statistics.contrasts import find_ends
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.profiles import LATER
-from study.analysis.wording import format_confidence, format_estimate, format_number, format_states, join_words
+from study.analysis.wording import (
+    format_confidence,
+    format_estimate,
+    format_number,
+    format_replicates_to_settle,
+    format_states,
+    join_words,
+)
+from study.plan.analysis_plan import DISTANCE
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
-UNIT = "Jensen-Shannon distance"
-
-
-# ------------------------------------------------------------------------------------------------- the claim
-
-
-def format_paper_claim(
-    records: StudyRecords, strong: Sequence[str], weak: Sequence[str], all_factors: Sequence[str]
-) -> str:
-    """The part of the paper's claim that a study can test, with what changes along with a factor, and what is left."""
-    absent = [name for name in all_factors if name not in (*strong, *weak)]
-    left = f" ({join_words(absent)} {'was' if len(absent) == 1 else 'were'} not varied)" if absent else ""
-    moves = "moves" if len(strong) == 1 else "each move"
-    return (
-        f"{_join_factors(records, strong)} {moves} the choice further than {_join_factors(records, weak)}{left}"
-    )  # fmt: skip
-
-
-def format_any_claim(records: StudyRecords, factors: Sequence[str]) -> str:
-    """The claim of a study that cannot test the paper's."""
-    if not factors:
-        return "some factor moves the choice"
-    if len(factors) == 1:
-        return f"{_join_factors(records, factors)} moves the choice"
-    return f"at least one of {_join_factors(records, factors)} moves the choice"
-
-
-def open_paper_claim(verdict: Verdict, claim: str, lost: Sequence[str], margin: float) -> str:
-    """The first sentence where the paper's claim is tested; `lost` are named `depth - solver`."""
-    if verdict == "supported":
-        return f"Yes, in this study: {claim}."
-    if verdict == "not supported":
-        pairs = join_words(name.replace(" - ", " against ") for name in lost)
-        return (
-            f"No. Tested was that {claim}. In this study it does not hold for {pairs}: the first moves the choice by "
-            f"less than {margin:g} ({UNIT}) more than the second, or moves it less."
-        )
-    return f"It cannot be said yet whether {claim}."
-
-
-def open_any_claim(verdict: Verdict, factors: Sequence[str], moving: Sequence[str]) -> str:
-    """The first sentence where the paper's claim cannot be tested."""
-    if verdict == "supported":
-        return f"In this study, {join_words(moving)} {'moves' if len(moving) == 1 else 'move'} the choice."
-    if verdict == "not supported":
-        return f"In this study, {join_words(factors)} {'does' if len(factors) == 1 else 'do'} not move the choice."
-    if not factors:
-        return "It cannot be said what moves the choice: no factor varies among the runs that can be compared."
-    one = len(factors) == 1
-    return f"It cannot be said yet whether {'' if one else 'any of '}{join_words(factors)} moves the choice."
-
-
-def _join_factors(records: StudyRecords, factors: Sequence[str]) -> str:
-    return join_words(name_with_co_varying(records, name) for name in factors)
-
-
-def name_with_co_varying(records: StudyRecords, factor: str) -> str:
-    """`batch_size (with gradient_batch, steps)`: the factor, and what the study changes along with it."""
-    others = list(records.co_varying.get(factor, ()))
-    return f"{factor} (with {join_words(others)})" if others else factor
-
-
-# --------------------------------------------------------------------------------------------------- factors
+UNIT = f"{DISTANCE} distance"
 
 
 def format_missing_choices(records: StudyRecords, choices: Choices) -> list[str]:
@@ -223,23 +169,6 @@ def _format_percent(share: Estimate) -> str:
     return f"{value} %" + (f" ({ends[0]} to {ends[1]} %)" if None not in ends else "")
 
 
-# ---------------------------------------------------------------------- question 2: what impacts the choice?
-
-
-def format_impacts_rule(strong: Sequence[str], weak: Sequence[str], records: StudyRecords) -> str:
-    """The rule of question 2."""
-    return " ".join([
-        format_effect_rule(records),
-        "The paper's claim is tested where its factors vary: for every pair of one of",
-        f"{' and '.join(strong)} and one of {', '.join(weak)}, the displacement of the first is larger by more than",
-        f"{records.margin('effect'):g}. Supported: the interval of the difference lies above that for every pair (all",
-        "must pass, so no correction is needed). Evidence against: it lies below for any pair (adjusted by Holm for",
-        "their number). Otherwise: not enough evidence. Where the claim cannot be tested, the verdict is on whether",
-        "any factor moves the choice (one above the margin is enough, adjusted by Holm for their number). The",
-        "size of a displacement depends on the compared levels: levels that are further apart give larger ones.",
-    ])  # fmt: skip
-
-
 def format_effect_rule(records: StudyRecords) -> str:
     """How a factor is judged."""
     return " ".join([
@@ -253,59 +182,3 @@ def format_effect_rule(records: StudyRecords) -> str:
         "verdict that it could change. Other distances, shares of variance and the probability of being the strongest",
         "are shown and do not decide.",
     ])  # fmt: skip
-
-
-# -------------------------------------------------------------------------- question 3: tasks and data sets
-
-
-def open_tasks(verdict: Verdict, names: Sequence[str], moving: Sequence[str]) -> str:
-    """The first sentence of question 3; `moving`: those of the names that move the choice."""
-    return {
-        "supported": f"Yes, in this study: backbones choose differently by {join_words(moving or ['none'])}.",
-        "not supported": f"No, in this study: backbones choose alike whatever the {join_words(names or ['none'])}.",
-        "not enough evidence": "It cannot be said yet whether tasks and data sets choose differently.",
-    }[verdict]
-
-
-def format_tasks_rule(together: str, records: StudyRecords) -> str:
-    """The rule of question 3."""
-    return (
-        f"{format_effect_rule(records)} Tasks and data sets prefer different normalizers if task, or dataset, moves "
-        f"what backbones choose; evidence against needs both, where both vary, to lie below the margin. Where tasks "
-        f"have no data set in common, the two cannot be separated and count as one factor, {together}. Heads, compared "
-        f"within their task, and transfer are shown and do not decide."
-    )
-
-
-def format_preferences(means: pd.DataFrame) -> str:
-    """The mean weights of each setting: one row per setting, one column per normalizer."""
-    each = [
-        f"{setting} {', '.join(f'{name} {format_number(weight, 2)}' for name, weight in row.dropna().items())}"
-        for setting, row in means.iterrows()
-    ]
-    return f"Mean weights of the backbone: {'; '.join(each)}."
-
-
-def format_head_effects(rows: Sequence[Effect], confidence: float) -> list[str]:
-    """The displacements of heads."""
-    said = "; ".join(
-        f"{row.comparison} {format_estimate(row.estimate, confidence)}"
-        for row in rows if row.estimate.value is not None
-    )  # fmt: skip
-    return [f"How far heads are moved, within their task: {said}."] if said else []
-
-
-def format_transfer(rows: Sequence[Effect], confidence: float) -> list[str]:
-    """How far transfer moves the choice, and what it leaves of the effects of task and data set."""
-    titles = {
-        "transfer_distance": "How far fine-tuning moves what backbones chose",
-        "effect_after": "Displacements between fine-tuned networks",
-    }
-    said = {
-        measure: "; ".join(
-            f"{row.comparison} {format_estimate(row.estimate, confidence)}"
-            for row in rows if row.measure.name == measure and row.estimate.value is not None
-        )
-        for measure in titles
-    }  # fmt: skip
-    return [f"{titles[measure]}: {text}." for measure, text in said.items() if text]

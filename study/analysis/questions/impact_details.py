@@ -11,11 +11,12 @@ import pandas as pd
 
 from study.analysis.questions import impact_sentences as sentences
 from study.analysis.questions.answers import Effect, difference_effect
-from study.analysis.questions.factor_effects import collect_choices
+from study.analysis.questions.choices import collect_choices
 from study.analysis.questions.factor_question import Details
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.cell_means import compute_p_value, estimate_contrast
-from study.analysis.statistics.displacement import displacement, find_ends, relative_displacement
+from study.analysis.statistics.contrasts import find_ends
+from study.analysis.statistics.displacement import displacement, relative_displacement
 from study.analysis.statistics.distinctness import place_distances
 from study.analysis.statistics.dynamics import network_dynamics
 from study.analysis.statistics.intervals import Floats, Grid, adjust_holm, build_grid

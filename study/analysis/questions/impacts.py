@@ -12,9 +12,9 @@ from itertools import product
 
 import pandas as pd
 
-from study.analysis.questions import factor_sentences as sentences
+from study.analysis.questions import claim_sentences as sentences
 from study.analysis.questions.answers import Answer, Judgement
-from study.analysis.questions.factor_effects import ChoiceDistances, adjust_p_values, factor_row
+from study.analysis.questions.factor_effects import ChoiceDistances, adjust_p_values
 from study.analysis.questions.factor_question import (
     Decision,
     Details,
@@ -23,6 +23,7 @@ from study.analysis.questions.factor_question import (
     judge_factor_question,
 )
 from study.analysis.questions.factor_robustness import explore_factor_question
+from study.analysis.questions.factor_rows import factor_row
 from study.analysis.questions.impact_details import find_dynamics, find_places, find_trends
 from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.verdicts import Claim, Verdict, find_above, find_below, judge_all, judge_any

@@ -9,15 +9,12 @@ import numpy as np
 from scipy import stats
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.factor_effects import Choices, factor_row
-from study.analysis.statistics.displacement import (
-    CellDistances,
-    displacement,
-    displacement_p_values,
-    measure_contrasts,
-)
+from study.analysis.questions.choices import Choices
+from study.analysis.questions.factor_rows import factor_row
+from study.analysis.statistics.displacement import displacement, displacement_p_values
 from study.analysis.statistics.distances import JENSEN_SHANNON, Distance
 from study.analysis.statistics.intervals import Estimate, Floats
+from study.analysis.statistics.moments import CellDistances, measure_contrasts
 from study.analysis.wording import format_number
 
 

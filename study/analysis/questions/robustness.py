@@ -14,8 +14,8 @@ from typing import Any
 from study.analysis.questions.verdicts import Verdict
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.wording import format_verdict, join_words, round_number
+from study.plan.analysis_plan import LAST_EPOCH
 
-LAST_EPOCH = "last epoch"
 LAST_FIFTH = "mean of the last fifth"
 CLAIM = "the claim"  # names the verdict of the whole question among those of its factors
 

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from study.analysis.questions import factor_sentences as sentences
+from study.analysis.questions import task_sentences as sentences
 from study.analysis.questions.answers import Answer, Effect, Judgement
-from study.analysis.questions.factor_effects import (
-    ChoiceDistances,
-    collect_choices,
-    factor_row,
-    measure_distances,
-    select_choices,
-)
+from study.analysis.questions.choices import collect_choices, select_choices
+from study.analysis.questions.factor_effects import ChoiceDistances, measure_distances
 from study.analysis.questions.factor_question import (
     Decision,
     Details,
@@ -25,11 +20,12 @@ from study.analysis.questions.factor_question import (
     judge_factor_question,
 )
 from study.analysis.questions.factor_robustness import explore_factor_question
+from study.analysis.questions.factor_rows import factor_row
 from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.transfer import compare_after, compare_before_and_after, select_fine_tuned
 from study.analysis.questions.verdicts import Claim, Verdict, find_above, judge_any
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.displacement import find_contrasts
+from study.analysis.statistics.contrasts import find_contrasts
 from study.analysis.statistics.profiles import build_profiles
 from study.config.schema import StudyConfig
 from study.plan.trials import find_factor_fields

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.factor_effects import ChoiceDistances, collect_choices, factor_row, measure_distances
+from study.analysis.questions.choices import collect_choices
+from study.analysis.questions.factor_effects import ChoiceDistances, measure_distances
+from study.analysis.questions.factor_rows import factor_row
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import displacement
 

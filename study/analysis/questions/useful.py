@@ -21,11 +21,12 @@ from study.analysis.questions.answers import (
     difference_effects,
     interaction_effects,
 )
-from study.analysis.questions.factor_effects import select_choices
+from study.analysis.questions.choices import select_choices
 from study.analysis.questions.level_comparisons import build_claims, compare_levels
 from study.analysis.questions.seed_sources import format_seed_sources, seed_deviation_rows
 from study.analysis.questions.tuned import compare_tuned
 from study.analysis.questions.verdicts import OPEN, SUPPORTED, Verdict, find_below, judge, judge_all
+from study.analysis.questions.warm_start_sentences import format_starts_rule
 from study.analysis.questions.warm_starts import NO_MIX, NOT_OWN, compare_starts, describe_starts
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.displacement import relative_displacement
@@ -64,7 +65,7 @@ def answer_useful(records: StudyRecords) -> Answer:
     rule = sentences.format_useful_rule(records.measures[metric].label, CONTROLS, margin, confidence)
     return Answer(
         title=TITLE, verdict=verdict, answer=" ".join(text),
-        rule=" ".join([rule, *[sentences.format_starts_rule(NOT_OWN, NO_MIX, margin)] * bool(starts[metric])]),
+        rule=" ".join([rule, *[format_starts_rule(NOT_OWN, NO_MIX, margin)] * bool(starts[metric])]),
         effects=[
             *(row for name in measures for row in difference_effects(records.measures[name], rows[name])),
             *(row for item in opponents for row in cell_effects(records.measures["cell_difference"], item)),

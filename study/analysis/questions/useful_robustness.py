@@ -8,11 +8,12 @@ from dataclasses import replace
 import pandas as pd
 
 from study.analysis.questions.level_comparisons import find_chance_levels
-from study.analysis.questions.robustness import LAST_EPOCH, LAST_FIFTH, Analysis, Robustness
+from study.analysis.questions.robustness import LAST_FIFTH, Analysis, Robustness
 from study.analysis.questions.useful import compare_norms, decide
 from study.analysis.records import StudyRecords
 from study.analysis.trial_files import CURVES
 from study.analysis.weight_tables import find_first_late_epoch
+from study.plan.analysis_plan import LAST_EPOCH
 
 FINISHED_PAIRS = "diverged runs left out"
 AT_CHANCE = "diverged runs at chance level"

@@ -8,12 +8,18 @@ from dataclasses import replace
 
 import pandas as pd
 
-from study.analysis.questions.replicate_sentences import compute_next_confidence, format_replicates_to_settle
 from study.analysis.questions.verdicts import AGAINST, OPEN, SUPPORTED, Claim, Verdict, find_below, judge
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.intervals import Estimate, adjust_holm
 from study.analysis.statistics.paired_differences import SURE_TO_DIVERGE, CellDifference, PairedDifference
-from study.analysis.wording import format_confidence, format_estimate, format_states, join_words
+from study.analysis.statistics.sample_size import compute_next_confidence
+from study.analysis.wording import (
+    format_confidence,
+    format_estimate,
+    format_replicates_to_settle,
+    format_states,
+    join_words,
+)
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
 
@@ -310,37 +316,3 @@ def _format_missing_pairs(item: PairedDifference) -> str:
     return join_words(
         [*missing[:MAX_NAMED], *[f"those of {_count_more(more)}"] * (more > 0)] or ["both norms in a cell"]
     )
-
-
-# -------------------------------------------------------------------------------- question 1: warm starts
-
-
-def format_start_answer(reference_norm: str | None, judged: Mapping[str, Verdict]) -> list[str]:
-    """Whether the properties that start rules remove matter, by property."""
-    words = {
-        SUPPORTED: "it matters {}",
-        AGAINST: "it does not matter {}",
-        OPEN: "it cannot be said yet whether it matters {}",
-    }
-    said = [words[verdict].format(what) for what, verdict in judged.items()]
-    if not said:
-        return []
-    return [
-        f"Does it matter that each layer has its own choice, or that layers mix normalizers? With the choices of "
-        f"finished networks of {reference_norm}, {join_words(said)}."
-    ]
-
-
-def format_starts_rule(not_own: Sequence[str], no_mix: Sequence[str], margin: float) -> str:
-    """The rule of comparisons between start rules."""
-    return " ".join([
-        "Warm starts are compared by the same rule and do not decide the verdict. The difference is frozen (every",
-        "layer keeps its own choice) minus the other start rule. If the study has no frozen, it is fine_tune (whose",
-        "choices are trained further) minus the other start rule. That each layer has its own choice matters if the",
-        f"difference lies above {margin:g} for each of {', '.join(not_own)} that the study has. It does not matter if",
-        f"the difference lies below {margin:g} for any of them (adjusted by Holm). Whether it matters that layers mix",
-        f"normalizers is decided in the same way by {', '.join(no_mix)}. The rule transplant, and all rules with",
-        "start.fresh, train a newly initialized network. They are compared with frozen and start.fresh, or else with",
-        "scratch. This decides nothing: the BN statistics of scratch may be moving averages, whereas those of warm",
-        "starts are re-estimated.",
-    ])  # fmt: skip

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from study.analysis.questions import useful_sentences as sentences
 from study.analysis.questions.level_comparisons import build_claims, compare_levels
+from study.analysis.questions.useful_sentences import format_distinguished
 from study.analysis.questions.verdicts import Verdict, judge_all
+from study.analysis.questions.warm_start_sentences import format_start_answer
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.paired_differences import PairedDifference
 from study.analysis.wording import format_estimate
@@ -46,7 +47,7 @@ def describe_starts(records: StudyRecords, differences: Mapping[str, Sequence[Pa
     if not found:
         return ["No run that starts from another one has finished together with the one it is compared with."]
     judged = judge_properties(differences[metric], records.margin(metric), confidence)
-    parts = sentences.format_start_answer(records.reference_norm, judged)
+    parts = format_start_answer(records.reference_norm, judged)
     for reference in dict.fromkeys(item.reference for item in found):
         numbers = "; ".join(
             f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}"
@@ -56,7 +57,7 @@ def describe_starts(records: StudyRecords, differences: Mapping[str, Sequence[Pa
             f"{records.measures[metric].label.capitalize()} of {reference} minus that of the other: {numbers}."
         )
         parts += [
-            sentences.format_distinguished(
+            format_distinguished(
                 f"The {records.measures[name].label} of {reference}",
                 [item for item in items if item.reference == reference], confidence,
             )

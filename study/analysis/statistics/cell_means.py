@@ -48,7 +48,8 @@ def estimate_contrast(grid: Floats, weights: Sequence[float] | Floats, confidenc
     of the variance. Without missing results they are n - 1.
 
     What varies in the interval: the replicate. There is none where a cell has a single result, whose spread is unknown,
-    and none where replicates are identical (see `replicate_interval`).
+    and none where replicates are identical: a spread of zero (every network at 100 % accuracy, say) is no proof that
+    the next seed would agree.
     Raises `ValueError` where a cell has no result.
     """
     share, used = np.asarray(weights, dtype=float), np.asarray(weights) != 0
@@ -112,12 +113,12 @@ def compute_standard_error(estimate: Estimate, confidence: float) -> float | Non
     return (estimate.high - estimate.low) / 2 / t_quantile(confidence, estimate.freedom)
 
 
-def compute_p_value(estimate: Estimate, confidence: float, line: float = 0.0) -> float | None:
-    """Two-sided p value that the estimated number is at the line. It agrees with the interval; None without one."""
+def compute_p_value(estimate: Estimate, confidence: float) -> float | None:
+    """Two-sided p value that the estimated number is 0. It agrees with the interval; None without one."""
     error = compute_standard_error(estimate, confidence)
     if not error or estimate.value is None or estimate.freedom is None:
         return None
-    return float(2 * special.stdtr(estimate.freedom, -abs(estimate.value - line) / error))
+    return float(2 * special.stdtr(estimate.freedom, -abs(estimate.value) / error))
 
 
 def _compute_error(deviations: Floats, present: np.ndarray, share: Floats) -> tuple[float, float]:

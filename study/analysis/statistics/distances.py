@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import entr
 
 from study.analysis.statistics.intervals import Floats
+from study.plan.analysis_plan import DISTANCE
 
 FLOOR = 0.01  # smaller weights, including the zeros of sparse norms, are raised to this before a logarithm is taken
 
@@ -55,7 +56,7 @@ def squared_total_variation(profiles: Floats) -> Floats:
     return _squared_euclidean(profiles) / 2
 
 
-JENSEN_SHANNON = Distance(name="Jensen-Shannon", squared=squared_jensen_shannon)
+JENSEN_SHANNON = Distance(name=DISTANCE, squared=squared_jensen_shannon)
 AITCHISON = Distance(name="Aitchison", squared=squared_aitchison)
 TOTAL_VARIATION = Distance(name="total variation", squared=squared_total_variation)
 DISTANCES = (JENSEN_SHANNON, AITCHISON, TOTAL_VARIATION)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from study.analysis.statistics.displacement import Moments, build_moments
 from study.analysis.statistics.distances import squared_jensen_shannon
 from study.analysis.statistics.intervals import Floats
+from study.analysis.statistics.moments import Moments, build_moments
 from study.config.choice_space import ChoiceSpace
 
 

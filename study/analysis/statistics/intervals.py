@@ -46,28 +46,6 @@ class Estimate:
         """Whether the whole interval lies on one side of the line; False without an interval."""
         return self.above(line) or self.below(line)
 
-    def contains(self, value: float) -> bool:
-        """Whether the interval holds the value; False without an interval."""
-        return self.low is not None and self.high is not None and self.low <= value <= self.high
-
-
-def replicate_interval(values: Sequence[float] | Floats, confidence: float) -> Estimate:
-    """Mean and Student t interval of one finite value per replicate.
-
-    What varies: the replicate. One replicate gives no interval, and neither do identical ones: a spread
-    of zero (every network at 100 % accuracy, say) is no proof that the next seed would agree.
-    """
-    array = np.asarray(values, dtype=float)
-    if not np.isfinite(array).all():
-        raise ValueError(f"values: {array.tolist()}: allowed are finite numbers")
-    if array.size == 0:
-        return Estimate()
-    mean = float(array.mean())
-    if array.size == 1 or is_identical(array):
-        return Estimate(value=mean, n=array.size)
-    low, high = stats.ttest_1samp(array, 0.0).confidence_interval(confidence)
-    return Estimate(value=mean, low=float(low), high=float(high), n=array.size, freedom=array.size - 1)
-
 
 def bootstrap_interval(values: Sequence[float] | Floats, confidence: float) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean of one value per replicate; None below three distinct ones.

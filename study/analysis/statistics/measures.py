@@ -23,6 +23,7 @@ from study.analysis.statistics.seed_sources import pool_deviations
 from study.analysis.statistics.time_to_target import TARGET, TIME, epochs_to_target
 from study.analysis.statistics.trends import rank_trends, slope_weights
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
+from study.plan.analysis_plan import DISTANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
                 "The displacement over the distance between seeds: at 1, a factor moves the choice as far as another "
                 "seed does.", relative_displacement, headline=True),
         *(measure(f"effect_{axis.name}", f"displacement of {axis.label}",
-                  _MOVES.format(f"weights of the {axis.target}", "Jensen-Shannon"), displacement)
+                  _MOVES.format(f"weights of the {axis.target}", DISTANCE), displacement)
           for axis in space.axes),
         measure("effect_aitchison", "displacement by Aitchison distance",
                 _MOVES.format("log-ratios of switch weights", "Aitchison"), displacement),
@@ -167,10 +168,10 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
                 "The displacement of the layers of one stage and place. p: one-sided, that it is no larger than 0, "
                 "adjusted for the number of positions and factors by the false discovery rate (Benjamini and "
                 "Hochberg).", displacement),
-        measure("effect_heads", "displacement of heads", _MOVES.format("switch weights of a head", "Jensen-Shannon"),
+        measure("effect_heads", "displacement of heads", _MOVES.format("switch weights of a head", DISTANCE),
                 displacement),
         measure("effect_after", "displacement after transfer",
-                _MOVES.format("switch weights of fine-tuned networks", "Jensen-Shannon"), displacement),
+                _MOVES.format("switch weights of fine-tuned networks", DISTANCE), displacement),
         measure("transfer_distance", "displacement by transfer",
                 "Displacement between networks before and after they were fine-tuned.", displacement),
     ]  # fmt: skip

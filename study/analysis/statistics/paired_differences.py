@@ -68,7 +68,6 @@ class PairedDifference:
     n_pairs: int
     n_pairs_planned: int
     n_cells: int
-    n_cells_planned: int
     missing: Mapping[str, int]
     cells: tuple[CellDifference, ...] = ()
     cells_missing: Mapping[str, int] = field(default_factory=dict)
@@ -138,7 +137,7 @@ def paired_differences(
     lacking = grid.isna().sum(axis=1)[lambda counts: counts > 0]
     return PairedDifference(
         reference=reference, other=other, estimate=estimate, per_replicate=tuple(per_replicate.tolist()),
-        n_pairs=len(rows), n_pairs_planned=len(planned), n_cells=len(measured), n_cells_planned=len(grid),
+        n_pairs=len(rows), n_pairs_planned=len(planned), n_cells=len(measured),
         missing=causes, cells=_estimate_cells(measured, grid, rows, names, confidence),
         cells_missing={names[cell]: int(number) for cell, number in lacking.items()},
         empty_cells=tuple(names[cell] for cell in empty), worst=worst, best=best,

@@ -47,11 +47,6 @@ def variance_shares(products: Floats, cells: pd.DataFrame, confidence: float) ->
     }
 
 
-def sums_of_squares(products: Floats, cells: pd.DataFrame) -> tuple[dict[str, float], dict[str, int]]:
-    """Marginal sums of squares of every factor, the replicate and the residual, and their degrees of freedom."""
-    return _partition(products, _Model.build(cells))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Model:
     """Orthonormal bases (cell, dimension) of the levels' indicators.

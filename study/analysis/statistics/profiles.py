@@ -18,9 +18,9 @@ import pandas as pd
 
 from study.analysis.statistics.intervals import Floats
 from study.config.choice_space import ChoiceSpace
+from study.plan.analysis_plan import ALIGNMENT
 
 Alignment = Literal["stage and place", "stage", "relative depth", "place"]
-ALIGNMENT: Alignment = "stage and place"  # by which answers are given; a report also shows what others would say
 LATER = " of later blocks"  # at the end of the place of a layer that is not in the first block of its stage
 FPN_PLACES = ("lateral", "output")
 DEPTH_GRID = np.linspace(0, 1, 11)  # relative depths at which networks are compared by relative depth

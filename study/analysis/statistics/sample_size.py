@@ -11,6 +11,7 @@ from study.analysis.statistics.cell_means import compute_standard_error
 from study.analysis.statistics.intervals import Estimate
 
 MAX_REPLICATES = 1000
+PROBABILITY = 0.8  # with which a comparison is to be settled
 DRAWS = 2000
 
 
@@ -20,9 +21,7 @@ def replicates_to_settle(
     *,
     confidence: float,
     confidence_next: float,
-    probability: float = 0.8,
     n_refuting: int = 1,
-    n_supporting: int = 1,
 ) -> tuple[int, float] | None:
     """The least total number of replicates that probably settles a comparison, and the probability that it does.
 
@@ -32,8 +31,8 @@ def replicates_to_settle(
     inverse chi-squared distributions: a flat prior), then the mean and standard deviation of the new replicates.
 
     estimate: a mean with its Student t interval at `confidence`. confidence_next: of the interval at the next look.
-    n_refuting, n_supporting: number of tests by which p values are adjusted (Holm) for a number below the margin, and
-    above it; the first step of Holm, which is the hardest, is assumed.
+    n_refuting: number of tests by which p values are adjusted (Holm) for a number below the margin; the first step of
+    Holm, which is the hardest, is assumed.
     None without an interval, and where more than `MAX_REPLICATES` would be needed.
     """
     error, value, freedom_now = compute_standard_error(estimate, confidence), estimate.value, estimate.freedom
@@ -55,10 +54,15 @@ def replicates_to_settle(
         error_then = np.sqrt((freedom_now * spread**2 + squares_new + between) / freedom / total)
         above, below = (
             special.stdtrit(freedom, 1 - (1 - confidence_next) / 2 / n_tests) * error_then
-            for n_tests in (n_supporting, n_refuting)
+            for n_tests in (1, n_refuting)
         )
         return float(np.mean((mean - above > margin) | (mean + below < margin)))
 
     totals = range(estimate.n + 1, MAX_REPLICATES + 1)
-    found = bisect_left(totals, probability, key=compute_probability)
+    found = bisect_left(totals, PROBABILITY, key=compute_probability)
     return (totals[found], compute_probability(totals[found])) if found < len(totals) else None
+
+
+def compute_next_confidence(confidence: float) -> float:
+    """The confidence of the next look at the data, after replicates have been added."""
+    return 1 - (1 - confidence) / 2

@@ -53,7 +53,7 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
         _measure_training(result, cell, quick, device)
     result.figures.append(Figure("ssn / bn, median", statistics.median(row["ssn / bn"] for row in result.rows)))
     for title, choices in HARD_CHOICES.items():
-        network, images = _build_one_hot_network(CELLS[0], choices, device)
+        network, images = _build_one_hot_network(choices, device)
         contenders = {"sn": partial(network, images), "hardened": partial(harden(network), images)}
         ratio = median_ratio(_time(contenders, quick, device), "hardened", "sn")
         result.figures.append(Figure(f"hardened / sn, inference, ResNet-20, {title}", ratio))
@@ -102,8 +102,9 @@ def _build_step(norm: str, cell: Cell, device: str) -> Callable[[], object]:
     return step
 
 
-def _build_one_hot_network(cell: Cell, choices: tuple[int, ...], device: str) -> tuple[nn.Module, Tensor]:
+def _build_one_hot_network(choices: tuple[int, ...], device: str) -> tuple[nn.Module, Tensor]:
     """An sn network whose layers choose one normalizer each, `choices` (indices into the pool) in turn; and images."""
+    cell = CELLS[0]
     config = TrialConfig(dataset=cell.dataset, depth=cell.depth, norm="sn")
     network = build_network(config, seed=0).to(device).eval()
     layers = [module for module in network.modules() if isinstance(module, SwitchNorm)]

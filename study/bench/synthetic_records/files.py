@@ -58,19 +58,19 @@ def write_study(
                 "state": "failed", "reason": FAILED_REASON, "failures": 3, "attempt": 3,
             }))  # fmt: skip
         elif only(trial):
-            _write_run(folder, trial, run, "diverged" if diverged(trial) else "done")
+            _write_run(folder, trial, run, diverged(trial) or run.diverged)
 
 
-def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth, status: str = "done") -> TrialFolder:
+def write_trial(folder: StudyFolder, trial: PlannedTrial, truth: Truth) -> TrialFolder:
     """Writes the record of one finished trial, its result last. Neither atomic nor synced: nobody reads it yet."""
-    return _write_run(folder, trial, simulate_run(trial, build_norm_layers(trial.config), truth), status)
+    run = simulate_run(trial, build_norm_layers(trial.config), truth)
+    return _write_run(folder, trial, run, run.diverged)
 
 
-def _write_run(folder: StudyFolder, trial: PlannedTrial, run: SimulatedRun, status: str) -> TrialFolder:
+def _write_run(folder: StudyFolder, trial: PlannedTrial, run: SimulatedRun, diverged: bool) -> TrialFolder:
     record = folder.trial(trial.trial_id, trial.replicate)
     record.path.mkdir(parents=True)
     layers = build_norm_layers(trial.config)
-    status = "diverged" if run.diverged and status == "done" else status
     steps = [trial.steps_per_epoch * epoch for epoch in range(len(run.history))]
     description = _describe(trial, folder.path.name, len(layers))
     record.state.write_text(_to_json({"state": "running", "failures": 0, "attempt": 1, "pid": 1, "host": "somewhere"}))
@@ -80,7 +80,7 @@ def _write_run(folder: StudyFolder, trial: PlannedTrial, run: SimulatedRun, stat
     record.switch_weights.write_bytes(
         encode_parquet(run.history, steps, layers, trial.pool, trial.space, trial.trial_id, trial.replicate)
     )
-    _write_result(record, description, status, None if status == "diverged" else run.accuracy)
+    _write_result(record, description, None if diverged else run.accuracy)
     return record
 
 
@@ -113,13 +113,13 @@ def _format_metric_lines(trial: PlannedTrial, run: SimulatedRun, steps: Sequence
             )
 
 
-def _write_result(record: TrialFolder, description: dict[str, Any], status: str, accuracy: float | None) -> None:
-    """Writes result.json with the digests of the other files. Without an accuracy all metrics are null."""
+def _write_result(record: TrialFolder, description: dict[str, Any], accuracy: float | None) -> None:
+    """Writes result.json with the digests of the other files. A run without an accuracy has diverged."""
     files = (record.trial, record.environment, record.metrics, record.switch_weights)
     repeated = ("trial_id", "replicate", "statistics_batch", "gradient_batch", "pool", "parameters", "norm_layers")
     record.result.write_text(_to_json({
-        "schema": SCHEMA_VERSION, **{name: description[name] for name in repeated}, "status": status,
-        "reason": DIVERGED_REASON if status == "diverged" else None,
+        "schema": SCHEMA_VERSION, **{name: description[name] for name in repeated},
+        "status": "diverged" if accuracy is None else "done", "reason": DIVERGED_REASON if accuracy is None else None,
         "epochs": description["config"]["epochs"], "seconds": 1.5, "attempts": 1,
         "metrics": compute_metrics(description["config"]["task"], accuracy),
         "notes": [], "files": {file.name: file_digest(file) for file in files},

@@ -43,7 +43,7 @@ _KERNEL_MEMBERS = (
     "ln",
     "bn",
     "gn",
-)  # what kernels.cpp and triton_kernels.py compute, in order of bits
+)  # what kernels.cpp and the Triton kernels compute, in order of bits
 _MEMBER_BITS = {pool: sum(1 << _KERNEL_MEMBERS.index(name) for name in pool)
                 for pool in POOLS if set(pool) <= set(_KERNEL_MEMBERS)}  # fmt: skip
 _BN = _MEMBER_BITS["bn",]
@@ -179,10 +179,10 @@ def _try_load(device_type: str) -> bool:
         if device_type == "cpu":
             torch.ops.load_library(build_library())
         elif device_type == "cuda" and load_kernels("cpu"):  # the same library contains autograd
-            from study.norms.kernels import triton_kernels
+            from study.norms.kernels import triton_launch
 
-            _LIBRARY.impl("forward", triton_kernels.forward, "CUDA")
-            _LIBRARY.impl("backward", triton_kernels.backward, "CUDA")
+            _LIBRARY.impl("forward", triton_launch.forward, "CUDA")
+            _LIBRARY.impl("backward", triton_launch.backward, "CUDA")
         else:
             return False
     except (BuildError, ImportError, OSError) as error:

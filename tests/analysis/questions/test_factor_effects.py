@@ -8,17 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.questions.factor_effects import (
-    SEEDS,
-    ChoiceDistances,
-    collect_choices,
-    effect_rows,
-    find_empty_cells,
-    judge_factors,
-    measure_distances,
-    share_rows,
-    strongest_rows,
-)
+from study.analysis.questions.choices import collect_choices, find_empty_cells
+from study.analysis.questions.factor_effects import ChoiceDistances, judge_factors, measure_distances
+from study.analysis.questions.factor_rows import SEEDS, effect_rows, share_rows, strongest_rows
 from study.analysis.questions.factor_sentences import format_common_needs, format_empty_cells
 from study.analysis.questions.impacts import compare_factors
 from study.analysis.questions.verdicts import judge_all

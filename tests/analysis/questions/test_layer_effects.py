@@ -11,18 +11,13 @@ import numpy as np
 import pytest
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.factor_effects import Choices, collect_choices, select_choices
+from study.analysis.questions.choices import Choices, collect_choices, select_choices
 from study.analysis.questions.layer_effects import format_layer_effects, layer_rows, measure_positions
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.displacement import (
-    CellDistances,
-    Moments,
-    displacement,
-    displacement_p_values,
-    measure_contrasts,
-)
+from study.analysis.statistics.displacement import displacement, displacement_p_values
 from study.analysis.statistics.distances import DISTANCES
 from study.analysis.statistics.intervals import Floats, one_sided_p_value
+from study.analysis.statistics.moments import CellDistances, Moments, measure_contrasts
 from study.bench.synthetic_records import SyntheticStudy, Truth
 from study.plan.trials import PlannedTrial
 from tests.analysis.conftest import build_study

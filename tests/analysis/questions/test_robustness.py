@@ -14,7 +14,6 @@ import pytest
 from study.analysis.questions.impacts import answer_impacts, explore_impacts
 from study.analysis.questions.robustness import (
     CLAIM,
-    LAST_EPOCH,
     LAST_FIFTH,
     Analysis,
     Robustness,
@@ -31,6 +30,7 @@ from study.analysis.report.registry import add_robustness, answer_questions
 from study.analysis.statistics.intervals import Estimate, Floats
 from study.analysis.weight_tables import average_last_fifth, find_first_late_epoch
 from study.bench.synthetic_records import SyntheticStudy, Truth
+from study.plan.analysis_plan import LAST_EPOCH
 from study.plan.trials import PlannedTrial
 from tests.analysis.conftest import build_study
 

@@ -16,9 +16,10 @@ from study.analysis.questions.useful import decide
 from study.analysis.questions.useful_sentences import open_useful
 from study.analysis.questions.verdicts import Verdict, find_below
 from study.analysis.statistics.cell_means import compute_p_value
-from study.analysis.statistics.intervals import Estimate, bootstrap_interval, replicate_interval
+from study.analysis.statistics.intervals import Estimate, bootstrap_interval
 from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
+from tests.analysis.estimates import estimate_mean, holds
 
 DRAWS = 200
 MARGIN = 0.005
@@ -34,10 +35,10 @@ def _compare(seed: int, gains: dict[str, float], replicates: int = 5, noise: flo
 
 def _difference(norm: str, values: NDArray[np.float64], **more: Any) -> PairedDifference:
     """As `paired_differences` makes it of a cell that is complete."""
-    estimate = replicate_interval(values, 0.95)
+    estimate = estimate_mean(values, 0.95)
     return PairedDifference(**{
         "reference": "sn", "other": norm, "estimate": estimate, "per_replicate": tuple(values.tolist()),
-        "n_pairs": values.size, "n_pairs_planned": values.size, "n_cells": 1, "n_cells_planned": 1, "missing": {},
+        "n_pairs": values.size, "n_pairs_planned": values.size, "n_cells": 1, "missing": {},
         "p_value": compute_p_value(estimate, 0.95), **more,
     })  # fmt: skip
 
@@ -148,7 +149,7 @@ def test_with_an_empty_cell_only_what_holds_for_every_score_counts(worst: Any, b
 
 def test_intervals_cover_and_the_bootstrap_less_so() -> None:
     found = [_compare(seed, {"bn": 0.01}, replicates=8)[0] for seed in range(DRAWS)]
-    assert 0.91 <= np.mean([item.estimate.contains(0.01) for item in found]) <= 0.99
+    assert 0.91 <= np.mean([holds(item.estimate, 0.01) for item in found]) <= 0.99
     ends = [bootstrap_interval(item.per_replicate, 0.95) for item in found]
     assert 0.83 <= np.mean([end is not None and end[0] <= 0.01 <= end[1] for end in ends]) <= 0.94
 

@@ -10,7 +10,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from study.analysis.questions.verdicts import Claim, Verdict, find_above, find_below, judge, judge_all, judge_any
-from study.analysis.statistics.intervals import Estimate, Floats, replicate_interval
+from study.analysis.statistics.intervals import Estimate
+from tests.analysis.estimates import estimate_mean
 
 CONFIDENCE = 0.95
 MARGIN = 0.05
@@ -62,7 +63,7 @@ def test_the_interval_of_one_number_decides(claim: Claim, verdict: Verdict) -> N
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.975])
 def test_the_verdict_is_where_the_interval_lies(seed: int, confidence: float) -> None:
-    estimate = replicate_interval(np.random.default_rng(seed).normal(0.05, 0.04, 4), confidence)
+    estimate = estimate_mean(np.random.default_rng(seed).normal(0.05, 0.04, 4), confidence)
     expected = (
         "supported" if estimate.above(MARGIN) else "not supported" if estimate.below(MARGIN) else "not enough evidence"
     )
@@ -152,18 +153,12 @@ def test_support_of_all_needs_no_adjustment_and_one_number_below_does() -> None:
 # ------------------------------------------------------------------------------------------------ error rates
 
 
-def _interval(values: Floats) -> Estimate:
-    """`replicate_interval`, without the time that scipy.stats takes."""
-    value, reach = values.mean(), stats.t.ppf(1 - LEVEL, 3) * values.std(ddof=1) / 2
-    return Estimate(value=value, low=value - reach, high=value + reach, n=4, freedom=3)
-
-
 def _share(judging: object, verdict: Verdict, means: tuple[float, ...]) -> float:
     """How often a claim about the means of independent numbers gets a verdict; four replicates, margin 0."""
     random, count = np.random.default_rng(7), 0
     for _ in range(DRAWS):
         claims = {
-            str(number): Claim(estimate=_interval(random.normal(mean, 1, 4)), margin=0.0)
+            str(number): Claim(estimate=estimate_mean(random.normal(mean, 1, 4), CONFIDENCE), margin=0.0)
             for number, mean in enumerate(means)
         }
         count += judging(claims, CONFIDENCE) == verdict  # type: ignore[operator]

@@ -20,7 +20,8 @@ from study.analysis.statistics.cell_means import (
     estimate_mean_of_cells,
     find_interaction,
 )
-from study.analysis.statistics.intervals import Floats, replicate_interval
+from study.analysis.statistics.intervals import Floats
+from tests.analysis.estimates import holds
 
 DRAWS = 300
 
@@ -39,19 +40,19 @@ def _draw(seed: int, cells: int, replicates: int, shared: float = 0.5, spread: F
 def test_without_missing_results_it_is_students_t_over_replicate_means(cells: int, replicates: int, seed: int) -> None:
     grid = _draw(seed, cells, replicates)
     found, means = estimate_mean_of_cells(grid, 0.9), grid.mean(axis=0)
-    expected = replicate_interval(means, 0.9)
-    for name in ("value", "low", "high", "freedom"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-9, abs=1e-9)
+    test = stats.ttest_1samp(means, 0)
+    expected = (means.mean(), *test.confidence_interval(0.9), replicates - 1)
+    assert (found.value, found.low, found.high, found.freedom) == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert found.n == replicates
     assert adjust_replicates(grid) == pytest.approx(means)
-    assert compute_p_value(found, 0.9) == pytest.approx(stats.ttest_1samp(means, 0).pvalue, rel=1e-6)
+    assert compute_p_value(found, 0.9) == pytest.approx(test.pvalue, rel=1e-6)
 
 
 def test_without_missing_results_a_contrast_is_a_paired_t_test() -> None:
     grid = _draw(1, 3, 6)
     found = estimate_contrast(grid, [1, 0, -1], 0.95)
-    expected = replicate_interval(grid[0] - grid[2], 0.95)
-    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    test = stats.ttest_rel(grid[0], grid[2])
+    assert (found.low, found.high) == pytest.approx(test.confidence_interval(0.95))
 
 
 @pytest.mark.parametrize("missing", [[], [(0, 0)], [(0, 1), (2, 3), (2, 4)]])
@@ -110,7 +111,7 @@ def test_intervals_cover(spread: Floats, gone: str) -> None:
         found.append(estimate_mean_of_cells(grid, 0.95))
     with_interval = [each for each in found if each.low is not None]  # there is none where a cell has one result
     assert len(with_interval) > DRAWS / 2
-    assert 0.92 <= np.mean([each.contains(0) for each in with_interval]) <= 1
+    assert 0.92 <= np.mean([holds(each, 0) for each in with_interval]) <= 1
 
 
 @pytest.mark.parametrize("noise", [1, 1 / 3, 1 / 10])
@@ -121,7 +122,7 @@ def test_intervals_cover_where_the_noisiest_cell_has_few_results(replicates: int
     for _ in range(2 * DRAWS):
         grid = np.array([[1.0], [noise], [noise], [noise]]) * random.standard_normal((4, replicates))
         grid[0, left:] = np.nan
-        covered += estimate_mean_of_cells(grid, 0.95).contains(0)
+        covered += holds(estimate_mean_of_cells(grid, 0.95), 0)
     assert covered / (2 * DRAWS) >= 0.93
 
 

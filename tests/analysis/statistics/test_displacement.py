@@ -11,22 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from study.analysis.statistics.contrasts import Contrast, find_contrasts, find_slope_contrasts
 from study.analysis.statistics.displacement import (
-    CellDistances,
-    Contrast,
-    Moments,
-    build_moments,
     displacement,
     displacement_difference,
-    find_contrasts,
-    find_ends,
-    find_slope_contrasts,
-    measure_contrasts,
     probability_strongest,
     relative_displacement,
     seed_distance,
 )
 from study.analysis.statistics.intervals import Estimate, Floats, one_sided_p_value
+from study.analysis.statistics.moments import CellDistances, Moments, build_moments, measure_contrasts
+from tests.analysis.estimates import holds
 
 DRAWS = 300
 CONFIDENCE = 0.95
@@ -90,27 +85,6 @@ def _levels(*levels: object) -> pd.DataFrame:
     return pd.DataFrame({"a": list(levels)})
 
 
-# -------------------------------------------------------------------------------------------- which cells
-
-
-def test_a_numeric_factor_is_measured_between_its_ends() -> None:
-    cells = pd.DataFrame(list(product((4, 2, 16, 8), ("x", "y"))), columns=["a", "b"])
-    contrasts = find_contrasts(cells, "a")
-    assert [cells["a"].iloc[each.cells].tolist() for each in contrasts] == [[2, 16], [2, 16]]
-    assert [cells["b"].iloc[each.cells].unique().tolist() for each in contrasts] == [["x"], ["y"]]
-
-
-def test_combinations_that_lack_an_end_are_left_out() -> None:
-    cells = pd.DataFrame({"a": [2, 4, 16, 2, 4], "b": ["x", "x", "x", "y", "y"]})
-    (contrast,) = find_contrasts(cells, "a")
-    assert contrast.cells.tolist() == [0, 2]
-
-
-def test_names_are_measured_by_all_pairs() -> None:
-    (contrast,) = find_contrasts(_levels("x", "y", "z"), "a")
-    np.testing.assert_allclose(contrast.weights, (np.ones((3, 3)) - 3 * np.eye(3)) / 6)
-
-
 def test_cells_at_the_same_level_are_no_pair() -> None:
     """They may differ in a setting that is no factor."""
     (contrast,) = find_contrasts(_levels("x", "y", "y"), "a")
@@ -120,38 +94,6 @@ def test_cells_at_the_same_level_are_no_pair() -> None:
     np.testing.assert_allclose(_measure(points, _levels("x", "y", "y"), "a").squared, np.mean(pairs, axis=0))
     numbers = [_measure(points, _levels(*levels), "a").squared for levels in ((2, 16, 16), ("x", "y", "y"))]
     np.testing.assert_allclose(*numbers)
-
-
-@pytest.mark.parametrize("levels", [(2, 2), ("x", "x"), (2,), ()])
-def test_a_factor_with_one_level_has_no_contrast(levels: tuple[object, ...]) -> None:
-    assert find_contrasts(_levels(*levels), "a") == []
-    assert find_slope_contrasts(_levels(*levels), "a") == []
-
-
-@pytest.mark.parametrize(
-    ("levels", "ends"),
-    [
-        ([4, 2, 16], (2, 16)),
-        ([0.5, 0.1], (0.1, 0.5)),
-        (["8", "16"], None),
-        ([True, False], None),
-        ([None, 16], None),
-        ([float("nan"), 16.0], None),
-        ([8, 8], None),
-    ],
-)
-def test_only_numbers_have_ends(levels: list[Any], ends: tuple[float, float] | None) -> None:
-    assert find_ends(levels) == ends
-
-
-def test_a_level_that_is_missing_is_a_level() -> None:
-    (contrast,) = find_contrasts(_levels(float("nan"), 16.0), "a")
-    assert contrast.cells.tolist() == [0, 1]
-
-
-def test_cells_that_differ_in_two_factors_are_not_compared() -> None:
-    cells = pd.DataFrame({"a": [0, 1], "b": [0, 1]})
-    assert [find_contrasts(cells, name) for name in cells] == [[], []]
 
 
 # ---------------------------------------------------------------------------------------------- the estimate
@@ -267,7 +209,7 @@ def test_the_unit_of_relative_displacements_is_the_distance_between_replicates()
     moments = _measure(points, CROSSED, "batch_size")
     assert relative_displacement(moments, CONFIDENCE).value == pytest.approx(3, abs=0.2)
     assert seed_distance(moments, CONFIDENCE).value == pytest.approx(2**0.5, abs=0.1)
-    assert relative_displacement(moments, CONFIDENCE).contains(3)
+    assert holds(relative_displacement(moments, CONFIDENCE), 3)
 
 
 # ----------------------------------------------------------------------------------------------------- slopes
@@ -414,7 +356,7 @@ def _count(draw: Callable[[np.random.Generator], Estimate], truth: float) -> tup
     found = [draw(random) for _ in range(DRAWS)]
     assert all(each.low is not None for each in found)
     counts = [sum(marks) / DRAWS for marks in zip(
-        *((each.contains(truth), each.above(truth), each.below(truth)) for each in found), strict=True
+        *((holds(each, truth), each.above(truth), each.below(truth)) for each in found), strict=True
     )]  # fmt: skip
     return counts[0], counts[1], counts[2]
 

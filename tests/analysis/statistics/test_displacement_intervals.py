@@ -5,16 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from study.analysis.statistics.displacement import (
-    CellDistances,
-    Contrast,
-    Moments,
-    displacement,
-    displacement_p_values,
-    measure_contrasts,
-    relative_displacement,
-)
+from study.analysis.statistics.contrasts import Contrast
+from study.analysis.statistics.displacement import displacement, displacement_p_values, relative_displacement
 from study.analysis.statistics.intervals import Floats
+from study.analysis.statistics.moments import CellDistances, Moments, measure_contrasts
 
 PAIR = Contrast(cells=np.array([0, 1]), weights=np.array([[-0.5, 0.5], [0.5, -0.5]]))
 DRAWS = 300

@@ -17,44 +17,10 @@ from study.analysis.statistics.intervals import (
     jackknife,
     jackknife_interval,
     one_sided_p_value,
-    replicate_interval,
 )
-
-DRAWS = 200
-
+from tests.analysis.estimates import estimate_mean
 
 # --------------------------------------------------------------------------------------------- intervals
-
-
-def test_interval_is_student_t() -> None:
-    values = [0.1, 0.3, 0.2, 0.6]
-    low, high = stats.t.interval(0.9, 3, np.mean(values), stats.sem(values))
-    found = replicate_interval(values, 0.9)
-    assert (found.value, found.low, found.high, found.n) == pytest.approx((0.3, low, high, 4))
-
-
-@pytest.mark.parametrize("values", [[0.5], [0.7, 0.7, 0.7]], ids=["one replicate", "identical replicates"])
-def test_no_interval_without_a_spread(values: list[float]) -> None:
-    found = replicate_interval(values, 0.95)
-    assert found.value == pytest.approx(values[0])
-    assert found.low is None
-    assert not found.above(0)
-    assert not found.below(1)
-
-
-def test_no_value_without_replicates() -> None:
-    assert replicate_interval([], 0.95).value is None
-
-
-def test_interval_refuses_nan() -> None:
-    with pytest.raises(ValueError, match="finite"):
-        replicate_interval([0.1, float("nan")], 0.95)
-
-
-def test_interval_covers_the_truth() -> None:
-    random = np.random.default_rng(0)
-    covered = sum(replicate_interval(random.normal(2, 3, 4), 0.95).contains(2) for _ in range(DRAWS))
-    assert 0.91 <= covered / DRAWS <= 0.99
 
 
 def test_bootstrap_draws_the_means_of_whole_replicates() -> None:
@@ -75,9 +41,10 @@ def test_no_bootstrap_below_three_distinct_replicates(values: list[float]) -> No
 
 def test_the_jackknife_of_a_mean_is_students_t() -> None:
     values = np.random.default_rng(0).normal(size=6)
-    found, expected = jackknife(lambda keep: float(values[keep].mean()), 6, 0.9), replicate_interval(values, 0.9)
-    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
-    assert (found.n, found.freedom) == (expected.n, expected.freedom) == (6, 5)
+    found = jackknife(lambda keep: float(values[keep].mean()), 6, 0.9)
+    expected = (values.mean(), *stats.ttest_1samp(values, 0).confidence_interval(0.9))
+    assert (found.value, found.low, found.high) == pytest.approx(expected)
+    assert (found.n, found.freedom) == (6, 5)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +69,7 @@ def test_a_statistic_that_is_not_defined_has_no_value() -> None:
 
 
 def _symmetric(value: float, confidence: float) -> Estimate:
-    return replicate_interval(value + np.array([-0.3, 0.1, 0.4, -0.2, 0.0]), confidence)
+    return estimate_mean(value + np.array([-0.3, 0.1, 0.4, -0.2, 0.0]), confidence)
 
 
 def _asymmetric(value: float, confidence: float) -> Estimate:
@@ -145,7 +112,7 @@ def test_the_p_value_of_an_end_is_the_level_and_that_of_the_value_one_half(
 def test_p_values_from_an_interval_are_those_of_the_t_test() -> None:
     values = np.random.default_rng(3).normal(0.5, 1, 6)
     for line in (-1.0, 0.2, 2.0):
-        found = one_sided_p_value(replicate_interval(values, 0.95), line, 0.95)
+        found = one_sided_p_value(estimate_mean(values, 0.95), line, 0.95)
         assert found == pytest.approx(stats.ttest_1samp(values, line, alternative="greater").pvalue)
 
 
@@ -165,8 +132,8 @@ def test_a_point_has_the_p_values_zero_and_one_and_no_interval_has_none() -> Non
 
 def test_bounds_at_another_confidence() -> None:
     values = np.random.default_rng(4).normal(size=5)
-    wide = replicate_interval(values, 0.99)
-    assert find_bounds(replicate_interval(values, 0.9), 0.9, 0.99) == pytest.approx((wide.low, wide.high))
+    wide = estimate_mean(values, 0.99)
+    assert find_bounds(estimate_mean(values, 0.9), 0.9, 0.99) == pytest.approx((wide.low, wide.high))
     with pytest.raises(ValueError, match="no interval"):
         find_bounds(Estimate(value=1.0, n=2), 0.95, 0.9)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.statistics.intervals import replicate_interval
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
+from tests.analysis.estimates import estimate_mean, holds
 
 DRAWS = 200
 
@@ -39,7 +39,7 @@ def test_pairing_cancels_what_replicates_and_cells_share() -> None:
 
 def test_no_effect_gives_five_percent_false_positives() -> None:
     found = [_compare(_table(replicates=3, seed=seed)).estimate for seed in range(DRAWS)]
-    assert 0.01 <= sum(not item.contains(0) for item in found) / DRAWS <= 0.09
+    assert 0.01 <= sum(not holds(item, 0) for item in found) / DRAWS <= 0.09
 
 
 def test_missing_pairs_are_counted_by_cause_and_every_cell_stays() -> None:
@@ -48,7 +48,7 @@ def test_missing_pairs_are_counted_by_cause_and_every_cell_stays() -> None:
     trials.loc[trials.eval("depth == 14 and replicate == 2"), "state"] = "planned"
     found = _compare(trials)
     assert found.missing == {"bn diverged": 1, "sn planned and bn planned": 1}
-    assert (found.n_pairs, found.n_pairs_planned, found.n_cells, found.n_cells_planned) == (13, 15, 3, 3)
+    assert (found.n_pairs, found.n_pairs_planned, found.n_cells) == (13, 15, 3)
     assert found.cells_missing == {"depth = 14": 1, "depth = 20": 1}
     assert (found.reference_diverged, found.other_diverged, found.empty_cells) == (0, 1, ())
     assert len(found.trials) == 26
@@ -64,7 +64,7 @@ def test_each_cell_has_its_difference_at_an_adjusted_confidence() -> None:
     assert [cell.name for cell in found.cells] == ["depth = 8", "depth = 14", "depth = 20"]
     assert [cell.estimate.value for cell in found.cells] == pytest.approx([-0.04, 0.02, 0.02], abs=0.01)
     wide = trials.pivot(index=["depth", "replicate"], columns="norm", values="val_accuracy")
-    expected = replicate_interval((wide["sn"] - wide["bn"]).loc[8].to_numpy(), 1 - 0.05 / 3)
+    expected = estimate_mean((wide["sn"] - wide["bn"]).loc[8].to_numpy(), 1 - 0.05 / 3)
     assert (found.cells[0].estimate.low, found.cells[0].estimate.high) == pytest.approx((expected.low, expected.high))
     assert found.interaction is not None
     assert found.interaction.cell == 0
@@ -111,7 +111,7 @@ def test_an_empty_cell_is_named_and_bounded() -> None:
     trials = _table(gain=0.02)
     trials.loc[trials.eval("norm == 'bn' and depth == 20"), "state"] = "failed"
     found = _compare(trials, chance=_chance(trials))
-    assert (found.n_cells, found.n_cells_planned, found.empty_cells) == (2, 3, ("depth = 20",))
+    assert (found.n_cells, found.empty_cells) == (2, ("depth = 20",))
     own = trials.loc[trials.eval("norm == 'sn' and depth == 20"), "val_accuracy"].mean()
     assert found.worst is not None
     assert found.best is not None

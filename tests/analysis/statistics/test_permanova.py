@@ -10,16 +10,11 @@ import pytest
 import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 
-from study.analysis.questions.factor_effects import inner_products
+from study.analysis.questions.factor_rows import inner_products
 from study.analysis.statistics.distances import squared_jensen_shannon
 from study.analysis.statistics.intervals import Floats
-from study.analysis.statistics.permanova import (
-    REPLICATE,
-    RESIDUAL,
-    permutation_p_value,
-    sums_of_squares,
-    variance_shares,
-)
+from study.analysis.statistics.permanova import REPLICATE, RESIDUAL, permutation_p_value, variance_shares
+from tests.analysis.estimates import holds
 
 DRAWS = 200
 CROSSED = pd.DataFrame(list(product((0, 1), (0, 1, 2))), columns=["a", "b"])
@@ -51,23 +46,28 @@ def _networks(cells: pd.DataFrame, replicates: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("cells", [CROSSED, BLOCKS], ids=["crossed", "blocks"])
-def test_sums_of_squares_are_those_of_type_two(cells: pd.DataFrame) -> None:
+def test_shares_are_the_omega_squared_of_type_two(cells: pd.DataFrame) -> None:
     values = _coordinates(3, 0, cells)[..., :1]
-    squares, degrees = sums_of_squares(inner_products(values), cells)
+    shares = variance_shares(inner_products(values), cells, 0.95)
     terms = [*cells, "replicate"]
     model = " + ".join(f"C({name})" for name in terms)
     fitted = smf.ols(f"value ~ {model}", _networks(cells, 3).assign(value=values.ravel())).fit()
     expected = anova_lm(fitted, typ=2).rename(lambda name: name.removeprefix("C(").rstrip(")"))
-    for ours, theirs in [*((name, name) for name in terms), (RESIDUAL, "Residual")]:
-        assert squares[ours] == pytest.approx(expected["sum_sq"][theirs])
-        assert degrees[ours] == expected["df"][theirs]
+    squares, degrees = expected["sum_sq"], expected["df"]
+    chance = squares["Residual"] / degrees["Residual"]
+    total = np.sum((values - values.mean()) ** 2) + chance
+    for name in terms:
+        share = min(max((squares[name] - degrees[name] * chance) / total, 0.0), 1.0)
+        assert shares[name].value == pytest.approx(share, abs=1e-9)
+    assert shares[RESIDUAL].value == pytest.approx(values.size * chance / total)
 
 
 def test_squared_distances_say_the_same_as_coordinates() -> None:
     values = _coordinates(3, 0)
     squared = ((values[:, :, None, None] - values) ** 2).sum(axis=-1)
-    found, expected = (sums_of_squares(products, CROSSED)[0] for products in (-squared / 2, inner_products(values)))
-    assert found == pytest.approx(expected)
+    found, expected = (variance_shares(each, CROSSED, 0.95) for each in (-squared / 2, inner_products(values)))
+    for name, share in expected.items():
+        assert (found[name].value, found[name].low) == pytest.approx((share.value, share.low))
 
 
 def test_shares_of_crossed_factors_sum_to_one() -> None:
@@ -82,7 +82,7 @@ def test_intervals_of_shares_cover_the_truth(replicates: int) -> None:
         variance_shares(inner_products(_coordinates(replicates, seed, DOUBLED)), DOUBLED, 0.95) for seed in range(DRAWS)
     ]
     for name, truth in {**_truth(), "c": 0.0}.items():
-        assert sum(draw[name].contains(truth) for draw in draws) / DRAWS >= 0.91  # of 0.95, less three standard errors
+        assert sum(holds(draw[name], truth) for draw in draws) / DRAWS >= 0.91  # of 0.95, less three standard errors
         assert np.mean([draw[name].value for draw in draws]) == pytest.approx(truth, abs=0.03)
 
 
@@ -194,7 +194,9 @@ def test_one_factor_is_the_permanova_of_scikit_bio() -> None:
     weights[0] = weights[0] ** 1.3 / (weights[0] ** 1.3).sum(axis=-1, keepdims=True)
     squared = squared_jensen_shannon(weights.reshape(15, 2, 4, 3)).mean(axis=-1).reshape(3, 5, 3, 5)
     reference = permanova(DistanceMatrix(np.sqrt(squared).reshape(15, 15)), np.repeat([0, 1, 2], 5), permutations=0)
-    squares, degrees = sums_of_squares(-squared / 2, pd.DataFrame({"a": [0, 1, 2]}))
-    within = squares[REPLICATE] + squares[RESIDUAL]  # which a one-way design takes together
-    found = (squares["a"] / degrees["a"]) / (within / (degrees[REPLICATE] + degrees[RESIDUAL]))
-    assert found == pytest.approx(reference["test statistic"])
+    shares = variance_shares(-squared / 2, pd.DataFrame({"a": [0, 1, 2]}), 0.95)
+    share, chance = shares["a"].value or 0.0, (shares[RESIDUAL].value or 0.0) / 15  # of a degree of freedom
+    assert share > 0
+    explained = share + 2 * chance
+    within = 1 - chance - explained  # of replicate and residual, which a one-way design takes together
+    assert explained / 2 / (within / 12) == pytest.approx(reference["test statistic"])

@@ -3,14 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from study.analysis.statistics.intervals import Estimate, replicate_interval
+from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.sample_size import MAX_REPLICATES, replicates_to_settle
+from tests.analysis.estimates import estimate_mean
 
 MARGIN = 0.005
 
 
 def _ask(values: np.ndarray, **changes: int) -> tuple[int, float] | None:
-    estimate = replicate_interval(values, 0.95)
+    estimate = estimate_mean(values, 0.95)
     return replicates_to_settle(estimate, MARGIN, confidence=0.95, confidence_next=0.975, **changes)
 
 
@@ -18,10 +19,10 @@ def _ask(values: np.ndarray, **changes: int) -> tuple[int, float] | None:
 def test_following_the_advice_settles_with_the_stated_probability(n: int) -> None:
     """Over true gains of all sizes; the advice is asked for where the first look leaves the comparison open."""
     random, settled = np.random.default_rng(n), []
-    while len(settled) < 150:
+    while len(settled) < 100:
         gain = random.normal(0, 0.02)
         first = random.normal(gain, 0.01, n)
-        if replicate_interval(first, 0.95).excludes(MARGIN):
+        if estimate_mean(first, 0.95).excludes(MARGIN):
             continue
         found = _ask(first)
         if found is None:
@@ -29,7 +30,7 @@ def test_following_the_advice_settles_with_the_stated_probability(n: int) -> Non
         total, probability = found
         assert probability >= 0.8
         more = np.r_[first, random.normal(gain, 0.01, total - n)]
-        settled.append(replicate_interval(more, 0.975).excludes(MARGIN))
+        settled.append(estimate_mean(more, 0.975).excludes(MARGIN))
     assert 0.72 <= np.mean(settled) <= 0.9
 
 

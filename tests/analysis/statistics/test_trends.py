@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 
 from study.analysis.statistics.cell_means import estimate_contrast
-from study.analysis.statistics.intervals import Floats, build_grid, replicate_interval
+from study.analysis.statistics.intervals import Floats, build_grid
 from study.analysis.statistics.trends import leading_axis, rank_trends, slope_weights
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
+from tests.analysis.estimates import estimate_mean, holds
 
 DRAWS = 200
 LEVELS = np.array([2.0, 4.0, 8.0, 16.0])
@@ -123,7 +124,7 @@ def test_the_slope_is_that_of_least_squares_over_cells() -> None:
     weights = slope_weights(LEVEL_CELLS, ["depth"], ["batch_size"])
     assert weights is not None
     slopes = [stats.linregress(np.log2(LEVELS), replicate).slope for replicate in values.T]
-    expected = replicate_interval(slopes, 0.95)
+    expected = estimate_mean(slopes, 0.95)
     found = estimate_contrast(values, weights[0], 0.95)
     assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
 
@@ -168,7 +169,7 @@ def test_slopes_cover_the_truth_and_the_right_axis_leads(b: float, gradient: flo
         values, weights = _world(cells, b, gradient, random), slope_weights(cells, [], AXES)
         assert weights is not None
         covered += [
-            estimate_contrast(values, axis, 0.95).contains(t) for axis, t in zip(weights, (b, gradient), strict=True)
+            holds(estimate_contrast(values, axis, 0.95), t) for axis, t in zip(weights, (b, gradient), strict=True)
         ]
         if draw < DRAWS // 5:
             leaders.append(leading_axis(values, weights, 0.95))
@@ -193,7 +194,7 @@ def test_cells_are_compared_where_they_agree_in_other_factors() -> None:
     within, pooled = slope_weights(cells, ["depth"], AXES), slope_weights(cells, [], AXES)
     assert within is not None
     assert pooled is not None
-    assert estimate_contrast(values, within[0], 0.95).contains(0.05)
+    assert holds(estimate_contrast(values, within[0], 0.95), 0.05)
     assert float(np.mean(pooled[0] @ values)) > 0.1
 
 

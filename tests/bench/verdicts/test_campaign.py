@@ -18,15 +18,9 @@ from study.bench.synthetic_records import SyntheticStudy
 from study.bench.synthetic_records.contents import build_norm_layers
 from study.bench.synthetic_records.truth import simulate_run
 from study.bench.verdicts import campaign
-from study.bench.verdicts.campaign import (
-    Counts,
-    compute_true_values,
-    count_draws,
-    find_advised_replicates,
-    measure,
-    select_scenarios,
-    take_look,
-)
+from study.bench.verdicts.campaign import measure, select_scenarios
+from study.bench.verdicts.counts import Counts
+from study.bench.verdicts.draws import compute_true_values, count_draws, find_advised_replicates, take_look
 from study.bench.verdicts.scenarios import NO_EFFECT, Scenario, build_scenarios
 from study.config.errors import UserError
 from study.config.schema import MarginConfig

@@ -12,7 +12,8 @@ from math import log
 import numpy as np
 import pytest
 
-from study.bench.verdicts.campaign import Counts, count_draws
+from study.bench.verdicts.counts import Counts
+from study.bench.verdicts.draws import count_draws
 from study.bench.verdicts.scenarios import build_scenarios
 
 DRAWS, FEW_DRAWS = 200, 3  # few: where the outcome is nearly certain

@@ -11,7 +11,14 @@ import torch
 from tests.conftest import ROOT
 from tests.norms.kernel_cases import FIXED_CASES, Case, build, compare, draw_case, run_kernels
 
-KERNELS = ("_row_statistics", "_member_statistics", "_normalize", "_row_sums", "_set_sums", "_input_gradients")
+KERNELS = (
+    "row_statistics_kernel",
+    "member_statistics_kernel",
+    "normalize_kernel",
+    "row_sums_kernel",
+    "set_sums_kernel",
+    "input_gradients_kernel",
+)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
 
 
@@ -19,7 +26,7 @@ POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp
 def kernels(monkeypatch):
     pytest.importorskip("triton", reason="triton is for Linux and Windows")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    return importlib.import_module("study.norms.kernels.triton_kernels")
+    return importlib.import_module("study.norms.kernels.triton_launch")
 
 
 @pytest.mark.slow
