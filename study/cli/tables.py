@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from study.record.io import flatten
 from study.record.layout import StudyFolder, TrialFolder
 
 MAX_CELL = 500  # characters of a value
+MAX_MEASURED = 300  # cells of a plan; measuring one takes up to a second
 MAX_LINES = 20  # of trials, or of causes, in one state; a cluster may run thousands
 
 
@@ -43,31 +45,37 @@ def print_plan(
         f"data {datasets}, {epochs} epochs. G: chunks, B: batch_size. Batch statistics are taken over `stat` samples, "
         "gradients over G*B.\n"
     )
+    measured, part = cells, 1.0
+    if len(cells) > MAX_MEASURED:
+        names = set(random.Random(0).sample(list(cells), MAX_MEASURED))  # noqa: S311
+        measured, part = {name: planned for name, planned in cells.items() if name in names}, MAX_MEASURED / len(cells)
+        console.print(f"{MAX_MEASURED} of these cells, chosen at random, are shown and measured:\n")
     sizes: dict[str, Any] = {}
-    with Live(_build_plan_table(study, cells, sizes), console=console, auto_refresh=False, transient=True) as live:
+    with Live(_build_plan_table(study, measured, sizes), console=console, auto_refresh=False, transient=True) as live:
         # Imports torch, so only after the first table is shown.
         from study.training.cost_estimate import estimate_bytes, measure_cell
 
-        for cell, planned in cells.items():
+        for cell, planned in measured.items():
             sizes[cell] = measure_cell(planned[0])
             if console.is_terminal:
-                live.update(_build_plan_table(study, cells, sizes), refresh=True)
-    console.print(_build_plan_table(study, cells, sizes))
-    missing = [trial for trial in trials if not folder.trial(trial.trial_id, trial.replicate).result.exists()]
+                live.update(_build_plan_table(study, measured, sizes), refresh=True)
+    console.print(_build_plan_table(study, measured, sizes))
+    finished = {record.key for record in folder.trials() if record.result.exists()}
+    missing = [trial for trial in trials if trial.key not in finished]
     needed_bytes = sum(
         estimate_bytes(trial, sizes[trial.trial_id], checkpoint_seconds=study.run.checkpoint_seconds,
                        wandb=study.tracking.mode != "disabled")
-        for trial in missing
-    )  # fmt: skip
+        for trial in missing if trial.trial_id in sizes
+    ) / part  # fmt: skip
     free, full = check_disk_space(needed_bytes, folder)
     console.print()
     for problem in [*[full] * bool(full), *find_problems(study, trials)]:
         console.print(f"- {problem}", soft_wrap=True)
     for line in [*describe_balance(trials), *describe_power(study, folder)]:
         console.print(line, soft_wrap=True)
-    total = sum(sizes[trial.trial_id].seconds for trial in trials)
+    total = sum(sizes[trial.trial_id].seconds for trial in trials if trial.trial_id in sizes) / part
     console.print(
-        f"forecast from a few steps of every cell on this machine: {format_duration(total)} of training, "
+        f"forecast from a few steps of {'every' if part == 1 else 'each measured'} cell on this machine: {format_duration(total)} of training, "
         f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of each trial",
         soft_wrap=True,
     )

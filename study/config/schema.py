@@ -524,8 +524,8 @@ class StudyConfig(StrictModel):
     """Settings of every trial; a factor's levels replace the base's value."""
     factors: dict[str, list[Any] | Range]
     """Factors and their levels: `depth: [8, 14]`. An empty factor takes the levels that the scale offers; in a search a
-    factor may be a range `{low: 0.01, high: 1.0, log: true}`. A factor has at most 1000 levels, a study at most 100,000
-    trials."""
+    factor may be a range `{low: 0.01, high: 1.0, log: true}`. A factor has at most 1000 levels, a study at most 10,000
+    cells and 100,000 trials."""
     joint: dict[str, dict[str, dict[str, Any]]] = {}
     """Further settings that go with a level, by factor and level: `{solver: {adamw: {learning_rate: 0.01}}}`. A factor
     that is not a setting itself has its levels here: `{size: {small: {depth: 8}, large: {depth: 20}}}`."""

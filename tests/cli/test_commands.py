@@ -248,6 +248,18 @@ def test_the_plan_names_cells_batches_and_sizes(command: Command, tmp_path: Path
     assert re.search(r"disk: about \d+ kB; .* free", done.out)
 
 
+def test_a_plan_of_thousands_of_cells_measures_some_of_them(command: Command, tmp_path: Path) -> None:
+    many = [f"factors.learning_rate={[0.001 * number for number in range(1, 101)]}", "factors.epochs=[1, 2, 3, 4, 5]"]
+    one = ["norm=bn", "depth=8", "batch_size=16", "initialization=he_normal", "replicates=2"]
+    settings = [argument for setting in (*many, *one) for argument in ("--set", setting)]
+    done = command("plan", *STUDY, *settings, "--out", str(tmp_path))
+    assert done.code == 0, done.err
+    assert "1000 trials: 500 cells x 2 replicates" in done.out
+    assert "300 of these cells, chosen at random, are shown and measured" in done.out
+    assert len(re.findall("^bn ", done.out, re.MULTILINE)) == 300
+    assert "forecast from a few steps of each measured cell" in done.out
+
+
 def test_the_plan_names_the_hash_of_the_analysis_and_what_differs_from_the_record(
     command: Command, tmp_path: Path
 ) -> None:

@@ -28,6 +28,10 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         (["replicates=100000000"], ["replicates: 100000000", "less than 1000"]),
         (["replicates=999", "factors.width=[0.1, 0.2]", f"factors.epochs={[*range(1, 101)]}"], ["are 799200 trials"]),
         ([*SEARCH, "search.n_trials=100000000"], ["search.n_trials: 100000000", "equal to 100000"]),
+        (
+            [f"factors.epochs={[*range(1, 101)]}", f"factors.gn_groups={[*range(1, 101)]}"],
+            ["40000 cells; allowed: at most 10000"],
+        ),
         ([f"factors.epochs={[*range(1, 3001)]}"], ["factors.epochs: 3000 levels; allowed: at most 1000"]),
         (["norm=" + "s" * 100_000], ["factors.norm: 'sss", "at most 100 characters"]),
         (["base" + ".a" * 50_000 + "=1"], ["a key of 50001 parts"]),
