@@ -191,7 +191,8 @@ def show_difference(options: argparse.Namespace) -> int:
     """Prints what differs between two trials."""
     from study.cli.tables import print_difference
 
-    print_difference(build_console(), *_find_trials(options, 2))
+    recorded = read_study_file(find_run_folder(options).config)
+    print_difference(build_console(), recorded, *_find_trials(options, 2))
     return DONE
 
 

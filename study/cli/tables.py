@@ -13,13 +13,14 @@ from rich.live import Live
 from rich.table import Table
 
 from study.cli.live_view import format_duration, format_problems, group_problems
+from study.cli.recorded import read_checked_state
 from study.cli.study_observer import STATES, StudyObserver, format_count
 from study.config.errors import escape_controls, shorten
 from study.config.schema import StudyConfig
 from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
 from study.plan.design_diagnostics import describe_balance, find_problems
 from study.plan.disk_space import check_disk_space, format_bytes
-from study.plan.loading import read_study_file
+from study.plan.loading import StudyFile, read_study_file
 from study.plan.power_analysis import describe_power
 from study.plan.trials import PlannedTrial
 from study.record.contents import FINISHED, DamagedFileError
@@ -27,6 +28,7 @@ from study.record.io import flatten
 from study.record.layout import StudyFolder, TrialFolder
 
 MAX_CELL = 500  # characters of a value
+MAX_CHECKED = 2000  # trials whose files `status` reads, which takes a millisecond or two for each
 MAX_MEASURED = 300  # cells of a plan; measuring one takes up to a second
 MAX_LINES = 20  # of trials, or of causes, in one state; a cluster may run thousands
 
@@ -75,8 +77,9 @@ def print_plan(
         console.print(line, soft_wrap=True)
     total = sum(sizes[trial.trial_id].seconds for trial in trials if trial.trial_id in sizes) / part
     console.print(
-        f"forecast from a few steps of {'every' if part == 1 else 'each measured'} cell on this machine: {format_duration(total)} of training, "
-        f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of each trial",
+        f"forecast from a few steps of {'every' if part == 1 else 'each measured'} cell on this machine: "
+        f"{format_duration(total)} of training, about {format_duration(total / workers)} with {workers} workers, "
+        "without the fixed cost of each trial",
         soft_wrap=True,
     )
     if missing:
@@ -133,6 +136,10 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     """Prints the number of trials in each state per cell, then what runs, failed or was interrupted, and why."""
     observer = StudyObserver(folder, study)
     observer.read_records()
+    if len(observer.trials) > MAX_CHECKED:
+        console.print(f"more than {MAX_CHECKED} trials: their files are compared with their digests, but not read")
+    elif folder.config.exists():
+        observer.check_contents(read_study_file(folder.config))
     trials = observer.trials.values()
     counts = Counter(trial.state for trial in trials)
     finished = sum(counts[state] for state in FINISHED)
@@ -206,27 +213,32 @@ def print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> No
         console.out("\n".join(lines), highlight=False)
 
 
-def print_difference(console: Console, first: TrialFolder, second: TrialFolder) -> None:
-    """Prints what differs between two trials in config, environment and result; of results also by how much."""
+def print_difference(console: Console, recorded: StudyFile, first: TrialFolder, second: TrialFolder) -> None:
+    """Prints what differs between two trials of a study in config, environment and result, and numbers by how much."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("", first.key, second.key, "difference"):
         table.add_column(name, overflow="fold", justify="right" if name == "difference" else "left")
-    left, right = _read_facts(first), _read_facts(second)
+    left, right = (_read_facts(each, recorded) for each in (first, second))
     for key in sorted(left.keys() | right.keys()):
         one, other = left.get(key, "-"), right.get(key, "-")
         if one != other:
-            both = key.startswith("result.") and all(isinstance(value, (int, float)) for value in (one, other))
-            table.add_row(*map(_format_fact, (key, one, other)), f"{other - one:+.3g}" if both else "")
+            table.add_row(*map(_format_fact, (key, one, other)), _format_difference(key, one, other))
     console.print(table if table.row_count else "no difference")
+
+
+def _format_difference(key: str, one: Any, other: Any) -> str:
+    """The difference of two numbers; empty for all else, such as seeds and true or false."""
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other))
+    return f"{other - one:+.4g}" if numbers and key.startswith(("result.", "config.")) else ""
 
 
 def _format_fact(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _format_cell(value)
 
 
-def _read_facts(record: TrialFolder) -> dict[str, Any]:
+def _read_facts(record: TrialFolder, recorded: StudyFile) -> dict[str, Any]:
     """The record as dotted keys, without the values that always differ."""
-    status, reason = record.status()
+    status, reason = read_checked_state(record, recorded)
     facts: dict[str, Any] = {"status": status, "replicate": record.replicate} | ({"reason": reason} if reason else {})
     try:
         description = record.read_description() if record.trial.exists() else {}

@@ -48,9 +48,7 @@ def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = 
     _drop_offered_joint(merged, offered_joint - joint)
     warm_start.drop_offered_cell(merged, origin, str(scale_file))
     warm_start.check_no_source(merged, origin)
-    config = _validate(merged, origin)
-    check_size(config)
-    return warm_start.resolve_source(config, find_origin("start", origin))
+    return warm_start.resolve_source(_validate(merged, origin), find_origin("start", origin))
 
 
 def override_study(study: StudyConfig, overrides: Sequence[str]) -> StudyConfig:
@@ -130,7 +128,9 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
 
 
 def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
-    return warm_start.check_section(validate_study(warm_start.move_rule_to_base(merged, origin), origin), origin)
+    study = warm_start.check_section(validate_study(warm_start.move_rule_to_base(merged, origin), origin), origin)
+    check_size(study)
+    return study
 
 
 # ---------------------------------------------------------------------------------------------------- layers

@@ -168,15 +168,15 @@ class TrialFolder:
 
     def status(self) -> tuple[str, str]:
         """State and reason: planned, running, stale (its process ended), failed, damaged, or the result's status."""
-        result = self.read_result()
-        if result is not None:
+        result, damaged = self.check()
+        if result is not None and not damaged:
             return result["status"], read_reason(result)
         state = self.read_state()
         if state.get("state") == "failed":
             return "failed", read_reason(state)
         if self.is_locked():
             return "running", ""
-        if damaged := self.damaged_files():
+        if damaged:
             return "damaged", "; ".join(map(self.describe_damage, damaged))
         if state.get("state") in ("running", "interrupted"):
             return "stale", read_reason(state) or f"attempt {state.get('attempt')} was interrupted"

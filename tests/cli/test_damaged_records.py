@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -226,7 +227,7 @@ def test_status_counts_and_names_them(folder: StudyFolder, command: Command) -> 
     printed = command("status", *STUDY, *SETTINGS, "--out", str(folder.path.parent))
     assert printed.code == 0
     assert "result.json: reason: Input should be a valid string" in printed.out
-    assert "state.json: started: Input should be a valid number" in printed.out
+    assert re.search(rf"^sn .* {len(CASES)} *$", printed.out, re.MULTILINE)  # as the report does
 
 
 def test_diff_shows_any_two_trials(folder: StudyFolder, study: StudyConfig, command: Command) -> None:
@@ -235,6 +236,15 @@ def test_diff_shows_any_two_trials(folder: StudyFolder, study: StudyConfig, comm
     for other in [f"{other_cell}-r1", *(f"{cell}-r{replicate}" for replicate in range(len(CASES)))]:
         printed = command("diff", *STUDY, *SETTINGS, "--out", str(folder.path.parent), intact, other)
         assert (printed.code, printed.err) == (0, "")
+        assert ("damaged" in printed.out) == (other != f"{other_cell}-r1")
+
+
+def test_show_names_what_is_wrong(folder: StudyFolder, study: StudyConfig, command: Command) -> None:
+    cell = plan_trials(study)[0].trial_id
+    for name in ("half a table", "too few epochs", "a list as command"):
+        number = list(CASES).index(name)
+        printed = command("show", *STUDY, *SETTINGS, "--out", str(folder.path.parent), f"{cell}-r{number}")
+        assert f"{cell}-r{number}: damaged: {CASES[name][0]}" in printed.out
 
 
 def test_a_pipe_as_study_is_one_line(tmp_path: Path, command: Command) -> None:

@@ -106,3 +106,10 @@ def test_unknown_names_are_refused(study: str, scale: str) -> None:
 def test_every_file_has_a_title_for_the_listing(kind: str) -> None:
     for path in list_configs(kind).values():  # type: ignore[arg-type]
         assert read_yaml(path)["title"]
+
+
+def test_a_study_on_record_has_the_same_limits() -> None:
+    recorded = load_study("distinct", "smoke").model_dump(mode="json")
+    with pytest.raises(UserError, match=r"distinct: .* trials; allowed: at most 100000"):
+        study_from_dict({**recorded, "replicates": 999, "factors": {"norm": ["sn"], "epochs": [*range(1, 1000)]},
+                         "blocks": [], "joint": {}, "start": {}}, "study.yaml")  # fmt: skip
