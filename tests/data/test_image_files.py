@@ -20,7 +20,7 @@ from study.config.errors import UserError
 from study.data.image_files import SampleSource, decode_image
 from study.data.load import check_data
 from study.data.registry import import_streamed_module
-from tests.data.trees import SIZE, WRITERS, write_ade20k, write_coco, write_imagenet
+from tests.data.trees import SIZE, WRITERS, write_ade20k, write_coco, write_image, write_imagenet
 
 RAMP = np.linspace(0, 65_535, SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint16)
 
@@ -169,9 +169,27 @@ def test_more_classes_than_the_data_set_has_are_refused(tmp_path: Path, monkeypa
     monkeypatch.setitem(DATASETS, "imagenet", replace(DATASETS["imagenet"], classes=2))
     open_split("imagenet", tmp_path)
     for part in ("train", "val"):
-        (folder / part / "backup").mkdir()
-    with pytest.raises(UserError, match="3 class folders, but the data set has 2 classes; 'backup' is no WordNet id"):
+        (folder / part / "n99999999").mkdir()
+    with pytest.raises(UserError, match="3 class folders, but the data set has 2 classes"):
         check_data("imagenet", str(tmp_path), subset=True)
+
+
+def test_a_plain_folder_among_those_of_imagenet_is_no_class(tmp_path: Path) -> None:
+    folder = write_imagenet(tmp_path)
+    labels = open_split("imagenet", tmp_path, "test").labels  # type: ignore[attr-defined]
+    for part in ("train", "val"):
+        write_image(folder / part / "backup" / "x.JPEG", 0)
+    found = open_split("imagenet", tmp_path, "test")
+    assert found.labels.tolist() == labels.tolist()  # type: ignore[attr-defined]
+    assert ["not read: 1, such as 'val/backup'" in note for note in found.notes] == [True]
+
+
+def test_classes_of_ones_own_may_have_any_names(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for number, name in enumerate(("cats", "dogs", "n01440764")):
+            write_image(tmp_path / "imagenet" / part / name / "x.JPEG", number)
+    found = open_split("imagenet", tmp_path)
+    assert (len(found), found.notes) == (3, [])
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_secret_in_a_text_is_masked_once(text: str, shown: str) -> None:
     "text",
     [
         "pass rate: 3", "tokens per second: 5000", "max_tokens=3", "bypass=1", "compass: north", "a pass over the data",
-        "one token is enough", "ssh://git@github.com/a/b", "me@host:path", "the password is wrong", "Basic training of a net",
+        "one token is enough", "ssh://git@github.com/a/b", "me@host:path", "the password is wrong", "Basic training",
         "secretary: Ann", "passed: 3 of 4", "https://host/path@2x.png", "authorization is needed", "keys: 3",
     ],
 )  # fmt: skip
