@@ -10,8 +10,8 @@ import reprlib
 from collections.abc import Iterable
 from typing import NoReturn
 
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
+"""Exit codes. 141 is what a shell reports for a program that SIGPIPE ended, as most do if `head` reads no further."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of an exhausted quota."""
 UNUSABLE_PATH = (

@@ -72,13 +72,25 @@ def test_an_interpreter_without_the_dependencies_is_one_line() -> None:
         assert words in done.stderr
 
 
-def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
+LINES = ["", "--help", "bench", f"plan {' '.join(STUDY)}", f"status {' '.join(STUDY)}"]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_reader_that_leaves_ends_the_program_quietly(line: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    program = [sys.executable, str(ROOT / "run_study.py")]
+    program = [sys.executable, str(ROOT / "run_study.py"), *line.split()]
     done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (130, "")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("line", LINES[::4])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "2>&-"])
+def test_closed_streams_change_no_exit_code(line: str, closed: str) -> None:
+    program = f"'{sys.executable}' '{ROOT / 'run_study.py'}' {line} {closed}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
