@@ -35,7 +35,6 @@ def watch(console: Console, study: StudyConfig, folder: StudyFolder) -> bool:
                 if content != before:
                     console.print(LiveView(snapshot))
                     console.print()
-                    console.file.flush()  # a pipe is buffered
                 before = content
         return snapshot.finished == snapshot.total
     finally:

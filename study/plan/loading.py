@@ -181,6 +181,8 @@ def _parse_override(override: str, source: str, merged: dict[str, Any]) -> dict[
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"{source}: expected key=value")
+    if not all(part.strip() for part in key.split(".")):
+        raise UserError(f"{source}: a part of the key is empty; expected key=value, such as epochs=3 or run.threads=1")
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{source}: a key of {key.count('.') + 1} parts; allowed: at most {MAX_DEPTH}")
     path, value = _resolve_key(key, merged), parse_yaml(text, source)

@@ -82,6 +82,7 @@ def test_a_resolved_study_reads_back_equal() -> None:
     [
         ("title: [", ["mine.yaml", "line 1"]),
         (MINIMAL + "bse: {epochs: 3}", ["mine.yaml", "bse", "nearest: base"]),
+        (MINIMAL + "epochs: 1", ["mine.yaml: epochs: unknown key; epochs belongs under base"]),
         (MINIMAL + "base: {epochs: many}", ["mine.yaml", "base.epochs", "'many'"]),
         (MINIMAL + "title: again", ["mine.yaml", "'title' appears twice"]),
         ("title: t\nquestion: q\nfactors: {momentum: }\n", ["smoke.yaml", "factors.momentum"]),
