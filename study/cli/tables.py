@@ -38,7 +38,7 @@ def print_plan(
 ) -> None:
     """Prints the plan, one row per cell; sizes and times are filled in as the networks are built and measured."""
     cells = _group_by_cell(trials)
-    console.print(f"{study.title}\n{study.question}")
+    console.print(f"{join_lines(study.title)}\n{join_lines(study.question)}", soft_wrap=True)
     more = len(trials) - len(cells) * study.replicates
     seed_runs = f" and {more} runs with {', '.join(study.seeds.apart)} varied apart" if more else ""
     datasets, epochs = ("/".join(map(str, study.list_values(field))) for field in ("dataset", "epochs"))
@@ -113,11 +113,11 @@ def print_search_space(console: Console, study: StudyConfig) -> None:
     """Prints how many trials a search suggests, and from which levels."""
     assert study.search is not None
     console.print(
-        f"{study.title}\n{study.search.n_trials} cells x {study.replicates} replicates, suggested by "
+        f"{join_lines(study.title)}\n{study.search.n_trials} cells x {study.replicates} replicates, suggested by "
         f"{study.search.sampler} to {study.search.direction} {study.search.objective}, from"
     )
     for factor, levels in study.factors.items():
-        console.print(f"  {factor}: {levels}")
+        console.print(f"  {factor}: {escape_controls(str(levels))}")
 
 
 def print_analysis_plan(console: Console, study: StudyConfig, folder: StudyFolder) -> None:
@@ -198,6 +198,11 @@ def _format_level(level: object) -> str:
 def _format_cell(value: object) -> str:
     """A value of a record as one line of limited length."""
     return escape_controls(shorten(str(value), MAX_CELL))
+
+
+def join_lines(text: str) -> str:
+    """A text of a study, which may have line breaks, as one line."""
+    return escape_controls(" ".join(text.split()))
 
 
 def print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from study.config.choice_space import ChoiceSpace
-from study.config.errors import MAX_VALUE, UserError, allowed_names, shorten
+from study.config.errors import MAX_VALUE, UserError, allowed_names, describe_kind, shorten
 from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
 from study.config.yaml_input import MAX_DEPTH, check_mapping, parse_yaml, read_yaml
@@ -118,7 +118,7 @@ def list_configs(kind: Literal["studies", "scales"]) -> dict[str, Path]:
 def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            raise UserError(f"{name}: no such file")
+            raise UserError(f"{name}: {describe_kind(Path(name)) or 'no such file'}")
         return Path(name)
     files = list_configs(kind)
     if name not in files:

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from study.config.errors import describe_kind
 from study.record.contents import (
     MAX_SHOWN,
     DamagedFileError,
@@ -151,7 +152,7 @@ class TrialFolder:
             if stranger:
                 return f"{name}: is that of {stranger}"
         path = self.path / name
-        return f"{name}: {'changed since the trial ended' if path.is_file() else 'missing'}"
+        return f"{name}: {describe_kind(path) or ('changed since the trial ended' if path.exists() else 'missing')}"
 
     def _find_stranger(self, result: dict[str, Any]) -> str:
         """The trial whose result was copied here; empty if it is this one's, or if the folder is not a study's."""

@@ -113,6 +113,14 @@ def make_pipe(name: str) -> Damage:
     return damage
 
 
+def make_folder(name: str) -> Damage:
+    def damage(record: TrialFolder) -> None:
+        (record.path / name).unlink()
+        (record.path / name).mkdir()
+
+    return damage
+
+
 def leave_pipe(record: TrialFolder) -> None:
     record.result.unlink()
     make_pipe("state.json")(record)
@@ -162,9 +170,11 @@ CASES: dict[str, tuple[str, Damage]] = {
     "a state's reason": ("state.json: reason", leave_state('{"state": "failed", "reason": {"a": 1}}')),
     "a state's attempt": ("state.json: attempt", leave_state('{"state": "running", "attempt": "x"}')),
     "a state's huge start": ("state.json: started", leave_state(f'{{"state": "running", "started": {HUGE}}}')),
-    **{f"a pipe as {name}": (f"{name}: ", make_pipe(name))
+    **{f"a folder as {name}": (f"{name}: is a folder, not a file", make_folder(name))
        for name in ("trial.yaml", "result.json", "environment.json", "metrics.jsonl", "switch_weights.parquet")},
-    "a pipe as state.json": ("state.json: not a regular file", leave_pipe),
+    **{f"a pipe as {name}": (f"{name}: is a named pipe, not a file", make_pipe(name))
+       for name in ("trial.yaml", "result.json", "environment.json", "metrics.jsonl", "switch_weights.parquet")},
+    "a pipe as state.json": ("state.json: is a named pipe, not a file", leave_pipe),
     "a result of another trial": ("result.json: is that of x-r7", change("result.json", trial_id="x", replicate=7)),
     "an accuracy above 1": ("result.json: metrics: val_accuracy", change("result.json", metrics={"val_accuracy": 7.0})),
     "too few epochs": ("result.json: epochs is 1", change("result.json", epochs=1)),
@@ -253,7 +263,7 @@ def test_a_pipe_as_study_is_one_line(tmp_path: Path, command: Command) -> None:
     for verb in ("report", "status"):
         printed = command(verb, *STUDY, "--out", str(tmp_path))
         assert printed.code == 2
-        assert "study.yaml: not a regular file" in printed.err
+        assert "study.yaml: is a named pipe, not a file" in printed.err
 
 
 ANY_JSON = st.recursive(

@@ -90,8 +90,14 @@ def test_twenty_thousand_keys_are_read_at_once() -> None:
 
 def test_only_a_file_of_limited_size_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "large.yaml").write_text("x" * 4_000_001)
-    for name, problem in (("pipe", "not a regular file"), ("large", "4000001 bytes"), ("none", "cannot be read")):
+    for name, problem in (
+        ("pipe", "is a named pipe, not a file"),
+        ("folder", "is a folder, not a file"),
+        ("large", "4000001 bytes"),
+        ("none", "cannot be read"),
+    ):
         with pytest.raises(UserError, match=problem):
             read_yaml(tmp_path / f"{name}.yaml")
 
