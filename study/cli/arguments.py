@@ -64,7 +64,8 @@ FLAGS = {
     "--serve": _flag("report", action="store_true",
                      help="serve the report on this machine and rewrite it when records change, without figures "
                      "as files; Ctrl-C ends it"),
-    "--no-images": _flag("report", action="store_true", help="write no figures as SVG and PDF, as with --serve; they take a minute"),
+    "--no-images": _flag("report", action="store_true",
+                         help="write no figures as SVG and PDF, as with --serve; they take a minute"),
     "--compare": _flag("report", metavar="DIR", nargs="+", type=Path,
                        help="folders of other studies, to write a page that shows them side by side"),
 }  # fmt: skip
