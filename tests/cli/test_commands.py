@@ -196,6 +196,10 @@ def test_diff_names_only_what_differs(trained: Trained, command: Command) -> Non
     assert "config.norm" in printed
     assert "result.metrics.val_accuracy" in printed
     assert "config.epochs" not in printed
+    other = find_trial(folder, "sn", 16).key
+    compared = command("diff", *STUDY, keys[0], other, *out(folder)).out
+    assert re.search(r"^config\.batch_size +2 +16 +\+14$", compared, re.MULTILINE)
+    assert re.search(r"^config\.norm +sn +bn *$", printed, re.MULTILINE)
     assert "no difference" in command("diff", *STUDY, keys[0], keys[0], *out(folder)).out
     unknown = command("diff", *STUDY, keys[0], keys[1].replace("bn-", "bm-"), *out(folder))
     assert (unknown.code, unknown.err.count("\n")) == (2, 1)
