@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -60,13 +61,22 @@ def run_reporting_errors(command: Callable[[], int]) -> int:
         code = command()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of the output has left, as `head` does
+    except BrokenPipeError:
+        if not _has_reader_left(sys.stdout.fileno()):  # a process that this one started has ended
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return READER_LEFT
     except (UserError, OSError) as error:
         code, line = describe_error(error)
         print(f"error: {shorten(hide_passwords(line), MAX_MESSAGE)}", file=sys.stderr)
         return code
+
+
+def _has_reader_left(output: int) -> bool:
+    """Whether nothing reads what is written to a file descriptor any more, as after `head`."""
+    poll = select.poll()
+    poll.register(output, 0)  # errors are always reported
+    return bool(poll.poll(0))
 
 
 def _run_command(arguments: list[str], space: ChoiceSpace, build_network: Callable[[Job], Any] | None) -> int:

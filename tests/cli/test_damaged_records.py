@@ -41,6 +41,8 @@ from study.record.layout import StudyFolder, TrialFolder
 from tests.cli.conftest import STUDY
 from tests.conftest import Command
 
+pytestmark = pytest.mark.bad_input
+
 Damage = Callable[[TrialFolder], None]
 DEEP, HUGE, NAN = "[" * 100_000, "1" + "0" * 400, float("nan")
 CODE = {"url": "javascript:x"}

@@ -137,6 +137,7 @@ def test_help_needs_no_heavy_import() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -221,6 +222,7 @@ OUT_OF_REACH = {  # folders that even root cannot make
 }  # fmt: skip
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("arguments", [STUDY, (*STUDY, "--detach"), ("bench", "faults", "--quick")], ids=" ".join)
 @pytest.mark.parametrize("out", OUT_OF_REACH.values(), ids=OUT_OF_REACH)
 def test_a_folder_that_cannot_be_made_is_one_line(
@@ -249,6 +251,7 @@ def test_a_closed_stream_is_no_error(closed: str, monkeypatch: pytest.MonkeyPatc
     assert program() == 0
 
 
+@pytest.mark.bad_input
 def test_a_report_that_cannot_be_written_is_one_line(finished: StudyFolder, command: Command) -> None:
     shutil.rmtree(finished.report)
     finished.report.write_text("not a folder")

@@ -14,6 +14,7 @@ from study.plan.loading import load_study, study_from_dict
 SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1]"]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [

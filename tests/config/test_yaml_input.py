@@ -16,6 +16,8 @@ from study.config.errors import UserError
 from study.config.yaml_input import MAX_DEPTH, parse_yaml, read_yaml
 from study.record.io import write_yaml
 
+pytestmark = pytest.mark.bad_input
+
 
 @pytest.mark.parametrize(
     ("text", "value"),

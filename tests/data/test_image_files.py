@@ -44,6 +44,7 @@ def test_images_with_16_bits_are_scaled(tmp_path: Path, image_format: str) -> No
     assert image.float().mean().item() == pytest.approx(127.5, abs=1)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("picture", "why"),
     [
@@ -63,6 +64,7 @@ def test_an_image_whose_conversion_would_lose_something_is_refused(
         source.read(0)
 
 
+@pytest.mark.bad_input
 def test_a_palette_with_a_transparent_color_is_refused(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     source = open_split("imagenet", tmp_path)
@@ -95,6 +97,7 @@ def write_gray_png(path: Path, depth: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "write",
     [
@@ -164,6 +167,7 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, dataset: str, name:
         check_data(dataset, str(tmp_path))
 
 
+@pytest.mark.bad_input
 def test_more_classes_than_the_data_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_imagenet(tmp_path)
     monkeypatch.setitem(DATASETS, "imagenet", replace(DATASETS["imagenet"], classes=2))

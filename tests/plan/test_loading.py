@@ -77,6 +77,7 @@ def test_a_resolved_study_reads_back_equal() -> None:
     assert study_from_dict(study.model_dump(mode="json"), "here") == study
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -97,6 +98,7 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, parts: li
         assert part in str(caught.value)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(("study", "scale"), [("depth_vs_bach", "smoke"), ("distinct", "smokey"), ("no.yaml", "smoke")])
 def test_unknown_names_are_refused(study: str, scale: str) -> None:
     with pytest.raises(UserError):
