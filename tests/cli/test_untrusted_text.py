@@ -113,7 +113,8 @@ def test_any_setting_is_accepted_or_refused_in_one_short_line(
 
 BESIDE = st.one_of(
     st.sampled_from(["nan", ".nan", ".inf", "-.inf", "null", "true", "[]", "{}", "", "'", "\t", "\x1b[1m", "\u202e",
-                     "1e308", "-1e308", "9" * 19, "9" * 400, "[[[[1]]]]", "{a: {b: [1]}}", "x" * 3000, "[1, x]", "-0.0"]),
+                     "1e308", "-1e308", "9" * 19, "9" * 400, "[[[[1]]]]", "{a: {b: [1]}}", "x" * 3000, "[1, x]",
+                     "-0.0"]),
     st.integers().map(str), st.floats().map(repr), st.text(max_size=30),
 )  # fmt: skip
 
