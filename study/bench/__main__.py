@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.name is not None and options.name not in BENCHMARKS:
         raise UserError(f"{options.name}: unknown benchmark; {allowed_names(options.name, BENCHMARKS)}")
     if options.help:
-        _build_parser(options.name).print_help()
+        print(_build_parser(options.name).format_help(), end="")
         return 0
     if options.name is None:
         print(_list_benchmarks())

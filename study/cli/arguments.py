@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.config.errors import MAX_VALUE, ArgumentParser, UserError, allowed_names, shorten
+from study.config.errors import MAX_VALUE, ArgumentParser, UserError, allowed_names, escape_controls, shorten
 from study.config.schema import LAUNCHERS
 from study.plan.loading import DEFAULT_SCALE
 from study.record.environment import program_name
@@ -62,8 +62,10 @@ FLAGS = {
                       help="run in the background; the same command without --detach waits for the results"),
     "--watch": _flag("status", action="store_true", help="keep showing the status until the study has ended"),
     "--serve": _flag("report", action="store_true",
-                     help="serve the report on this machine and rewrite it when records change; Ctrl-C ends it"),
-    "--no-images": _flag("report", action="store_true", help="write no figures as SVG and PDF, which takes a browser"),
+                     help="serve the report on this machine and rewrite it when records change, without figures "
+                     "as files; Ctrl-C ends it"),
+    "--no-images": _flag("report", action="store_true",
+                         help="write no figures as SVG and PDF, as with --serve; they take a minute"),
     "--compare": _flag("report", metavar="DIR", nargs="+", type=Path,
                        help="folders of other studies, to write a page that shows them side by side"),
 }  # fmt: skip
@@ -77,6 +79,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options, unknown = build_parser().parse_known_intermixed_args(arguments)
     options.arguments = list(arguments)
     verb = options.verb or "run"
+    for path in (options.out, options.study, *(options.compare or ())):
+        if path is not None and escape_controls(str(path)) != str(path):  # it is a name in many lines that are printed
+            raise UserError(f"{shorten(str(path), MAX_VALUE)}: a path with line breaks or control characters")
     if unknown:
         raise UserError(f"{unknown[0]}: unknown flag; {allowed_names(unknown[0], FLAGS)}")
     if verb not in VERBS:

@@ -25,7 +25,7 @@ from study.cli.recorded import (
     load_shown,
     load_with_flags,
 )  # fmt: skip
-from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names
+from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names, escape_controls
 from study.config.schema import AnalysisConfig, StudyConfig, TrackingConfig
 from study.config.secrets import hide_secret_settings, is_secret_setting
 from study.config.seeds import MAX_REPLICATES, find_seed_role
@@ -48,7 +48,7 @@ def list_studies() -> int:
     for kind in ("studies", "scales"):
         print(f"{kind}:")
         for name, path in list_configs(kind).items():
-            print(f"  {name:16}{read_yaml(path).get('title', '')}")
+            print(f"  {name:16}{escape_controls(str(read_yaml(path).get('title', '')).strip())}")
     print(f"\nTo run one: {program_name()} --study NAME [--scale {DEFAULT_SCALE}]. --help lists all verbs and flags.")
     return DONE
 
@@ -191,7 +191,8 @@ def show_difference(options: argparse.Namespace) -> int:
     """Prints what differs between two trials."""
     from study.cli.tables import print_difference
 
-    print_difference(build_console(), *_find_trials(options, 2))
+    recorded = read_study_file(find_run_folder(options).config)
+    print_difference(build_console(), recorded, *_find_trials(options, 2))
     return DONE
 
 

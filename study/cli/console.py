@@ -22,6 +22,10 @@ class PlainConsole(Console):
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=escape_controls(segment.text, keep="\n"))
 
+    def on_broken_pipe(self) -> None:
+        """Raises the error, which rich would turn into exit code 1: `study.cli.main` ends all verbs alike."""
+        raise  # rich calls this while it handles the error
+
     def out(self, *objects: Any, **settings: Any) -> None:
         super().out(*(escape_controls(str(each), keep="\n") for each in objects), **settings)
 

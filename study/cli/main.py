@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from study.cli.interrupts import run_interruptible
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import (
     DONE,
-    INTERRUPTED,
     MAX_MESSAGE,
+    READER_LEFT,
     UserError,
     allowed_names,
     describe_error,
@@ -38,7 +39,7 @@ def main(
 ) -> int:
     """Runs one command (default: `sys.argv`) and returns its exit code.
 
-    0: done. 1: some trials failed. 2: bad input. 130: interrupted.
+    0: done. 1: some trials failed. 2: bad input. 130: interrupted. 141: the reader of the output has left.
 
     Args:
         arguments: The command line, without the program's name.
@@ -60,13 +61,22 @@ def run_reporting_errors(command: Callable[[], int]) -> int:
         code = command()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of the output has left, as `head` does
+    except BrokenPipeError:
+        if not _has_reader_left(sys.stdout.fileno()):  # a process that this one started has ended
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return INTERRUPTED
+        return READER_LEFT
     except (UserError, OSError) as error:
         code, line = describe_error(error)
         print(f"error: {shorten(hide_passwords(line), MAX_MESSAGE)}", file=sys.stderr)
         return code
+
+
+def _has_reader_left(output: int) -> bool:
+    """Whether nothing reads what is written to a file descriptor any more, as after `head`."""
+    poll = select.poll()
+    poll.register(output, 0)  # errors are always reported
+    return bool(poll.poll(0))
 
 
 def _run_command(arguments: list[str], space: ChoiceSpace, build_network: Callable[[Job], Any] | None) -> int:
@@ -77,7 +87,7 @@ def _run_command(arguments: list[str], space: ChoiceSpace, build_network: Callab
     options = parse_arguments(arguments)
     options.space, options.build_network = space, build_network
     if options.help:
-        build_parser(options.verb).print_help()
+        print(build_parser(options.verb).format_help(), end="")  # `print_help` hides that the reader has left
         return DONE
     if options.version:
         print(_format_version())

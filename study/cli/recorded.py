@@ -20,7 +20,8 @@ from study.plan.loading import (
     override_study,
     read_study_file,
 )  # fmt: skip
-from study.record.layout import StudyFolder
+from study.plan.trials import PlannedTrial
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.study_file import find_change
 
 
@@ -137,6 +138,20 @@ def load_shown(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder, s
     if options.set or options.scale:
         raise UserError(f"{folder.config}: {change}; without --scale and --set, `{options.verb}` reads them from here")
     return recorded.study, folder, f"{options.study} has changed since the last run, which this is: {edits}"
+
+
+def read_checked_state(trial: TrialFolder, recorded: StudyFile, plan: PlannedTrial | None = None) -> tuple[str, str]:
+    """State and reason of a trial as a report has them: `damaged` if any of its files does not hold what it should.
+
+    plan: None for what trial.yaml says.
+    """
+    from study.analysis.trial_files import read_search_plan, read_trial
+
+    plan = plan or read_search_plan(recorded.study, trial)
+    if plan is None and not trial.trial.exists():
+        return trial.status()
+    row = read_trial(trial, plan, recorded.space).row
+    return row["state"], row["reason"]
 
 
 def _parse_command(recorded: StudyFile) -> argparse.Namespace:

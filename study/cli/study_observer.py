@@ -12,14 +12,16 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
 
 from study.cli.background import BackgroundTask
+from study.cli.recorded import read_checked_state
 from study.config.schema import StudyConfig
+from study.plan.loading import StudyFile
 from study.plan.trials import PlannedTrial, count_search_trials, plan_trials
 from study.record.contents import FINISHED
 from study.record.io import open_file, read_json
@@ -160,6 +162,13 @@ class StudyObserver:
         shortest = READ_SECONDS_WITH_QUEUE if self.folder.queue.exists() else READ_SECONDS
         self.pause = max(shortest, (time.monotonic() - started) / READ_SHARE)
 
+    def check_contents(self, recorded: StudyFile) -> None:
+        """Reads all files of the trials that have ended, as a report does: one with a wrong file is `damaged`."""
+        for key, trial in self.trials.items():
+            if trial.state in (*FINISHED, "failed", "stale"):
+                state, reason = read_checked_state(self.record(key), recorded, self.plan.get(key))
+                self.trials[key] = replace(trial, state=state, reason=reason)
+
     def add_finished(self, key: str, status: str, seconds: float) -> None:
         """Counts a trial that has finished now."""
         self.states[status] += 1
@@ -188,8 +197,8 @@ class StudyObserver:
             result_time = record.result.stat().st_mtime_ns
         if before is not None and before.state in FINISHED and before.result_time == result_time:
             return before
-        result = record.read_result()
-        if result is not None:
+        result, damaged = record.check()
+        if result is not None and not damaged:
             seconds = float(result.get("seconds") or 0.0)
             return TrialStatus(
                 key=key, state=result["status"], reason=read_reason(result), seconds=seconds, result_time=result_time

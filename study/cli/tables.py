@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ from rich.live import Live
 from rich.table import Table
 
 from study.cli.live_view import format_duration, format_problems, group_problems
+from study.cli.recorded import read_checked_state
 from study.cli.study_observer import STATES, StudyObserver, format_count
 from study.config.errors import escape_controls, shorten
 from study.config.schema import StudyConfig
 from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
 from study.plan.design_diagnostics import describe_balance, find_problems
 from study.plan.disk_space import check_disk_space, format_bytes
-from study.plan.loading import read_study_file
+from study.plan.loading import StudyFile, read_study_file
 from study.plan.power_analysis import describe_power
 from study.plan.trials import PlannedTrial
 from study.record.contents import FINISHED, DamagedFileError
@@ -26,6 +28,8 @@ from study.record.io import flatten
 from study.record.layout import StudyFolder, TrialFolder
 
 MAX_CELL = 500  # characters of a value
+MAX_CHECKED = 2000  # trials whose files `status` reads, which takes a millisecond or two for each
+MAX_MEASURED = 300  # cells of a plan; measuring one takes up to a second
 MAX_LINES = 20  # of trials, or of causes, in one state; a cluster may run thousands
 
 
@@ -34,7 +38,7 @@ def print_plan(
 ) -> None:
     """Prints the plan, one row per cell; sizes and times are filled in as the networks are built and measured."""
     cells = _group_by_cell(trials)
-    console.print(f"{study.title}\n{study.question}")
+    console.print(f"{join_lines(study.title)}\n{join_lines(study.question)}", soft_wrap=True)
     more = len(trials) - len(cells) * study.replicates
     seed_runs = f" and {more} runs with {', '.join(study.seeds.apart)} varied apart" if more else ""
     datasets, epochs = ("/".join(map(str, study.list_values(field))) for field in ("dataset", "epochs"))
@@ -43,32 +47,39 @@ def print_plan(
         f"data {datasets}, {epochs} epochs. G: chunks, B: batch_size. Batch statistics are taken over `stat` samples, "
         "gradients over G*B.\n"
     )
+    measured, part = cells, 1.0
+    if len(cells) > MAX_MEASURED:
+        names = set(random.Random(0).sample(list(cells), MAX_MEASURED))  # noqa: S311
+        measured, part = {name: planned for name, planned in cells.items() if name in names}, MAX_MEASURED / len(cells)
+        console.print(f"{MAX_MEASURED} of these cells, chosen at random, are shown and measured:\n")
     sizes: dict[str, Any] = {}
-    with Live(_build_plan_table(study, cells, sizes), console=console, auto_refresh=False, transient=True) as live:
+    with Live(_build_plan_table(study, measured, sizes), console=console, auto_refresh=False, transient=True) as live:
         # Imports torch, so only after the first table is shown.
         from study.training.cost_estimate import estimate_bytes, measure_cell
 
-        for cell, planned in cells.items():
+        for cell, planned in measured.items():
             sizes[cell] = measure_cell(planned[0])
             if console.is_terminal:
-                live.update(_build_plan_table(study, cells, sizes), refresh=True)
-    console.print(_build_plan_table(study, cells, sizes))
-    missing = [trial for trial in trials if not folder.trial(trial.trial_id, trial.replicate).result.exists()]
+                live.update(_build_plan_table(study, measured, sizes), refresh=True)
+    console.print(_build_plan_table(study, measured, sizes))
+    finished = {record.key for record in folder.trials() if record.result.exists()}
+    missing = [trial for trial in trials if trial.key not in finished]
     needed_bytes = sum(
         estimate_bytes(trial, sizes[trial.trial_id], checkpoint_seconds=study.run.checkpoint_seconds,
                        wandb=study.tracking.mode != "disabled")
-        for trial in missing
-    )  # fmt: skip
+        for trial in missing if trial.trial_id in sizes
+    ) / part  # fmt: skip
     free, full = check_disk_space(needed_bytes, folder)
     console.print()
     for problem in [*[full] * bool(full), *find_problems(study, trials)]:
         console.print(f"- {problem}", soft_wrap=True)
     for line in [*describe_balance(trials), *describe_power(study, folder)]:
         console.print(line, soft_wrap=True)
-    total = sum(sizes[trial.trial_id].seconds for trial in trials)
+    total = sum(sizes[trial.trial_id].seconds for trial in trials if trial.trial_id in sizes) / part
     console.print(
-        f"forecast from a few steps of every cell on this machine: {format_duration(total)} of training, "
-        f"about {format_duration(total / workers)} with {workers} workers, without the fixed cost of each trial",
+        f"forecast from a few steps of {'every' if part == 1 else 'each measured'} cell on this machine: "
+        f"{format_duration(total)} of training, about {format_duration(total / workers)} with {workers} workers, "
+        "without the fixed cost of each trial",
         soft_wrap=True,
     )
     if missing:
@@ -102,11 +113,11 @@ def print_search_space(console: Console, study: StudyConfig) -> None:
     """Prints how many trials a search suggests, and from which levels."""
     assert study.search is not None
     console.print(
-        f"{study.title}\n{study.search.n_trials} cells x {study.replicates} replicates, suggested by "
+        f"{join_lines(study.title)}\n{study.search.n_trials} cells x {study.replicates} replicates, suggested by "
         f"{study.search.sampler} to {study.search.direction} {study.search.objective}, from"
     )
     for factor, levels in study.factors.items():
-        console.print(f"  {factor}: {levels}")
+        console.print(f"  {factor}: {escape_controls(str(levels))}")
 
 
 def print_analysis_plan(console: Console, study: StudyConfig, folder: StudyFolder) -> None:
@@ -125,6 +136,10 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     """Prints the number of trials in each state per cell, then what runs, failed or was interrupted, and why."""
     observer = StudyObserver(folder, study)
     observer.read_records()
+    if len(observer.trials) > MAX_CHECKED:
+        console.print(f"more than {MAX_CHECKED} trials: their files are compared with their digests, but not read")
+    elif folder.config.exists():
+        observer.check_contents(read_study_file(folder.config))
     trials = observer.trials.values()
     counts = Counter(trial.state for trial in trials)
     finished = sum(counts[state] for state in FINISHED)
@@ -185,6 +200,11 @@ def _format_cell(value: object) -> str:
     return escape_controls(shorten(str(value), MAX_CELL))
 
 
+def join_lines(text: str) -> str:
+    """A text of a study, which may have line breaks, as one line."""
+    return escape_controls(" ".join(text.split()))
+
+
 def print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
     """Prints a header and rows, the first `left` columns left-aligned. A rich table takes a millisecond per row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -198,27 +218,32 @@ def print_rows(console: Console, rows: Sequence[Sequence[str]], left: int) -> No
         console.out("\n".join(lines), highlight=False)
 
 
-def print_difference(console: Console, first: TrialFolder, second: TrialFolder) -> None:
-    """Prints what differs between two trials in config, environment and result; of results also by how much."""
+def print_difference(console: Console, recorded: StudyFile, first: TrialFolder, second: TrialFolder) -> None:
+    """Prints what differs between two trials of a study in config, environment and result, and numbers by how much."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("", first.key, second.key, "difference"):
         table.add_column(name, overflow="fold", justify="right" if name == "difference" else "left")
-    left, right = _read_facts(first), _read_facts(second)
+    left, right = (_read_facts(each, recorded) for each in (first, second))
     for key in sorted(left.keys() | right.keys()):
         one, other = left.get(key, "-"), right.get(key, "-")
         if one != other:
-            both = key.startswith("result.") and all(isinstance(value, (int, float)) for value in (one, other))
-            table.add_row(*map(_format_fact, (key, one, other)), f"{other - one:+.3g}" if both else "")
+            table.add_row(*map(_format_fact, (key, one, other)), _format_difference(key, one, other))
     console.print(table if table.row_count else "no difference")
+
+
+def _format_difference(key: str, one: Any, other: Any) -> str:
+    """The difference of two numbers; empty for all else, such as seeds and true or false."""
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other))
+    return f"{other - one:+.4g}" if numbers and key.startswith(("result.", "config.")) else ""
 
 
 def _format_fact(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _format_cell(value)
 
 
-def _read_facts(record: TrialFolder) -> dict[str, Any]:
+def _read_facts(record: TrialFolder, recorded: StudyFile) -> dict[str, Any]:
     """The record as dotted keys, without the values that always differ."""
-    status, reason = record.status()
+    status, reason = read_checked_state(record, recorded)
     facts: dict[str, Any] = {"status": status, "replicate": record.replicate} | ({"reason": reason} if reason else {})
     try:
         description = record.read_description() if record.trial.exists() else {}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from study.analysis.trial_files import CURVES
 from study.analysis.weight_tables import read_switch_weights
+from study.cli.recorded import read_checked_state
 from study.cli.tables import print_rows
 from study.config.choice_space import ChoiceSpace
 from study.config.errors import escape_controls
@@ -24,7 +25,7 @@ LOG_LINES = 12
 
 def print_trial(console: Console, trial: TrialFolder, recorded: StudyFile) -> None:
     """Prints a trial of any state, as far as it can be read. recorded: `study.yaml`."""
-    state, reason = trial.status()
+    state, reason = read_checked_state(trial, recorded)
     console.print(
         escape_controls(f"{trial.key}: {state}" + (f": {reason}" if reason else "")), style="bold", soft_wrap=True
     )

@@ -7,11 +7,13 @@ import difflib
 import errno
 import re
 import reprlib
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
-DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
+"""Exit codes. 141 is what a shell reports for a program that SIGPIPE ended, as most do if `head` reads no further."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of an exhausted quota."""
 UNUSABLE_PATH = (
@@ -90,6 +92,17 @@ def shorten(text: str, width: int) -> str:
     """Returns `text` with its middle left out where it is longer than `width`."""
     half = (width - 3) // 2
     return text if len(text) <= width else f"{text[:half]}...{text[-half:]}"
+
+
+def describe_kind(path: Path) -> str:
+    """Returns what a path is instead of a file: `is a folder, not a file`; empty for a file, and for nothing at all."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return ""
+    kinds = (stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket")
+    kind = next((name for is_kind, name in kinds if is_kind(mode)), "device")
+    return "" if stat.S_ISREG(mode) else f"is a {kind}, not a file"
 
 
 def format_value(value: object) -> str:

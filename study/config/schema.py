@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -83,6 +84,23 @@ def _check_dataset(name: str) -> str:
     return name
 
 
+_Items = TypeVar("_Items", bound=Sequence[Any])
+
+
+def _check_distinct(values: _Items) -> _Items:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{value} appears twice")
+    return values
+
+
+def _check_increasing(values: tuple[float, ...]) -> tuple[float, ...]:
+    for one, other in pairwise(values):
+        if other <= one:
+            raise ValueError(f"{other} follows {one}; each must be above the one before")
+    return values
+
+
 Text = Annotated[str, AfterValidator(_check_text)]
 Dataset = Annotated[str, AfterValidator(_check_dataset), Field(json_schema_extra={"enum": [*DATASETS]})]
 Depth = Annotated[
@@ -94,6 +112,7 @@ HeadNorm = Annotated[Name | None, AfterValidator(_normalize_head_norm)]
 Fractions = Annotated[
     tuple[Annotated[float, Field(gt=0, le=1)], ...],
     BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),  # YAML has no tuples
+    AfterValidator(_check_increasing),
 ]
 
 
@@ -371,7 +390,7 @@ class StartConfig(StrictModel):
 class SeedsConfig(StrictModel):
     """Which seeds are also varied apart from each other, to divide the effect of another seed among its sources."""
 
-    apart: list[SeedRole] = []
+    apart: Annotated[list[SeedRole], AfterValidator(_check_distinct)] = []
     """Seeds that are varied alone: initialization (`init`), order and augmentation of the training data (`data`), data
     split (`split`). For each of them, every cell is trained again with this seed of each further replicate and all
     other seeds of the first. These runs are compared with each other only; by default there are none."""
@@ -421,7 +440,9 @@ class MarginConfig(StrictModel):
 class AnalysisConfig(StrictModel):
     """What the report answers. The first run records it as a plan, and later changes are listed in the report."""
 
-    questions: list[Literal["useful", "impacts", "tasks"]] = ["useful", "impacts"]
+    questions: Annotated[list[Literal["useful", "impacts", "tasks"]], AfterValidator(_check_distinct)] = [
+        "useful", "impacts",
+    ]  # fmt: skip
     """Questions that the report answers: is choosing useful, what impacts the choice, do tasks choose differently."""
     metric: Literal["val_accuracy", "test_accuracy", "val_score", "test_score"] | None = None
     """Metric that trials are compared by; a score is the main metric of a task. By default `val_accuracy` if all trials
@@ -524,8 +545,8 @@ class StudyConfig(StrictModel):
     """Settings of every trial; a factor's levels replace the base's value."""
     factors: dict[str, list[Any] | Range]
     """Factors and their levels: `depth: [8, 14]`. An empty factor takes the levels that the scale offers; in a search a
-    factor may be a range `{low: 0.01, high: 1.0, log: true}`. A factor has at most 1000 levels, a study at most 100,000
-    trials."""
+    factor may be a range `{low: 0.01, high: 1.0, log: true}`. A factor has at most 1000 levels, a study at most 10,000
+    cells and 100,000 trials."""
     joint: dict[str, dict[str, dict[str, Any]]] = {}
     """Further settings that go with a level, by factor and level: `{solver: {adamw: {learning_rate: 0.01}}}`. A factor
     that is not a setting itself has its levels here: `{size: {small: {depth: 8}, large: {depth: 20}}}`."""

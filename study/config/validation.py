@@ -177,6 +177,11 @@ def _check_blocks(study: StudyConfig, origin: dict[str, str]) -> None:
         for name in block or ["no factor"]:
             if name not in study.factors:
                 raise UserError(f"{where}: {format_value(block)}: {name}: {allowed_names(name, study.factors)}")
+            if block.count(name) > 1:
+                raise UserError(f"{where}: {format_value(block)}: {name} appears twice")
+    for number, block in enumerate(study.blocks):
+        if any(set(block) == set(other) for other in study.blocks[:number]):
+            raise UserError(f"{where}: {format_value(block)}: the block appears twice")
     for factor in study.factors:
         if study.blocks and not any(factor in block for block in study.blocks):
             raise UserError(f"{where}: factor {factor} is in no block; its levels would not be planned")
@@ -220,11 +225,22 @@ def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
         if parents == ["analysis", "margins"]:
             model = MarginConfig
         dotted = ".".join([*parents, key])
-        return f"{find_origin(dotted, origin)}: {dotted}: unknown key; {allowed_names(key, model.model_fields)}"
+        hint = _find_home(key) or allowed_names(key, model.model_fields)
+        return f"{find_origin(dotted, origin)}: {dotted}: unknown key; {hint}"
     # pydantic also puts the names of union members into an error's location.
     path = ".".join(str(part) for part in first["loc"] if str(part) in _ALL_KEYS or not isinstance(part, str))
     value = "" if first["type"] == "missing" else f" {format_value(first['input'])}:"
-    return f"{find_origin(path, origin)}: {path}:{value} {explain_error(first)}"
+    is_list = path.startswith("base.") and isinstance(first["input"], list) and first["type"] != "value_error"
+    hint = f"; to vary it, give levels: {path.replace('base.', 'factors.')}" if is_list else ""
+    return f"{find_origin(path, origin)}: {path}:{value} {explain_error(first)}{hint}"
+
+
+def _find_home(key: str) -> str:
+    """Where in a study a key belongs, if it is that of another section; empty if it is that of none."""
+    if key in StudyConfig.model_fields:
+        return f"{key} belongs at the top level of the study"
+    sections = [section for section, model in SECTIONS.items() if key in model.model_fields]
+    return f"{key} belongs under {' or '.join(sections)}" if sections else ""
 
 
 _MODELS: tuple[type[BaseModel], ...] = (StudyConfig, Range, MarginConfig, *SECTIONS.values())

@@ -8,14 +8,13 @@ read YAML 1.1, recurse without a limit, and expand aliases without one.
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from study.config.errors import MAX_VALUE, UserError, format_value, shorten
+from study.config.errors import MAX_VALUE, UserError, describe_kind, format_value, shorten
 
 MAX_CHARACTERS = 1_000_000
 MAX_VALUES = 100_000
@@ -43,14 +42,15 @@ _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten t
 def read_yaml(path: Path, *, recorded: bool = False) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping. `recorded`: as in `parse_yaml`."""
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise UserError(f"{path}: not a regular file")
-        if facts.st_size > 4 * MAX_CHARACTERS:  # bytes; UTF-8 takes at most four for a character
-            raise UserError(f"{path}: {facts.st_size} bytes; allowed: at most {MAX_CHARACTERS} characters")
+        size = path.stat().st_size
+        if kind := describe_kind(path):
+            raise UserError(f"{path}: {kind}")
+        if size > 4 * MAX_CHARACTERS:  # bytes; UTF-8 takes at most four for a character
+            raise UserError(f"{path}: {size} bytes; allowed: at most {MAX_CHARACTERS} characters")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8"
+        raise UserError(f"{path}: cannot be read: {reason}") from None
     return check_mapping(parse_yaml(text, str(path), recorded=recorded), "the file", path)
 
 

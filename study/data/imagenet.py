@@ -16,6 +16,7 @@ from study.data.data_root import find_dataset_folder
 from study.data.image_files import PublishedSplit, SampleSource, describe_others, list_files, list_folders
 
 DOWNLOAD_PAGE = "https://www.image-net.org/download.php"
+WORDNET_ID = re.compile(r"n\d{8}")
 SPLIT_FOLDERS = {"train": "train", "test": "val"}
 
 
@@ -38,8 +39,8 @@ def find_folder(root: Path) -> Path:
 def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
     """A published split. Raises `UserError` if its classes differ from those of `train`, or are too many."""
     place = folder / SPLIT_FOLDERS[split]
-    classes = [Path(path).name for path in list_folders(folder, SPLIT_FOLDERS["train"])[0]]
-    folders, others = list_folders(folder, place.name)
+    classes = [Path(path).name for path in _list_classes(folder, SPLIT_FOLDERS["train"])[0]]
+    folders, others = _list_classes(folder, place.name)
     found = [Path(path).name for path in folders]
     if not found:
         raise UserError(
@@ -51,9 +52,7 @@ def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
         raise UserError(f"{place}: its classes are not those of train: {different} is in one of them only")
     allowed = DATASETS["imagenet"].classes
     if len(classes) > allowed:
-        unusual = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
-        example = f"; {unusual[0]!r} is no WordNet id" if unusual else ""
-        raise UserError(f"{place}: {len(classes)} class folders, but the data set has {allowed} classes{example}")
+        raise UserError(f"{place}: {len(classes)} class folders, but the data set has {allowed} classes")
     listings = [list_files(folder, path, ".JPEG", ".jpeg", ".jpg", ".png") for path in folders]
     return ImagesWithLabels(
         folder=folder,
@@ -61,3 +60,16 @@ def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
         labels=np.repeat(np.arange(len(classes)), [len(images) for images, _ in listings]),
         notes=describe_others(others + [path for _, rest in listings for path in rest]),
     )
+
+
+def _list_classes(folder: Path, subfolder: str) -> tuple[list[str], list[str]]:
+    """The class folders of a split, and all else in it.
+
+    If most folders have names of ImageNet, others are no classes: each would move the labels of those after it. Data of
+    one's own may have any names.
+    """
+    folders, others = list_folders(folder, subfolder)
+    published = [path for path in folders if WORDNET_ID.fullmatch(Path(path).name)]
+    if 2 * len(published) <= len(folders):
+        return folders, others
+    return published, sorted({*others, *folders} - {*published})

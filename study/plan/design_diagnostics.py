@@ -5,6 +5,7 @@ They need the levels and configs of the planned trials only.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -18,6 +19,8 @@ from study.plan.trials import PlannedTrial
 
 MAX_NAMES = 6
 """At most this many names are listed in a line."""
+MAX_COLUMNS = 1000
+"""Columns of a design matrix; the rank of a larger one would take minutes."""
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -35,6 +38,8 @@ def find_problems(study: StudyConfig, trials: Sequence[PlannedTrial]) -> list[st
         f"{factor}: its effect cannot be told apart from the effects of the other factors together"
         for factor in find_confounded(cells) if factor not in aliased
     ]  # fmt: skip
+    if not is_rank_checked(cells):
+        lines.append(f"more than {MAX_COLUMNS} levels: whether effects can be told apart is not checked")
     if constant:
         lines.append(f"only one level, so the effect cannot be estimated: {', '.join(constant)}")
     for factor, changes in find_co_varying(study, planned).items():
@@ -73,12 +78,23 @@ def find_aliases(cells: Cells) -> list[tuple[str, ...]]:
 
 def find_confounded(cells: Cells) -> list[str]:
     """Returns factors whose main effect the design matrix (cells, levels) cannot separate from the others."""
+    if not is_rank_checked(cells) or len(cells) == math.prod(_count_levels(cells)):  # of a full cross, none
+        return []
     columns = {factor: _code_levels(_number_levels(cells, factor)) for factor in cells[0]}
-    rank = _compute_rank(list(columns.values()))
+    owners = np.array(["", *(factor for factor, own in columns.items() for _ in range(own.shape[1]))])
+    design = np.hstack([np.ones((len(cells), 1)), *columns.values()])
+    gram = design.T @ design  # has the rank of the design, and no row per cell
+    rank = _compute_rank(gram)
     return [
         factor for factor, own in columns.items()
-        if rank - _compute_rank([other for name, other in columns.items() if name != factor]) < own.shape[1]
+        if rank - _compute_rank(gram[np.ix_(owners != factor, owners != factor)]) < own.shape[1]
     ]  # fmt: skip
+
+
+def is_rank_checked(cells: Cells) -> bool:
+    """Whether the design matrix is small enough for `find_confounded`, or has no need of it."""
+    levels = _count_levels(cells)
+    return sum(levels) <= MAX_COLUMNS or len(cells) == math.prod(levels)
 
 
 def find_uncrossed(cells: Cells) -> list[tuple[str, str]]:
@@ -131,15 +147,17 @@ def _number_levels(cells: Cells, factor: str) -> tuple[int, ...]:
     return tuple(numbers.setdefault(repr(cell[factor]), len(numbers)) for cell in cells)
 
 
+def _count_levels(cells: Cells) -> list[int]:
+    return [max(_number_levels(cells, factor)) + 1 for factor in cells[0]]
+
+
 def _code_levels(numbers: Sequence[int]) -> np.ndarray[Any, Any]:
     """Dummy coding, (cells, levels - 1): a column for each level but the first."""
     return np.asarray(np.array(numbers)[:, None] == np.arange(1, max(numbers) + 1), dtype=float)
 
 
-def _compute_rank(columns: Sequence[np.ndarray[Any, Any]]) -> int:
-    """The rank of a design matrix with an intercept and these columns."""
-    rows = len(columns[0]) if columns else 1
-    return int(np.linalg.matrix_rank(np.hstack([np.ones((rows, 1)), *columns])))
+def _compute_rank(gram: np.ndarray[Any, Any]) -> int:
+    return int(np.linalg.matrix_rank(gram, hermitian=True))
 
 
 # ------------------------------------------------------------------------------------------------- the lines

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from study.config.choice_space import ChoiceSpace
-from study.config.errors import MAX_VALUE, UserError, allowed_names, shorten
+from study.config.errors import MAX_VALUE, UserError, allowed_names, describe_kind, shorten
 from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
 from study.config.yaml_input import MAX_DEPTH, check_mapping, parse_yaml, read_yaml
@@ -48,9 +48,7 @@ def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = 
     _drop_offered_joint(merged, offered_joint - joint)
     warm_start_section.drop_offered_cell(merged, origin, str(scale_file))
     warm_start_section.check_no_source(merged, origin)
-    config = _validate(merged, origin)
-    check_size(config)
-    return warm_start_section.resolve_source(config, find_origin("start", origin))
+    return warm_start_section.resolve_source(_validate(merged, origin), find_origin("start", origin))
 
 
 def override_study(study: StudyConfig, overrides: Sequence[str]) -> StudyConfig:
@@ -120,7 +118,7 @@ def list_configs(kind: Literal["studies", "scales"]) -> dict[str, Path]:
 def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            raise UserError(f"{name}: no such file")
+            raise UserError(f"{name}: {describe_kind(Path(name)) or 'no such file'}")
         return Path(name)
     files = list_configs(kind)
     if name not in files:
@@ -130,8 +128,11 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
 
 
 def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:
-    study = validate_study(warm_start_section.move_rule_to_base(merged, origin), origin)
-    return warm_start_section.check_section(study, origin)
+    study = warm_start_section.check_section(
+        validate_study(warm_start_section.move_rule_to_base(merged, origin), origin), origin
+    )
+    check_size(study)
+    return study
 
 
 # ---------------------------------------------------------------------------------------------------- layers
@@ -182,6 +183,8 @@ def _parse_override(override: str, source: str, merged: dict[str, Any]) -> dict[
     key, separator, text = override.partition("=")
     if not separator:
         raise UserError(f"{source}: expected key=value")
+    if not all(part.strip() for part in key.split(".")):
+        raise UserError(f"{source}: a part of the key is empty; expected key=value, such as epochs=3 or run.threads=1")
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{source}: a key of {key.count('.') + 1} parts; allowed: at most {MAX_DEPTH}")
     path, value = _resolve_key(key, merged), parse_yaml(text, source)

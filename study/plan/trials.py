@@ -89,18 +89,20 @@ class PlannedTrial:
         return self.steps * self.config.depth * max(1.0, self.gradient_batch / 64)
 
 
-MAX_TRIALS = 100_000
-"""Number of trials of a study."""
+MAX_TRIALS, MAX_CELLS = 100_000, 10_000
+"""Numbers of trials and of cells of a study. Every verb plans all cells first, which takes some seconds for as many."""
 MAX_CORNERS = 1000
 
 
 def check_size(study: StudyConfig) -> None:
-    """Raises `UserError` for a study of more than `MAX_TRIALS` trials, without planning them."""
+    """Raises `UserError` for a study of more than `MAX_TRIALS` trials or `MAX_CELLS` cells, without planning them."""
     runs = study.replicates + len(list_seed_runs(study.seeds.apart, study.replicates))
     if study.search is None:
         blocks = study.blocks or [list(study.factors)]
         levels = {factor: len(given) for factor, given in study.factors.items() if isinstance(given, list)}
         cells = sum(math.prod(levels[factor] for factor in block) for block in blocks)
+        if cells > MAX_CELLS:
+            raise UserError(f"{study.name}: {cells} cells; allowed: at most {MAX_CELLS}")
     else:
         cells = study.search.n_trials
     if cells * runs > MAX_TRIALS:

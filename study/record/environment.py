@@ -18,8 +18,17 @@ from typing import Any
 
 PACKAGES = ("normalizer-study", "torch", "torchvision", "lightning", "torchmetrics", "optuna", "wandb", "numpy",
             "scipy", "pandas", "scikit-learn")  # fmt: skip
-_NAMES = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|api_?key)\s*(?:=|%3D)\s*"  # ends of names, and what follows
-_VALUE = r"""(?:'[^']*'|"[^"]*"|[^&\s'"]*)"""
+# Ends of the names of secrets.
+_NAMES = r"(?:passw(?:or)?d|passphrase|pwd|credentials?|secret|token|(?:api|access|private|secret)[_-]?key)"
+_VALUE = r"""(?:'[^']*'|"[^"]*"|\*\*\*|[^&\s'"]+)"""
+_SECRETS = [
+    re.compile(rf"""({_NAMES}["']?\s*(?:=|:|%3D)\s*){_VALUE}""", re.IGNORECASE),
+    re.compile(rf"((?<![A-Za-z])pass(?:=|:\s*|%3D)){_VALUE}", re.IGNORECASE),
+    re.compile(rf"((?<![\w-])--(?:[\w-]*[_-])?{_NAMES}\s+)(?!-){_VALUE}", re.IGNORECASE),
+    re.compile(rf"(Authorization\s*[:=]\s*(?:\w+\s+)?){_VALUE}", re.IGNORECASE),
+    re.compile(rf"(\b(?:Bearer|Basic)\s+)(?=[^\s]{{16}}){_VALUE}"),
+    re.compile(r"(\bhttps?://)[^\s/@:]+(?=@)", re.IGNORECASE),  # a token in place of a user
+]
 UNKNOWN_COMMIT = "unknown"
 _URL_PASSWORD = re.compile(r"((?<!\w)\w+://[^:/@]*):(\S*|[^@]*)@")
 
@@ -49,18 +58,22 @@ def program_name() -> str:
 
 def format_command(arguments: Sequence[str], program: str = "") -> str:
     """Returns the command that a user types to run `arguments` again, with passwords hidden; default: this program."""
-    return f"{program or program_name()} {shlex.join(map(hide_passwords, arguments))}"
+    # Twice: a value may have its name in the argument before it, and may be quoted in the joined line.
+    return f"{program or program_name()} {hide_passwords(shlex.join(map(hide_passwords, arguments)))}"
 
 
 def hide_passwords(text: str) -> str:
     """`postgresql://me:secret@host` -> `postgresql://me:***@host`, and `password=secret` -> `password=***`.
 
+    So are values after `--token` and `Authorization:`, and a token in place of a user, as in `https://token@host`.
     A password may contain characters that a URL should escape: everything up to the last @ of the word is hidden, or
     up to the next @.
     """
     before, at, after = text.rpartition("@")  # only before an @, so that no search is in vain
     text = _URL_PASSWORD.sub(r"\1:***@", before + at) + after
-    return re.sub(f"({_NAMES}){_VALUE}", r"\1***", text, flags=re.IGNORECASE)
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text
 
 
 def git_commit() -> str:

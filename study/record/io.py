@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import yaml
 from pydantic_core import from_json
 
+from study.config.errors import describe_kind
 from study.config.yaml_input import NUMBER
 
 MAX_JSON_BYTES = 2**26
@@ -23,6 +24,8 @@ MAX_JSON_BYTES = 2**26
 
 def open_file(path: Path) -> BinaryIO:
     """Opens a regular file for reading. Raises `OSError` for anything else: opening a pipe would wait for a writer."""
+    if kind := describe_kind(path):
+        raise OSError(kind)
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from study.config.errors import describe_kind
 from study.record.contents import (
     MAX_SHOWN,
     DamagedFileError,
@@ -151,7 +152,7 @@ class TrialFolder:
             if stranger:
                 return f"{name}: is that of {stranger}"
         path = self.path / name
-        return f"{name}: {'changed since the trial ended' if path.is_file() else 'missing'}"
+        return f"{name}: {describe_kind(path) or ('changed since the trial ended' if path.exists() else 'missing')}"
 
     def _find_stranger(self, result: dict[str, Any]) -> str:
         """The trial whose result was copied here; empty if it is this one's, or if the folder is not a study's."""
@@ -168,15 +169,15 @@ class TrialFolder:
 
     def status(self) -> tuple[str, str]:
         """State and reason: planned, running, stale (its process ended), failed, damaged, or the result's status."""
-        result = self.read_result()
-        if result is not None:
+        result, damaged = self.check()
+        if result is not None and not damaged:
             return result["status"], read_reason(result)
         state = self.read_state()
         if state.get("state") == "failed":
             return "failed", read_reason(state)
         if self.is_locked():
             return "running", ""
-        if damaged := self.damaged_files():
+        if damaged:
             return "damaged", "; ".join(map(self.describe_damage, damaged))
         if state.get("state") in ("running", "interrupted"):
             return "stale", read_reason(state) or f"attempt {state.get('attempt')} was interrupted"

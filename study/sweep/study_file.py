@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -80,13 +81,16 @@ def check_locks(folder: StudyFolder) -> None:
     handle, and would grant this process its own lock a second time.
     """
     path = folder.path / f".lock-test-{os.getpid()}"
+    if not os.access(folder.path, os.W_OK):  # the folder, rather than a file that is only there for this test
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.path))
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            other = subprocess.run([sys.executable, "-SEc", _TRY_LOCK, path], capture_output=True)  # noqa: S603
-            works = other.returncode == _LOCK_REFUSED
         except OSError:
             works = False
+        else:
+            other = subprocess.run([sys.executable, "-SEc", _TRY_LOCK, path], capture_output=True)  # noqa: S603
+            works = other.returncode == _LOCK_REFUSED
     path.unlink()
     if not works:
         raise UserError(

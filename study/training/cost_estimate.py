@@ -46,6 +46,7 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
     # Fields that do not change the work get one value, so that cells that differ only in these share a measurement.
     same: dict[str, object] = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None,
                                "start_rule": "scratch", "start_source": None, "start_epoch": 0,
+                               "learning_rate": 1e-6, "decay": "constant", "warmup_epochs": 0.0,
                                **dict.fromkeys(("fixed_gradient_batch", "epoch_steps"))}  # fmt: skip
     side = _measured_side(config)
     # At least 2 samples, or the pool would have no bn.

@@ -39,6 +39,7 @@ def test_bars_are_met_or_missed() -> None:
     assert Figure("without a bar", 4.9).met is None
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

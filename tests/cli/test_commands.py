@@ -162,6 +162,7 @@ def test_a_damaged_record_is_reported_kept_aside_and_made_again_with_the_same_nu
     assert other.metrics.read_bytes() == intact
 
 
+@pytest.mark.bad_input
 def test_a_folder_of_another_study_is_refused_and_not_changed(trained: Trained, command: Command) -> None:
     folder, _ = trained
     before = folder.config.read_bytes()
@@ -196,6 +197,10 @@ def test_diff_names_only_what_differs(trained: Trained, command: Command) -> Non
     assert "config.norm" in printed
     assert "result.metrics.val_accuracy" in printed
     assert "config.epochs" not in printed
+    other = find_trial(folder, "sn", 16).key
+    compared = command("diff", *STUDY, keys[0], other, *out(folder)).out
+    assert re.search(r"^config\.batch_size +2 +16 +\+14$", compared, re.MULTILINE)
+    assert re.search(r"^config\.norm +sn +bn *$", printed, re.MULTILINE)
     assert "no difference" in command("diff", *STUDY, keys[0], keys[0], *out(folder)).out
     unknown = command("diff", *STUDY, keys[0], keys[1].replace("bn-", "bm-"), *out(folder))
     assert (unknown.code, unknown.err.count("\n")) == (2, 1)
@@ -246,6 +251,18 @@ def test_the_plan_names_cells_batches_and_sizes(command: Command, tmp_path: Path
     assert "forecast" in done.out
     assert "- 1 replicate: no interval" in done.out
     assert re.search(r"disk: about \d+ kB; .* free", done.out)
+
+
+def test_a_plan_of_thousands_of_cells_measures_some_of_them(command: Command, tmp_path: Path) -> None:
+    many = [f"factors.learning_rate={[0.001 * number for number in range(1, 101)]}", "factors.epochs=[1, 2, 3, 4, 5]"]
+    one = ["norm=bn", "depth=8", "batch_size=16", "initialization=he_normal", "replicates=2"]
+    settings = [argument for setting in (*many, *one) for argument in ("--set", setting)]
+    done = command("plan", *STUDY, *settings, "--out", str(tmp_path))
+    assert done.code == 0, done.err
+    assert "1000 trials: 500 cells x 2 replicates" in done.out
+    assert "300 of these cells, chosen at random, are shown and measured" in done.out
+    assert len(re.findall("^bn ", done.out, re.MULTILINE)) == 300
+    assert "forecast from a few steps of each measured cell" in done.out
 
 
 def test_the_plan_names_the_hash_of_the_analysis_and_what_differs_from_the_record(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,8 @@ from study.record.io import file_digest, read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from tests.cli.conftest import STUDY
 from tests.conftest import Command
+
+pytestmark = pytest.mark.bad_input
 
 Damage = Callable[[TrialFolder], None]
 DEEP, HUGE, NAN = "[" * 100_000, "1" + "0" * 400, float("nan")
@@ -112,6 +115,14 @@ def make_pipe(name: str) -> Damage:
     return damage
 
 
+def make_folder(name: str) -> Damage:
+    def damage(record: TrialFolder) -> None:
+        (record.path / name).unlink()
+        (record.path / name).mkdir()
+
+    return damage
+
+
 def leave_pipe(record: TrialFolder) -> None:
     record.result.unlink()
     make_pipe("state.json")(record)
@@ -161,9 +172,11 @@ CASES: dict[str, tuple[str, Damage]] = {
     "a state's reason": ("state.json: reason", leave_state('{"state": "failed", "reason": {"a": 1}}')),
     "a state's attempt": ("state.json: attempt", leave_state('{"state": "running", "attempt": "x"}')),
     "a state's huge start": ("state.json: started", leave_state(f'{{"state": "running", "started": {HUGE}}}')),
-    **{f"a pipe as {name}": (f"{name}: ", make_pipe(name))
+    **{f"a folder as {name}": (f"{name}: is a folder, not a file", make_folder(name))
        for name in ("trial.yaml", "result.json", "environment.json", "metrics.jsonl", "switch_weights.parquet")},
-    "a pipe as state.json": ("state.json: not a regular file", leave_pipe),
+    **{f"a pipe as {name}": (f"{name}: is a named pipe, not a file", make_pipe(name))
+       for name in ("trial.yaml", "result.json", "environment.json", "metrics.jsonl", "switch_weights.parquet")},
+    "a pipe as state.json": ("state.json: is a named pipe, not a file", leave_pipe),
     "a result of another trial": ("result.json: is that of x-r7", change("result.json", trial_id="x", replicate=7)),
     "an accuracy above 1": ("result.json: metrics: val_accuracy", change("result.json", metrics={"val_accuracy": 7.0})),
     "a score that differs from its curve": (
@@ -229,7 +242,7 @@ def test_status_counts_and_names_them(folder: StudyFolder, command: Command) -> 
     printed = command("status", *STUDY, *SETTINGS, "--out", str(folder.path.parent))
     assert printed.code == 0
     assert "result.json: reason: Input should be a valid string" in printed.out
-    assert "state.json: started: Input should be a valid number" in printed.out
+    assert re.search(rf"^sn .* {len(CASES)} *$", printed.out, re.MULTILINE)  # as the report does
 
 
 def test_diff_shows_any_two_trials(folder: StudyFolder, study: StudyConfig, command: Command) -> None:
@@ -238,6 +251,15 @@ def test_diff_shows_any_two_trials(folder: StudyFolder, study: StudyConfig, comm
     for other in [f"{other_cell}-r1", *(f"{cell}-r{replicate}" for replicate in range(len(CASES)))]:
         printed = command("diff", *STUDY, *SETTINGS, "--out", str(folder.path.parent), intact, other)
         assert (printed.code, printed.err) == (0, "")
+        assert ("damaged" in printed.out) == (other != f"{other_cell}-r1")
+
+
+def test_show_names_what_is_wrong(folder: StudyFolder, study: StudyConfig, command: Command) -> None:
+    cell = plan_trials(study)[0].trial_id
+    for name in ("half a table", "too few epochs", "a list as command"):
+        number = list(CASES).index(name)
+        printed = command("show", *STUDY, *SETTINGS, "--out", str(folder.path.parent), f"{cell}-r{number}")
+        assert f"{cell}-r{number}: damaged: {CASES[name][0]}" in printed.out
 
 
 def test_a_pipe_as_study_is_one_line(tmp_path: Path, command: Command) -> None:
@@ -246,7 +268,7 @@ def test_a_pipe_as_study_is_one_line(tmp_path: Path, command: Command) -> None:
     for verb in ("report", "status"):
         printed = command(verb, *STUDY, "--out", str(tmp_path))
         assert printed.code == 2
-        assert "study.yaml: not a regular file" in printed.err
+        assert "study.yaml: is a named pipe, not a file" in printed.err
 
 
 ANY_JSON = st.recursive(

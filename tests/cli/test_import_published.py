@@ -75,6 +75,7 @@ def test_a_record_names_its_file_and_has_no_metrics(files: Path, tmp_path: Path)
     assert "published" in result["notes"][0]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

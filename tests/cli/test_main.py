@@ -72,13 +72,25 @@ def test_an_interpreter_without_the_dependencies_is_one_line() -> None:
         assert words in done.stderr
 
 
-def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
+LINES = ["", "--help", "bench", f"plan {' '.join(STUDY)}", f"status {' '.join(STUDY)}"]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_reader_that_leaves_ends_the_program_quietly(line: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    program = [sys.executable, str(ROOT / "run_study.py")]
+    program = [sys.executable, str(ROOT / "run_study.py"), *line.split()]
     done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (130, "")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("line", LINES[::4])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "2>&-"])
+def test_closed_streams_change_no_exit_code(line: str, closed: str) -> None:
+    program = f"'{sys.executable}' '{ROOT / 'run_study.py'}' {line} {closed}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
@@ -125,6 +137,7 @@ def test_help_needs_no_heavy_import() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -209,6 +222,7 @@ OUT_OF_REACH = {  # folders that even root cannot make
 }  # fmt: skip
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("arguments", [STUDY, (*STUDY, "--detach"), ("bench", "faults", "--quick")], ids=" ".join)
 @pytest.mark.parametrize("out", OUT_OF_REACH.values(), ids=OUT_OF_REACH)
 def test_a_folder_that_cannot_be_made_is_one_line(
@@ -237,6 +251,7 @@ def test_a_closed_stream_is_no_error(closed: str, monkeypatch: pytest.MonkeyPatc
     assert program() == 0
 
 
+@pytest.mark.bad_input
 def test_a_report_that_cannot_be_written_is_one_line(finished: StudyFolder, command: Command) -> None:
     shutil.rmtree(finished.report)
     finished.report.write_text("not a folder")

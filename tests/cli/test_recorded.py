@@ -116,6 +116,7 @@ def test_settings_of_analysis_apply_to_one_report(mine: Path, command: Command) 
     assert (serve.code, serve.err.count("\n")) == (2, 1)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("verb", ["report", "dashboard", "diff", "show"])
 @pytest.mark.parametrize(
     ("flags", "message"),

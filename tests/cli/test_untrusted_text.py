@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,6 +20,8 @@ from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder
 from tests.cli.conftest import NAME, STUDY, write_failed
 from tests.conftest import Command
+
+pytestmark = pytest.mark.bad_input
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\nsecond line\u202e\x9b1m"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\r\nsecond line\u202e\x9b1m"
@@ -57,6 +60,14 @@ def test_no_verb_prints_control_characters_of_a_study(command: Command, tmp_path
         assert done.code == 0, done.err
         assert done.out.replace("\n", "").isprintable()
         assert r"\x1b]0;owned\x07" in done.out
+        assert "\nsecond" not in done.out
+
+
+@pytest.mark.parametrize("flags", [("--out", "a\nb"), ("--out", "a\x1b[2J"), ("--study", "a\nb"), ("--compare", "a\r")])
+def test_a_path_with_control_characters_is_refused(command: Command, flags: tuple[str, str]) -> None:
+    done = command("report", *STUDY, *flags)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "a path with line breaks or control characters" in done.err
 
 
 # ------------------------------------------------------------------------------------------- generated settings
@@ -86,10 +97,64 @@ def test_any_setting_is_accepted_or_refused_in_one_short_line(
 ) -> None:
     flags = [part for key, value in changes for part in ("--set", f"{key}={value}")]
     started = time.process_time()
-    code = main(["diff", "a-r0", "b-r0", *STUDY, *flags, "--out", str(tmp_path)])  # reads the study, and finds no trial
-    error = capsys.readouterr().err
-    assert code == 2
-    assert error.endswith("\n")
-    assert escape_controls(error[:-1]) == error[:-1]
-    assert len(error) < 2100
+    code = main(["status", *STUDY, *flags, "--out", str(tmp_path)])
+    printed = capsys.readouterr()
+    error = printed.err
+    assert code in (0, 2)
+    assert printed.out.replace("\n", "").isprintable()
+    if code == 2:
+        assert error.endswith("\n")
+        assert escape_controls(error[:-1]) == error[:-1]
+        assert len(error) < 900
     assert time.process_time() - started < 2
+
+
+# ---------------------------------------------------------------------------------- values beside those of the schema
+
+BESIDE = st.one_of(
+    st.sampled_from(["nan", ".nan", ".inf", "-.inf", "null", "true", "[]", "{}", "", "'", "\t", "\x1b[1m", "\u202e",
+                     "1e308", "-1e308", "9" * 19, "9" * 400, "[[[[1]]]]", "{a: {b: [1]}}", "x" * 3000, "[1, x]",
+                     "-0.0"]),
+    st.integers().map(str), st.floats().map(repr), st.text(max_size=30),
+)  # fmt: skip
+
+
+def list_values(schema: dict[str, Any]) -> list[str]:
+    """Values at the limits of a field and beyond them, and of its other kinds."""
+    found = []
+    for kind in schema.get("anyOf", [schema]):
+        for limit in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+            if limit in kind:
+                found += [str(kind[limit]), str(kind[limit] - 1), str(kind[limit] + 1), f"{kind[limit]}.5"]
+        found += [f"{name}x" for name in kind.get("enum", [])]
+    return found or ["x"]
+
+
+FIELDS = {
+    f"{section}.{name}": list_values(field)
+    for section, model in SECTIONS.items()
+    for name, field in model.model_json_schema()["properties"].items()
+}
+beside = st.sampled_from(sorted(FIELDS)).flatmap(
+    lambda key: st.tuples(
+        st.sampled_from([key, key.partition(".")[2], f"factors.{key.partition('.')[2]}", f"{key}s", f"{key}.x"]),
+        st.sampled_from(FIELDS[key]) | BESIDE,
+    )
+)
+
+
+@given(changes=st.lists(beside, min_size=1, max_size=2), as_levels=st.booleans())
+@settings(max_examples=500, deadline=None, database=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+def test_values_beside_those_of_the_schema_are_one_short_line(
+    changes: list[tuple[str, str]], as_levels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [part for key, text in changes for part in ("--set", f"{key}={f'[{text}]' if as_levels else text}")]
+    code = main(["status", *STUDY, *flags, "--out", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert code in (0, 2)
+    assert escape_controls(printed.out, keep="\n") == printed.out
+    if code == 2:
+        (line,) = printed.err.splitlines()
+        assert escape_controls(line) == line
+        assert len(line) < 900

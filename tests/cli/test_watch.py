@@ -85,3 +85,13 @@ def read_until(master: int, *parts: str, seconds: float = 60.0) -> str:
         assert time.monotonic() < deadline, printed
         printed += os.read(master, 65536).decode(errors="replace")
     return printed
+
+
+def test_watch_through_a_pipe_prints_each_screen_at_once(study: StudyConfig, tmp_path: Path) -> None:
+    write_half(study, tmp_path)
+    command = [sys.executable, str(ROOT / "run_study.py"), "status", "--watch", *FLAGS, "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("4 of 8 trials have a result" in line for line in process.stdout)
+        assert process.poll() is None  # it goes on: four trials are planned
+        process.terminate()

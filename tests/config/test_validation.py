@@ -14,6 +14,7 @@ from study.plan.loading import load_study, study_from_dict
 SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1]"]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -28,6 +29,10 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         (["replicates=100000000"], ["replicates: 100000000", "less than 1000"]),
         (["replicates=999", "factors.width=[0.1, 0.2]", f"factors.epochs={[*range(1, 101)]}"], ["are 799200 trials"]),
         ([*SEARCH, "search.n_trials=100000000"], ["search.n_trials: 100000000", "equal to 100000"]),
+        (
+            [f"factors.epochs={[*range(1, 101)]}", f"factors.gn_groups={[*range(1, 101)]}"],
+            ["40000 cells; allowed: at most 10000"],
+        ),
         ([f"factors.epochs={[*range(1, 3001)]}"], ["factors.epochs: 3000 levels; allowed: at most 1000"]),
         (["norm=" + "s" * 100_000], ["factors.norm: 'sss", "at most 100 characters"]),
         (["base" + ".a" * 50_000 + "=1"], ["a key of 50001 parts"]),
@@ -73,6 +78,17 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
         ([*SEARCH, "search.pruner=median", "replicates=2"], ["search.pruner", "replicates: 1"]),
         (["blocks=[[depht]]"], ["--set blocks", "depht", "allowed: norm, depth", "nearest: depth"]),
         (["blocks=[[]]"], ["blocks", "no factor"]),
+        (["blocks=[[batch_size, batch_size], [norm, depth, initialization]]"], ["blocks", "batch_size appears twice"]),
+        (["blocks=[[norm, depth], [depth, norm], [batch_size, initialization]]"], ["the block appears twice"]),
+        (["decay_milestones=[0.5, 0.5]"], ["decay_milestones", "0.5 follows 0.5; each must be above the one before"]),
+        (["factors.decay_milestones=[[0.6, 0.3]]"], ["factors.decay_milestones: [0.6, 0.3]: 0.3 follows 0.6"]),
+        (["analysis.questions=[useful, useful]"], ["analysis.questions", "useful appears twice"]),
+        (["replicates=2", "seeds.apart=[init, init]"], ["seeds.apart", "init appears twice"]),
+        (["=1"], ["a part of the key is empty", "epochs=3"]),
+        (["base..epochs=1"], ["a part of the key is empty"]),
+        (["base.replicates=1"], ["base.replicates: unknown key; replicates belongs at the top level of the study"]),
+        (["base.threads=1"], ["base.threads: unknown key; threads belongs under run"]),
+        (["epochs=[1, 2]"], ["base.epochs: [1, 2]", "to vary it, give levels: factors.epochs"]),
         (["blocks=[depth]"], ["blocks.0", "'depth'", "list"]),
         (["blocks=[[norm, depth, batch_size]]"], ["blocks", "initialization", "would not be planned"]),
         ([*SEARCH, "blocks=[[norm]]"], ["blocks", "a search suggests"]),

@@ -16,6 +16,8 @@ from study.config.errors import UserError
 from study.config.yaml_input import MAX_DEPTH, parse_yaml, read_yaml
 from study.record.io import write_yaml
 
+pytestmark = pytest.mark.bad_input
+
 
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -90,8 +92,14 @@ def test_twenty_thousand_keys_are_read_at_once() -> None:
 
 def test_only_a_file_of_limited_size_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "large.yaml").write_text("x" * 4_000_001)
-    for name, problem in (("pipe", "not a regular file"), ("large", "4000001 bytes"), ("none", "cannot be read")):
+    for name, problem in (
+        ("pipe", "is a named pipe, not a file"),
+        ("folder", "is a folder, not a file"),
+        ("large", "4000001 bytes"),
+        ("none", "cannot be read"),
+    ):
         with pytest.raises(UserError, match=problem):
             read_yaml(tmp_path / f"{name}.yaml")
 

@@ -49,6 +49,7 @@ def test_published_files_are_read(published: tuple[str, Path]) -> None:
     assert train.labels.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("name", ["data", "test", "meta"])
 @pytest.mark.parametrize(
     ("spoil", "why"),

@@ -74,6 +74,7 @@ def test_crowds_are_targets_of_evaluation_only(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ damage
 
 
+@pytest.mark.bad_input
 def test_objects_with_an_empty_box_or_unknown_category_are_set_aside(tmp_path: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         content["annotations"][0]["bbox"] = [4, 8, 0, 16]
@@ -85,6 +86,7 @@ def test_objects_with_an_empty_box_or_unknown_category_are_set_aside(tmp_path: P
     assert ["no area" in lines[0], "unknown category 12" in lines[1], len(lines)] == [True, True, 2]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("segmentation", [
     [], {"counts": [3], "size": [40, 56]}, {"size": [40, 56]}, "polygon", None, [[1, 1, 2]], [[1, 1, 9, 9]],
     [[1e300, 1, 10, 1, 10, 10]], [[-1e9, -1e9, 1e9, -1e9, 1e9, 1e9]],
@@ -100,6 +102,7 @@ def test_a_coco_image_with_an_unreadable_mask_is_set_aside(tmp_path: Path, segme
     assert [line.partition(":")[0] for line in data.set_aside] == ["val2017/000000000000.jpg"]
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("edit", "where"),
     [
@@ -128,6 +131,7 @@ def test_a_damaged_entry_is_named(tmp_path: Path, edit: Callable[[dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "text",
     [

@@ -54,6 +54,7 @@ def test_every_usual_layout_is_read(tmp_path: Path, folder: str, compress: bool)
     assert test.labels.tolist() == CLASSES
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -103,6 +104,7 @@ def test_published_files_have_no_note(tmp_path: Path) -> None:
     assert load_data(TrialConfig(dataset="fashion_mnist"), derive_seeds(0), str(tmp_path), own_data=True).notes == []
 
 
+@pytest.mark.bad_input
 def test_labels_that_the_data_set_does_not_have_are_refused(tmp_path: Path) -> None:
     write_files(tmp_path)
     (tmp_path / TRAIN_LABELS).write_bytes(LABELS[:-1] + bytes([46]))

@@ -20,7 +20,7 @@ from study.config.errors import UserError
 from study.data.image_files import SampleSource, decode_image
 from study.data.load import check_data
 from study.data.registry import import_streamed_module
-from tests.data.trees import SIZE, WRITERS, write_ade20k, write_coco, write_imagenet
+from tests.data.trees import SIZE, WRITERS, write_ade20k, write_coco, write_image, write_imagenet
 
 RAMP = np.linspace(0, 65_535, SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint16)
 
@@ -44,6 +44,7 @@ def test_images_with_16_bits_are_scaled(tmp_path: Path, image_format: str) -> No
     assert image.float().mean().item() == pytest.approx(127.5, abs=1)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("picture", "why"),
     [
@@ -63,6 +64,7 @@ def test_an_image_whose_conversion_would_lose_something_is_refused(
         source.read(0)
 
 
+@pytest.mark.bad_input
 def test_a_palette_with_a_transparent_color_is_refused(tmp_path: Path) -> None:
     write_imagenet(tmp_path)
     source = open_split("imagenet", tmp_path)
@@ -95,6 +97,7 @@ def write_gray_png(path: Path, depth: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "write",
     [
@@ -164,14 +167,33 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, dataset: str, name:
         check_data(dataset, str(tmp_path))
 
 
+@pytest.mark.bad_input
 def test_more_classes_than_the_data_set_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_imagenet(tmp_path)
     monkeypatch.setitem(DATASETS, "imagenet", replace(DATASETS["imagenet"], classes=2))
     open_split("imagenet", tmp_path)
     for part in ("train", "val"):
-        (folder / part / "backup").mkdir()
-    with pytest.raises(UserError, match="3 class folders, but the data set has 2 classes; 'backup' is no WordNet id"):
+        (folder / part / "n99999999").mkdir()
+    with pytest.raises(UserError, match="3 class folders, but the data set has 2 classes"):
         check_data("imagenet", str(tmp_path), subset=True)
+
+
+def test_a_plain_folder_among_those_of_imagenet_is_no_class(tmp_path: Path) -> None:
+    folder = write_imagenet(tmp_path)
+    labels = open_split("imagenet", tmp_path, "test").labels  # type: ignore[attr-defined]
+    for part in ("train", "val"):
+        write_image(folder / part / "backup" / "x.JPEG", 0)
+    found = open_split("imagenet", tmp_path, "test")
+    assert found.labels.tolist() == labels.tolist()  # type: ignore[attr-defined]
+    assert ["not read: 1, such as 'val/backup'" in note for note in found.notes] == [True]
+
+
+def test_classes_of_ones_own_may_have_any_names(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for number, name in enumerate(("cats", "dogs", "n01440764")):
+            write_image(tmp_path / "imagenet" / part / name / "x.JPEG", number)
+    found = open_split("imagenet", tmp_path)
+    assert (len(found), found.notes) == (3, [])
 
 
 @pytest.mark.parametrize(

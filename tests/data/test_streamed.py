@@ -262,6 +262,7 @@ def test_the_replacement_of_a_sample_does_not_depend_on_workers_or_resume(tmp_pa
     assert other.set_aside == data.set_aside != []
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [

@@ -46,6 +46,17 @@ def test_a_factor_that_the_levels_of_another_imply_is_confounded_without_an_alia
     assert "a" in find_confounded(nested)
 
 
+def test_a_large_design_is_diagnosed_in_seconds_or_says_what_is_not_checked() -> None:
+    crossed = cells("abc", *product(range(300), range(10), range(3)))
+    assert find_confounded(crossed) == find_confounded(crossed[1:]) == []
+    nested = [{**cell, "c": cell["a"] // 3} for cell in crossed]
+    assert find_confounded(nested) == ["a", "c"]
+    many = [f"factors.epochs={[*range(1, 601)]}", f"factors.gn_groups={[*range(1, 601)]}"]
+    blocks = "blocks=[[norm, depth, batch_size, initialization], [epochs], [gn_groups]]"
+    lines = problems("depth_vs_batch", "smoke", *many, blocks)
+    assert "more than 1000 levels: whether effects can be told apart is not checked" in lines
+
+
 def test_blocks_determine_main_effects_and_leave_out_interactions() -> None:
     levels = [trial.levels for trial in plan_trials(load_study("impacts", "laptop"))]
     assert (find_aliases(levels), find_confounded(levels)) == ([], [])

@@ -77,11 +77,13 @@ def test_a_resolved_study_reads_back_equal() -> None:
     assert study_from_dict(study.model_dump(mode="json"), "here") == study
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("title: [", ["mine.yaml", "line 1"]),
         (MINIMAL + "bse: {epochs: 3}", ["mine.yaml", "bse", "nearest: base"]),
+        (MINIMAL + "epochs: 1", ["mine.yaml: epochs: unknown key; epochs belongs under base"]),
         (MINIMAL + "base: {epochs: many}", ["mine.yaml", "base.epochs", "'many'"]),
         (MINIMAL + "title: again", ["mine.yaml", "'title' appears twice"]),
         ("title: t\nquestion: q\nfactors: {momentum: }\n", ["smoke.yaml", "factors.momentum"]),
@@ -96,6 +98,7 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, parts: li
         assert part in str(caught.value)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(("study", "scale"), [("depth_vs_bach", "smoke"), ("distinct", "smokey"), ("no.yaml", "smoke")])
 def test_unknown_names_are_refused(study: str, scale: str) -> None:
     with pytest.raises(UserError):
@@ -106,3 +109,10 @@ def test_unknown_names_are_refused(study: str, scale: str) -> None:
 def test_every_file_has_a_title_for_the_listing(kind: str) -> None:
     for path in list_configs(kind).values():  # type: ignore[arg-type]
         assert read_yaml(path)["title"]
+
+
+def test_a_study_on_record_has_the_same_limits() -> None:
+    recorded = load_study("distinct", "smoke").model_dump(mode="json")
+    with pytest.raises(UserError, match=r"distinct: .* trials; allowed: at most 100000"):
+        study_from_dict({**recorded, "replicates": 999, "factors": {"norm": ["sn"], "epochs": [*range(1, 1000)]},
+                         "blocks": [], "joint": {}, "start": {}}, "study.yaml")  # fmt: skip

@@ -77,6 +77,77 @@ def test_a_password_never_reaches_a_record(url: str, shown: str) -> None:
         assert shown in shlex.split(line)[-1]
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://s3cret@host/path", "https://***@host/path"),
+        ("git clone https://s3cret@github.com/a/b.git", "git clone https://***@github.com/a/b.git"),
+        ("http://host/?pass=s3cret&user=me", "http://host/?pass=***&user=me"),
+        ("db_pass=s3cret", "db_pass=***"),
+        ("pass: s3cret", "pass: ***"),
+        ("password: s3cret", "password: ***"),
+        ("password:s3cret", "password:***"),
+        ('{"password": "s3 cret", "user": "me"}', '{"password": ***, "user": "me"}'),
+        ("--password s3cret --user me", "--password *** --user me"),
+        ("--db-password s3cret", "--db-password ***"),
+        ("--token=s3cret", "--token=***"),
+        ("--api-key s3cret", "--api-key ***"),
+        ("Authorization: Bearer s3cret", "Authorization: Bearer ***"),
+        ("curl -H 'Authorization: Basic s3cret' host", "curl -H 'Authorization: Basic ***' host"),
+        ("authorization=s3cret", "authorization=***"),
+        ("Bearer eyJhbGciOi.s3cret.s3cret", "Bearer ***"),
+        ("api_key=s3cret", "api_key=***"),
+        ("WANDB_API_KEY=s3cret", "WANDB_API_KEY=***"),
+        ("AWS_SECRET_ACCESS_KEY=s3cret", "AWS_SECRET_ACCESS_KEY=***"),
+        ("client_secret: 's3cret'", "client_secret: ***"),
+    ],
+)
+def test_a_secret_in_a_text_is_masked_once(text: str, shown: str) -> None:
+    assert hide_passwords(text) == shown
+    assert hide_passwords(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pass rate: 3", "tokens per second: 5000", "max_tokens=3", "bypass=1", "compass: north", "a pass over the data",
+        "one token is enough", "ssh://git@github.com/a/b", "me@host:path", "the password is wrong", "Basic training",
+        "secretary: Ann", "passed: 3 of 4", "https://host/path@2x.png", "authorization is needed", "keys: 3",
+    ],
+)  # fmt: skip
+def test_plain_text_is_not_masked(text: str) -> None:
+    assert hide_passwords(text) == text
+
+
+@pytest.mark.parametrize("arguments", [["--password", "s3cret"], ["--token", "s3 cret"]])
+def test_a_secret_that_is_an_argument_of_its_own_is_masked(arguments: list[str]) -> None:
+    assert "cret" not in format_command(["--study", "x", *arguments])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        word * (100_000 // len(word))
+        for word in (
+            "--a-",
+            "--token ",
+            "password: ",
+            "https://a",
+            "https://@",
+            "Bearer ",
+            "Authorization: a ",
+            "pass=",
+            "'",
+        )
+    ],
+)
+def test_masking_takes_linear_time(text: str) -> None:
+    started = time.process_time()
+    hide_passwords(text)
+    hide_passwords(f"password={text}@")
+    assert time.process_time() - started < 1
+
+
 @pytest.mark.parametrize("text", ["a" * 400_000, "a://b:" * 60_000, "a://b: " * 60_000 + "@", "?password" * 40_000])
 def test_hiding_passwords_takes_no_longer_than_reading(text: str) -> None:
     started = time.process_time()

@@ -120,6 +120,7 @@ def test_an_edit_of_the_file_is_an_unrecorded_change(folder: StudyFolder) -> Non
     assert not changes.is_as_planned
 
 
+@pytest.mark.bad_input
 def test_a_damaged_plan_is_one_line_for_reports_and_runs(folder: StudyFolder) -> None:
     write_study(_study(), folder, {})
     content = yaml.safe_load(folder.config.read_text())

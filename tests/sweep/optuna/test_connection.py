@@ -20,6 +20,7 @@ from tests.services.fixtures import Postgres
 from tests.sweep.optuna.searches import result
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
