@@ -1,7 +1,7 @@
 """Builds a `StudyConfig` from plain values, or raises an error of one line: file, key, value, what is allowed.
 
 `origin` maps the dotted path of a setting to the file or flag that set it; the empty path is the study file.
-The section `start` depends on the plan, and is checked in `study.plan.warm_start`.
+The section `start` depends on the plan, and is checked in `study.plan.warm_start_section`.
 """
 
 from __future__ import annotations

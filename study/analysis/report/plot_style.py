@@ -68,7 +68,12 @@ def build_panels(
     whole = sum(heights) + gap * (len(heights) - 1)
     shared = {"shared_xaxes": True, "shared_yaxes": True, "horizontal_spacing": 0.04}
     figure = make_subplots(
-        len(heights), columns, row_heights=list(heights), vertical_spacing=gap / whole, **shared | options
+        len(heights),
+        columns,
+        row_heights=list(heights),
+        vertical_spacing=gap / whole,
+        figure=go.Figure(layout_template="none"),
+        **shared | options,  # `finish_figure` sets the template
     )
     figure.update_annotations(yshift=lift)
     for row, label in enumerate(labels, start=1):
