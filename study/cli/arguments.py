@@ -86,11 +86,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{unknown[0]}: unknown flag; {allowed_names(unknown[0], FLAGS)}")
     if verb not in VERBS:
         hint = next((text for words, text in HINTS.items() if verb in words), allowed_names(verb, VERBS))
+        hint = f"a setting needs --set: --set {verb}" if "=" in verb else hint
         raise UserError(f"{verb}: unknown verb; {hint}")
     if verb == "bench":
         raise UserError("bench: must come first on the command line; its flags follow, see `bench --help`")
     if options.trials and verb not in TRIAL_VERBS:
-        raise UserError(f"{options.trials[0]}: unexpected argument; {verb} takes no trials")
+        first = options.trials[0]
+        hint = f"a setting is given as --set {first if '=' in first else 'KEY=VALUE'}"
+        raise UserError(f"{first}: unexpected argument; {verb} takes no trials, and {hint}")
     for flag, (verbs, _) in FLAGS.items():
         if not {verb, "run"}.intersection(verbs) and getattr(options, flag.lstrip("-").replace("-", "_")):
             raise UserError(f"{flag}: belongs to {verbs[0]}, not to {verb}; nearest: {verbs[0]} {flag}")

@@ -232,6 +232,7 @@ def _complete_key(verb: str, name: str, known: Collection[str], folder: StudyFol
     found = [key for key in known if key.endswith(f"-{name}")]
     if len(found) == 1:
         return found[0]
+    known = [key for key in known if name in key] or known
     problem = f"{len(found)} trials end like this" if found else "no such trial"
     raise UserError(f"{verb} {name}: {problem} in {folder.path}; {allowed_names(name, found or known)}")
 

@@ -27,8 +27,11 @@ from study.sweep.study_file import find_change
 
 def find_folder(options: argparse.Namespace) -> StudyFolder:
     """The folder of the study, whether it has been run or not."""
-    folder = StudyFolder(options.out / find_study_name(options.study, options.set))
-    existing = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
+    return _check_is_folder(StudyFolder(options.out / find_study_name(options.study, options.set)))
+
+
+def _check_is_folder(folder: StudyFolder) -> StudyFolder:
+    existing = next(path for path in (folder.path, *folder.path.parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"{existing}: is a file, not a folder")
     return folder
@@ -69,7 +72,7 @@ def find_compared_folders(options: argparse.Namespace, folder: StudyFolder) -> l
 def load_with_flags(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:
     """The study that the command's own flags describe."""
     study = load_study(options.study, options.scale, [*options.set, *_launcher_setting(options)])
-    return study, StudyFolder(options.out / study.name)
+    return study, _check_is_folder(StudyFolder(options.out / study.name))
 
 
 def load_as_last_run(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder]:

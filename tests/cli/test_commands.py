@@ -162,7 +162,6 @@ def test_a_damaged_record_is_reported_kept_aside_and_made_again_with_the_same_nu
     assert other.metrics.read_bytes() == intact
 
 
-@pytest.mark.bad_input
 def test_a_folder_of_another_study_is_refused_and_not_changed(trained: Trained, command: Command) -> None:
     folder, _ = trained
     before = folder.config.read_bytes()

@@ -150,6 +150,9 @@ def test_help_needs_no_heavy_import() -> None:
         (("runn", "--study", "distinct"), ["unknown verb", "nearest: run"]),
         (("--study", "distinct", "bench"), ["bench: must come first"]),
         (("status", "x-r0", *STUDY), ["x-r0: unexpected argument; status takes no trials"]),
+        (("status", "epochs=3", *STUDY), ["a setting is given as --set epochs=3"]),
+        (("epochs=3", *STUDY), ["unknown verb; a setting needs --set: --set epochs=3"]),
+        ((*STUDY, "--set", "qqqqqqqq=1"), ["unknown key; 80 are allowed, such as name"]),
         (("report", *STUDY), ["no study has been run"]),
         (("report", "--study", "distnct"), ["unknown study", "nearest: distinct"]),
         (("diff", *STUDY, "a", "b"), ["no study has been run here"]),
@@ -232,7 +235,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     Path("file").write_text("not a folder")
     done = command(*arguments, "--out", out)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert done.err.startswith(f"error: {out}")
+    assert done.err.startswith(f"error: {out.removesuffix('/below')}")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
