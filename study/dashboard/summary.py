@@ -55,11 +55,11 @@ def write_summary(report: Report, connection: Connection) -> None:
     """
     import wandb
 
-    from study.record.wandb_run import leave_inherited_service, log_files, start_run
+    from study.record.wandb_run import isolate_wandb, log_files, start_run
     from study.record.wandb_server import delete_run, list_runs
 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    leave_inherited_service()
+    isolate_wandb()
     study, folder, answers = report.records.study, report.folder, _digest_answers(report.folder)
     runs = name_runs(report, connection.project_url)
     name = f"summary-{study.name}"

@@ -22,7 +22,7 @@ from study.record.layout import StudyFolder, TrialFolder
 from study.record.switch_weights import read_last_weights
 from study.record.wandb_links import find_runs_below, link_wandb_runs, mark_uploaded
 from study.record.wandb_names import StudyRuns, build_run_config
-from study.record.wandb_run import Tracker, leave_inherited_service
+from study.record.wandb_run import Tracker, isolate_wandb
 from study.record.wandb_server import Connection, ServerError, ServerRun, ask_server, list_runs
 
 
@@ -42,7 +42,7 @@ def sync(folder: StudyFolder, report_progress: Callable[[str], None] = lambda li
 
     A trial that is being trained is left alone. The summary run is written if the report has other answers.
     """
-    leave_inherited_service()
+    isolate_wandb()
     file = read_study_file(folder.config)
     tracking = file.study.tracking
     try:
@@ -134,7 +134,7 @@ def _read_record(trial: TrialFolder) -> _Record:
     result, state = trial.read_result(), trial.read_state()
     status = result["status"] if result else "failed" if state.get("state") == "failed" else None
     return _Record(
-        epochs=epochs, has_table=bool(result) and len(read_last_weights(trial.switch_weights)[0]) > 0, status=status,
+        epochs=epochs, has_table=bool(result) and pq.read_metadata(trial.switch_weights).num_rows > 0, status=status,
         reason=(result or state).get("reason"), metrics=result["metrics"] if result else {},
     )  # fmt: skip
 

@@ -171,7 +171,7 @@ def start_wandb_service(mode: Mode) -> None:
     Each trial has a service process of its own: a shared one would refuse the run of a trial that was killed and is
     trained again.
     """
-    leave_inherited_service()
+    isolate_wandb()
     if mode == "offline":
         # W&B reports its own errors over the network, which takes an offline trial a third of a second.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -179,8 +179,12 @@ def start_wandb_service(mode: Mode) -> None:
         threading.Thread(target=_start_service, daemon=True).start()
 
 
-def leave_inherited_service() -> None:
-    """Forgets the service of the process that started this one. It has no effect on a service of this process."""
+def isolate_wandb() -> None:
+    """Forgets the service of the process that started this one, and has W&B print nothing.
+
+    It has no effect on a service that this process has started.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.pop("WANDB_SERVICE", None)
 
 

@@ -128,7 +128,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "id": run.id, "name": run.id, "displayName": run.name, "state": run.state, "tags": run.tags,
         "notes": run.notes, "config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary),
         "historyLineCount": len(run.lines.get(history, {})), "eventsLineCount": len(run.lines.get(events, {})),
-        "logLineCount": 0, "historyTail": tail(history), "eventsTail": tail(events), "wandbConfig": "{}",
+        "logLineCount": 0, "historyTail": tail(history), "eventsTail": tail(events), "wandbConfig": '{"t": 1}',
         "sweepName": None, "description": None,
         "project": {"id": "p", "name": "normalizer-study", "entity": {"id": "e", "name": ENTITY}},
     }  # fmt: skip
