@@ -8,21 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from study.analysis.report.report import Report
-from study.analysis.report.tables import build_coverage_table, build_effects_table
-from study.analysis.wording import format_slug
 from study.config.schema import TrackingConfig
 from study.record.io import file_digest, read_json, write_json
 from study.record.layout import StudyFolder
 from study.record.wandb_links import link_wandb_runs, mark_uploaded
 from study.record.wandb_names import StudyRuns
 
-if TYPE_CHECKING:  # importing W&B is slow, and a finished study does not need it
+if TYPE_CHECKING:  # importing W&B and reports is slow, and a finished or complete study does not need them
+    import pandas as pd
     import plotly.graph_objects as go
     import wandb
 
+    from study.analysis.report.report import Report
     from study.record.wandb_server import Connection, ServerRun
 
 COVERAGE = "coverage/cells"  # the name of the coverage table on W&B
@@ -107,6 +104,8 @@ def _digest_answers(folder: StudyFolder) -> str:
 
 def name_figures(report: Report) -> dict[str, go.Figure]:
     """The report's figures by their name on W&B, `useful/<title>`."""
+    from study.analysis.wording import format_slug
+
     return {
         f"{question}/{format_slug(figure.layout.title.text, 80)}": figure
         for question, drawn in report.figures.items()
@@ -132,6 +131,8 @@ def summarize_verdicts(report: Report) -> dict[str, Any]:
 
 def build_tables(report: Report) -> dict[str, pd.DataFrame]:
     """The tables of effects, one an answer, and the coverage table, by their names on W&B."""
+    from study.analysis.report.tables import build_coverage_table, build_effects_table
+
     effects = {
         f"{question}/effects": build_effects_table(answer.effects) for question, answer in report.answers.items()
     }

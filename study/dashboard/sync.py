@@ -12,7 +12,6 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 from filelock import Timeout
 
-from study.analysis.report.report import Report
 from study.config.errors import UserError
 from study.dashboard.summary import is_summary_uploaded, write_summary
 from study.plan.loading import StudyFile, read_study_file
@@ -55,6 +54,8 @@ def sync(folder: StudyFolder, report_progress: Callable[[str], None] = lambda li
     except ServerError as error:
         raise UserError(f"sync: W&B: {error}") from None
     if (folder.report / "answers.json").is_file() and not is_summary_uploaded(folder, known):
+        from study.analysis.report.report import Report  # takes seconds
+
         report_progress("summary")
         write_summary(Report(folder), connection)
     link_wandb_runs(folder)

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import wandb
-
 from study.config.choice_space import ChoiceSpace
+from study.config.secrets import hide_secret_settings
+from study.record.environment import hide_passwords
 from study.record.wandb_links import find_runs_below, mark_continued, mark_uploaded, was_uploaded
 from study.record.wandb_names import StudyRuns
 from study.record.wandb_server import Mode, connect
@@ -180,11 +182,12 @@ def start_wandb_service(mode: Mode) -> None:
 
 
 def isolate_wandb() -> None:
-    """Forgets the service of the process that started this one, and has W&B print nothing.
+    """Forgets the W&B service of the process that started this one, and has W&B print nothing and upload no secrets.
 
     It has no effect on a service that this process has started.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    sys.argv[1:] = map(hide_passwords, hide_secret_settings(sys.argv[1:]))  # part of the machine's description
     os.environ.pop("WANDB_SERVICE", None)
 
 

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from study.config.errors import UserError
+from study.dashboard import sync as syncing
 from study.record.contents import read_metrics
 from study.record.layout import StudyFolder, TrialFolder
+from study.record.wandb_server import Connection, ServerError
 from tests.conftest import ROOT
 from tests.services.wandb_server import KEY, Run, WandbServer
 
@@ -29,13 +32,6 @@ factors: {norm: [sn, bn]}
 replicates: 1
 """
 SETTINGS = ("--scale", "smoke", "--workers", "1", "--set", "checkpoint_seconds=0")
-
-
-@pytest.fixture
-def server() -> Iterator[WandbServer]:
-    with WandbServer() as server:
-        yield server
-        assert not server.unknown
 
 
 class Study:
@@ -56,8 +52,8 @@ class Study:
         del self.environment["WANDB_MODE"]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(ROOT / "run_study.py"), *arguments, "--study", str(self.file), "--out",
-                   str(self.path / "runs")]  # fmt: skip
+        where = ("--study", str(self.file), "--out", str(self.path / "runs"))
+        command = [sys.executable, str(ROOT / "run_study.py"), *arguments, *SETTINGS, *where]
         return subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.path,
             start_new_session=True,
@@ -74,6 +70,12 @@ class Study:
         """The transaction logs of W&B in the folders of the trials."""
         return [log for trial in self.folder.trials() for log in trial.wandb.glob("*run-*/*.wandb")]
 
+    def sync_files(self, logs: Iterable[Path]) -> None:
+        """Runs W&B's own `wandb sync`."""
+        command = [sys.executable, "-m", "wandb", "sync", *(str(log.parent) for log in logs)]
+        environment = {name: value for name, value in self.environment.items() if name != "WANDB_SERVICE"}
+        subprocess.run(command, env=environment, cwd=self.path, check=True, capture_output=True, timeout=60)
+
     def find_run(self, trial: TrialFolder) -> Run:
         return self.server.runs[json.loads(trial.environment.read_text())["wandb"]["run"]]
 
@@ -85,10 +87,6 @@ class Study:
         assert len(summaries) == 1
         for trial in trials:
             check_run(trial, self.find_run(trial))
-
-    def records(self) -> dict[str, bytes]:
-        return {f"{t.key}/{file.name}": file.read_bytes() for t in self.folder.trials()
-                for file in (t.metrics, t.switch_weights)}  # fmt: skip
 
 
 def check_run(trial: TrialFolder, run: Run) -> None:
@@ -113,52 +111,75 @@ def wait_for(find: Callable[[], T]) -> T:
     return found
 
 
-def find_trial_of_epoch(study: Study, epoch: int) -> TrialFolder | None:
-    for trial in study.folder.trials():
-        if any(row["epoch"] >= epoch for row in read_metrics(trial.metrics)):
-            return trial
-    return None
-
-
-def kill(process: subprocess.Popen[str], *, group: bool = False) -> None:
-    os.killpg(process.pid, signal.SIGKILL) if group else process.kill()
-    process.communicate()
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, str]]:
-    """A study whose first trial was killed while it trained and tried again, and what its driver printed."""
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, list[str]]]:
+    """A finished study after everything that can happen, and what its last driver and `sync` printed.
+
+    Offline and everything killed; uploaded by `wandb sync`; online, and a trial killed, then the driver; online, and
+    the server lost; `sync` when it is back; `wandb sync` of all that is left.
+    """
     with WandbServer() as server:
-        study = Study(tmp_path_factory.mktemp("finished"), server)
-        driver = study.start(*SETTINGS)
-        trial = wait_for(lambda: server.runs and find_trial_of_epoch(study, 4))
+        study = Study(tmp_path_factory.mktemp("troubled"), server)
+        driver = study.start("--set", "tracking.mode=offline")
+        (log,) = wait_for(lambda: [log for log in study.find_logs() if log.stat().st_size > 1000])
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.communicate()
+        study.sync_files([log])
+        (run,) = server.runs.values()
+        assert run.epochs
+
+        known = server.calls["UpsertBucket"]
+        driver = study.start()
+        wait_for(lambda: server.calls["UpsertBucket"] > known)
+        (trial,) = study.folder.trials()
+        attempts = trial.attempts()[0]
         os.kill(trial.read_state()["pid"], signal.SIGKILL)
+        wait_for(lambda: trial.attempts()[0] > attempts)
+        driver.kill()
+        driver.communicate()
+
+        last = server.calls["UpsertBucket"]
+        driver = study.start("--set", "launch.setup=[export WORD=topsecret]")
+        wait_for(lambda: server.calls["UpsertBucket"] > last)
+        server.fault = "gone"
         printed, _ = driver.communicate(timeout=240)
         assert driver.returncode == 0, printed
-        yield study, printed
+        server.fault = None
+        synced = study.run("sync")
+        study.sync_files(study.find_logs())
+        yield study, [printed, synced]
         assert not server.unknown
 
 
-Finished = tuple[Study, str]
+Troubled = tuple[Study, list[str]]
 
 
-def test_a_trial_that_is_killed_and_tried_again_is_one_complete_run(finished: Finished) -> None:
-    study, printed = finished
-    assert "killed by SIGKILL; trying again" in printed
+def test_every_epoch_is_on_the_server_once(troubled: Troubled) -> None:
+    study, (_, synced) = troubled
     study.check()
-    assert "_runtime" in study.find_run(next(study.folder.trials())).history[0]
+    assert re.search("^uploading (sn|bn)-", synced, re.MULTILINE)
 
 
-def test_the_terminal_shows_the_address_at_the_start_and_at_the_end_and_no_key(finished: Finished) -> None:
-    study, printed = finished
-    line = f"W&B: {study.server.url}/team/normalizer-study"
-    assert [text for text in printed.splitlines() if "W&B" in text or "wandb" in text] == [line, line]
-    texts = [file.read_bytes() for file in study.path.rglob("*") if file.is_file() and not file.is_symlink()]
-    assert not [text for text in texts if KEY.encode() in text]
+def test_the_terminal_shows_the_address_at_the_start_and_at_the_end(troubled: Troubled) -> None:
+    study, (printed, synced) = troubled
+    address = f"W&B: {study.server.url}/team/normalizer-study"
+    first, second, third = [line for line in printed.splitlines() if "W&B" in line or "wandb" in line]
+    assert (first, second) == (address, address)
+    assert re.match(r"W&B: \d runs are not completely on the server. To upload them: .* sync --study ", third)
+    assert synced.splitlines()[-1] == address
 
 
-def test_a_run_has_readable_names_flat_keys_and_system_metrics(finished: Finished) -> None:
-    study, _ = finished
+def test_no_secret_is_printed_written_or_uploaded(troubled: Troubled) -> None:
+    study, printed = troubled
+    assert KEY not in "".join(printed)
+    files = [file.read_bytes() for file in study.path.rglob("*") if file.is_file() and not file.is_symlink()]
+    uploaded = [*study.server.stored.values(), repr(study.server.runs).encode()]
+    assert [text for text in uploaded if b"launch.setup=***" in text]
+    assert not [text for text in (*files, *uploaded) if KEY.encode() in text or b"topsecret" in text]
+
+
+def test_a_run_has_readable_names_and_flat_keys(troubled: Troubled) -> None:
+    study, _ = troubled
     trial = max(study.folder.trials(), key=lambda trial: trial.attempts()[0])
     run = study.find_run(trial)
     (group,) = {each.group for each in study.server.runs.values()}
@@ -166,13 +187,12 @@ def test_a_run_has_readable_names_flat_keys_and_system_metrics(finished: Finishe
     assert group.startswith("tiny-")
     assert (run.name, run.id) == (trial.key, f"{trial.key}-{group.removeprefix('tiny-')}")
     shown = {name: run.config[name]["value"] for name in ("norm", "replicate", "attempts")}
-    assert shown == {"norm": trial.read_description()["levels"]["norm"], "replicate": 0, "attempts": 2}
-    assert "wandb-metadata.json" in run.files
-    assert run.tags == [f"norm={shown['norm']}"]
+    assert shown == {"norm": "sn", "replicate": 0, "attempts": trial.attempts()[0]}
+    assert run.tags == ["norm=sn"]
 
 
-def test_the_summary_run_holds_study_and_report_and_is_replaced(finished: Finished) -> None:
-    study, _ = finished
+def test_the_summary_run_holds_study_and_report_and_is_replaced(troubled: Troubled) -> None:
+    study, _ = troubled
     server = study.server
     (artifact,) = [each for each in server.artifacts.values() if each["artifactTypeName"] == "report"]
     assert artifact["state"] == "COMMITTED"
@@ -180,45 +200,36 @@ def test_the_summary_run_holds_study_and_report_and_is_replaced(finished: Finish
     (before,) = [name for name, run in server.runs.items() if run.job_type == "summary"]
     answers = study.folder.report / "answers.json"
     answers.write_text(answers.read_text() + "\n")
-    assert "2 were complete" in study.run("sync")
+    assert "0 trials uploaded, 2 were complete" in study.run("sync")
     (after,) = [name for name, run in server.runs.items() if run.job_type == "summary"]
     assert after != before
     assert len(server.runs[after].history) == 1
-    assert "0 trials uploaded, 2 were complete" in study.run("sync")
-    assert len(server.runs[after].history) == 1
+
+
+def test_the_pages_show_the_runs_of_this_folder(troubled: Troubled) -> None:
+    study, _ = troubled
+    assert f"workspace: {study.server.url}/team/normalizer-study?nw=" in study.run("dashboard")
+    (group,) = {each.group for each in study.server.runs.values()}
+    assert len(study.server.views) == 2
+    assert all(f'"value":"{group}"' in view["spec"] for view in study.server.views.values())
     study.check()
 
 
-def test_every_epoch_is_there_once_however_often_a_study_is_killed_and_the_server_lost(
-    tmp_path: Path, server: WandbServer
-) -> None:
-    """Offline, killed, uploaded by `wandb sync`; online and the driver killed; the server lost; `sync`."""
-    study = Study(tmp_path, server)
-    driver = study.start(*SETTINGS, "--set", "tracking.mode=offline")
-    (log,) = wait_for(lambda: [log for log in study.find_logs() if log.stat().st_size > 1000])
-    kill(driver, group=True)
-    sync = [sys.executable, "-m", "wandb", "sync"]
-    plain = {name: value for name, value in study.environment.items() if name != "WANDB_SERVICE"}
-    subprocess.run([*sync, str(log.parent)], env=plain, check=True, capture_output=True, timeout=60)
-    (run,) = server.runs.values()
-    assert run.epochs
+def test_without_a_server_sync_is_one_line(troubled: Troubled, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise ServerError("nobody is logged in on this machine; run `wandb login`")
 
-    driver = study.start(*SETTINGS)
-    wait_for(lambda: server.calls["UpsertBucket"] > 1)
-    kill(driver)
-    known = server.calls["UpsertBucket"]
-    driver = study.start(*SETTINGS)
-    wait_for(lambda: server.calls["UpsertBucket"] > known)
-    server.fault = "gone"
-    started = time.monotonic()
-    printed, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 0, printed
-    assert "not completely on the server. To upload them: " in printed
-    assert time.monotonic() - started < 90
+    monkeypatch.setattr(syncing, "ask_server", refuse)
+    with pytest.raises(UserError, match=r"^sync: W&B: nobody is logged in on this machine; run `wandb login`$"):
+        syncing.sync(troubled[0].folder)
 
-    server.fault = None
-    assert re.search("uploading (sn|bn)-", study.run("sync"))
-    study.check()
-    subprocess.run([*sync, *(str(log.parent) for log in study.find_logs())], env=plain, capture_output=True, timeout=60)
-    study.check()
-    assert "0 trials uploaded, 2 were complete" in study.run("sync")
+
+def test_a_trial_that_is_being_trained_is_left_alone(troubled: Troubled, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = troubled
+    monkeypatch.setattr(syncing, "ask_server", lambda _: Connection(mode="online"))
+    monkeypatch.setattr(syncing, "list_runs", lambda *_: {})
+    monkeypatch.setattr(syncing, "is_summary_uploaded", lambda *_: True)
+    first, second = study.folder.trials()
+    with first.lock(), second.lock():
+        result = syncing.sync(study.folder)
+    assert (result.training, result.uploaded) == ([first.key, second.key], [])

@@ -23,10 +23,10 @@ SCRIPT = textwrap.dedent("""
     from study.record import wandb_run
     from study.record.wandb_names import StudyRuns
 
-    path, mode, end = sys.argv[1:]
+    path, mode, end = sys.argv[1:4]
     wandb_run.FINISH_SECONDS = 3.0
     wandb_run.START_SECONDS = 3.0
-    runs = StudyRuns(study="s", study_id="ab12cd", tracking=TrackingConfig(checkpoints=os.environ.get("KEEP", "none")))
+    runs = StudyRuns(study="s", study_id="ab12cd", tracking=TrackingConfig.model_validate_json(sys.argv[4]))
     tracker = wandb_run.Tracker(Path(path), "sn-1-r0", runs, mode)
     longest = 0.0
 
@@ -41,8 +41,7 @@ SCRIPT = textwrap.dedent("""
     for line in sys.stdin:
         epoch = int(line)
         call(tracker.log_epoch, epoch, {"val_accuracy": epoch / 10})
-    if os.environ.get("KEEP"):
-        wandb_run.FINISH_WITH_CHECKPOINT_SECONDS = 10.0
+    if runs.tracking.checkpoints == "last":
         (Path(path) / "last.ckpt").write_bytes(b"weights")
         tracker.log_checkpoint(Path(path) / "last.ckpt")
     call(tracker.end, end, "it says so" if end != "done" else None, {"val_accuracy": 0.5})
@@ -69,13 +68,13 @@ def track(
     mode: str = "online",
     end: str = "done",
     halfway: Callable[[], object] = lambda: None,
-    **variables: str,
+    **tracking: object,
 ) -> dict[str, Any]:
     """Writes a run in a process of its own, and calls `halfway` after half of the epochs, once the run has started."""
     home = {"HOME": str(path), "XDG_CACHE_HOME": str(path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path), mode, end], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env={**os.environ, **server.environment, **home, **variables},
+        [sys.executable, "-c", SCRIPT, str(path), mode, end, json.dumps(tracking)],
+        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **server.environment, **home},
     )  # fmt: skip
     assert process.stdin is not None
     lines = [f"{epoch}\n" for epoch in epochs]
@@ -102,29 +101,35 @@ def test_a_healthy_server_has_everything(server: WandbServer, tmp_path: Path) ->
     run = only_run(server)
     assert (run.state, run.summary["status"], run.epochs) == ("finished", "done", [0, 1, 2, 3])
     assert (run.tags, run.group) == (["norm=sn"], "s-ab12cd")
+    assert "wandb-metadata.json" in run.files
+    assert run.events
     (log,) = tmp_path.glob("wandb/run-*/*.synced")
     assert log.stat().st_size == 0
 
 
-@pytest.mark.parametrize(("end", "state"), [("diverged", "finished"), ("failed", "failed"), ("preempted", "preempted")])
-def test_why_a_trial_has_ended_is_a_tag_and_a_note(server: WandbServer, tmp_path: Path, end: str, state: str) -> None:
-    track(server, tmp_path, end=end)
-    run = only_run(server)
-    assert (run.state, run.tags, run.notes) == (state, ["norm=sn", end], f"attempt 2: {end}: it says so")
-    track(server, tmp_path, epochs=range(6))
-    assert (run.state, run.tags, run.epochs) == ("finished", ["norm=sn"], [0, 1, 2, 3, 4, 5])
+def test_the_machine_is_not_described_where_the_study_does_not_want_it(server: WandbServer, tmp_path: Path) -> None:
+    track(server, tmp_path, system_metrics=False)
+    assert "wandb-metadata.json" not in only_run(server).files
+    assert not only_run(server).events
+
+
+def test_why_an_attempt_has_ended_is_a_tag_and_a_note_and_the_next_goes_on(server: WandbServer, tmp_path: Path) -> None:
+    ends = (("failed", "failed"), ("preempted", "preempted"), ("diverged", "finished"))
+    for attempt, (end, state) in enumerate(ends, start=1):
+        track(server, tmp_path, epochs=range(2 * attempt), end=end)
+        run = only_run(server)
+        assert (run.state, run.tags, run.notes) == (state, ["norm=sn", end], f"attempt 2: {end}: it says so")
+        assert run.epochs == list(range(2 * attempt))
 
 
 def test_a_checkpoint_is_an_artifact_if_the_study_asks_for_it(server: WandbServer, tmp_path: Path) -> None:
-    track(server, tmp_path, KEEP="last")
+    track(server, tmp_path, checkpoints="last")
     (artifact,) = server.artifacts.values()
     assert (artifact["state"], artifact["entries"]) == ("COMMITTED", ["last.ckpt"])
     assert b"weights" in server.stored.values()
 
 
-@pytest.mark.parametrize(
-    ("fault", "faulty"), [(401, ""), (500, ""), ("silent", ""), ("gone", ""), (403, "UpsertBucket")]
-)
+@pytest.mark.parametrize(("fault", "faulty"), [(401, ""), ("silent", ""), (403, "UpsertBucket")])
 def test_a_server_that_refuses_gets_nothing_and_the_run_is_offline(
     server: WandbServer, tmp_path: Path, fault: Fault, faulty: str
 ) -> None:
@@ -157,5 +162,5 @@ def test_a_server_that_is_lost_holds_nobody_and_later_gets_the_rest_once(server:
 
 def test_a_table_that_fails_does_not_hide_the_status(server: WandbServer, tmp_path: Path) -> None:
     server.fault, server.faulty = 403, "CreateArtifact"
-    track(server, tmp_path, KEEP="last")
+    track(server, tmp_path, checkpoints="last")
     assert (only_run(server).state, only_run(server).summary["status"]) == ("finished", "done")
