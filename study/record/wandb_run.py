@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import wandb
+
 from study.config.choice_space import ChoiceSpace
 from study.config.secrets import hide_secret_settings
 from study.record.environment import hide_passwords
 from study.record.wandb_links import find_runs_below, mark_continued, mark_uploaded, was_uploaded
 from study.record.wandb_names import StudyRuns
-from study.record.wandb_server import Mode, connect
+from study.record.wandb_server import Mode, ServerError, ask_server
 
 if TYPE_CHECKING:  # the summary run of a study is written without torch
     from numpy.typing import NDArray
@@ -221,12 +222,14 @@ def start_run(path: Path, name: str, runs: StudyRuns, *, mode: Mode, version: st
         ),
         **facts,
     )  # fmt: skip
-    if mode == "online" and connect(tracking).mode == "online":
+    if mode == "online":
         try:
+            ask_server(tracking)  # it may be lost since, and this machine may be another one than the driver's
             return start(mode="online")
-        except wandb.Error as error:  # such as no permission for this project
-            logging.getLogger("study").warning("W&B refuses the run, it is recorded offline: %s", error)
-            wandb.teardown()  # the service process still holds the run's id
+        except (ServerError, wandb.Error) as error:  # such as no permission for this project
+            logging.getLogger("study").warning("W&B: %s; the run is recorded offline", error)
+            if isinstance(error, wandb.Error):
+                wandb.teardown()  # the service process still holds the run's id
     offline = start(mode="offline")
     if continued:
         mark_continued(Path(offline.settings.sync_file))

@@ -145,6 +145,8 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, 
         printed, _ = driver.communicate(timeout=240)
         assert driver.returncode == 0, printed
         server.fault = None
+        config = study.folder.config
+        config.write_text(config.read_text().replace("mode: auto", "mode: offline"))  # as of a study that ran offline
         synced = study.run("sync")
         study.sync_files(study.find_logs())
         yield study, [printed, synced]
