@@ -147,7 +147,9 @@ def _query(query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
             hint = "refuses the API key of this machine; run `wandb login`" if refused else "fails"
             answers.append(f"{hint} (HTTP status {error.code})")
         except OSError as error:
-            answers.append(f"cannot be reached: {getattr(error, 'reason', None) or error}")
+            reason = getattr(error, "reason", None) or error
+            if not isinstance(reason, TimeoutError):
+                answers.append(f"cannot be reached: {reason}")
         except (ValueError, KeyError, TypeError, IndexError):
             answers.append("does not answer as W&B does; see $WANDB_BASE_URL")
 

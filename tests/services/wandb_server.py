@@ -1,6 +1,6 @@
 """A stand-in for a W&B server: what the client, the library of pages and the driver ask for, kept in memory.
 
-    python -m tests.services.wandb_server     # prints the variables to export: WANDB_BASE_URL=..., WANDB_API_KEY=...
+    python -m tests.services.wandb_server     # prints the variables to export; Ctrl-C prints the run table
 
 History is stored by line number, as W&B does it, and the state of a run follows `complete` and `exitcode` of its last
 file stream request. An operation that it does not know is answered with an error and listed in `unknown`, which fails
@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -308,8 +308,21 @@ class _Handler(BaseHTTPRequestHandler):
         """Prints nothing."""
 
 
+def format_runs(runs: Iterable[Run]) -> str:
+    """The run table, as the page of a project shows it."""
+    lines = [("Name", "Group", "State", "Tags", "norm", "attempts", "val_accuracy", "status")]
+    for run in sorted(runs, key=lambda run: run.name or ""):
+        config = [str(run.config.get(key, {}).get("value", "")) for key in ("norm", "attempts")]
+        accuracy = run.summary.get("val_accuracy")
+        ends = ("" if accuracy is None else f"{accuracy:.3f}", run.summary.get("status", ""))
+        lines.append((run.name or "", run.group or "", run.state, ", ".join(run.tags), *config, *ends))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 if __name__ == "__main__":
-    with WandbServer() as server:
+    with WandbServer() as server, suppress(KeyboardInterrupt):
         for name, value in server.environment.items():
             print(f"export {name}={value}", flush=True)
         threading.Event().wait()
+    print(format_runs(server.runs.values()))
