@@ -18,6 +18,7 @@ VERBS = {
     "plan": "show every trial with its batch sizes, learning rate, network size and estimated time",
     "status": "show how many trials of every cell are done, what runs, what failed and why",
     "report": "write the report from the existing records",
+    "sync": "upload to W&B what the records hold and the server lacks",
     "dashboard": "create or update the study's pages on W&B",
     "diff": "show how two trials differ: config, versions, result",
     "show": "show one trial: config, learning curves, choices, log",
@@ -33,6 +34,7 @@ HINTS = {  # for words that are no verbs, what there is instead
     ("watch", "progress", "tail"): "`status --watch` follows a study",
     ("compare",): "`report --compare` shows studies side by side, `diff` two trials",
     ("serve", "open", "view"): "`report --serve` serves the report",
+    ("upload", "push"): "`sync` uploads what is not on W&B",
     ("help",): "--help lists the verbs and flags",
 }
 

@@ -94,6 +94,10 @@ def run_study(options: argparse.Namespace) -> int:
     from study.dashboard.summary import write_summary_once
 
     write_summary_once(report, study.tracking)
+    if result.wandb and (result.wandb.project_url or result.wandb.problem):
+        if result.wandb.project_url:
+            console.print(f"W&B: {result.wandb.project_url}", soft_wrap=True)
+        _print_unsynced(folder, options)
     if result.best:
         console.print(result.best, soft_wrap=True)
     _print_failures(console, result)
@@ -180,11 +184,34 @@ def publish_dashboard(options: argparse.Namespace) -> int:
 
     for kind, url in publish(folder).items():
         print(f"{kind}: {url}")
+    _print_unsynced(folder, options)
+    return DONE
+
+
+def sync_runs(options: argparse.Namespace) -> int:
+    """Uploads to W&B what the records hold and the server lacks."""
+    folder = find_run_folder(options)
+    apply_settings(options, read_study_file(folder.config), folder)
+    from study.dashboard.sync import sync
+
+    result = sync(folder, lambda line: print(f"uploading {line}", flush=True))
+    training = f", {len(result.training)} left alone, as they are being trained" if result.training else ""
+    print(f"{len(result.uploaded)} trials uploaded, {len(result.complete)} were complete{training}")
+    for key, reason in result.failed.items():
+        print(f"{key}: not uploaded: {reason}", file=sys.stderr)
+    if result.url:
+        print(f"W&B: {result.url}")
+    return SOME_FAILED if result.failed else DONE
+
+
+def _print_unsynced(folder: StudyFolder, options: argparse.Namespace) -> None:
+    """Says how many runs are not, or not completely, on the server, and what uploads them."""
     from study.record.wandb_links import count_unsynced_runs
 
     if unsynced := count_unsynced_runs(folder):
-        print(f"{unsynced} runs are not on W&B yet. To upload them: wandb sync {folder.wandb}/offline-run-*")
-    return DONE
+        out = [] if options.out == Path("runs") else ["--out", str(options.out)]
+        command = format_command(["sync", "--study", options.study, *out])
+        print(f"W&B: {unsynced} runs are not completely on the server. To upload them: {command}")
 
 
 def show_difference(options: argparse.Namespace) -> int:
@@ -208,7 +235,7 @@ def show_trial(options: argparse.Namespace) -> int:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": run_study, "plan": show_plan, "status": show_status, "report": write_report,
-    "dashboard": publish_dashboard, "diff": show_difference, "show": show_trial,
+    "sync": sync_runs, "dashboard": publish_dashboard, "diff": show_difference, "show": show_trial,
 }  # fmt: skip
 
 

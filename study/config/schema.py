@@ -528,6 +528,10 @@ class TrackingConfig(StrictModel):
     """W&B project."""
     entity: str | None = None
     """W&B user or team; by default that of the login."""
+    system_metrics: bool = True
+    """Whether runs have the use of GPU, CPU and memory, and describe the machine."""
+    checkpoints: Literal["none", "last"] = "none"
+    """`last` uploads the last checkpoint of every trial as an artifact of its run."""
 
 
 class StudyConfig(StrictModel):

@@ -16,7 +16,7 @@ from study.analysis.records import StudyRecords
 from study.analysis.report.report import Report
 from study.analysis.wording import format_verdict
 from study.config.choice_space import ChoiceSpace
-from study.dashboard.summary import COVERAGE, build_tables, name_figures
+from study.dashboard.summary import COVERAGE, build_tables, name_figures, name_runs
 
 MAX_RUNS = 100  # runs that a panel draws; W&B's default of 10 would leave out most of a study
 SUMMARY_JOB, TRIAL_JOB = "summary", "train"  # job types
@@ -72,7 +72,7 @@ class LoggedMetrics:
 
 def build_workspace(report: Report, entity: str) -> ws.Workspace:
     """The workspace: a saved view of the project that shows the runs of this study alone."""
-    study = report.records.study
+    study, group = report.records.study, name_runs(report).group
     return ws.Workspace(
         entity=entity, project=study.tracking.project, name=study.name,
         sections=[
@@ -84,18 +84,18 @@ def build_workspace(report: Report, entity: str) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MAX_RUNS),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(expr.Metric(GROUP) == study.name), pinned_columns=_list_run_columns(report.records)
+            filters=expr.And(expr.Metric(GROUP) == group), pinned_columns=_list_run_columns(report.records)
         ),
     )  # fmt: skip
 
 
 def build_report(report: Report, entity: str) -> wr.Report:
     """The report: the answers, with the charts of all trials and their table below them."""
-    study, blocks = report.records.study, []
+    study, group, blocks = report.records.study, name_runs(report).group, []
     for section in _build_sections(report):
         runs = wr.Runset(
             name=f"{study.name}: {section.job_type}",
-            filters=expr.And(expr.Metric(GROUP) == study.name, expr.Metric("JobType") == section.job_type),
+            filters=expr.And(expr.Metric(GROUP) == group, expr.Metric("JobType") == section.job_type),
             pinned_columns=_list_run_columns(report.records) if section.job_type == TRIAL_JOB else [],
         )
         blocks += [wr.H2(section.title), *([wr.MarkdownBlock(section.text)] if section.text else [])]

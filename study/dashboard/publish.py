@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 from study.analysis.report.report import Report
 from study.config.errors import UserError
+from study.config.schema import TrackingConfig
 from study.dashboard.summary import write_summary
 from study.record.contents import DamagedFileError
 from study.record.io import read_json, write_bytes, write_json
 from study.record.layout import StudyFolder, TrialFolder
-from study.record.wandb_mode import resolve_mode
+from study.record.wandb_server import Connection, ServerError, ask_server
 
 # The fields of a page that are replaced when it is saved again; all others keep their value on W&B.
 SAVED_FIELDS = ("name", "sections", "settings", "runset_settings", "title", "description", "blocks", "width")
@@ -27,24 +28,35 @@ def publish(folder: StudyFolder) -> dict[str, str]:
     The specifications of the pages are written to `report/dashboard/*.json` in any case. Raises `UserError` if the
     folder holds no study, if no trial has a W&B run, or if W&B cannot be reached or refuses.
     """
-    os.environ.setdefault("WANDB_SILENT", "true")
     report = Report(folder)
     tracking = report.records.study.tracking
     _check_runs(folder)
     # Not the study's own mode: trials that trained offline may have been synced since.
-    warnings = ["WANDB_MODE=disabled is set; unset it"]
-    mode = resolve_mode(tracking.model_copy(update={"mode": "auto"}), warnings.append)
-    if mode == "disabled":
-        raise UserError(f"dashboard: {warnings[-1]}")
+    connection, problem = _connect(tracking)
+    if connection.mode == "disabled":
+        raise UserError(f"dashboard: {problem}")
     with _wandb_errors_in_one_line():
-        write_summary(report, mode)
-        entity = tracking.entity or (_default_entity() if mode == "online" else "")
-    pages = _build_pages(report, entity)
+        write_summary(report, connection)
+    pages = _build_pages(report, connection.entity or tracking.entity or "")
     _write_specs(folder.report / "dashboard", pages)
-    if mode != "online":
-        raise UserError(_format_advice(folder))
+    if connection.mode != "online":
+        raise UserError(
+            f"dashboard: {problem}. Then run the verbs `sync` and `dashboard`. The specifications of the pages are in "
+            f"{folder.report / 'dashboard'}"
+        )
     with _wandb_errors_in_one_line():
         return _save_pages(folder, pages)
+
+
+def _connect(tracking: TrackingConfig) -> tuple[Connection, str]:
+    """The connection to the server, and why it is not online."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("disabled", "offline", "dryrun"):
+        return Connection(mode="disabled" if mode == "disabled" else "offline"), f"WANDB_MODE={mode} is set; unset it"
+    try:
+        return ask_server(tracking), ""
+    except ServerError as error:
+        return Connection(mode="offline"), f"W&B: {error}"
 
 
 def _check_runs(folder: StudyFolder) -> None:
@@ -77,12 +89,6 @@ def _wandb_errors_in_one_line() -> Iterator[None]:
         raise UserError(f"dashboard: W&B error: {reason}") from error
 
 
-def _default_entity() -> str:
-    import wandb
-
-    return str(wandb.Api().default_entity)
-
-
 def _build_pages(report: Report, entity: str) -> dict[str, Any]:
     """The report comes first, because saving a report creates a missing project."""
     from study.dashboard.pages import build_report, build_workspace
@@ -94,15 +100,6 @@ def _write_specs(path: Path, pages: dict[str, Any]) -> None:
     for kind, page in pages.items():
         spec = page._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
         write_bytes(path / f"{kind}.json", spec.encode())
-
-
-def _format_advice(folder: StudyFolder) -> str:
-    mode = os.environ.get("WANDB_MODE")
-    why = f"WANDB_MODE={mode} is set" if mode else "not logged in to W&B, or W&B does not answer"
-    return (
-        f"dashboard: {why}. Run `wandb login`, then `wandb sync {folder.wandb}/offline-run-*`, then this command "
-        f"again. The specifications of the pages are in {folder.report / 'dashboard'}"
-    )
 
 
 def _save_pages(folder: StudyFolder, pages: dict[str, Any]) -> dict[str, str]:

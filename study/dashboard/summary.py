@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from study.analysis.report.report import Report
-from study.analysis.report.tables import build_coverage_table, build_effects_table
-from study.analysis.wording import format_slug
 from study.config.schema import TrackingConfig
 from study.record.io import file_digest, read_json, write_json
-from study.record.wandb_links import link_wandb_runs
+from study.record.layout import StudyFolder
+from study.record.wandb_links import link_wandb_runs, mark_uploaded
+from study.record.wandb_names import StudyRuns
 
-if TYPE_CHECKING:  # importing W&B is slow, and a finished study does not need it
+if TYPE_CHECKING:  # importing W&B and reports is slow, and a finished or complete study does not need them
+    import pandas as pd
     import plotly.graph_objects as go
     import wandb
 
-    from study.record.wandb_mode import Mode
+    from study.analysis.report.report import Report
+    from study.record.wandb_server import Connection, ServerRun
 
 COVERAGE = "coverage/cells"  # the name of the coverage table on W&B
+ANSWERS = "report/sha256"  # the name of the digest of answers.json on W&B
 
 
 def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
@@ -29,50 +31,81 @@ def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
 
     A failure of W&B is logged and not raised.
     """
-    folder = report.folder
-    known, answers = read_json(folder.dashboard) or {}, file_digest(folder.report / "answers.json")
-    if tracking.mode == "disabled" or answers is None or known.get("summary") == answers["sha256"]:
+    known, answers = read_json(report.folder.dashboard) or {}, _digest_answers(report.folder)
+    if tracking.mode == "disabled" or not answers or known.get("summary") == answers:
         return
-    from study.record.wandb_mode import resolve_mode
+    from study.record.wandb_server import connect
 
-    mode = resolve_mode(tracking)
     try:
-        if mode != "disabled":
-            write_summary(report, mode)
+        connection = connect(tracking)
+        if connection.mode != "disabled":
+            write_summary(report, connection)
     except Exception as error:  # W&B may fail in any way, which must not fail the study
         logging.getLogger("study").warning("W&B failed, so there is no summary run: %s", error)
 
 
-def write_summary(report: Report, mode: Mode) -> None:
-    """Writes or replaces the summary run of a study, and records the digest of its answers in the study's folder.
+def write_summary(report: Report, connection: Connection) -> None:
+    """Writes the summary run of a study, and records the digest of its answers in the study's folder.
 
-    The run's id is `summary-<study>`, its group the study's name. Passes on all errors of W&B.
+    W&B can only add to a run, so that other answers are another run, `summary-<study>-<digest>`; earlier ones are
+    deleted. Passes on all errors of W&B.
     """
     import wandb
 
-    from study.record.wandb_run import start_run
+    from study.record.wandb_run import isolate_wandb, log_files, start_run
+    from study.record.wandb_server import delete_run, list_runs
 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    study, folder = report.records.study, report.folder
+    isolate_wandb()
+    study, folder, answers = report.records.study, report.folder, _digest_answers(report.folder)
+    runs = name_runs(report, connection.project_url)
+    name = f"summary-{study.name}"
     run = start_run(
-        folder.report, f"summary-{study.name}", mode=mode, tracking=study.tracking, group=study.name,
-        job_type="summary", tags=["summary"],
+        folder.report, name, runs, mode=connection.mode, version=answers[:8], job_type="summary", tags=["summary"],
         config={**study.model_dump(mode="json", include={"title", "question", "scale", "factors", "replicates"}),
                 "command": report.records.provenance.get("command")},
     )  # fmt: skip
     with run:
-        run.log({
-            **{name: wandb.Plotly(figure) for name, figure in name_figures(report).items()},
-            **{name: _build_wandb_table(table) for name, table in build_tables(report).items()},
-        })  # fmt: skip
-        run.summary.update(summarize_verdicts(report))
+        if not run.starting_step:  # else the server has the same answers
+            run.log({
+                **{name: wandb.Plotly(figure) for name, figure in name_figures(report).items()},
+                **{name: _build_wandb_table(table) for name, table in build_tables(report).items()},
+            })  # fmt: skip
+        run.summary.update({**summarize_verdicts(report), ANSWERS: answers})
+        files = (folder.config, folder.report / "report.html", folder.report / "answers.json")
+        log_files(run, f"{runs.group}-report", "report", filter(Path.is_file, files))
+    if not run.offline:
+        mark_uploaded(Path(run.settings.sync_file))
+        for other in list_runs(connection, study.tracking, runs.group).values():
+            if other.name.startswith(name) and other.name != run.id:
+                delete_run(other)
     link_wandb_runs(folder)
-    answers = file_digest(folder.report / "answers.json") or {}
-    write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers.get("sha256")})
+    write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers})
+
+
+def name_runs(report: Report, project_url: str | None = None) -> StudyRuns:
+    """The names of a study's runs."""
+    study, provenance = report.records.study, report.records.provenance
+    return StudyRuns(
+        study=study.name, study_id=str(provenance.get("id") or ""), tracking=study.tracking, project_url=project_url
+    )
+
+
+def is_summary_uploaded(folder: StudyFolder, runs: Mapping[str, ServerRun]) -> bool:
+    """Whether one of the runs on the server is a summary run with the answers of the report."""
+    answers = _digest_answers(folder)
+    return any(run.summary.get(ANSWERS) == answers for run in runs.values())
+
+
+def _digest_answers(folder: StudyFolder) -> str:
+    """The digest of answers.json; empty if there is none."""
+    return str((file_digest(folder.report / "answers.json") or {}).get("sha256", ""))
 
 
 def name_figures(report: Report) -> dict[str, go.Figure]:
     """The report's figures by their name on W&B, `useful/<title>`."""
+    from study.analysis.wording import format_slug
+
     return {
         f"{question}/{format_slug(figure.layout.title.text, 80)}": figure
         for question, drawn in report.figures.items()
@@ -98,6 +131,8 @@ def summarize_verdicts(report: Report) -> dict[str, Any]:
 
 def build_tables(report: Report) -> dict[str, pd.DataFrame]:
     """The tables of effects, one an answer, and the coverage table, by their names on W&B."""
+    from study.analysis.report.tables import build_coverage_table, build_effects_table
+
     effects = {
         f"{question}/effects": build_effects_table(answer.effects) for question, answer in report.answers.items()
     }

@@ -92,6 +92,11 @@ class StudyFile:
     provenance: dict[str, Any]
     plan: PlanRecord | None
 
+    @property
+    def study_id(self) -> str:
+        """The id of the folder, part of the names of its W&B runs; empty where an older version created the folder."""
+        return str(self.provenance.get("id") or "")
+
 
 def read_study_file(path: Path) -> StudyFile:
     """Reads `study.yaml` of a run. Raises `UserError` if the file is damaged."""

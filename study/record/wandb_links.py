@@ -1,11 +1,16 @@
-"""One folder with links to all W&B runs of a study, to browse and to sync."""
+"""The folders of W&B runs: links to all of a study, and marks of what is on the server. Imports no W&B."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 
 from study.record.layout import StudyFolder
+
+MARK = ".synced"  # W&B's own mark beside a transaction log: `wandb sync` skips it
+CONTINUED = "The server has the start of this history: `wandb sync` would upload it twice, the verb `sync` does not.\n"
 
 
 def link_wandb_runs(folder: StudyFolder) -> None:
@@ -21,5 +26,29 @@ def link_wandb_runs(folder: StudyFolder) -> None:
 
 
 def count_unsynced_runs(folder: StudyFolder) -> int:
-    """Number of linked offline runs that `wandb sync` has not marked as synced."""
-    return sum(not any(run.glob("*.wandb.synced")) for run in folder.wandb.glob("offline-run-*"))
+    """Number of linked runs that are not, or not completely, on the server."""
+    return sum(not any(mark.stat().st_size == 0 for mark in _marks(run)) for run in folder.wandb.glob("*run-*"))
+
+
+def find_runs_below(path: Path) -> list[Path]:
+    """The folders of all runs of a trial, or of the summary."""
+    return [run for run in (path / "wandb").glob("*run-*") if not run.is_symlink()]
+
+
+def was_uploaded(run: Path) -> bool:
+    """Whether the server may have some of a run: it was online, or has been synced."""
+    return run.name.startswith("run-") or any(_marks(run))
+
+
+def mark_uploaded(log: Path) -> None:
+    """Marks a transaction log whose run is completely on the server."""
+    Path(f"{log}{MARK}").write_bytes(b"")
+
+
+def mark_continued(log: Path) -> None:
+    """Marks the log of an offline run whose first rows are on the server: `wandb sync` would add them again."""
+    Path(f"{log}{MARK}").write_text(CONTINUED)
+
+
+def _marks(run: Path) -> Iterable[Path]:
+    return run.glob(f"*.wandb{MARK}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import shutil
+import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,101 +17,155 @@ from typing import TYPE_CHECKING, Any
 import wandb
 
 from study.config.choice_space import ChoiceSpace
-from study.config.schema import TrackingConfig
-from study.record.wandb_mode import Mode
+from study.config.secrets import hide_secret_settings
+from study.record.environment import hide_passwords
+from study.record.wandb_links import find_runs_below, mark_continued, mark_uploaded, was_uploaded
+from study.record.wandb_names import StudyRuns
+from study.record.wandb_server import Mode, ServerError, ask_server
 
 if TYPE_CHECKING:  # the summary run of a study is written without torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from study.models.geometry import LayerGeometry
 
 FLUSH_SECONDS = 1.0  # by default W&B flushes every 15 s, and a killed run loses that history
+START_SECONDS = 15.0  # for `wandb.init`
+FINISH_SECONDS = 20.0  # for the rest of a run's data at its end
+FINISH_WITH_CHECKPOINT_SECONDS = 300.0
+ENDED = ("done", "diverged", "pruned")  # status of a finished run; others are shown as failed
+
+Call = Callable[[wandb.Run], None]
 
 
 class Tracker:
-    """One W&B run. With mode `disabled`, or after W&B has failed, every call does nothing."""
+    """Writes one W&B run, in a thread of its own: no call waits for W&B or its server, and none raises.
 
-    def __init__(
-        self,
-        path: Path,
-        key: str,
-        levels: Mapping[str, Any],
-        *,
-        study: str,
-        mode: Mode,
-        tracking: TrackingConfig,
-        config: Mapping[str, Any],
-    ) -> None:
-        """Starts the run of the trial `key` below the trial's folder `path`, with its factor `levels` as tags."""
-        self.run: wandb.Run | None = None
-        self.logged = -1  # the last epoch that an earlier attempt has sent to the server
+    The history has one row per epoch from epoch 0 on, and then one with the table of the final choices. W&B numbers
+    rows, and tells how many a run has, so that a resumed run goes on with the first row that the server lacks.
+    """
+
+    def __init__(self, path: Path, name: str, runs: StudyRuns, mode: Mode) -> None:
+        """The run `name` of a study, with its files below the folder `path`. With `disabled` all calls do nothing."""
+        self.path, self.name, self.runs, self.mode = path, name, runs, mode
+        self.calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self.thread: threading.Thread | None = None
         self.defined: set[str] = set()
-        # For the record. The address is None for an offline run.
-        self.location: dict[str, str | None] = {"mode": "disabled", "url": None, "run": None}
-        if mode == "disabled":
+        self.problem = ""
+
+    @property
+    def location(self) -> dict[str, str | None]:
+        """For the record. The address is None for an offline run."""
+        if self.mode == "disabled":
+            return {"mode": "disabled", "url": None, "run": None}
+        url = self.runs.build_url(self.name) if self.mode == "online" else None
+        return {"mode": self.mode, "url": url, "run": self.runs.build_run_id(self.name)}
+
+    def start(self, levels: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Starts the run of a trial, with its factor `levels` as tags and as flat keys of its config."""
+        if self.mode == "disabled":
             return
-        with self._disable_on_error():
-            self.run = start_run(
-                path, key, mode=mode, tracking=tracking, group=study, job_type="train",
-                tags=[f"{factor}={level}"[:64] for factor, level in levels.items()], config=dict(config),
-            )  # fmt: skip
-            online = not self.run.offline
-            self.location = {
-                "mode": "online" if online else "offline", "url": self.run.url if online else None, "run": self.run.id
-            }  # fmt: skip
-            if self.run.resumed:
-                self.logged = int(dict(self.run.summary).get("epoch", -1))
-            self.run.define_metric("epoch", hidden=True)
+        start = partial(
+            start_run, self.path, self.name, self.runs, mode=self.mode, job_type="train",
+            tags=[f"{factor}={level}"[:64] for factor, level in levels.items()], config={**levels, **config},
+        )  # fmt: skip
+        self.thread = threading.Thread(target=self._work, args=(start,), daemon=True)
+        self.thread.start()
 
     def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
         """Logs the scalars of one epoch. There are none per layer: hundreds of charts make a project page freeze."""
-        if self.run is None or epoch <= self.logged:
-            return
-        with self._disable_on_error():
-            known = {name: value for name, value in values.items() if value is not None}
-            for name in known.keys() - self.defined:
+        known = {name: value for name, value in values.items() if value is not None}
+
+        def log(run: wandb.Run) -> None:
+            if epoch < run.starting_step:  # an earlier attempt has logged it
+                return
+            for name in {"epoch", *known} - self.defined:
                 # Plotted against epochs and not W&B's own step: a resumed run would log smaller steps again, which W&B
                 # drops. Defined by its full name: where several patterns match a name, W&B takes any of them.
-                self.run.define_metric(name, step_metric="epoch", hidden=_is_hidden(name))
+                run.define_metric(name, step_metric=None if name == "epoch" else "epoch", hidden=_is_hidden(name))
                 self.defined.add(name)
-            self.run.log({"epoch": epoch, **known})
+            run.log({"epoch": epoch, **known})
+
+        self.calls.put(log)
 
     def log_switch_weights(
-        self, weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], space: ChoiceSpace
+        self,
+        weights: Tensor | NDArray[Any],
+        layers: Sequence[LayerGeometry],
+        pool: Sequence[str],
+        space: ChoiceSpace,
+        epochs: int,
     ) -> None:
-        """Logs the final weights (layers, axes, pool) as a table and as a heat map, layers x members."""
-        if self.run is None or not len(weights):
+        """Logs the final weights (layers, axes, pool) as a table and as a heat map, after `epochs` epochs."""
+        if not len(weights):
             return
         fields = ("layer", "layer_index", "stage", "place", "depth_fraction", "receptive_field")
         columns: list[str | int] = [*fields, "statistic", *pool]
-        rows: list[Iterable[Any]] = [
-            (*(getattr(layer, field) for field in fields), axis, *weights[index, a].tolist())
-            for index, layer in enumerate(layers)
-            for a, axis in enumerate(space.axis_names)
-        ]
-        with self._disable_on_error():
-            self.run.log({
+
+        def log(run: wandb.Run) -> None:
+            if run.starting_step > epochs + 1:
+                return
+            rows: list[Iterable[Any]] = [
+                (*(getattr(layer, field) for field in fields), axis, *weights[index, a].tolist())
+                for index, layer in enumerate(layers)
+                for a, axis in enumerate(space.axis_names)
+            ]
+            run.log({
                 "switch_weights/table": wandb.Table(columns=columns, data=rows),
                 "switch_weights/heat_map": wandb.Plotly(build_heat_map(weights, layers, pool, space)),
             })  # fmt: skip
 
-    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """Closes the run. `status` is the one in result.json."""
-        if self.run is None:
-            return
-        with self._disable_on_error():
-            self.run.summary.update({"status": status, **summary})
-            self.run.finish(exit_code=0)
-        self.run = None
+        self.calls.put(log)
 
-    @contextmanager
-    def _disable_on_error(self) -> Iterator[None]:
-        """W&B may fail in any way (its process killed, the disk full); the trial continues without it."""
+    def log_checkpoint(self, checkpoint: Path) -> None:
+        """Uploads a checkpoint as an artifact, a version of `<run>-checkpoint`, if the study asks for it."""
+        if self.runs.tracking.checkpoints == "last" and checkpoint.is_file():
+            self.calls.put(lambda run: log_files(run, f"{run.id}-checkpoint", "model", [checkpoint]))
+
+    def end(self, status: str, reason: str | None = None, summary: Mapping[str, Any] | None = None) -> None:
+        """Ends the run with the `status` of the trial, and the `reason` for it as a note."""
+
+        def end(run: wandb.Run) -> None:
+            run.summary.update({"status": status, **(summary or {})})
+            if reason:
+                run.notes = f"attempt {run.config['attempts']}: {status}: {reason}"[:1000]
+            if status != "done":
+                run.tags = (*(run.tags or ()), status)
+            if status == "preempted":
+                run.mark_preempting()
+
+        self.calls.put(end)
+        self.calls.put(partial(_finish, exit_code=0 if status in ENDED else 1))
+        self.calls.put(None)
+
+    def close(self) -> str:
+        """Waits a limited time until the run has ended. Returns what went wrong; empty if all is on the server.
+
+        The verb `sync` uploads what is missing.
+        """
+        if self.thread is None:
+            return ""
+        self.thread.join(finish_seconds(self.runs) + 5.0)  # W&B gives up first
+        return "W&B has not finished in time" if self.thread.is_alive() else self.problem
+
+    def _work(self, start: Callable[[], wandb.Run]) -> None:
         try:
-            yield
-        except Exception as error:
+            run = start()
+            if self.mode == "online" and run.offline:
+                self.problem = "the server refuses the run, or cannot be reached"
+        except Exception as error:  # W&B may fail in any way (its process killed, the disk full)
+            self._warn(error)
+            return
+        while (call := self.calls.get()) is not None:
+            try:
+                call(run)
+            except Exception as error:  # the next call may succeed: a table that fails must not hide the status
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self.problem:
             logging.getLogger("study").warning("W&B failed, the trial continues without it: %s", error)
-            self.run = None
+            self.problem = (str(error) or type(error).__name__).splitlines()[0]
 
 
 def start_wandb_service(mode: Mode) -> None:
@@ -118,6 +174,7 @@ def start_wandb_service(mode: Mode) -> None:
     Each trial has a service process of its own: a shared one would refuse the run of a trial that was killed and is
     trained again.
     """
+    isolate_wandb()
     if mode == "offline":
         # W&B reports its own errors over the network, which takes an offline trial a third of a second.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -125,43 +182,84 @@ def start_wandb_service(mode: Mode) -> None:
         threading.Thread(target=_start_service, daemon=True).start()
 
 
+def isolate_wandb() -> None:
+    """Forgets the W&B service of the process that started this one, and has W&B print nothing and upload no secrets.
+
+    It has no effect on a service that this process has started.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    sys.argv[1:] = map(hide_passwords, hide_secret_settings(sys.argv[1:]))  # part of the machine's description
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 def _start_service() -> None:
     with suppress(Exception):  # `wandb.init` tries again
         wandb.setup()
 
 
-def start_run(path: Path, name: str, *, mode: Mode, tracking: TrackingConfig, **facts: Any) -> wandb.Run:
-    """Starts a silent run with this name and id below `path`; offline where the server does not respond.
+def start_run(path: Path, name: str, runs: StudyRuns, *, mode: Mode, version: str = "", **facts: Any) -> wandb.Run:
+    """Starts a silent run below `path`; offline where the server cannot be used from this machine now.
+
+    version: part of its id, for runs that do not continue each other.
 
     Older runs below `path` are deleted: W&B cannot resume an offline run, and would have two runs with one id. Nothing
     is lost, because the whole history is logged again.
     """
-    for older in (path / "wandb").glob("*run-*"):
-        shutil.rmtree(older, ignore_errors=True)
+    older = find_runs_below(path)
+    continued = any(map(was_uploaded, older))
+    for run in older:
+        shutil.rmtree(run, ignore_errors=True)
+    tracking = runs.tracking
     start = partial(
-        wandb.init, project=tracking.project, entity=tracking.entity, id=name, name=name, dir=path, resume="allow",
+        wandb.init, project=tracking.project, entity=tracking.entity, name=name,
+        id="-".join(filter(None, (runs.build_run_id(name), version))),
+        group=runs.group, dir=path, resume="allow",
         settings=wandb.Settings(
             silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
-            x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
-            x_transaction_log_flush_interval=FLUSH_SECONDS, init_timeout=30,
+            x_disable_stats=not tracking.system_metrics, x_disable_meta=not tracking.system_metrics,
+            x_save_requirements=False, x_transaction_log_flush_interval=FLUSH_SECONDS, init_timeout=START_SECONDS,
+            finish_timeout=finish_seconds(runs), finish_timeout_raises=True,
         ),
         **facts,
     )  # fmt: skip
-    try:
-        return start(mode=mode)
-    except wandb.Error:  # the server became unavailable after the driver's check, or refuses the run
-        wandb.teardown()  # the service process still holds the run's id
-        return start(mode="offline")
+    if mode == "online":
+        try:
+            ask_server(tracking)  # it may be lost since, and this machine may be another one than the driver's
+            return start(mode="online")
+        except (ServerError, wandb.Error) as error:  # such as no permission for this project
+            logging.getLogger("study").warning("W&B: %s; the run is recorded offline", error)
+            if isinstance(error, wandb.Error):
+                wandb.teardown()  # the service process still holds the run's id
+    offline = start(mode="offline")
+    if continued:
+        mark_continued(Path(offline.settings.sync_file))
+    return offline
 
 
-def finish_open_run() -> None:
-    """Closes the run of a trial that ended early; the next trial in this process would write into it."""
-    if wandb.run is not None:
-        with suppress(Exception):
-            wandb.run.finish(exit_code=1)
+def _finish(run: wandb.Run, exit_code: int) -> None:
+    """Waits until all data is on the server, and marks the run's files. Raises `TimeoutError`."""
+    log, offline = Path(run.settings.sync_file), run.offline
+    run.finish(exit_code=exit_code)
+    if not offline:
+        mark_uploaded(log)
 
 
-def build_heat_map(weights: Tensor, layers: Sequence[LayerGeometry], pool: Sequence[str], space: ChoiceSpace) -> Any:
+def finish_seconds(runs: StudyRuns) -> float:
+    """How long a run may take to upload the rest of its data at its end."""
+    return FINISH_SECONDS if runs.tracking.checkpoints == "none" else FINISH_WITH_CHECKPOINT_SECONDS
+
+
+def log_files(run: wandb.Run, name: str, kind: str, files: Iterable[Path]) -> None:
+    """Logs files as a new version of an artifact, unless the last version is the same."""
+    artifact = wandb.Artifact(name, kind)
+    for file in files:
+        artifact.add_file(str(file), policy="immutable", skip_cache=True)
+    run.log_artifact(artifact)
+
+
+def build_heat_map(
+    weights: Tensor | NDArray[Any], layers: Sequence[LayerGeometry], pool: Sequence[str], space: ChoiceSpace
+) -> Any:
     """The weights (layers, axes, pool) as a plotly figure with one panel per axis."""
     # Imported here: plotly takes a quarter of a second, and only finished trials need it.
     from plotly.subplots import make_subplots
@@ -182,4 +280,4 @@ def _is_hidden(name: str) -> bool:
     The page shows the means of the backbone. Stages and heads (`switch/stage1/mean/bn`) would add dozens of charts;
     they are on the study's dashboard.
     """
-    return name == "learning_rate" or name.count("/") > 2
+    return name in ("epoch", "learning_rate") or name.count("/") > 2

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 from rich.console import Console
@@ -34,6 +34,9 @@ from study.sweep.optuna.connection import check_storage, open_trial_source
 from study.sweep.retries import RetryPolicy
 from study.sweep.study_file import check_folder, check_locks, write_study
 
+if TYPE_CHECKING:  # importing W&B is slow, and a finished study does not need it
+    from study.record.wandb_server import Connection
+
 SAME_FAILURE_LIMIT = 3  # if so many trials fail alike and none succeeds, the fault is not in a trial
 MIN_FREE_BYTES = 2**20  # with less than this, not even a trial's state can be written
 DETACHED = "STUDY_DETACHED"  # environment variable, set for a driver that runs in the background
@@ -48,12 +51,14 @@ class SweepResult:
         stopped: Why the driver stopped early; empty if it did not.
         best: What a search has found, in a line; empty for a grid.
         left: Number of trials left in a cluster's queue, for a later run to collect.
+        wandb: How trials are recorded on W&B; None if none was started.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: str = ""
     best: str = ""
     left: int = 0
+    wandb: Connection | None = None
 
 
 @dataclass(kw_only=True)
@@ -91,7 +96,7 @@ class Driver(AttemptHandler):
         with self._take_lock():
             self._write_driver_pid()
             self.trial_source = open_trial_source(self.study, self.folder, self.storage, self.console.print)
-            write_study(self.study, self.folder, self.environment, self.space)
+            self.study_id = write_study(self.study, self.folder, self.environment, self.space)
             self._print_start()
             self.listener.begin(self.trial_source.total, self.executor.places, queued=self.executor.outlives_driver)
             with self.listener:
@@ -169,7 +174,9 @@ class Driver(AttemptHandler):
             study=self.study.name,
             run=self.study.run,
             tracking=self.study.tracking,
-            wandb_mode=self._wandb_mode,
+            wandb_mode=self._wandb.mode,
+            study_id=self.study_id,
+            project_url=self._wandb.project_url,
             environment=self.environment,
             command=self.command_for(trial),
             start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
@@ -259,8 +266,14 @@ class Driver(AttemptHandler):
         )
 
     @cached_property
-    def _wandb_mode(self) -> Literal["online", "offline", "disabled"]:
+    def _wandb(self) -> Connection:
         """Determined when the first trial is submitted, because a finished study needs neither W&B nor its server."""
-        from study.record.wandb_mode import resolve_mode
+        from study.record.wandb_server import connect
 
-        return resolve_mode(self.study.tracking, lambda line: self.listener.message(line, "yellow"))
+        connection = connect(self.study.tracking)
+        if connection.project_url:
+            self.listener.message(f"W&B: {connection.project_url}")
+        if connection.problem:
+            self.listener.message(connection.problem, "yellow")
+        self.result.wandb = connection
+        return connection

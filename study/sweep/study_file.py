@@ -18,6 +18,7 @@ from study.plan.analysis_plan import PlanRecord, amend_plan, record_plan, resolv
 from study.plan.loading import StudyFile, read_study_file
 from study.record.io import write_yaml
 from study.record.layout import StudyFolder
+from study.record.wandb_names import create_study_id
 
 
 def check_folder(study: StudyConfig, folder: StudyFolder, space: ChoiceSpace | None = None) -> None:
@@ -111,21 +112,24 @@ except BlockingIOError:
 
 def write_study(
     study: StudyConfig, folder: StudyFolder, environment: dict[str, Any], space: ChoiceSpace = NORMALIZATION
-) -> None:
+) -> str:
     """Writes study.yaml: the resolved study, the plan of its analysis, and the environment of its latest run.
 
-    The plan is that of the first run. If another one follows from `study`, an amendment is added. Raises `UserError` if
-    the file exists and is damaged.
+    The plan is that of the first run. If another one follows from `study`, an amendment is added. Returns the id of the
+    folder, which its first run creates; empty for a folder of an older version. Raises `UserError` if the file exists
+    and is damaged.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     before = read_study_file(folder.config) if folder.config.exists() else None
     created = before.provenance.get("created", now) if before else now
+    study_id = before.study_id if before else create_study_id()
     plan = _record_analysis_plan(study, folder, before, now)
     content = {
         "study": study.model_dump(mode="json"), **plan.to_dict(), "choice_space": space.to_dict(),
-        "provenance": {**environment, "created": created},
+        "provenance": {**environment, "created": created, **({"id": study_id} if study_id else {})},
     }  # fmt: skip
     write_yaml(folder.config, content)
+    return study_id
 
 
 def _record_analysis_plan(study: StudyConfig, folder: StudyFolder, before: StudyFile | None, now: str) -> PlanRecord:

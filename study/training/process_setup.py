@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,13 @@ def set_up_process(threads: int) -> None:
     torch.set_num_threads(threads)
     disable_memory_fill()
     silence_lightning()
+
+
+def free_device_memory() -> None:
+    """Returns the memory of objects that are no longer used to the GPU, if this process uses one."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def redirect_output(log: Path) -> None:

@@ -21,7 +21,8 @@ from study.record.io import nan_to_none, write_json, write_yaml
 from study.record.layout import LOCK_SECONDS, TrialFolder
 from study.record.outcome import write_result
 from study.record.switch_weights import select_switch_layers
-from study.record.wandb_run import Tracker, finish_open_run, start_wandb_service
+from study.record.wandb_names import build_run_config
+from study.record.wandb_run import Tracker, start_wandb_service
 from study.tasks import TASKS, DivergedError
 from study.tasks.distributed import RANK_EXIT_SECONDS, ProcessGroup, launch_ranks
 from study.training.attempts import (
@@ -36,7 +37,7 @@ from study.training.description import collect_metrics, describe_trial, describe
 from study.training.follower_rank import FollowerRankCallback
 from study.training.lightning_trainer import build_trainer
 from study.training.preemption import PreemptedError, StopRequest, handle_signals
-from study.training.process_setup import redirect_output, set_up_process
+from study.training.process_setup import free_device_memory, redirect_output, set_up_process
 from study.training.recorder import Recorder
 from study.training.warm_start import FreezeSwitchWeights, start_network
 
@@ -63,14 +64,18 @@ def run_job(job: Job, stop_request: StopRequest | None = None) -> None:
 
 def _run_attempt(job: Job, folder: TrialFolder, stop_request: StopRequest) -> None:
     attempt = folder.attempts()[0] + 1
+    tracker = Tracker(folder.path, job.trial.key, job.wandb_runs, job.wandb_mode)
     step: int | None
     try:
         start_attempt(folder, job, attempt)
-        how, step = train(job, folder, attempt, stop_request=stop_request)
+        how, step = train(job, folder, attempt, stop_request=stop_request, tracker=tracker)
     except Exception as error:  # any error is the reason why this trial has no result; it must not end the sweep
         how, step = record_error(folder, error), getattr(error, "step", None)
+        status = "preempted" if isinstance(error, PreemptedError) else "failed"
+        tracker.end(status, str(folder.read_state().get("reason")))
     log_attempt_end(folder, attempt, step, how)
-    finish_open_run()
+    free_device_memory()  # for the next trial: this process may wait for W&B
+    tracker.close()
 
 
 def train(
@@ -79,15 +84,18 @@ def train(
     attempt: int = 1,
     callbacks: Sequence[L.Callback] = (),
     stop_request: StopRequest | None = None,
+    tracker: Tracker | None = None,
 ) -> tuple[str, int]:
     """Trains one trial to its result, from its newest checkpoint if there is one. Returns its status and its steps.
 
-    callbacks: more callbacks for the Trainer of rank 0. Raises `PreemptedError` after a `stop_request`.
+    callbacks: more callbacks for the Trainer of rank 0. tracker: of the trial's W&B run, which the caller closes.
+    Raises `PreemptedError` after a `stop_request`.
     """
     started = time.perf_counter()
     trial, stop_request = job.trial, stop_request or StopRequest()
+    tracker = tracker or Tracker(folder.path, trial.key, job.wandb_runs, "disabled")
     set_up_process(job.threads)
-    start_wandb_service(job.wandb_mode)
+    start_wandb_service(tracker.mode)
     notes: list[str] = []  # problems that the driver shows to the user
     quarantine_damage(folder, notes.append)
     # A trial of no epochs has a checkpoint for trials that start from it; it does not resume from it itself.
@@ -101,10 +109,7 @@ def train(
     layers = select_switch_layers(network, geometry)
     description = describe_trial(job, network, len(geometry), _count_micro_batches(job))
     write_yaml(folder.trial, description)
-    tracker = Tracker(
-        folder.path, trial.key, trial.levels, study=job.study, mode=job.wandb_mode, tracking=job.tracking,
-        config={**description, "environment": job.environment},
-    )  # fmt: skip
+    tracker.start(trial.levels, build_run_config(description, job.environment, attempt))
     if stop_request.signal:
         raise PreemptedError(stop_request.signal, step)
 
@@ -124,14 +129,17 @@ def train(
         TASKS[trial.config.task].main_metric, diverged=status == "diverged",
     )  # fmt: skip
     recorder.write_switch_weights()
-    tracker.log_switch_weights(recorder.history[-1], layers, trial.pool, trial.space)
-    tracker.finish(status, metrics)
     seconds = sum_attempt_seconds(folder) + time.perf_counter() - started
     write_result(folder, description, {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(seconds, 3), "attempts": attempt, "metrics": metrics,
         "set_aside": len(data.set_aside), "notes": [*notes, *data.notes, *format_set_aside(data.set_aside)],
     })  # fmt: skip
+    tracker.log_switch_weights(
+        recorder.history[-1], layers, trial.pool, trial.space, epochs=len(recorder.history) - 1
+    )  # fmt: skip
+    tracker.log_checkpoint(folder.last_checkpoint)
+    tracker.end(status, reason, metrics)
     return status, recorder.steps[-1]
 
 

@@ -26,7 +26,7 @@ def test_the_command_line_is_a_frozen_set() -> None:
         "--compare", "--detach", "--help", "--launcher", "--no-images", "--out", "--retry-failed", "--scale",
         "--serve", "--set", "--storage", "--study", "--version", "--watch", "--workers",
     ]  # fmt: skip
-    assert list(VERBS) == ["run", "plan", "status", "report", "dashboard", "diff", "show", "bench"]
+    assert list(VERBS) == ["run", "plan", "status", "report", "sync", "dashboard", "diff", "show", "bench"]
     assert [*commands.COMMANDS, "bench"] == list(VERBS)
 
 

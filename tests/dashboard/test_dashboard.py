@@ -20,6 +20,7 @@ from study.dashboard.publish import publish
 from study.dashboard.summary import build_tables, name_figures, summarize_verdicts, write_summary_once
 from study.record.io import read_json
 from study.record.layout import StudyFolder
+from study.record.wandb_server import Connection, NotLoggedInError
 from tests.analysis.conftest import build_study, write_study
 
 FACTORS: dict[str, Any] = {"norm": ["sn", "bn"], "depth": [8, 14]}
@@ -148,6 +149,7 @@ def test_a_failure_of_wandb_is_not_the_studys(
 ) -> None:
     tracked.report.mkdir()
     (tracked.report / "answers.json").write_text("{}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
     write_summary_once(Report(tracked), build_study(norm=["sn"]).tracking)
     assert "there is no summary run" in caplog.text
@@ -183,7 +185,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     projects: Callable[[str], list[Any]] = lambda _: [SimpleNamespace(name="normalizer-study")]  # noqa: E731
     api = SimpleNamespace(_service_api=service, default_entity="me", projects=projects)
     monkeypatch.setattr(wandb, "Api", lambda: api)
-    monkeypatch.setattr(publishing, "resolve_mode", lambda *_: "online")
+    monkeypatch.setattr(publishing, "ask_server", lambda *_: Connection(mode="online", entity="me"))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
     return server
 
@@ -220,15 +223,25 @@ def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, mo
 # ------------------------------------------------------------------------------------------------ without one
 
 
-def test_without_a_login_the_specs_are_files_and_the_way_is_said(
-    tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("", "dashboard: W&B: nobody is logged in on this machine; run `wandb login`. Then run the verbs `sync` and"),
+        ("offline", "dashboard: WANDB_MODE=offline is set; unset it. Then run the verbs `sync` and `dashboard`"),
+    ],
+)
+def test_without_a_server_the_specs_are_files_and_the_way_is_said(
+    tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch, mode: str, said: str
 ) -> None:
-    monkeypatch.setattr(publishing, "resolve_mode", lambda *_: "offline")
+    def refuse(_: object) -> Connection:
+        raise NotLoggedInError("nobody is logged in on this machine; run `wandb login`")
+
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(publishing, "ask_server", refuse)
     monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
     with pytest.raises(UserError) as error:
         publish(tracked)
-    assert "wandb login" in str(error.value)
-    assert f"wandb sync {tracked.wandb}/offline-run-*" in str(error.value)
+    assert str(error.value).startswith(said)
     for kind in ("workspace", "report"):
         assert read_json(tracked.report / "dashboard" / f"{kind}.json")
 

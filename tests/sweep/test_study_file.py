@@ -129,3 +129,19 @@ def test_a_damaged_plan_is_one_line_for_reports_and_runs(folder: StudyFolder) ->
     for read in (lambda: load_study_records(folder), lambda: check_folder(_study(), folder)):
         with pytest.raises(UserError, match=r"analysis_plan\.hash"):
             read()
+
+
+def test_every_folder_has_an_id_of_its_own_that_stays(tmp_path: Path) -> None:
+    here, there = StudyFolder(tmp_path / "here"), StudyFolder(tmp_path / "there")
+    first = write_study(_study(), here, {"command": "first"})
+    assert len(first) == 6
+    assert write_study(_study(), here, {"command": "second"}) == first == read_study_file(here.config).study_id
+    assert write_study(_study(), there, {}) != first
+
+
+def test_a_folder_of_an_older_version_gets_no_id(folder: StudyFolder) -> None:
+    write_study(_study(), folder, {})
+    content = yaml.safe_load(folder.config.read_text())
+    del content["provenance"]["id"]
+    folder.config.write_text(yaml.safe_dump(content))
+    assert write_study(_study(), folder, {}) == read_study_file(folder.config).study_id == ""

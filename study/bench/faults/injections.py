@@ -209,11 +209,11 @@ def disconnect_wandb(study: StudyHarness) -> AffectedTrials:
     environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
     study.driver = study.start("--set", "tracking.mode=auto", environment=environment)
     affected = _to_records(study.wait_for_moment())
-    # Only the trials that train now have to end without W&B: in each, W&B waits 30 s for its server.
+    # Only the trials that train now have to end without W&B.
     with suppress(StudyFinishedError):
         study.wait_for(
             lambda: bool(study.ensure_driver()) and all(record.read_result() for record in affected),
-            "trials wait for W&B",
+            "trials train without W&B",
         )
     study.kill_all()
     return affected

@@ -27,7 +27,7 @@ from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial, plan_trials
 from study.record.layout import StudyFolder, TrialFolder
-from study.record.wandb_mode import Mode
+from study.record.wandb_server import Mode
 from study.sweep.driver import Driver
 from study.sweep.executors.local import LocalExecutor
 from study.tasks.optimizers import build_optimizer, build_schedule

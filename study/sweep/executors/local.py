@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 from study.config.schema import StudyConfig
 from study.plan.job import Job
@@ -26,6 +28,15 @@ def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None)
     devices = find_devices(study.run.device)
     places = workers or count_places(study.run, devices, count_cores())
     return LocalExecutor(places, devices, share_threads(study.run, places, count_cores()))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A trial's process and devices. result: the file that it will write; None if an older one exists."""
+
+    process: ForkServerProcess
+    devices: tuple[str, ...]
+    result: Path | None
 
 
 class LocalExecutor:
@@ -43,7 +54,8 @@ class LocalExecutor:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the forkserver imports torch
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["study.sweep.executors.preload"])
-        self.running: dict[str, tuple[ForkServerProcess, tuple[str, ...]]] = {}
+        self.running: dict[str, _Training] = {}
+        self.finishing: list[ForkServerProcess] = []  # have a result, and upload the rest of their W&B runs
         self.not_started: dict[str, str] = {}
 
     def reattach(self, keys: Collection[str]) -> set[str]:
@@ -54,6 +66,7 @@ class LocalExecutor:
         """Starts a process for each trial."""
         for job in jobs:
             devices = self._pick_devices(job.run.devices_per_trial)
+            had_result = TrialFolder(job.folder).result.exists()  # a damaged one, which is made again
             process = self.context.Process(
                 target=_train, name=job.trial.key,
                 args=(job.assign(devices, self.threads), os.environ.get("CUDA_VISIBLE_DEVICES")),
@@ -64,18 +77,29 @@ class LocalExecutor:
                 except (EOFError, ConnectionError):  # the forkserver was killed; the next start begins a new one
                     self.not_started[job.trial.key] = "was not started, because the forkserver ended"
                 else:
-                    self.running[job.trial.key] = process, devices
+                    result = TrialFolder(job.folder).result
+                    self.running[job.trial.key] = _Training(process, devices, None if had_result else result)
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Returns the trials whose process has ended, and its signal or exit code; empty after `seconds`."""
+        """Returns the trials whose process has ended, and its signal or exit code; empty after `seconds`.
+
+        A trial has also ended when it has a result, even if its process still uploads its W&B run. There are at most
+        `places` such processes.
+        """
         if self.not_started:
             not_started, self.not_started = self.not_started, {}
             return not_started
-        wait([process.sentinel for process, _ in self.running.values()], timeout=seconds)
-        ended = {key: process for key, (process, _) in self.running.items() if not process.is_alive()}
-        for key in ended:
-            del self.running[key]
-        return {key: _describe_exit(process.exitcode) for key, process in ended.items()}
+        wait([training.process.sentinel for training in self.running.values()], timeout=seconds)
+        self.finishing = [process for process in self.finishing if process.is_alive()]
+        ended: dict[str, str] = {}
+        for key, training in list(self.running.items()):
+            if not training.process.is_alive():
+                ended[key] = _describe_exit(training.process.exitcode)
+                del self.running[key]
+            elif training.result and training.result.exists() and len(self.finishing) < self.places:
+                ended[key] = "has a result"
+                self.finishing.append(self.running.pop(key).process)
+        return ended
 
     def cancel(self) -> None:
         """Does the same as `close`."""
@@ -83,24 +107,28 @@ class LocalExecutor:
 
     def close(self, grace: float = STOP_GRACE_SECONDS) -> None:
         """Sends SIGTERM to every trial, so that it stops after its step; kills what runs after `grace` seconds."""
-        processes = [process for process, _ in self.running.values()]
+        trained = [training.process for training in self.running.values()]
+        processes = [*trained, *self.finishing]
         try:
-            for process in processes:
+            for process in trained:
                 process.terminate()
             deadline = time.monotonic() + grace
-            for process in processes:
+            for process in trained:
                 process.join(max(0.0, deadline - time.monotonic()))
+            for process in self.finishing:
+                process.join()  # W&B gives up by itself
         finally:  # also after a second Ctrl-C
             for process in processes:
                 if process.is_alive():
                     process.kill()
                     process.join()
             self.running.clear()
+            self.finishing.clear()
 
     def _pick_devices(self, count: int) -> tuple[str, ...]:
         if self.devices == ["cpu"]:
             return ("cpu",) * count
-        load = Counter(device for _, devices in self.running.values() for device in devices)
+        load = Counter(device for training in self.running.values() for device in training.devices)
         return tuple(sorted(self.devices, key=lambda device: load[device])[:count])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import pytest
 
 from study.config.errors import UserError
 from study.plan.loading import load_study
-from study.record.layout import StudyFolder
+from study.record.io import write_json
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors.local import LocalExecutor
 from study.sweep.executors.resources import count_places
 from tests.sweep.jobs import build_jobs
@@ -70,3 +72,50 @@ def test_a_trial_that_meets_a_dead_forkserver_ends_and_is_not_lost(
     assert executor.wait(0) == {job.trial.key: "was not started, because the forkserver ended"}
     assert executor.wait(0) == {}
     assert not executor.running
+
+
+class Finishing:
+    """A process that has written its result and still uploads its W&B run."""
+
+    alive, terminated, exitcode = True, False, 0
+
+    def __init__(self) -> None:
+        self.sentinel, self.other_end = os.pipe()
+
+    def start(self) -> None:
+        pass
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+    def join(self, timeout: float | None = None) -> None:
+        self.alive = False
+
+
+def test_a_trial_with_a_result_makes_room_for_the_next_and_is_not_disturbed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    executor, processes = LocalExecutor(1, ["cpu"], threads=1), [Finishing() for _ in range(3)]
+    free = iter(processes)
+    monkeypatch.setattr(executor.context, "Process", lambda **_: next(free))
+    first, second, third = build_jobs(StudyFolder(tmp_path), 3)
+    executor.submit([first])
+    assert executor.wait(0) == {}
+    write_json(TrialFolder(first.folder).result, {})
+    assert executor.wait(0) == {first.trial.key: "has a result"}
+
+    executor.submit([second])
+    write_json(TrialFolder(second.folder).result, {})
+    assert executor.wait(0) == {}  # no more such processes than places
+    processes[0].alive = False
+    assert executor.wait(0) == {second.trial.key: "has a result"}
+    executor.close()
+    assert not any(process.alive for process in processes[:2])
+    assert not any(process.terminated for process in processes)
+
+    write_json(TrialFolder(third.folder).result, {})  # of an attempt whose record is damaged
+    executor.submit([third])
+    assert executor.wait(0) == {}
