@@ -149,7 +149,8 @@ def _useful_scenarios() -> Iterator[Scenario]:
     # Not expected to be found: the switch norm often diverges more often than one of the others, by chance.
     yield build("planted, 10 % diverge", "0.03 over all", clear, wrong=(NO,), diverges=_one_in_ten)
     yield build("null, bn diverges at B = 2", equal, {}, diverges=_bn_at_2)
-    yield build("planted, bn diverges at B = 2", "0.03 over all", clear, wrong=(NO,), expected=YES, diverges=_bn_at_2)
+    # Not expected to be found: with 5 replicates, the cell often keeps one pair or none, and then there is no verdict.
+    yield build("planted, bn diverges at B = 2", "0.03 over all", clear, wrong=(NO,), diverges=_bn_at_2)
     yield build("null, the worst diverge", equal, {}, diverges=lambda trial, accuracy: float(accuracy < 0.89))
     hard: dict[str, Any] = {"draw": draw_student_t, "accuracy_noise": _large_at_small_batch, "shared": SHARED_BY_CELL}
     yield build("null, hard noise", f"{equal}; heteroscedastic, heavy tails, shared", {}, **hard)
