@@ -41,7 +41,7 @@ def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign
 def format_bounds(estimate: Estimate) -> str:
     """`0.004 to 0.020`; without an interval `no interval`, with the reason where it is known."""
     if estimate.low is None or estimate.high is None:
-        reason = {0: "", 1: ": 1 replicate"}.get(estimate.n, f": {estimate.n} replicates are too few here, or equal")
+        reason = {0: "", 1: ": 1 replicate"}.get(estimate.n, f": {estimate.n} replicates, too few here or all equal")
         return f"no interval{reason}"
     return f"{format_number(estimate.low)} to {format_number(estimate.high)}"
 

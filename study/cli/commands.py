@@ -195,7 +195,7 @@ def sync_runs(options: argparse.Namespace) -> int:
     from study.dashboard.sync import sync
 
     result = sync(folder, lambda line: print(f"uploading {line}", flush=True))
-    training = f", {len(result.training)} left alone, as they are being trained" if result.training else ""
+    training = f", {len(result.training)} skipped, because they are still training" if result.training else ""
     print(f"{len(result.uploaded)} trials uploaded, {len(result.complete)} were complete{training}")
     for key, reason in result.failed.items():
         print(f"{key}: not uploaded: {reason}", file=sys.stderr)

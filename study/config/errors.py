@@ -49,14 +49,12 @@ def allowed_names(name: object, names: Iterable[object]) -> str:
     known = [str(candidate) for candidate in names]
     few = len(known) <= MAX_ALLOWED
     close = difflib.get_close_matches(shorten(str(name), MAX_VALUE), known, n=1 if few else MAX_NEAREST, cutoff=0.4)
-    allowed = (
-        [f"allowed: {', '.join(known)}"]
-        if few
-        else [f"{len(known)} are allowed, such as {known[0]}"]
-        if not close
-        else []
-    )
-    return "; ".join([*allowed, *[f"nearest: {', '.join(close)}"] * bool(close)])
+    parts = [f"nearest: {', '.join(close)}"] if close else []
+    if few:
+        parts.insert(0, f"allowed: {', '.join(known)}")
+    elif not close:
+        parts.append(f"{len(known)} are allowed, such as {known[0]}")
+    return "; ".join(parts)
 
 
 def describe_error(error: UserError | OSError) -> tuple[int, str]:

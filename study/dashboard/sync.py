@@ -39,7 +39,7 @@ class SyncResult:
 def sync(folder: StudyFolder, report_progress: Callable[[str], None] = lambda line: None) -> SyncResult:
     """Compares every trial with its run on the server, and uploads the rest. Raises `UserError` without a server.
 
-    A trial that is being trained is left alone. The summary run is written if the report has other answers.
+    A trial that is still training is skipped. The summary run is written if the report has other answers.
     """
     isolate_wandb()
     file = read_study_file(folder.config)
@@ -121,7 +121,10 @@ def _is_complete(record: _Record, run: ServerRun) -> bool:
 
 
 def _read_record(trial: TrialFolder) -> _Record:
-    """Raises `DamagedFileError`, `OSError` or `ValueError` where a file cannot be read."""
+    """Raises `DamagedFileError`, `OSError` or `ValueError` where a file cannot be read, or is not the trial's."""
+    result, damaged = trial.check()
+    if damaged:
+        raise ValueError("; ".join(map(trial.describe_damage, damaged)))
     epochs: list[dict[str, float | None]] = []
     for row in read_metrics(trial.metrics):
         if row["epoch"] > len(epochs) + 1:  # epoch 0 has no values where layers have no choice
@@ -132,7 +135,7 @@ def _read_record(trial: TrialFolder) -> _Record:
         for epoch, means in _average_stages(trial.switch_weights).items():
             if epoch < len(epochs):
                 epochs[epoch] |= means
-    result, state = trial.read_result(), trial.read_state()
+    state = trial.read_state()
     status = result["status"] if result else "failed" if state.get("state") == "failed" else None
     return _Record(
         epochs=epochs, has_table=bool(result) and pq.read_metadata(trial.switch_weights).num_rows > 0, status=status,

@@ -42,7 +42,7 @@ class Tracker:
     """Writes one W&B run, in a thread of its own: no call waits for W&B or its server, and none raises.
 
     The history has one row per epoch from epoch 0 on, and then one with the table of the final choices. W&B numbers
-    rows, and tells how many a run has, so that a resumed run goes on with the first row that the server lacks.
+    rows, and tells how many a run has, so that a resumed run continues with the first row that the server lacks.
     """
 
     def __init__(self, path: Path, name: str, runs: StudyRuns, mode: Mode) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
@@ -34,9 +36,24 @@ def check_folder(study: StudyConfig, folder: StudyFolder, space: ChoiceSpace | N
     if change is None and space is not None and planned_space.to_dict() != space.to_dict():
         change = f"planned for layers that choose their {planned_space.name}, now their {space.name}"
     if change is not None:
-        command = content.provenance.get("command")
+        command = _set_out(str(content.provenance.get("command") or ""), folder.path.parent)
         hint = f", or use the settings of its last run: {command}" if command else ""
         raise UserError(f"{folder.config}: {change}; choose another folder with --out{hint}")
+
+
+def _set_out(command: str, out: Path) -> str:
+    """A recorded command with another `--out`: the study may have been copied or moved. Empty if it is no command."""
+    try:
+        words = iter(shlex.split(command))
+    except ValueError:
+        return ""
+    kept = []
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return shlex.join([*kept, "--out", str(out)]) if kept else ""
 
 
 def find_change(planned: StudyConfig, study: StudyConfig) -> str | None:

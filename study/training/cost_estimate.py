@@ -14,6 +14,7 @@ from study.config.datasets import DATASETS
 from study.config.schema import TrialConfig
 from study.data.batches import Batch
 from study.models import build_network, trace_geometry
+from study.norms.kernels.dispatch import load_kernels
 from study.plan.trials import PlannedTrial
 from study.tasks import TASKS
 from study.tasks.optimizers import build_optimizer
@@ -79,6 +80,7 @@ def estimate_bytes(trial: PlannedTrial, size: CellSize, *, checkpoint_seconds: f
 @cache
 def _measure(config: TrialConfig) -> tuple[int, int, int, float]:
     """Parameters, norm layers, bytes of a checkpoint, and seconds of one training step on random images."""
+    load_kernels("cpu")  # the first call on a machine compiles them, which must not be timed
     network = build_network(config, seed=0)
     norm_layers = len(trace_geometry(network))
     if config.task == "detection":

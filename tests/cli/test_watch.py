@@ -93,5 +93,5 @@ def test_watch_through_a_pipe_prints_each_screen_at_once(study: StudyConfig, tmp
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any("4 of 8 trials have a result" in line for line in process.stdout)
-        assert process.poll() is None  # it goes on: four trials are planned
+        assert process.poll() is None  # it continues: four trials are planned
         process.terminate()

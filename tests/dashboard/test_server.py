@@ -226,7 +226,7 @@ def test_without_a_server_sync_is_one_line(troubled: Troubled, monkeypatch: pyte
         syncing.sync(troubled[0].folder)
 
 
-def test_a_trial_that_is_being_trained_is_left_alone(troubled: Troubled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_is_still_training_is_skipped(troubled: Troubled, monkeypatch: pytest.MonkeyPatch) -> None:
     study, _ = troubled
     monkeypatch.setattr(syncing, "ask_server", lambda _: Connection(mode="online"))
     monkeypatch.setattr(syncing, "list_runs", lambda *_: {})
@@ -235,3 +235,18 @@ def test_a_trial_that_is_being_trained_is_left_alone(troubled: Troubled, monkeyp
     with first.lock(), second.lock():
         result = syncing.sync(study.folder)
     assert (result.training, result.uploaded) == ([first.key, second.key], [])
+
+
+def test_a_damaged_trial_is_not_uploaded(troubled: Troubled, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, _ = troubled
+    monkeypatch.setattr(syncing, "ask_server", lambda _: Connection(mode="online"))
+    monkeypatch.setattr(syncing, "list_runs", lambda *_: study.server.runs)
+    monkeypatch.setattr(syncing, "_is_complete", lambda *_: True)
+    monkeypatch.setattr(syncing, "is_summary_uploaded", lambda *_: True)
+    first, second = study.folder.trials()
+    before = first.metrics.read_bytes()
+    first.metrics.write_bytes(before[:-1])
+    result = syncing.sync(study.folder)
+    first.metrics.write_bytes(before)
+    assert result.failed == {first.key: "metrics.jsonl: changed since the trial ended"}
+    assert (result.uploaded, result.complete) == ([], [second.key])

@@ -145,3 +145,12 @@ def test_a_folder_of_an_older_version_gets_no_id(folder: StudyFolder) -> None:
     del content["provenance"]["id"]
     folder.config.write_text(yaml.safe_dump(content))
     assert write_study(_study(), folder, {}) == read_study_file(folder.config).study_id == ""
+
+
+@pytest.mark.parametrize("flags", ["--out elsewhere", "--out=elsewhere", ""])
+def test_a_moved_folder_is_refused_with_the_command_for_its_new_place(folder: StudyFolder, flags: str) -> None:
+    write_study(_study(), folder, {"command": f"run-study --study planted {flags} --set 'norm=[sn, bn]'"})
+    with pytest.raises(UserError) as error:
+        check_folder(build_study(norm=["sn", "bn"], depth=[8, 14]), folder)
+    last = str(error.value).partition("last run: ")[2]
+    assert last == f"run-study --study planted --set 'norm=[sn, bn]' --out {folder.path.parent}"

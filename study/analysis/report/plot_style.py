@@ -67,13 +67,9 @@ def build_panels(
     gap = gap if len(heights) > 1 else 0
     whole = sum(heights) + gap * (len(heights) - 1)
     shared = {"shared_xaxes": True, "shared_yaxes": True, "horizontal_spacing": 0.04}
+    empty = go.Figure(layout_template="none")  # `finish_figure` sets the template; plotly's own would be built in vain
     figure = make_subplots(
-        len(heights),
-        columns,
-        row_heights=list(heights),
-        vertical_spacing=gap / whole,
-        figure=go.Figure(layout_template="none"),
-        **shared | options,  # `finish_figure` sets the template
+        len(heights), columns, row_heights=list(heights), vertical_spacing=gap / whole, figure=empty, **shared | options
     )
     figure.update_annotations(yshift=lift)
     for row, label in enumerate(labels, start=1):
