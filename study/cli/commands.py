@@ -155,12 +155,18 @@ def write_report(options: argparse.Namespace) -> int:
         raise UserError(
             "--set: a report with other settings of `analysis` needs a command without --serve or --compare"
         )
+    from study.cli.study_observer import StudyObserver
+
     console = build_console()
     if edits := describe_edits(options, recorded):
         console.print(
             f"{options.study} has changed since the last run: {edits}. The report is that of {folder.config}; "
             "the verb `run` records the changes.", soft_wrap=True,
         )  # fmt: skip
+    observer = StudyObserver(folder)
+    if options.serve:
+        print("The report is written first; its address follows.")
+        observer.read_records()  # before the report: what changes while it is written is in the next one
     report = _write_report(console, folder, analysis)
     if not (options.no_images or options.serve):
         images = report.export()
@@ -172,7 +178,7 @@ def write_report(options: argparse.Namespace) -> int:
     if options.serve:
         from study.cli.report_server import serve_report
 
-        serve_report(folder, lambda line: console.print(line, soft_wrap=True))
+        serve_report(observer, lambda line: console.print(line, soft_wrap=True))
     return DONE
 
 

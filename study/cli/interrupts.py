@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_CODE = 128 + signal.SIGINT
-MESSAGE = "Interrupted. Run the same command to resume."
+MESSAGE = "Interrupted. To go on, run the same command again."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 from study.cli.background import BackgroundTask
 from study.cli.study_observer import StudyObserver
-from study.record.layout import StudyFolder
 
 HOST = "127.0.0.1"
 ALLOWED_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)  # a tunnel may have another port
@@ -54,18 +53,19 @@ SCRIPT = """
 """
 
 
-def serve_report(folder: StudyFolder, print_line: Callable[[str], None]) -> None:
-    """Serves the report, which must be up to date, and rewrites it in the background, until Ctrl-C."""
-    server = open_server(folder.report)
+def serve_report(observer: StudyObserver, print_line: Callable[[str], None]) -> None:
+    """Serves the report of a study and rewrites it in the background when records change, until Ctrl-C.
+
+    observer: has read the records before the report was written, so that no change since then is missed.
+    """
+    server = open_server(observer.folder.report)
     port = server.server_address[1]
     print_line(
         f"\nhttp://{HOST}:{port}/ shows the report and follows the study. Press Ctrl-C to end.\nFrom another machine: "
         f"ssh -L {port}:{HOST}:{port} {getpass.getuser()}@{platform.node()}, then open the same address there."
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    observer = StudyObserver(folder)
-    observer.read_records()
-    task, shown_error = BackgroundTask("report", folder, share=REPORT_SHARE, first=0.0), ""
+    task, shown_error = BackgroundTask("report", observer.folder, share=REPORT_SHARE, first=0.0), ""
     task.version = observer.version
     try:
         while True:

@@ -158,12 +158,34 @@ def test_serving_writes_no_figures_as_files(
     """They take a minute or more, in which there would be no address."""
     write_study(StudyFolder(tmp_path / study.name), study, Truth(), only=lambda trial: trial.config.norm == "sn")
     served, exported = [], []
-    monkeypatch.setattr(report_server, "serve_report", lambda folder, print_line: served.append(folder))
+    monkeypatch.setattr(report_server, "serve_report", lambda observer, print_line: served.append(observer))
     monkeypatch.setattr(Report, "export", lambda self: exported.append(self.folder) or [])
     assert command("report", "--serve", *STUDY, "--out", str(tmp_path)).code == 0
     assert (len(served), exported) == (1, [])
     assert command("report", *STUDY, "--out", str(tmp_path)).code == 0
     assert (len(served), len(exported)) == (1, 1)
+
+
+def test_a_trial_that_ends_while_the_report_is_written_is_a_change(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """A report takes many seconds; one that was written without the trial has to be written again."""
+    folder = StudyFolder(tmp_path / study.name)
+    write_study(folder, study, Truth(), only=lambda trial: trial.config.norm == "sn")
+    planned = next(trial for trial in plan_trials(study) if trial.config.norm == "bn")
+    write, served = Report.write, []
+
+    def write_slowly(report: Report) -> Path:
+        path = write(report)
+        write_failed(folder.trial(planned.trial_id, planned.replicate), "MemoryError: 3 MiB")
+        return path
+
+    monkeypatch.setattr(Report, "write", write_slowly)
+    monkeypatch.setattr(report_server, "serve_report", lambda observer, print_line: served.append(observer))
+    assert command("report", "--serve", *STUDY, "--out", str(tmp_path)).code == 0
+    written = served[0].version
+    served[0].read_records()
+    assert served[0].version != written
 
 
 def test_other_files_in_the_folder_are_not_served(server: ThreadingHTTPServer, root: Path) -> None:
