@@ -94,7 +94,7 @@ def run_study(options: argparse.Namespace) -> int:
     from study.dashboard.summary import write_summary_once
 
     write_summary_once(report, study.tracking)
-    if result.wandb and (result.wandb.project_url or result.wandb.problem):
+    if result.wandb:
         if result.wandb.project_url:
             console.print(f"W&B: {result.wandb.project_url}", soft_wrap=True)
         _print_unsynced(folder, options)
@@ -211,13 +211,15 @@ def sync_runs(options: argparse.Namespace) -> int:
 
 
 def _print_unsynced(folder: StudyFolder, options: argparse.Namespace) -> None:
-    """Says how many runs are not, or not completely, on the server, and what uploads them."""
+    """Says how many runs are not, or not completely, on a server, where they are, and what uploads them."""
     from study.record.wandb_links import count_unsynced_runs
 
     if unsynced := count_unsynced_runs(folder):
         out = [] if options.out == Path("runs") else ["--out", str(options.out)]
         command = format_command(["sync", "--study", options.study, *out])
-        print(f"W&B: {unsynced} runs are not completely on the server. To upload them: {command}")
+        print(
+            f"W&B: {unsynced} of the runs in {folder.wandb} are not completely on a server. To upload them: {command}"
+        )
 
 
 def show_difference(options: argparse.Namespace) -> int:
@@ -331,12 +333,19 @@ def _build_reproduce_command(options: argparse.Namespace, study: StudyConfig, tr
     from study.plan.warm_start import list_required_cells
 
     cells = list_required_cells(study, trial.levels)
-    levels = [
-        f"factors.{factor}={json.dumps(list(dict.fromkeys(cell[factor] for cell in cells)))}" for factor in trial.levels
-    ]
+    levels = {factor: list(dict.fromkeys(cell[factor] for cell in cells)) for factor in trial.levels}
     role = find_seed_role(trial.replicate)
-    given = [setting for setting in options.set if not is_secret_setting(setting)]
-    settings = [*given, *levels, f"replicates={trial.replicate % MAX_REPLICATES + 1}"]
+    replaced = {"replicates", *levels, *(f"factors.{factor}" for factor in levels)}
+    given = [
+        setting
+        for setting in options.set
+        if not is_secret_setting(setting) and setting.partition("=")[0] not in replaced
+    ]
+    settings = [
+        *given,
+        *(f"factors.{factor}={json.dumps(values)}" for factor, values in levels.items()),
+        f"replicates={trial.replicate % MAX_REPLICATES + 1}",
+    ]
     if study.seeds.apart:
         settings.append(f"seeds.apart={json.dumps([role] if role else [])}")
     if study.search is not None:

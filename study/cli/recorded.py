@@ -13,6 +13,7 @@ from study.config.secrets import is_secret_setting
 from study.plan.analysis_plan import find_changes, format_changes
 from study.plan.loading import (
     StudyFile,
+    describe_unknown,
     find_study_name,
     is_study_file,
     list_configs,
@@ -44,7 +45,7 @@ def find_run_folder(options: argparse.Namespace) -> StudyFolder:
         existing = {path.parent.name for path in options.out.glob("*/study.yaml")}
         names = sorted({*list_configs("studies"), *existing})
         if not is_study_file(options.study) and options.study not in names:
-            raise UserError(f"--study {options.study}: unknown study; {allowed_names(options.study, names)}")
+            raise UserError(describe_unknown("study", options.study, names))
         here = f"; in {options.out}: {', '.join(sorted(existing))}" if existing else ""
         raise UserError(f"{folder.path}: no study has been run here; run it first: --study {options.study}{here}")
     return folder
@@ -61,7 +62,7 @@ def find_compared_folders(options: argparse.Namespace, folder: StudyFolder) -> l
         beside = {path.parent for path in parent.glob("*/study.yaml")} - {folder.path}
         if name in list_configs("studies"):
             out = "" if parent == Path("runs") else f" --out {shlex.quote(str(parent))}"
-            hint = f"train it first: --study {name}{out}"
+            hint = f"run it first: --study {name}{out}"
         else:
             names = sorted(path.name for path in beside)
             hint = allowed_names(name, names) if names else f"no other study in {parent}"
@@ -129,9 +130,8 @@ def load_shown(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder, s
     Records that do not belong to the study as its file is now are counted by the study on record. Raises `UserError`
     if the command's own flags are the reason.
     """
+    find_run_folder(options)
     study, folder = load_as_last_run(options)
-    if not folder.config.exists():
-        return study, folder, ""
     recorded = read_study_file(folder.config)
     edits = describe_edits(options, recorded)
     change = find_change(recorded.study, study)

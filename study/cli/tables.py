@@ -127,9 +127,12 @@ def print_analysis_plan(console: Console, study: StudyConfig, folder: StudyFolde
     recorded = read_study_file(folder.config).plan if folder.config.exists() else None
     if recorded is None:
         return
-    console.print(f"on record in {folder.config}: {recorded.hash[:8]}, {recorded.created[:10]}", soft_wrap=True)
-    if changes := find_changes(recorded.latest, plan):
-        console.print(f"the next run records these changes with their date: {format_changes(changes)}", soft_wrap=True)
+    changes = find_changes(recorded.latest, plan)
+    what = "the next run records these changes with their date: " + format_changes(changes) if changes else "unchanged"
+    amended = f", with {len(recorded.amendments)} amendments" if recorded.amendments else ""
+    console.print(
+        f"on record in {folder.config}: {recorded.hash[:8]} of {recorded.created[:10]}{amended}; {what}", soft_wrap=True
+    )
 
 
 def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> None:
@@ -144,6 +147,9 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     counts = Counter(trial.state for trial in trials)
     finished = sum(counts[state] for state in FINISHED)
     console.print(f"{folder.path}: {format_count(finished, observer.total, observer.repeated)}", soft_wrap=True)
+    unplanned = sum(trial.key not in observer.plan for trial in folder.trials()) if observer.plan else 0
+    if unplanned:
+        console.print(f"{unplanned} more on disk {'are' if unplanned > 1 else 'is'} not in the plan, and in no answer")
     cells: dict[tuple[str, ...], Counter[str]] = {}
     for trial in trials:
         planned = observer.plan.get(trial.key)

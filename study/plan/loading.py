@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,8 +129,17 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
     files = list_configs(kind)
     if name not in files:
         flag = {"studies": "study", "scales": "scale"}[kind]
-        raise UserError(f"--{flag} {shorten(name, MAX_VALUE)}: unknown {flag}; {allowed_names(name, files)}")
+        raise UserError(describe_unknown(flag, name, files))
     return files[name]
+
+
+def describe_unknown(flag: str, name: str, names: Iterable[str]) -> str:
+    """The error for an unknown study or scale; for a folder of results, the flags that name it."""
+    results, shown = Path(name), shorten(name, MAX_VALUE)
+    if flag == "study" and (results / "study.yaml").is_file():
+        words = ["--study", results.resolve().name, "--out", str(results.parent)]
+        return f"--study {shown}: is a folder of results; to name it: {shlex.join(words)}"
+    return f"--{flag} {shown}: unknown {flag}; {allowed_names(name, names)}"
 
 
 def _validate(merged: dict[str, Any], origin: dict[str, str]) -> StudyConfig:

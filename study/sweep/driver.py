@@ -114,7 +114,7 @@ class Driver(AttemptHandler):
                 if self.result.stopped or self.result.left:
                     break
         except KeyboardInterrupt:
-            saving = "" if self.executor.outlives_driver else "; trials write a checkpoint"
+            saving = "" if self.executor.outlives_driver else "; running trials write a checkpoint"
             self.listener.stopping(f"stopping{saving}")
             raise
         finally:

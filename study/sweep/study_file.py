@@ -58,7 +58,10 @@ def _set_out(command: str, out: Path) -> str:
 
 def find_change(planned: StudyConfig, study: StudyConfig) -> str | None:
     """Returns the first difference that makes records of the two studies incomparable; None if there is none."""
-    return next(_find_changes(planned, study), None)
+    change = next(_find_changes(planned, study), None)
+    if change is not None and planned.scale != study.scale:
+        change = f"planned at the scale {planned.scale}, now {study.scale} ({change})"
+    return change
 
 
 def _find_changes(planned: StudyConfig, study: StudyConfig) -> Iterator[str]:

@@ -71,6 +71,39 @@ def test_status_counts_what_an_edited_file_plans(mine: Path, command: Command) -
     assert "mine.yaml has changed since the last run: analysis.confidence from 0.95 to 0.9" in status.out
 
 
+def test_status_says_that_trials_on_disk_are_no_longer_planned(mine: Path, command: Command) -> None:
+    assert "in no answer" not in command("status", "--study", str(mine)).out
+    status = command("status", "--study", str(mine), "--set", "replicates=1")
+    assert "4 of 4 trials have a result" in status.out
+    assert "4 more on disk are not in the plan, and in no answer" in status.out
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("verb", ["status", "report", "sync", "dashboard", "diff", "show"])
+def test_verbs_that_read_results_say_where_there_are_none(verb: str, mine: Path, command: Command) -> None:
+    done = command(verb, "--study", str(mine), "--out", "rusn")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "rusn/mine: no study has been run here; run it first: --study mine.yaml" in done.err
+    assert not Path("rusn").exists()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("verb", ["run", "plan", "status", "report"])
+def test_a_folder_of_results_in_place_of_a_study_gets_the_flags_that_name_it(
+    verb: str, mine: Path, command: Command
+) -> None:
+    done = command(verb, "--study", "runs/mine")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--study mine --out runs" in done.err
+
+
+def test_plan_says_whether_the_plan_on_record_still_holds(mine: Path, command: Command) -> None:
+    assert re.search(r"on record in \S+: \w{8} of [\d-]{10}; unchanged\n", command("plan", "--study", str(mine)).out)
+    edit(mine, analysis={"confidence": 0.9})
+    changed = command("plan", "--study", str(mine)).out
+    assert "; the next run records these changes with their date: confidence from 0.95 to 0.9" in changed
+
+
 def test_status_of_an_edited_file_that_the_folder_does_not_fit_shows_the_last_run(mine: Path, command: Command) -> None:
     edit(mine, base={"epochs": 3})
     status = command("status", "--study", str(mine))
@@ -85,6 +118,7 @@ def test_no_message_advises_to_delete_results(verb: str, mine: Path, command: Co
     done = command(verb, "--study", str(mine), "--scale", "laptop")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "remove" not in done.err
+    assert "planned at the scale smoke, now laptop (" in done.err
     if verb != "status":
         assert "use the settings of its last run: " in done.err
         assert "--study mine.yaml --scale smoke --set replicates=3" in done.err

@@ -36,17 +36,24 @@ def compute_layer_means(switch: pd.DataFrame, trials: pd.DataFrame, space: Choic
     at the positions (stage and place in the block) that they have in common. position: from 0, the first, to 1, the
     last. Only trials with the largest pool are averaged.
     """
-    rows = switch[switch["key"].isin(select_largest_pool(trials)["key"])]
+    (table,) = _compute_means_by_epoch(switch.assign(epoch=0), trials, space).values()
+    return table
+
+
+def _compute_means_by_epoch(weights: pd.DataFrame, trials: pd.DataFrame, space: ChoiceSpace) -> dict[int, pd.DataFrame]:
+    """`compute_layer_means` of every epoch. weights: rows of epochs that all trials have."""
+    rows = weights[weights["key"].isin(select_largest_pool(trials)["key"])]
     layers = rows.drop_duplicates(["key", "layer_index", "layer"])
     same = layers.groupby(["layer_index", "layer"], observed=True).size().eq(rows["key"].nunique()).all()
     rows = rows if same else _match_positions(rows, space)
     order = rows["layer_index"].rank(method="dense") - 1
     rows = rows.assign(position=(order / max(order.max(), 1)).round(4))
-    groups = rows.groupby([*LAYER_COLUMNS, "normalizer"], observed=True, dropna=False)
+    groups = rows.groupby(["epoch", *LAYER_COLUMNS, "normalizer"], observed=True, dropna=False)
     means = groups["weight"].mean().unstack("normalizer")
     table = means.reindex(columns=[name for name in space.member_names if name in means]).reset_index()
-    in_order: pd.DataFrame = table.sort_values(["statistic", "position"], ignore_index=True)
-    return in_order
+    in_order = table.sort_values(["epoch", "statistic", "position"])
+    by_epoch = in_order.drop(columns="epoch").groupby(in_order["epoch"])
+    return {int(epoch): means.reset_index(drop=True) for epoch, means in by_epoch}
 
 
 # ------------------------------------------------------------------------------------------------------ maps
@@ -169,11 +176,12 @@ def draw_layers_by_epoch(
     levels, groups = choose_ends(trials), TrialGroups()
     by_level = {level: select_largest_pool(trials[trials[LEVEL].eq(level)]) for level in levels}
     epochs = _select_epochs(weights, list(by_level.values()), most)
-    by_epoch = dict(tuple(weights[weights["epoch"].isin(epochs)].groupby("epoch")))
+    shown = weights[weights["epoch"].isin(epochs)]
     tables = {
-        (epoch, level): compute_layer_means(by_epoch[epoch], group, space)
-        for epoch in epochs for level, group in by_level.items()
-    }  # fmt: skip
+        (epoch, level): table
+        for level, group in by_level.items()
+        for epoch, table in _compute_means_by_epoch(shown, group, space).items()
+    }
     last = [tables[epochs[-1], level] for level in levels]
     figure = build_axis_panels([170] * len(levels), space, gap=12, labels=levels)
     lines = [
@@ -241,11 +249,13 @@ def _build_slider(steps: Mapping[str, list[list[float]]]) -> dict[str, Any]:
 
 def _match_positions(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     """Rows of networks whose layers differ, at the positions that they have in common in place of layers."""
-    profiles = build_profiles(rows, space)
+    networks = rows.groupby(["key", "epoch"], observed=True).ngroup()  # a network at another epoch is another one
+    epochs = rows["epoch"].groupby(networks).first()
+    profiles = build_profiles(rows.assign(key=networks), space)
     members = [name for name in space.member_names if name in set(rows["normalizer"])]
     index = pd.MultiIndex.from_product(
-        [list(profiles), space.axis_names, range(len(profiles.positions)), space.member_names],
-        names=["key", "statistic", "layer_index", "normalizer"],
+        [epochs[map(int, profiles)], space.axis_names, range(len(profiles.positions)), space.member_names],
+        names=["epoch", "statistic", "layer_index", "normalizer"],
     )
     weights = np.stack(list(profiles.values())).ravel() if len(profiles) else np.empty(0)
     table = pd.Series(weights, index, name="weight").reset_index()

@@ -46,10 +46,13 @@ def build_library() -> Path:
     sources = [source.read_text(encoding="utf-8") for source in (HEADER, *SOURCES)]
     key = "\n".join([*sources, compiler, *flags, torch.__version__, _describe_processor()])
     path = _find_cache_folder() / f"norms-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _compile(compiler, flags, path)
+    try:
+        if not path.exists():
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _compile(compiler, flags, path)
+    except OSError as error:  # a full disk, a quota, a read-only mount
+        raise BuildError(f"{path.parent}: {error.strerror or error}") from None
     return path
 
 

@@ -80,6 +80,8 @@ def _connect(url: str | URL) -> optuna.storages.RDBStorage:
     if isinstance(url, str) and re.match(r"[^:]+://[^:/@]*:[^@]*[/@][^?]*@", url):
         # It would be parsed wrongly, and an error message could then show a part of the password.
         raise ValueError("in a password, @ is written as %40, / as %2F, : as %3A and % as %25")
+    if parsed.get_backend_name() == "sqlite" and parsed.query:
+        raise ValueError("for SQLite, nothing may follow the file's name; remove ? and what comes after it")
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     connect_options = dict(_CONNECT_OPTIONS.get(parsed.get_backend_name(), {}))

@@ -1,6 +1,8 @@
 """Compilation of the CPU kernels: the cache folder, and what happens without a compiler."""
 
+import errno
 import os
+import tempfile
 import warnings
 
 import pytest
@@ -51,6 +53,17 @@ def test_a_cache_that_others_can_write_to_is_not_used(cache):
     cache.chmod(0o777)
     with pytest.raises(build.BuildError, match="others can write to it"):
         build.build_library()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_cache_that_cannot_be_written_is_a_build_error(monkeypatch, cache, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(build.BuildError, match=f"{cache}: {os.strerror(number)}"):
+        build.build_library()
+    assert not list(cache.rglob("*.so"))
 
 
 def test_a_cache_that_cannot_be_created_is_a_build_error(cache):
