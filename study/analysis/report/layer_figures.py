@@ -250,12 +250,12 @@ def _build_slider(steps: Mapping[str, list[list[float]]]) -> dict[str, Any]:
 def _match_positions(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     """Rows of networks whose layers differ, at the positions that they have in common in place of layers."""
     networks = rows.groupby(["key", "epoch"], observed=True).ngroup()  # a network at another epoch is another one
-    epochs = rows["epoch"].groupby(networks).first()
     profiles = build_profiles(rows.assign(key=networks), space)
+    epochs = rows["epoch"].groupby(networks).first().loc[[int(network) for network in profiles]].to_numpy()
     members = [name for name in space.member_names if name in set(rows["normalizer"])]
     index = pd.MultiIndex.from_product(
-        [epochs[map(int, profiles)], space.axis_names, range(len(profiles.positions)), space.member_names],
-        names=["epoch", "statistic", "layer_index", "normalizer"],
+        [range(len(profiles)), space.axis_names, range(len(profiles.positions)), space.member_names],
+        names=["network", "statistic", "layer_index", "normalizer"],
     )
     weights = np.stack(list(profiles.values())).ravel() if len(profiles) else np.empty(0)
     table = pd.Series(weights, index, name="weight").reset_index()
@@ -264,8 +264,9 @@ def _match_positions(rows: pd.DataFrame, space: ChoiceSpace) -> pd.DataFrame:
     names = np.array(profiles.positions, dtype=object)[number]
     stages = [int(name.partition(",")[0].removeprefix("stage ")) for name in names]
     named: pd.DataFrame = table.assign(
-        depth_fraction=number / max(len(profiles.positions) - 1, 1), layer=names, stage=stages
-    )
+        epoch=epochs[table["network"]], layer=names, stage=stages,
+        depth_fraction=number / max(len(profiles.positions) - 1, 1),
+    )  # fmt: skip
     return named
 
 
