@@ -130,8 +130,11 @@ def load_shown(options: argparse.Namespace) -> tuple[StudyConfig, StudyFolder, s
     Records that do not belong to the study as its file is now are counted by the study on record. Raises `UserError`
     if the command's own flags are the reason.
     """
-    find_run_folder(options)
     study, folder = load_as_last_run(options)
+    if not folder.config.exists():  # it is about to start, or was never run
+        if not options.out.exists() and options.out != Path("runs"):
+            raise UserError(f"--out {options.out}: no such folder")
+        return study, folder, ""
     recorded = read_study_file(folder.config)
     edits = describe_edits(options, recorded)
     change = find_change(recorded.study, study)

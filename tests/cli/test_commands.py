@@ -278,7 +278,7 @@ def test_the_plan_names_the_hash_of_the_analysis_and_what_differs_from_the_recor
     assert f"plan of the analysis: {digest}, which the first run records" in done.out
     write_study(study, StudyFolder(tmp_path / NAME), {})
     done = command("plan", *flags, "--set", "confidence=0.9")
-    assert f"{digest}, " in done.out
+    assert f"{digest} of " in done.out
     assert "records these changes with their date: confidence from 0.95 to 0.9" in done.out
     report = command("report", *flags, "--set", "confidence=0.9")
     assert "Not in the plan on record: confidence from 0.95 to 0.9" in report.out
