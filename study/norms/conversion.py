@@ -2,63 +2,163 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from study.norms.factory import NormFactory, build_norm
-from study.norms.names import parse_norm
-from study.norms.protocol import is_switch_layer, share_switches
+from study.norms.factory import build_norm
+from study.norms.known_layers import (
+    count_channels,
+    find_obstacle,
+    is_frozen,
+    is_norm,
+    list_children,
+    list_extras,
+    read_settings,
+)
+from study.norms.names import NormSpec, parse_norm
+from study.norms.protocol import share_switches
 
 
-def convert_norms(model: nn.Module, name: str, **options: Any) -> nn.Module:
+def convert_norms(
+    model: nn.Module,
+    name: str,
+    *,
+    unfreeze: bool = False,
+    report: Callable[[str], object] | None = None,
+    **options: Any,
+) -> nn.Module:
     """Replaces every normalization layer inside `model` by the norm `name`, in place, and returns `model`.
 
-    Batch norms of any kind (frozen ones too), group norms, instance norms and switch layers are replaced; LayerNorm is
-    not. Affine values and running statistics are copied where the new layer has them, and a layer used in several
-    places stays one layer. The stages of `sn-stage` are the children of `model`.
+    Batch, group, instance and switch norms are replaced, also those of timm that hold an activation, which then follows
+    the new layer in an `nn.Sequential`. LayerNorm and others whose statistics are not over channels or images are left.
+    A layer that is the norm `name` already is left as it is, if no option is given: `convert_norms(model, "bn")` does
+    not change a network of batch norms.
 
-    `options` are those of `build_norm`, with its errors.
+    A new layer has the settings of the one it replaces: eps, momentum, groups, spatial dimensions, device, dtype,
+    training mode, its running statistics, and its very parameters, so that tied ones stay tied, and those of an
+    optimizer stay in it. Logits are trained if the layer's other parameters are. A layer without affine parameters gets
+    ones and zeros that are not trained; a batch norm that does not track statistics gets a layer that does not. A layer
+    in several places stays one layer. The stages of `sn-stage` are the children of `model`.
+
+    Args:
+        model: the network; if it is a norm itself, the new layer is returned.
+        name: see `study.norms.names`.
+        unfreeze: whether frozen batch norms are replaced, too, by layers that are trained.
+        report: called with a text that says how many layers of which classes were replaced, and what was left.
+        options: those of `build_norm`, for all layers, instead of the settings of the replaced ones. `dims` is used for
+            layers that allow any number of dimensions (group norms, `SyncBatchNorm`).
+
+    Raises:
+        ValueError: for a layer that does more than normalize (a `forward` of its own, hooks, parametrizations), is
+            frozen, or has settings that the new norm does not have, with its path; and the errors of `build_norm`. The
+            model is then unchanged.
     """
-    factory = build_norm(name, **options)
-    converted: dict[nn.Module, nn.Module] = {}
-    for parent, child_name, child in list_children(model):
-        if is_convertible(child):
-            if child not in converted:
-                converted[child] = convert_norm(child, factory)
-            parent.register_module(child_name, converted[child])
-    if parse_norm(name).control == "stage":
-        share_switches(model, key=lambda path: path.split(".")[0])
+    spec, new_layers = parse_norm(name), dict[nn.Module, nn.Module]()
+    like = next(chain(model.parameters(), model.buffers()), None)
+    places = [*list_children(model)]
+    for path, child in [("", model), *((path, child) for path, *_, child in places)]:
+        if not is_norm(child) or child in new_layers or _is_already(child, spec, options):
+            continue
+        obstacle = find_obstacle(child)
+        if is_frozen(child) and not unfreeze:
+            obstacle = "it is frozen, and its successor would be trained; unfreeze=True allows this"
+        try:
+            if obstacle:
+                raise ValueError(obstacle)
+            new_layers[child] = convert_norm(child, name, like=like, **options)
+        except ValueError as error:
+            raise ValueError(f"{path or 'the model'}: {type(child).__name__} cannot be replaced: {error}") from None
+    for _, parent, child_name, child in places:
+        if child in new_layers:
+            parent.register_module(child_name, new_layers[child])
+    model = new_layers.get(model, model)
+    if spec.control in ("stage", "shared"):
+        share_switches(model, key=lambda path: path.split(".")[0] if spec.control == "stage" else "")
+    if report is not None:
+        report(_describe(model, new_layers))
     return model
 
 
 @torch.no_grad()
-def convert_norm(old: Any, factory: NormFactory) -> nn.Module:
-    """Builds a new layer with the channels, affine values, running statistics, mode, device and dtype of `old`."""
-    state = old.state_dict()
-    kept = {name: state[name] for name in ("weight", "bias", "running_mean", "running_var") if name in state}
-    sizes = (getattr(old, name, None) for name in ("num_features", "num_channels"))
-    new = factory(next(filter(None, sizes), None) or len(kept["weight"])).train(old.training)
-    for name, value in kept.items():
-        target = new.to(value).state_dict()
-        if name in target:
-            target[name].copy_(value)
-    return new
+def convert_norm(old: Any, name: str, *, like: Tensor | None = None, **options: Any) -> nn.Module:
+    """Builds the layer that replaces `old`, as `convert_norms` says. like: for its device, if `old` has no tensor."""
+    settings = read_settings(old)
+    dims = {"dims": settings["dims"]} if "dims" in settings else {}
+    new: Any = build_norm(name, **settings | options | dims)(count_channels(old))
+    like = next(chain(old.parameters(), old.buffers()), like)
+    new = (new if like is None else new.to(like)).train(old.training)
+    for part in ("weight", "bias"):
+        value = getattr(old, part, None)
+        if isinstance(value, nn.Parameter):
+            setattr(new, part, value)
+        else:
+            getattr(new, part).requires_grad_(value is not None)
+            if value is not None:  # a buffer of a frozen norm
+                getattr(new, part).copy_(value)
+    if hasattr(new, "mean_weight") and not new.weight.requires_grad and getattr(old, "weight", None) is not None:
+        new.freeze()
+    _copy_statistics(old, new)
+    if extras := list_extras(old):
+        new = nn.Sequential(OrderedDict([("norm", new), *extras]))
+        new.training = old.training
+    converted: nn.Module = new
+    return converted
 
 
-def is_convertible(module: nn.Module) -> bool:
-    """Whether `convert_norms` replaces `module`."""
-    # Batch and instance norms have the attribute even if they keep no running statistics.
-    return isinstance(module, nn.GroupNorm) or is_switch_layer(module) or hasattr(module, "running_mean")
+def _copy_statistics(old: Any, new: Any) -> None:
+    """Copies running statistics to a layer that has them; removes them from it if `old` does not keep any."""
+    if not isinstance(getattr(new, "running_mean", None), Tensor):
+        return
+    if isinstance(old, _BatchNorm) and old.running_mean is None:
+        new.running_mean = new.running_var = None
+        if isinstance(new, _BatchNorm):
+            new.track_running_stats, new.num_batches_tracked = False, None
+        return
+    if isinstance(old, _InstanceNorm) and old.running_mean is not None:
+        raise ValueError("it keeps running statistics of instances, which no other norm has")
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        if isinstance(value := getattr(old, name, None), Tensor) and hasattr(new, name):
+            getattr(new, name).copy_(value)
 
 
-def list_children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Lists (parent, name, child) for every module inside `model`, and once per place if it is used several times."""
-    # Not named_children, which yields a child once even if its parent uses it twice.
-    return [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child is not None
-    ]
+def _is_already(norm: nn.Module, spec: NormSpec, options: dict[str, Any]) -> bool:
+    """Whether a layer need not be replaced: it is of the norm asked for, and its settings are to stay."""
+    kinds = {"bn": _BatchNorm, "gn": nn.GroupNorm}
+    is_kind = isinstance(norm, kinds.get(spec.kind, ())) or (spec.kind == "bn" and is_frozen(norm))
+    return is_kind and not options
+
+
+def _describe(model: nn.Module, new_layers: dict[nn.Module, nn.Module]) -> str:
+    """How many layers of which classes were replaced by which, and the norms that were left, with the reason."""
+
+    def name(layer: nn.Module) -> str:
+        parts = layer if isinstance(layer, nn.Sequential) else [layer]
+        return ", ".join(type(part).__name__ for part in parts)
+
+    replaced = Counter(f"{name(old)} -> {name(new)}" for old, new in new_layers.items())
+    new = {part for layer in new_layers.values() for part in layer.modules()}
+    left: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        named_norm = re.search("norm|abn", type(module).__name__, re.IGNORECASE)
+        if module not in new and (is_norm(module) or (named_norm and next(module.children(), None) is None)):
+            left.setdefault(f"{type(module).__name__}: {_explain(module)}", []).append(path)
+    lines = [f"{count} {what}" for what, count in replaced.items()] or ["no layer was replaced"]
+    lines += [f"left: {len(paths)} {what}, the first at {paths[0]}" for what, paths in left.items()]
+    return "\n".join(lines)
+
+
+def _explain(module: nn.Module) -> str:
+    """Why a layer was left."""
+    if is_norm(module):
+        return "is of this norm already"
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return "normalizes every position by itself, over its features"
+    return "is not a batch, group, instance or switch norm"

@@ -12,9 +12,9 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from study.norms.conversion import convert_norm, is_convertible, list_children
-from study.norms.factory import build_norm
+from study.norms.conversion import convert_norm
 from study.norms.kernels import dispatch, reference
+from study.norms.known_layers import find_obstacle, is_norm, list_children, list_extras
 from study.norms.layers import SwitchNorm
 from study.norms.protocol import is_switch_layer
 
@@ -34,9 +34,11 @@ def harden(model: nn.Module) -> nn.Module:
     kernels of switch layers where these are faster.
 
     Convolutions are found by symbolic tracing. If the network cannot be traced, its traceable submodules are used. A
-    convolution with hooks, with a parametrization or with its own `forward` is not folded.
+    convolution or a batch norm with hooks, with a parametrization or with its own `forward` is not folded; of timm's
+    batch norms, the activation stays.
 
-    ValueError for a switch layer whose class is not from `study.norms`.
+    ValueError, with its path, for a switch layer whose class is not from `study.norms`, or with hooks or a `forward` of
+    its own.
     """
     hardened = copy.deepcopy(model).eval()
     replaced: dict[nn.Module, nn.Module] = {}
@@ -44,12 +46,18 @@ def harden(model: nn.Module) -> nn.Module:
         if is_switch_layer(module) and not isinstance(module, SwitchNorm):
             raise ValueError(f"{path}: a {type(module).__name__} cannot be hardened: allowed are switch norms of study")
         if isinstance(module, SwitchNorm):
+            if obstacle := find_obstacle(module):
+                raise ValueError(f"{path}: a {type(module).__name__} cannot be hardened: {obstacle}")
             replaced[module] = _harden_layer(module)
     for convolution, norm in _find_foldable_pairs(hardened):
         new_norm = replaced.get(norm, norm)
         if isinstance(getattr(new_norm, "running_mean", None), Tensor) and not isinstance(new_norm, _FixedNorm):
-            replaced |= {convolution: _fold(convolution, new_norm), norm: nn.Identity()}
-    for parent, name, child in list_children(hardened):
+            extras = [extra for _, extra in list_extras(norm)]
+            replaced |= {
+                convolution: _fold(convolution, new_norm),
+                norm: nn.Sequential(*extras) if extras else nn.Identity(),
+            }
+    for _, parent, name, child in [*list_children(hardened)]:
         if child in replaced:
             parent.register_module(name, replaced[child])
     return replaced.get(hardened, hardened).requires_grad_(False)
@@ -95,8 +103,7 @@ def _harden_layer(layer: SwitchNorm) -> nn.Module:
     choice = pool[int(mean.argmax())]
     one_hot = mean.amax() >= 1 and var.amax() >= 1 and mean.argmax() == var.argmax()
     if one_hot and (choice == "bn" or not layer.correction):
-        dims = max(layer.input_dims) - 2
-        return convert_norm(layer, build_norm(choice, eps=layer.eps, groups=layer.groups, dims=dims))
+        return convert_norm(layer, choice, correction=0, chunks=1, sync=False)
     return _FixedNorm(layer)
 
 
@@ -114,7 +121,7 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
         for node, module in called.items():
             if isinstance(module, _CONVOLUTIONS):
                 users[module] |= {called.get(user) for user in node.users}
-            elif is_convertible(module):
+            elif is_norm(module) and not find_obstacle(module):
                 sources[module] |= {called.get(source) for source in node.all_input_nodes}
     pairs = [(next(iter(found)), norm) for norm, found in sources.items() if len(found) == 1]
     return [(source, norm) for source, norm in pairs if source and _is_foldable(source) and users[source] == {norm}]
@@ -135,7 +142,7 @@ class _Tracer(torch.fx.Tracer):
     """Does not trace into norms and convolutions, whatever their class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_convertible(m) or isinstance(m, _CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
+        return is_norm(m) or isinstance(m, _CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _is_foldable(module: nn.Module) -> bool:

@@ -1,12 +1,25 @@
 """Conversion of a network's norm layers."""
 
+import copy
+import inspect
+
 import pytest
+import timm
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torch.nn.utils import parametrizations
+from torchvision.models import get_model, get_model_builder, list_models, resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
-from study.norms import SparseSwitchNorm2d, SwitchNorm2d, build_norm, convert_norms, switch_parameters, switch_weights
+from study.norms import (
+    SparseSwitchNorm2d,
+    SwitchNorm2d,
+    build_norm,
+    convert_norms,
+    harden,
+    switch_parameters,
+    switch_weights,
+)
 
 
 def draw(*shape, seed=0):
@@ -51,7 +64,6 @@ def test_values_mode_and_dtype_are_kept():
         nn.InstanceNorm2d(4),
         nn.SyncBatchNorm(4),
         nn.BatchNorm2d(4, affine=False),
-        FrozenBatchNorm2d(4),
         SwitchNorm2d(4),
     ],
     ids=lambda module: type(module).__name__,
@@ -70,3 +82,238 @@ def test_a_layer_used_twice_stays_one_layer():
     norm = nn.BatchNorm2d(4)
     model = convert_norms(nn.Sequential(norm, norm, nn.Sequential(norm)), "sn")
     assert model[0] is model[1] is model[2][0]
+
+
+# ------------------------------------------------------------------------------- networks of other libraries
+
+# Not built on the meta device: regnets compute their widths. The larger ones have the same layers.
+NETWORKS = [name for name in list_models() if "regnet" not in name or name.endswith("400mf")]
+TIMM = ("densenet121", "efficientnet_b0", "mobilenetv3_small_050", "regnetx_002", "vovnet39a",
+        "dla34", "ese_vovnet19b_slim_dw", "cspresnet50", "ghostnet_050", "mixnet_s", "hardcorenas_a",
+        "resnet18", "levit_128s", "fbnetc_100")  # fmt: skip
+
+
+def randomize(model):
+    """Gives every batch norm other running statistics than 0 and 1, which would hide errors."""
+    for seed, module in enumerate(model.modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.copy_(draw(module.num_features, seed=seed) / 10)
+            module.running_var.copy_(0.5 + draw(module.num_features, seed=seed + 1).abs())
+    return model
+
+
+def compute(model, x):
+    torch.manual_seed(0)  # for dropout
+    with torch.no_grad():
+        y = model(x)
+    return y if isinstance(y, torch.Tensor) else y[0]
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_of_batch_norms_is_not_changed_by_bn(name):
+    has_backbone = "weights_backbone" in inspect.signature(get_model_builder(name)).parameters
+    with torch.device("cpu" if "regnet" in name else "meta"):
+        model = get_model(name, weights=None, **({"weights_backbone": None} if has_backbone else {}))
+    others = [module for module in model.modules() if isinstance(module, (nn.GroupNorm, nn.InstanceNorm2d))]
+    before = {path: module for path, module in model.named_modules() if module not in others}
+    convert_norms(model, "bn")
+    after = dict(model.named_modules())
+    assert all(after[path] is module for path, module in before.items())
+    assert all(isinstance(after[path], nn.BatchNorm2d) for path in after.keys() - before.keys())
+    assert len(after) == len(before) + len(others)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(lambda name=name: get_model(name, weights=None) for name in ("mobilenet_v2", "googlenet", "mnasnet0_5")),
+        *(lambda name=name: timm.create_model(name) for name in TIMM),
+    ],
+    ids=["mobilenet_v2", "googlenet", "mnasnet0_5", *(f"timm: {name}" for name in TIMM)],
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_a_pool_of_bn_computes_what_the_batch_norms_did(build):
+    """With their eps, momentum and activations, in training and in evaluation."""
+    torch.manual_seed(0)
+    model = randomize(build()).double().eval()
+    size = 64 if not getattr(model, "default_cfg", {}).get("fixed_input_size") else model.default_cfg["input_size"][1]
+    x = draw(2, 3, size, size).double()
+    converted = convert_norms(copy.deepcopy(model), "sn[bn]")
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in converted.modules())
+    torch.testing.assert_close(compute(converted, x), compute(model, x))
+    torch.testing.assert_close(compute(harden(model), x), compute(model, x))
+    torch.testing.assert_close(compute(converted.train(), x), compute(model.train(), x))
+    after, before = (
+        [module.running_var for module in network.modules() if hasattr(module, "running_var")]
+        for network in (converted, model)
+    )
+    assert len(after) == len(before) > 0
+    for one, other in zip(after, before, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_pool_of_gn_computes_what_the_group_norms_did():
+    """In a network of timm, whose group norms hold the activation."""
+    model, x = timm.create_model("resnetv2_50d_gn").double(), draw(2, 3, 64, 64).double()
+    torch.testing.assert_close(compute(convert_norms(copy.deepcopy(model), "sn[gn]"), x), compute(model, x))
+
+
+# ------------------------------------------------------------------------------------- settings are carried
+
+
+@pytest.mark.parametrize("name", ["sn", "ssn", "bn", "gn", "sn[bn]"])
+def test_eps_and_momentum_are_those_of_the_replaced_layer_unless_they_are_given(name):
+    def convert(**options):
+        return convert_norms(nn.Sequential(nn.BatchNorm2d(4, eps=0.25, momentum=0.5)), name, **options)[0]
+
+    assert (convert().eps, getattr(convert(), "momentum", 0.5)) == (0.25, 0.5)
+    given = convert(eps=0.125, momentum=0.75)
+    assert (given.eps, getattr(given, "momentum", 0.75)) == (0.125, 0.75)
+
+
+def test_every_layer_keeps_its_number_of_dimensions():
+    layers = [nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.BatchNorm3d(4), nn.InstanceNorm1d(4), nn.GroupNorm(2, 4)]
+    model = convert_norms(nn.Sequential(*layers), "sn-shared[ln,bn]", dims=3)
+    assert [max(layer.input_dims) - 2 for layer in model] == [1, 2, 3, 1, 3]
+    assert len(switch_parameters(model)) == 2
+    with pytest.raises(ValueError, match=r"^0: BatchNorm1d cannot be replaced: .*in 1 dimensions"):
+        convert_norms(nn.Sequential(nn.BatchNorm1d(4)), "ssn")
+
+
+def test_groups_are_kept_where_the_new_norm_has_groups():
+    model = nn.Sequential(nn.GroupNorm(2, 8), nn.BatchNorm2d(8))
+    assert [layer.groups for layer in convert_norms(model, "sn[bn,gn]")] == [2, 8]
+    assert [layer.groups for layer in convert_norms(model, "sn[bn,gn]", groups=4)] == [4, 4]
+
+
+def test_parameters_stay_the_same_objects():
+    """So tied ones stay tied, frozen ones stay frozen, and an optimizer still updates them."""
+    first, second, frozen = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4).requires_grad_(False)
+    second.weight = first.weight
+    kept = first.weight, first.bias
+    model = convert_norms(nn.Sequential(first, second, frozen), "sn")
+    assert (model[0].weight, model[0].bias) == kept
+    assert model[0].weight is model[1].weight
+    assert not any(parameter.requires_grad for parameter in model[2].parameters())
+    assert all(parameter.requires_grad for parameter in model[0].parameters())
+
+
+def test_a_layer_without_affine_parameters_gets_none_that_are_trained():
+    old = nn.BatchNorm2d(4, affine=False)
+    (new,) = model = convert_norms(nn.Sequential(old), "sn[bn]")
+    assert not new.weight.requires_grad
+    assert not new.bias.requires_grad
+    assert len(switch_parameters(model)) == 2
+    x = draw(2, 4, 3, 3)
+    torch.testing.assert_close(new(x), old(x))
+
+
+@pytest.mark.parametrize("name", ["sn[bn]", "bn"])
+def test_a_layer_that_does_not_track_statistics_gets_one_that_does_not(name):
+    old = nn.BatchNorm2d(4, track_running_stats=False).eval()
+    (new,) = convert_norms(nn.Sequential(old), name, eps=old.eps)
+    assert new.running_mean is None
+    x = draw(2, 4, 3, 3)
+    torch.testing.assert_close(new(x), old(x))
+
+
+def test_statistics_go_on_where_they_were():
+    old = nn.BatchNorm2d(4, momentum=None)
+    old(draw(2, 4, 3, 3))
+    (new,) = convert_norms(nn.Sequential(copy.deepcopy(old)), "bn", eps=old.eps)
+    for layer in (old, new):
+        layer(draw(2, 4, 3, 3, seed=1))
+    assert new.num_batches_tracked == 2
+    torch.testing.assert_close(new.running_var, old.running_var)
+
+
+def test_a_network_that_is_a_norm_itself():
+    old = nn.BatchNorm2d(4, eps=0.5)
+    new = convert_norms(old, "sn[bn]")
+    assert isinstance(new, SwitchNorm2d)
+    torch.testing.assert_close(new(draw(2, 4, 3, 3)), old(draw(2, 4, 3, 3)))
+
+
+# --------------------------------------------------------------------------- what cannot be replaced, and what was
+
+
+class ScaledBatchNorm(nn.BatchNorm2d):
+    """A layer of a user, which does more."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked(register):
+    layer = nn.BatchNorm2d(4)
+    getattr(layer, register)(lambda *_: None)
+    return layer
+
+
+def patched():
+    layer = nn.BatchNorm2d(4)
+    layer.forward = lambda x: x
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (ScaledBatchNorm(4), "ScaledBatchNorm cannot be replaced: its class has a forward of its own"),
+        (hooked("register_forward_hook"), "it has hooks"),
+        (hooked("register_forward_pre_hook"), "it has hooks"),
+        (hooked("register_full_backward_hook"), "it has hooks"),
+        (patched(), "its forward has been replaced"),
+        (parametrizations.weight_norm(nn.BatchNorm2d(4), dim=None), "it has parametrizations"),
+        (nn.LazyBatchNorm2d(), "its number of channels is not known yet; run the network once"),
+        (FrozenBatchNorm2d(4), "it is frozen, and its successor would be trained; unfreeze=True allows this"),
+        (nn.InstanceNorm2d(4, track_running_stats=True), "it keeps running statistics of instances"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_a_layer_that_does_more_is_refused_with_its_path_and_nothing_is_changed(layer, reason):
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(layer))
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=f"^1.0: .*{reason}"):
+        convert_norms(model, "sn[bn]")
+    assert all(one is other for one, other in zip(model.modules(), before, strict=True))
+    if isinstance(layer, nn.BatchNorm2d):
+        assert convert_norms(model, "bn")[1][0] is layer  # it is one already
+
+
+def test_a_frozen_layer_stays_frozen_or_is_replaced_on_demand():
+    old = FrozenBatchNorm2d(4, eps=0.5)
+    old.running_var.fill_(3.0)
+    assert convert_norms(nn.Sequential(old), "bn")[0] is old
+    (new,) = convert_norms(nn.Sequential(old), "sn[bn]", unfreeze=True).eval()
+    assert new.weight.requires_grad
+    torch.testing.assert_close(new(draw(2, 4, 3, 3)), old(draw(2, 4, 3, 3)))
+
+
+class Unrelated(nn.Module):
+    """Has an attribute that batch norms have, too."""
+
+    running_mean = None
+
+
+def test_what_is_no_norm_is_left():
+    model = nn.Sequential(Unrelated(), nn.LayerNorm(4))
+    before = list(model)
+    assert list(convert_norms(model, "sn")) == before
+
+
+def test_the_report_names_what_was_replaced_and_what_was_left():
+    lines = []
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.LayerNorm(4), nn.LocalResponseNorm(2))
+    model.append(timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU))
+    convert_norms(model, "sn", report=lines.append)
+    (report,) = lines
+    assert report.splitlines() == [
+        "2 BatchNorm2d -> SwitchNorm2d",
+        "1 BatchNormAct2d -> SwitchNorm2d, SiLU",
+        "left: 1 LayerNorm: normalizes every position by itself, over its features, the first at 2",
+        "left: 1 LocalResponseNorm: is not a batch, group, instance or switch norm, the first at 3",
+    ]
+    convert_norms(nn.Sequential(nn.BatchNorm2d(4)), "bn", report=lines.append)
+    assert lines[1] == "no layer was replaced\nleft: 1 BatchNorm2d: is of this norm already, the first at 0"

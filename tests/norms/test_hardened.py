@@ -195,6 +195,23 @@ def test_convolutions_that_share_a_weight_are_folded_separately():
     assert_same(trained(nn.Sequential(one, fixed("bn"), other, fixed("bn"))), draw(2, C, 3, 3))
 
 
+def test_a_switch_layer_with_hooks_is_an_error_and_a_batch_norm_with_hooks_is_kept():
+    model = trained(nn.Sequential(nn.Conv2d(C, C, 1), nn.BatchNorm2d(C), SwitchNorm2d(C)))
+    model[1].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    assert_same(model, draw(2, C, 3, 3))
+    model[2].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    with pytest.raises(ValueError, match=r"^2: a SwitchNorm2d cannot be hardened: it has hooks"):
+        harden(model)
+
+
+def test_a_batch_norm_with_a_forward_of_its_own_is_kept():
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    assert_same(trained(nn.Sequential(nn.Conv2d(C, C, 1), Doubled(C))), draw(2, C, 3, 3))
+
+
 def test_a_switch_layer_of_another_package_is_an_error():
     class Foreign(nn.Module):
         def switch_weights(self):
