@@ -35,7 +35,8 @@ def publish(folder: StudyFolder) -> dict[str, str]:
     connection, problem = _connect(tracking)
     if connection.mode == "disabled":
         raise UserError(f"dashboard: {problem}")
-    with _wandb_errors_in_one_line():
+    project = f"{connection.entity or tracking.entity or 'your entity'}/{tracking.project}"
+    with _wandb_errors_in_one_line(f"the summary run of {project} cannot be written"):
         write_summary(report, connection)
     pages = _build_pages(report, connection.entity or tracking.entity or "")
     _write_specs(folder.report / "dashboard", pages)
@@ -44,7 +45,7 @@ def publish(folder: StudyFolder) -> dict[str, str]:
             f"dashboard: {problem}. Then run the verbs `sync` and `dashboard`. The specifications of the pages are in "
             f"{folder.report / 'dashboard'}"
         )
-    with _wandb_errors_in_one_line():
+    with _wandb_errors_in_one_line(f"the pages of {project} cannot be saved"):
         return _save_pages(folder, pages)
 
 
@@ -80,13 +81,13 @@ def _is_tracked(trial: TrialFolder) -> bool:
 
 
 @contextmanager
-def _wandb_errors_in_one_line() -> Iterator[None]:
-    """Turns any error of wandb and its HTTP client into a `UserError` of one line."""
+def _wandb_errors_in_one_line(problem: str) -> Iterator[None]:
+    """Turns any error of wandb and its HTTP client into a `UserError` of one line, which starts with `problem`."""
     try:
         yield
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"dashboard: W&B error: {reason}") from error
+        raise UserError(f"dashboard: {problem}: W&B says: {reason}") from error
 
 
 def _build_pages(report: Report, entity: str) -> dict[str, Any]:
