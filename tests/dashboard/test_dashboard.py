@@ -216,7 +216,7 @@ def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, mo
         raise RuntimeError("permission denied\nand a stack")
 
     monkeypatch.setattr(wandb.Api()._service_api, "execute_graphql", refuse)
-    with pytest.raises(UserError, match=r"the pages of me/normalizer-study cannot be saved: W&B says: permission denied$"):
+    with pytest.raises(UserError, match=r"pages of me/normalizer-study cannot be saved: W&B says: permission denied$"):
         publish(tracked)
 
 
