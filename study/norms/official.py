@@ -29,7 +29,7 @@ _State = dict[str, Tensor]
 def load_official(path: str | Path) -> OfficialResNet:
     """Loads the network of a published file, in evaluation mode and in the file's precision.
 
-    Its outputs are those of the authors' code, in its last version. The file contains a state_dict, or a dictionary with
+    Its outputs are those of the last version of the authors' code. The file contains a state_dict, or a dictionary with
     one under the key `state_dict`; names may start with `module.`. Sparse layers whose weights were not fixed yet use
     the radius that is stored in the file, which is that of the last training step.
 

@@ -36,7 +36,7 @@ def normalize(
     arguments are those of `SwitchNorm`.
 
     Returns y and, if bn used the statistics of the batch, the mean and variance that running statistics move towards:
-    (2, C), averages over chunks, detached. An empty x has no statistics: y is empty, and parameters get a gradient of 0.
+    (2, C), averages over chunks, detached. An empty x has no statistics, and the gradients of the parameters are 0.
 
     ValueError if x does not have a floating-point dtype.
     """
@@ -49,21 +49,18 @@ def normalize(
     column = (batch, channels, *[1] * (x.dim() - 2))
     if not x.numel():
         if ranks > 1 and "bn" in pool:  # the others wait for this rank, and get an error unless their x is empty, too
-            combine_moments(*affine[0].new_zeros(2, 1, 1, *grid[2:]), count=0)
+            nothing = affine[0].new_zeros(1, 1, *grid[2:])
+            combine_moments(nothing, nothing, count=0)
         return (x + sum(parameter.sum() for parameter in (*switch, *affine))).to(x.dtype), None
     weights = [softmax_rule(logits) if softmax else logits for logits in switch]
 
     # One pass over x; from here to the last step, all tensors have N x C elements or fewer.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     axes = tuple(range(2, x.dim()))
-    used = (weights[0] != 0) | (weights[1] != 0)
-    center = None
     if running is not None and axes:
-        # If only bn has a weight, no statistic of x is needed, and a value that is not finite must not spread.
-        center = wide.mean(axes, keepdim=True)
-        is_spread = (used.sum() == used[pool.index("bn")]) & ~center.isfinite()
-        center = torch.where(is_spread, running[0].to(center.dtype).view(column[1:]), center)
-    mean, var, centered = _compute_moments(wide, axes, center)
+        mean, var, centered = _compute_moments_in_evaluation(wide, axes, weights, pool.index("bn"), running[0])
+    else:
+        mean, var, centered = _compute_moments(wide, axes)
     mean, var = mean.reshape(grid), var.reshape(grid)
     if correction:
         var = var * _bessel_factor(pixels)
@@ -81,10 +78,6 @@ def normalize(
             if correction and not axes:
                 count = math.prod(grid[axis] for axis in _AXES[name]) * (ranks if name == "bn" else 1)
                 members[name] = members[name][0], members[name][1] * _bessel_factor(count)
-    if running is not None:  # 0 times a statistic that is not finite is NaN
-        for name, is_used in zip(pool, used, strict=True):
-            center, spread = members[name]
-            members[name] = torch.where(is_used, center, 0.0), torch.where(is_used, spread, 0.0)
     mixed_mean = _weighted_sum(weights[0], [members[name][0] for name in pool])
     mixed_var = _weighted_sum(weights[1], [members[name][1] for name in pool])
 
@@ -126,15 +119,30 @@ def _bessel_factor(count: int) -> float:
     return count / (count - 1) if count > 1 else 1.0
 
 
-def _compute_moments(x: Tensor, axes: tuple[int, ...], mean: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean and biased variance over `axes`, which keep size 1, and x minus its mean; `mean` if it is known."""
+def _compute_moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns mean and biased variance over `axes`, which keep size 1, and x minus its mean."""
     if not axes:  # torch would reduce over all axes
         return x, torch.zeros_like(x), torch.zeros_like(x)
     # At least five times as fast on CPUs as torch.var_mean, and x minus its mean is needed anyway.
-    if mean is None:
-        mean = x.mean(axes, keepdim=True)
+    mean = x.mean(axes, keepdim=True)
     centered = x - mean
     return mean, centered.square().mean(axes, keepdim=True), centered
+
+
+def _compute_moments_in_evaluation(
+    x: Tensor, axes: tuple[int, ...], weights: list[Tensor], bn: int, running_mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes `_compute_moments`, but finite moments if only bn has a weight.
+
+    y then depends on no moment of x, and a value that is not finite must not spread, as 0 times its mean is NaN.
+    """
+    used = weights[0] + weights[1] != 0.0
+    only_bn = used.sum() == used[bn]
+    mean = x.mean(axes, keepdim=True)
+    is_finite = mean - mean == 0.0  # faster than isfinite
+    mean = torch.where(only_bn & ~is_finite, running_mean.to(mean.dtype).view(-1, *[1] * len(axes)), mean)
+    centered = x - mean
+    return mean, torch.where(only_bn, 0.0, centered.square().mean(axes, keepdim=True)), centered
 
 
 def _weighted_sum(weights: Tensor, members: list[Tensor]) -> Tensor:
