@@ -201,9 +201,10 @@ class TrialConfig(StrictModel):
     """Initial switch logits: `ones` for equal weights, `random` for weights drawn uniformly from the simplex."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of the current batch in the running statistics, as in PyTorch."""
-    bn_statistics: Literal["moving", "batch"] = "moving"
-    """Batch statistics in evaluation: the moving averages of training, or averages that are recomputed over training
-    batches before every evaluation."""
+    bn_statistics: Literal["moving", "batch", "batch_total"] = "moving"
+    """Batch statistics in evaluation: the moving averages of training, or statistics that are recomputed over training
+    batches before every evaluation. `batch` averages the variances within batches, which moving averages estimate;
+    `batch_total` takes the variance of all values of these batches, as the code of the SN authors does."""
     sync_statistics: bool = False
     """Whether batch statistics are computed over all G * B samples (SyncBN, SyncSN) instead of B."""
     correction: Literal[0, 1] = 0

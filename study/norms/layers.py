@@ -35,7 +35,8 @@ class SwitchNorm(nn.Module):
         correction: 0, the paper's formula, uses biased variances; `running_var` is then unbiased, which is torch's
             convention, so that a pool of bn equals `nn.BatchNorm2d` in training, in evaluation and in its buffers.
             1, the official code, uses the variance of in that is unbiased over its pixels and derives the others
-            from it; `running_var` is then the variance that the bn member used.
+            from it; for (N, C), without pixels, every variance is unbiased over the values of its member. `running_var`
+            is then the variance that the bn member used.
         chunks: in training, batch statistics are taken over this many consecutive chunks of the batch, and running
             statistics move once, towards the average over chunks, as on that many devices.
         sync: in training, batch statistics are taken over the batches of all ranks of torch.distributed's default
@@ -82,6 +83,10 @@ class SwitchNorm(nn.Module):
             raise ValueError(f"correction {correction!r} is not allowed: 0 (paper) or 1 (official code)")
         if logit_init not in ("ones", "random"):
             raise ValueError(f"logit_init {logit_init!r} is not allowed: 'ones' or 'random'")
+        if not isinstance(momentum, int | float):
+            raise ValueError(
+                f"momentum {momentum!r} is not allowed: a number; `average_statistics` averages over batches"
+            )
         if chunks < 1 or groups < 1:
             raise ValueError(f"chunks {chunks} and groups {groups} are not allowed: at least 1")
         if sync and chunks > 1:
@@ -110,7 +115,10 @@ class SwitchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features) if has_bn else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, *spatial) to the same shape; in training, N must be divisible by `chunks`."""
+        """Maps (N, C, *spatial) to the same shape; in training, N must be divisible by `chunks`.
+
+        An empty input leaves running statistics unchanged.
+        """
         self._check_input(x)
         running = None
         if self.running_mean is not None and self.running_var is not None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Centre = Literal["simplex", "support"]
+"""The point from which `sparsestmax` measures the radius."""
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -11,7 +16,7 @@ def softmax(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
+def sparsestmax(logits: Tensor, radius: float | Tensor, centre: Centre = "simplex") -> Tensor:
     """Computes weights on the simplex, at least `radius` away from its centre (SSN: Shao et al., 1903.03793).
 
     logits: (..., K); radius: at least 0, a float or a tensor (...). Returns weights like `logits`.
@@ -28,12 +33,13 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
     first of them in pool order is then treated as larger by a rounding error, and the gradient, which is unbounded
     there, is that of sparsemax.
 
-    The latest version of the authors' code differs where sparsemax itself drops members: it measures the same radius
-    from the centre of the remaining face. Where two of three members remain, weights are one-hot from sqrt(1/2) on.
+    The last version of the authors' code differs where sparsemax itself drops members: it measures the same radius from
+    the centre of the face of the S members that remain. This is `centre="support"`, with 1/S in place of 1/K. Where two
+    of three members remain, weights are then one-hot from sqrt(1/2) on.
     """
     size = logits.shape[-1]
     if size == 1:
-        return torch.ones_like(logits)
+        return torch.softmax(logits, dim=-1)  # 1, with a gradient of 0
     dtype = torch.promote_types(logits.dtype, torch.float32)
     epsilon = torch.finfo(dtype).eps
     counts = torch.arange(1, size + 1, dtype=dtype, device=logits.device)
@@ -46,7 +52,8 @@ def sparsestmax(logits: Tensor, radius: float | Tensor) -> Tensor:
     # The stretch t, over n = 2 to K: at n = 1 weights are one-hot, which is far enough.
     if isinstance(radius, Tensor):
         radius = radius.to(dtype).unsqueeze(-1)
-    excess = (radius * radius + (counts - size) / (size * counts))[..., 1:].clamp(0.0, 1.0)
+    faces = counts[-1:] if centre == "simplex" else _find_support(gaps, counts).sum(-1, keepdim=True)
+    excess = (radius * radius + (counts - faces) / (faces * counts))[..., 1:].clamp(0.0, 1.0)
     spread = (untied.square().cumsum(-1) - untied.cumsum(-1).square() / counts)[..., 1:]
     # Separate sqrt and rsqrt, because the gradient of sqrt(0 / V) is 0 * inf. The margin exceeds the rounding error.
     stretch = (excess.sqrt() * spread.rsqrt()).amax(-1, keepdim=True) * (1.0 + 8.0 * epsilon)
@@ -66,6 +73,11 @@ def random_weights(size: int, generator: torch.Generator | None = None) -> Tenso
 
 def _sorted_sparsemax(ordered: Tensor, counts: Tensor) -> Tensor:
     """Computes sparsemax of logits (..., K) in descending order (Martins and Astudillo, 1602.02068)."""
-    support = 1.0 + counts * ordered > ordered.cumsum(-1)
+    support = _find_support(ordered, counts)
     total = torch.where(support, ordered, 0.0).sum(-1, keepdim=True)
     return (ordered - (total - 1.0) / support.sum(-1, keepdim=True)).clamp(min=0.0)
+
+
+def _find_support(ordered: Tensor, counts: Tensor) -> Tensor:
+    """Returns which of the logits (..., K) in descending order have a weight in their sparsemax."""
+    return 1.0 + counts * ordered > ordered.cumsum(-1)

@@ -29,9 +29,9 @@ _State = dict[str, Tensor]
 def load_official(path: str | Path) -> OfficialResNet:
     """Loads the network of a published file, in evaluation mode and in the file's precision.
 
-    Its outputs are those of the authors' code. The file contains a state_dict, or a dictionary with one under the key
-    `state_dict`; names may start with `module.`. Sparse layers whose weights were not fixed yet use the radius that is
-    stored in the file, which is that of the last training step.
+    Its outputs are those of the last version of the authors' code. The file contains a state_dict, or a dictionary with
+    one under the key `state_dict`; names may start with `module.`. Sparse layers whose weights were not fixed yet use
+    the radius that is stored in the file, which is that of the last training step.
 
     ValueError (one line) for a file that cannot be read or has other contents.
     """
@@ -50,7 +50,7 @@ class OfficialResNet(nn.Module):
     Version 1 is torchvision's ResNet with a switch norm for every norm, and can load its state_dict. In version 2 the
     norms come before the convolutions (He et al., 1603.05027), shortcuts have no norm, and one more norm,
     `layer4.bn_out`, follows the last block. Variances are those of the authors' code (`correction=1`); networks with
-    sparse layers pool without padding.
+    sparse layers pool without padding and measure radii from the centre of the support (`centre="support"`).
 
     Args:
         depth: 50 or 101.
@@ -79,7 +79,7 @@ class OfficialResNet(nn.Module):
         norm: Any = partial(SwitchNorm2d, momentum=0.1, pool=pool, correction=1)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         if kind == "ssn":
-            norm = partial(SparseSwitchNorm2d, momentum=0.003, pool=pool, correction=1)
+            norm = partial(SparseSwitchNorm2d, momentum=0.003, pool=pool, correction=1, centre="support")
             self.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.conv1 = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
         self.bn1 = norm(width)

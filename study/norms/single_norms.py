@@ -23,6 +23,8 @@ class GhostBatchNorm(_BatchNorm):
 
     def __init__(self, num_features: int, *, eps: float, momentum: float, chunks: int, sync: bool = False) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
+        if momentum is None:
+            raise ValueError("momentum None is not allowed over chunks or ranks: a number")
         self.chunks, self.sync = chunks, sync
 
     def forward(self, input: Tensor) -> Tensor:
@@ -35,8 +37,8 @@ class GhostBatchNorm(_BatchNorm):
         assert self.running_var is not None
         assert self.momentum is not None
         y, batch = _normalize_single(self, input, "bn", groups=1, chunks=self.chunks, sync=self.sync)
-        assert batch is not None
-        update_running_statistics(self.running_mean, self.running_var, batch, self.momentum)
+        if batch is not None:  # None for an empty batch
+            update_running_statistics(self.running_mean, self.running_var, batch, self.momentum)
         return y
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -67,7 +69,10 @@ class _GroupNorm(nn.GroupNorm):
 def _normalize_single(
     layer: Any, x: Tensor, name: str, *, groups: int, chunks: int, sync: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Normalizes by one normalizer: a pool of one, with weight 1."""
+    """Normalizes by one normalizer: a pool of one, with weight 1. ValueError if x is not (N, C, *spatial)."""
+    channels = layer.weight.numel()
+    if x.dim() < 2 or x.shape[1] != channels:
+        raise ValueError(f"{type(layer).__name__} input of shape {tuple(x.shape)} is not allowed: {channels} channels")
     one = layer.weight.new_ones(1)
     return normalize(
         x,

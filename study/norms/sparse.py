@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from study.norms.kernels.dispatch import fix_choice, sparse_switch
 from study.norms.layers import SwitchNorm
+from study.norms.mixing import Centre
 
 
 class SparseSwitchNorm2d(SwitchNorm):
@@ -16,6 +17,11 @@ class SparseSwitchNorm2d(SwitchNorm):
 
     Its mixing rule is `sparsestmax`. `set_radius` fixes weights that are one-hot. Further buffers: the scalars `radius`
     and `mean_fixed`, `var_fixed` (whether weights are fixed), and `mean_choice`, `var_choice` (K,), the fixed weights.
+
+    Args:
+        centre: where the radius is measured from, see `sparsestmax`: `simplex`, or `support`, as in the last version of
+            the authors' code. The two differ only where sparsemax drops a member before the weights are fixed.
+        args, options: those of `SwitchNorm`.
     """
 
     input_dims = (4,)
@@ -25,8 +31,11 @@ class SparseSwitchNorm2d(SwitchNorm):
     mean_choice: Tensor
     var_choice: Tensor
 
-    def __init__(self, num_features: int, *args: Any, **options: Any) -> None:
+    def __init__(self, num_features: int, *args: Any, centre: Centre = "simplex", **options: Any) -> None:
         super().__init__(num_features, *args, **options)
+        if centre not in get_args(Centre):
+            raise ValueError(f"centre {centre!r} is not allowed: 'simplex' or 'support'")
+        self.centre: Centre = centre
         self.register_buffer("radius", torch.zeros(()))
         self.register_buffer("mean_fixed", torch.zeros((), dtype=torch.bool))
         self.register_buffer("var_fixed", torch.zeros((), dtype=torch.bool))
@@ -37,8 +46,8 @@ class SparseSwitchNorm2d(SwitchNorm):
     def set_radius(self, radius: float) -> None:
         """Sets the radius, fixes weights that are one-hot, and resets the logits of fixed weights to these weights."""
         self.radius.fill_(radius)
-        fix_choice(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice)
-        fix_choice(self.var_weight, self.radius, self.var_fixed, self.var_choice)
+        fix_choice(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice, self.centre)
+        fix_choice(self.var_weight, self.radius, self.var_fixed, self.var_choice, self.centre)
 
     @torch.no_grad()
     def unfreeze(self) -> None:
@@ -67,11 +76,15 @@ class SparseSwitchNorm2d(SwitchNorm):
         """Stops training the weights, at their current values; later radii have no effect."""
         self.fix_weights(*self.switch_weights()[1:])
 
+    def extra_repr(self) -> str:
+        """Returns the main arguments, in the style of torch's layers."""
+        return f"{super().extra_repr()}, centre={self.centre}"
+
     def _compute_weights(self) -> tuple[Tensor, Tensor]:
         # Fixed weights are buffers of their own, because the optimizer's momentum still moves the logits.
         return (
-            sparse_switch(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice),
-            sparse_switch(self.var_weight, self.radius, self.var_fixed, self.var_choice),
+            sparse_switch(self.mean_weight, self.radius, self.mean_fixed, self.mean_choice, self.centre),
+            sparse_switch(self.var_weight, self.radius, self.var_fixed, self.var_choice, self.centre),
         )
 
     def _switch_inputs(self) -> tuple[tuple[Tensor, Tensor], bool]:

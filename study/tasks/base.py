@@ -242,11 +242,16 @@ class TrainingModule(L.LightningModule):
     # ---------------------------------------------------------------------------------------- evaluation
 
     def on_validation_start(self) -> None:
-        if self.config.bn_statistics == "batch" or self.config.start_rule != "scratch":
+        if self.config.bn_statistics != "moving" or self.config.start_rule != "scratch":
             count = -(-RECALIBRATION_BATCHES * self.config.statistics_batch // self.config.gradient_batch)
             batches = islice(self.recalibration_batches, count)
             micro_batches = (each for batch in batches for each in split_batch(batch, self.accumulate))
-            average_statistics(self.network, micro_batches, lambda _, each: self.forward_norms(*each))
+            average_statistics(
+                self.network,
+                micro_batches,
+                lambda _, each: self.forward_norms(*each),
+                variance="total" if self.config.bn_statistics == "batch_total" else "within",
+            )
         self._average_running_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

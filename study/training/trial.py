@@ -175,7 +175,7 @@ def _fit_and_test(
     module = TASKS[config.task](
         network, config, steps_per_epoch=len(training), seed=seed, group=group, accumulate=_count_micro_batches(job)
     )
-    if config.bn_statistics == "batch" or config.start_rule != "scratch":
+    if config.bn_statistics != "moving" or config.start_rule != "scratch":
         module.recalibration_batches = data.build_training_loader("none", share)
     validation, fitted, test = (data.build_evaluation_loader(split, share) for split in SPLITS)
     if config.start_rule == "frozen" and config.start_epoch:

@@ -41,9 +41,13 @@ def official_variances(x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def sparsestmax(logits: list[float], radius: float) -> list[float]:
-    """The paper's recursion: push away from the centre of a face, project, repeat in the smaller face."""
-    return _push(sparsemax(logits), list(range(len(logits))), radius)
+def sparsestmax(logits: list[float], radius: float, centre: str = "simplex") -> list[float]:
+    """The paper's recursion: push away from the centre of a face, project, repeat in the smaller face.
+
+    It begins in the face of all members, or, in the last version of the authors' code, in that of sparsemax's support.
+    """
+    weights = sparsemax(logits)
+    return _push(weights, [i for i, value in enumerate(weights) if value > 0 or centre == "simplex"], radius)
 
 
 def _push(weights: list[float], face: list[int], radius: float) -> list[float]:

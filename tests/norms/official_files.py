@@ -73,7 +73,9 @@ def official_weights(state, name):
         elif state[f"{name}.{statistic}_fixed"].item():
             found[statistic] = logits
         else:
-            found[statistic] = logits.new_tensor(sparsestmax(logits.tolist(), state[f"{name}.radius"].item()))
+            found[statistic] = logits.new_tensor(
+                sparsestmax(logits.tolist(), state[f"{name}.radius"].item(), "support")
+            )
     return found
 
 

@@ -156,24 +156,39 @@ class AverageCase:
     """Batch averages of running statistics over three batches."""
 
     norm: str
+    variance: str = "within"
 
     def run(self, ranks, rank=None):
         model = LayerCase(norm=self.norm, layers=2).build(sync=rank is not None)
         batches = [draw(2 * ranks, CHANNELS, 3, 2, seed=seed) * (seed + 1) + seed for seed in range(3)]
-        average_statistics(model, [select_part(batch, ranks, rank) for batch in batches])
+        average_statistics(model, [select_part(batch, ranks, rank) for batch in batches], variance=self.variance)
         return running_buffers(model)
 
 
 @dataclass(frozen=True)
 class UnequalCase:
-    """The error of a layer if rank r has r + 1 samples."""
+    """The error of a layer if rank r has r samples more than the first rank."""
+
+    first: int = 1
 
     def run(self, ranks, rank):
         try:
-            LayerCase().build(sync=True)(draw(rank + 1, CHANNELS, 3, 2))
+            LayerCase().build(sync=True)(draw(self.first + rank, CHANNELS, 3, 2))
         except RuntimeError as error:
             return str(error)
         return "no error"
+
+
+@dataclass(frozen=True)
+class EmptyCase:
+    """The statistics and gradients of a layer if no rank has a sample."""
+
+    norm: str
+
+    def run(self, ranks, rank):
+        model = LayerCase(norm=self.norm).build(sync=True)
+        model(draw(0, CHANNELS, 3, 2)).sum().backward()
+        return running_buffers(model), [parameter.grad for parameter in model.parameters()]
 
 
 def running_buffers(model):

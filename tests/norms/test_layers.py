@@ -203,6 +203,69 @@ def test_corrected_variance_of_one_pixel_is_zero():
     assert layer(torch.full((2, CHANNELS, 1, 1), 3.0)).eq(0).all()
 
 
+@both_kinds
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_corrected_variances_of_inputs_without_pixels_are_those_of_the_official_layer(chunks):
+    layer = build(("ln", "bn"), SwitchNorm1d, correction=1, chunks=chunks, momentum=1.0)
+    x = draw(6, CHANNELS).requires_grad_()
+    weights, var_weights = layer.mean_weight.softmax(0), layer.var_weight.softmax(0)
+
+    def normalize(x, mean, var):
+        mixed_mean = weights[0] * x.mean(1, keepdim=True) + weights[1] * mean
+        mixed_var = var_weights[0] * x.var(1, keepdim=True) + var_weights[1] * var
+        return layer.weight * (x - mixed_mean) / (mixed_var + layer.eps).sqrt() + layer.bias
+
+    parts = x.chunk(chunks)
+    y, y_expected = layer(x), torch.cat([normalize(part, part.mean(0), part.var(0)) for part in parts])
+    torch.testing.assert_close(y, y_expected)
+    torch.testing.assert_close(gradients(y, x, layer), gradients(y_expected, x, layer))
+    torch.testing.assert_close(layer.running_var, torch.stack([part.var(0) for part in parts]).mean(0))
+    expected_in_evaluation = normalize(x, layer.running_mean, layer.running_var)
+    torch.testing.assert_close(layer.eval()(x), expected_in_evaluation)
+    assert layer.train()(x[:1].repeat(chunks, 1)).isfinite().all()  # the official layer gives NaN
+
+
+@both_kinds
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("layer_type", "shape"),
+    [
+        (SwitchNorm1d, (0, CHANNELS)),
+        (SwitchNorm2d, (0, CHANNELS, 3, 3)),
+        (SwitchNorm2d, (2, CHANNELS, 0, 3)),
+        (SparseSwitchNorm2d, (0, CHANNELS, 3, 3)),
+    ],
+)
+@pytest.mark.parametrize("pool", [("in", "ln", "bn", "gn"), ("bn",)], ids=",".join)
+def test_an_empty_batch_changes_nothing(layer_type, shape, pool, training):
+    layer = build(pool, layer_type, chunks=2).train(training)
+    buffers = [buffer.clone() for buffer in layer.buffers()]
+    x = draw(*shape).requires_grad_()
+    y = layer(x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(parameter.grad.eq(0).all() for parameter in layer.parameters())
+    assert all(map(torch.equal, layer.buffers(), buffers))
+
+
+@both_kinds
+@pytest.mark.parametrize("pool", [("in", "ln", "bn", "gn"), ("bn",)], ids=",".join)
+@pytest.mark.parametrize("layer_type", [SwitchNorm2d, SparseSwitchNorm2d])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_value_that_is_not_finite_stays_alone_where_only_bn_is_used_in_evaluation(pool, layer_type, value):
+    layer = build(pool, layer_type).eval()
+    layer.running_mean.copy_(draw(CHANNELS, seed=5))
+    hot = torch.tensor([float(name == "bn") for name in pool])
+    layer.fix_weights(hot, hot)
+    native = nn.BatchNorm2d(CHANNELS).double().eval()
+    native.load_state_dict({name: layer.state_dict()[name] for name in native.state_dict() if "num" not in name}, False)
+    x = draw(2, CHANNELS, 3, 3)
+    x[0, 0, 0, 0] = value
+    torch.testing.assert_close(layer(x), native(x), equal_nan=True)
+    assert (~layer(x).isfinite()).sum() == 1
+
+
 def test_without_bn_there_are_no_buffers():
     assert list(SwitchNorm2d(CHANNELS, pool=("in", "ln")).buffers()) == []
 
@@ -277,6 +340,7 @@ def test_tied_layer_sums_the_gradients_of_both_uses():
         ({"correction": 2}, "correction 2"),
         ({"chunks": 0}, "chunks 0"),
         ({"logit_init": "zeros"}, "zeros"),
+        ({"momentum": None}, "momentum None is not allowed"),
     ],
 )
 def test_errors_name_wrong_arguments(options, message):
@@ -284,7 +348,15 @@ def test_errors_name_wrong_arguments(options, message):
         SwitchNorm2d(CHANNELS, **options)
 
 
-@pytest.mark.parametrize("shape", [(2, CHANNELS), (2, CHANNELS + 1, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, CHANNELS), (2, CHANNELS + 1, 2, 2), (2, 3, 3), (2,)])
 def test_errors_name_wrong_inputs(shape):
-    with pytest.raises(ValueError, match=r"SwitchNorm2d input of shape \(2, "):
+    with pytest.raises(ValueError, match=r"SwitchNorm2d input of shape \(2,"):
         SwitchNorm2d(CHANNELS)(torch.ones(shape))
+
+
+@both_kinds
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_errors_name_wrong_dtypes(dtype, training):
+    with pytest.raises(ValueError, match=f"dtype {dtype} is not allowed: a floating-point dtype"):
+        SwitchNorm2d(CHANNELS).train(training)(torch.ones(2, CHANNELS, 2, 2, dtype=dtype))

@@ -51,12 +51,13 @@ def test_radius_zero_is_sparsemax(logits):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
-def test_sparsestmax_is_the_recursion_of_the_paper(size, scale):
+@pytest.mark.parametrize("centre", ["simplex", "support"])
+def test_sparsestmax_is_the_recursion_of_the_paper(size, scale, centre):
     generator = torch.Generator().manual_seed(size)
     logits = scale * torch.randn(100, size, generator=generator, dtype=torch.float64)
     radius = torch.rand(100, generator=generator, dtype=torch.float64)
-    expected = [formulas.sparsestmax(row, r) for row, r in zip(logits.tolist(), radius.tolist(), strict=True)]
-    torch.testing.assert_close(sparsestmax(logits, radius), torch.tensor(expected).double(), rtol=0, atol=1e-7)
+    expected = [formulas.sparsestmax(row, r, centre) for row, r in zip(logits.tolist(), radius.tolist(), strict=True)]
+    torch.testing.assert_close(sparsestmax(logits, radius, centre), torch.tensor(expected).double(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,14 @@ def test_all_logits_are_one_hot_at_the_circumradius_and_not_before(size, radius)
     logits = torch.randn(2000, size, generator=torch.Generator().manual_seed(0))
     assert (sparsestmax(logits, radius).amax(-1) == 1).all()
     assert (sparsestmax(0.01 * logits, radius - 0.001).amax(-1) < 1).any()
+
+
+@pytest.mark.parametrize(("centre", "circumradius"), [("simplex", math.sqrt(2 / 3)), ("support", math.sqrt(1 / 2))])
+def test_the_radius_that_fixes_a_choice_where_sparsemax_drops_a_member(centre, circumradius):
+    logits = torch.tensor([0.6, 0.5, -1.0])
+    assert sparsestmax(logits, 0.0, centre).tolist() == pytest.approx([0.55, 0.45, 0.0])
+    assert sparsestmax(logits, circumradius - 0.001, centre).amax() < 1
+    assert sparsestmax(logits, circumradius, centre).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_half_precision_logits_keep_their_dtype():

@@ -15,6 +15,17 @@ POOL = ("in", "ln", "bn", "gn")
 SHAPE = (4, 8, 5, 5)
 
 
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3),
+    "samples inside": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "slice": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "expanded": lambda x: x[:, :, :1].expand(x.shape),
+}
+"""Memory layouts. All but the last two are dense, and only the first two are those in which the kernels compute."""
+
+
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -131,11 +142,11 @@ def test_meta_device(layer_type):
     assert layer(torch.empty(SHAPE, device="meta")).shape == SHAPE
 
 
-def assert_compiles(layer, backend):
+def assert_compiles(layer, backend, to_layout=lambda x: x):
     compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend=backend)
     results = []
     for module in (layer, compiled):
-        x = draw(*SHAPE).requires_grad_()
+        x = to_layout(draw(*SHAPE)).requires_grad_()
         y = module(x)
         (y * draw(*SHAPE, seed=9)).sum().backward()
         results.append((y, x.grad, *(parameter.grad for parameter in module.parameters()), *module.buffers()))
@@ -155,6 +166,13 @@ def test_compiles_into_one_graph(layer_type, training, backend):
 def test_compiles_with_inductor():
     torch.compiler.reset()
     assert_compiles(build(SparseSwitchNorm2d), "inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
+def test_compiles_with_inductor_in_every_layout(layout):
+    torch.compiler.reset()
+    assert_compiles(build(), "inductor", LAYOUTS[layout])
 
 
 @both_kinds

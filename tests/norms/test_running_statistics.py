@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from study.norms import SparseSwitchNorm2d, SwitchNorm2d, average_statistics
+from tests.norms import formulas
 
 both_kinds = pytest.mark.usefixtures("kernel_kind")
 
@@ -37,6 +38,51 @@ def test_statistics_over_chunks_are_averaged_over_chunks():
     average_statistics(layer, batches())
     var = torch.stack([half.var((0, 2, 3)) for x in batches() for half in x.chunk(2)]).mean(0)
     torch.testing.assert_close(layer.running_var, var)
+
+
+@both_kinds
+@pytest.mark.parametrize("build", [nn.BatchNorm2d, SwitchNorm2d, lambda *a: SwitchNorm2d(*a, chunks=2)])
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_total_statistics_are_those_of_all_values(build, mean):
+    layer = build(3)
+    layer.running_var.fill_(math.nan)
+    inputs = [*(each + mean for each in batches()), draw(2, 3, 5, 5)[:0], draw(2, 3, 5, 5, seed=9) + mean]
+    average_statistics(layer, inputs, variance="total")
+    values = torch.cat([each.double().movedim(1, 0).flatten(1) for each in inputs], 1)
+    torch.testing.assert_close(layer.running_mean.double(), values.mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.running_var.double(), values.var(1), rtol=1e-5 + 1e-8 * mean, atol=0)
+
+
+def test_total_statistics_of_a_corrected_layer_are_accumulated_moments():
+    layer = SwitchNorm2d(3, correction=1)
+    average_statistics(layer, batches(), variance="total")
+    moments = [(x.mean((0, 2, 3)), formulas.official_variances(x)["bn"][0]) for x in batches()]
+    mean = sum(m for m, _ in moments) / 5
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, sum(v + m**2 for m, v in moments) / 5 - mean**2)
+
+
+def test_between_the_rules_is_the_variance_of_the_means_of_batches():
+    """Batches of two images whose means differ as much as their pixels: half of the variance is between images."""
+    images = [draw(2, 1, 8, 8, seed=seed) + draw(2, 1, 1, 1, seed=1000 + seed) for seed in range(400)]
+    within, total = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+    average_statistics(within, images)
+    average_statistics(total, images, variance="total")
+    assert (within.running_var / total.running_var).item() == pytest.approx(0.75, abs=0.03)
+    assert within.running_mean.item() == pytest.approx(total.running_mean.item(), abs=1e-5)
+
+
+def test_the_rule_must_be_one_of_two():
+    with pytest.raises(ValueError, match="variance 'unbiased' is not allowed: 'within' or 'total'"):
+        average_statistics(nn.BatchNorm2d(3), batches(), variance="unbiased")
+
+
+def test_a_module_without_a_running_variance_is_not_a_norm():
+    class Tracker(nn.Identity):
+        momentum = 0.1
+        running_mean = torch.zeros(3)
+
+    average_statistics(Tracker(), [])
 
 
 def test_a_layer_that_runs_twice_averages_over_both_runs():

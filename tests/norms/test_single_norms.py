@@ -39,11 +39,42 @@ class TestGhostBatchNorm:
         with pytest.raises(ValueError, match="7 samples is not divisible into 2 chunks"):
             build_norm("bn", chunks=2)(3)(draw(7, 3, 2, 2))
 
+    @both_kinds
+    @pytest.mark.parametrize("training", [True, False])
+    def test_an_empty_batch_changes_nothing(self, training):
+        layer = build_norm("bn", chunks=2)(3).train(training)
+        before = copy.deepcopy(layer.state_dict())
+        y = layer(draw(0, 3, 2, 2))
+        assert y.shape == (0, 3, 2, 2)
+        y.sum().backward()
+        assert layer.weight.grad.tolist() == layer.bias.grad.tolist() == [0.0] * 3
+        assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+    @pytest.mark.parametrize("shape", [(3,), (3, 4, 4), (4, 2, 2, 2)])
+    def test_the_error_names_inputs_of_other_channels(self, shape):
+        with pytest.raises(ValueError, match=r"GhostBatchNorm input of shape \(\d.* is not allowed: 3 channels"):
+            build_norm("bn", chunks=1, sync=True)(3)(torch.ones(shape))
+
+    def test_momentum_is_a_number(self):
+        with pytest.raises(ValueError, match="momentum None is not allowed"):
+            build_norm("bn", chunks=2, momentum=None)(3)
+
     def test_state_dict_round_trip(self):
         layer, other = (build_norm("bn", chunks=2)(3) for _ in range(2))
         layer(draw(4, 3, 2, 2))
         other.load_state_dict(copy.deepcopy(layer).state_dict())
         torch.testing.assert_close(other.running_var, layer.running_var)
+
+
+@both_kinds
+@pytest.mark.parametrize("name", ["in", "ln", "gn"])
+def test_group_norms_of_an_empty_batch(name):
+    layer = build_norm(name)(6)
+    for x in (draw(0, 6, 3, 3), draw(0, 6, 3, 3).to(memory_format=torch.channels_last)):
+        y = layer(x)
+        y.sum().backward()
+        assert y.shape == x.shape
+        assert layer.weight.grad.tolist() == layer.bias.grad.tolist() == [0.0] * 6
 
 
 @both_kinds

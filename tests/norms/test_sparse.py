@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from study.norms import SparseSwitchNorm2d, set_radius, unfreeze_switches
+from tests.norms import formulas
 
 both_kinds = pytest.mark.usefixtures("kernel_kind")
 
@@ -106,6 +107,30 @@ def test_weights_stay_fixed_at_a_smaller_radius():
     set_radius(layer, 0.9)
     set_radius(layer, 0.0)
     assert layer.switch_weights().var.tolist() == [1.0, 0.0, 0.0]
+
+
+@both_kinds
+def test_a_layer_can_measure_the_radius_from_the_centre_of_the_support():
+    layers = [SparseSwitchNorm2d(4, centre=centre) for centre in ("simplex", "support")]
+    for layer in layers:
+        layer.var_weight.data.copy_(torch.tensor([0.6, 0.5, -1.0]))
+        set_radius(layer, 0.5)
+    for layer, centre in zip(layers, ("simplex", "support"), strict=True):
+        expected = formulas.sparsestmax(layer.var_weight.tolist(), 0.5, centre)
+        assert layer.switch_weights().var.tolist() == pytest.approx(expected, abs=1e-6)
+        assert f"centre={centre}" in repr(layer)
+        set_radius(layer, 0.75)
+    assert [fixed(layer)[1] for layer in layers] == [False, True]
+
+
+def test_a_frozen_layer_with_a_pool_of_one_is_the_same_in_both_forms(kernel_kind):
+    layer = SparseSwitchNorm2d(4, pool=("bn",))
+    layer.weight.requires_grad_(False)
+    layer.bias.requires_grad_(False)
+    y = layer(torch.randn(2, 4, 3, 3))
+    assert y.requires_grad  # as in SwitchNorm2d: the logits are trainable
+    y.square().sum().backward()
+    assert layer.mean_weight.grad.tolist() == layer.var_weight.grad.tolist() == [0.0]
 
 
 @both_kinds

@@ -98,8 +98,13 @@ def test_synchronized_statistics_on_several_devices_are_those_of_the_whole_batch
 
 @pytest.mark.parametrize(
     ("overrides", "rtol"),
-    [(["bn_statistics=batch"], 1e-4), (["solver=adam", "learning_rate=0.01"], 1e-3), (["precision=bfloat16"], 0.02)],
-    ids=["batch average", "adam", "bfloat16"],
+    [
+        (["bn_statistics=batch"], 1e-4),
+        (["bn_statistics=batch_total"], 1e-4),
+        (["solver=adam", "learning_rate=0.01"], 1e-3),
+        (["precision=bfloat16"], 0.02),
+    ],
+    ids=["batch average", "batch total", "adam", "bfloat16"],
 )
 def test_devices_and_micro_batches_with_other_settings(tmp_path: Path, overrides: list[str], rtol: float) -> None:
     one = train(job(tmp_path / "one" / "r0", *overrides))

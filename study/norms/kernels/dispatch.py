@@ -18,6 +18,7 @@ from torch import Tensor
 from study.norms.kernels import reference
 from study.norms.kernels.build import BuildError, build_library
 from study.norms.kernels.sync import count_ranks
+from study.norms.mixing import Centre
 from study.norms.names import POOLS
 
 _OPTIONS = "int members, int groups, int chunks, int correction, float eps, bool softmax"
@@ -38,12 +39,7 @@ for _schema in _SCHEMAS:
 for _name in ("backward", "update_running_statistics", "sparse_switch_backward", "fix_choice"):  # without a gradient
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 _ops = torch.ops.switch_norm
-_KERNEL_MEMBERS = (
-    "in",
-    "ln",
-    "bn",
-    "gn",
-)  # what kernels.cpp and the Triton kernels compute, in order of bits
+_KERNEL_MEMBERS = ("in", "ln", "bn", "gn")  # what kernels.cpp and the Triton kernels compute, in order of bits
 _MEMBER_BITS = {pool: sum(1 << _KERNEL_MEMBERS.index(name) for name in pool)
                 for pool in POOLS if set(pool) <= set(_KERNEL_MEMBERS)}  # fmt: skip
 _BN = _MEMBER_BITS["bn",]
@@ -99,12 +95,13 @@ def normalize(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes `reference.normalize` with the kernels of x's device.
 
-    Falls back to the reference over several ranks and for a member that the kernels lack.
+    Falls back to the reference over several ranks, for a member that the kernels lack, for an empty x, and for x (N, C)
+    with a correction.
 
     Kernels skip a member whose two weights are exactly 0: no mixing rule passes a gradient to such a weight.
     """
-    over_ranks = sync and "bn" in pool and count_ranks() > 1
-    supported = pool in _MEMBER_BITS and x.dtype in _INPUT_DTYPES and x.numel() and not over_ranks
+    beyond = (sync and "bn" in pool and count_ranks() > 1) or (correction and x.dim() == 2)
+    supported = pool in _MEMBER_BITS and x.dtype in _INPUT_DTYPES and x.numel() and not beyond
     if not (_enabled and supported and load_kernels("cpu" if x.is_cpu else x.device.type)):
         return reference.normalize(
             x, switch, affine, running,
@@ -126,20 +123,20 @@ def update_running_statistics(running_mean: Tensor, running_var: Tensor, batch: 
         reference.update_running_statistics(running_mean, running_var, batch, momentum)
 
 
-def sparse_switch(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> Tensor:
-    """Computes `reference.sparse_switch`."""
-    if _enabled and logits.is_cpu and logits.dtype in _PARAMETER_DTYPES and load_kernels("cpu"):
+def sparse_switch(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor, centre: Centre = "simplex") -> Tensor:
+    """Computes `reference.sparse_switch`; the kernels know the centre of the simplex only."""
+    if _enabled and centre == "simplex" and logits.is_cpu and logits.dtype in _PARAMETER_DTYPES and load_kernels("cpu"):
         weights: Tensor = _ops.sparse_switch.default(logits, radius, fixed, choice)
         return weights
-    return reference.sparse_switch(logits, radius, fixed, choice)
+    return reference.sparse_switch(logits, radius, fixed, choice, centre)
 
 
-def fix_choice(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> None:
+def fix_choice(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor, centre: Centre = "simplex") -> None:
     """Does what `reference.fix_choice` does."""
-    if _enabled and logits.is_cpu and logits.dtype in _PARAMETER_DTYPES and load_kernels("cpu"):
+    if _enabled and centre == "simplex" and logits.is_cpu and logits.dtype in _PARAMETER_DTYPES and load_kernels("cpu"):
         _ops.fix_choice.default(logits, radius, fixed, choice)
     else:
-        reference.fix_choice(logits, radius, fixed, choice)
+        reference.fix_choice(logits, radius, fixed, choice, centre)
 
 
 @torch.library.register_fake("switch_norm::forward")
@@ -147,14 +144,14 @@ def _fake_forward(x: Tensor, mean_switch: Tensor, var_switch: Tensor, weight: Te
                   running_mean: Tensor | None, running_var: Tensor | None, members: int, *_: Any) -> Any:  # fmt: skip
     uses_batch = members & _BN and running_mean is None
     stats = weight.new_empty(2, *x.shape[:2])
-    return torch.empty_like(x), stats, weight.new_empty(2, x.shape[1] if uses_batch else 0)
+    return _empty_dense(x), stats, weight.new_empty(2, x.shape[1] if uses_batch else 0)
 
 
 @torch.library.register_fake("switch_norm::backward")
 def _fake_backward(dy: Tensor, x: Tensor, stats: Tensor, mean_switch: Tensor, var_switch: Tensor, weight: Tensor,
                    *_: Any) -> Any:  # fmt: skip
     parameters = (torch.empty_like(each) for each in (weight, weight, mean_switch, var_switch))
-    return torch.empty_like(x), *parameters
+    return _empty_dense(x), *parameters
 
 
 @torch.library.register_fake("switch_norm::sparse_switch")
@@ -171,6 +168,12 @@ def _fake_sparse_switch_backward(dweights: Tensor, *_: Tensor) -> Tensor:
 @torch.library.register_fake("switch_norm::fix_choice")
 def _fake_in_place(*_: Any) -> None:
     """These operators change their arguments and return nothing."""
+
+
+def _empty_dense(x: Tensor) -> Tensor:
+    """Returns what the kernels allocate for y and dx: like x if x is contiguous or channels last, else contiguous."""
+    is_kept = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+    return torch.empty_like(x, memory_format=torch.preserve_format if is_kept else torch.contiguous_format)
 
 
 @torch.compiler.assume_constant_result  # the first call may be inside a compiled function

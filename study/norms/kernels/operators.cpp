@@ -58,21 +58,40 @@ switch_norm::Shape get_shape(const Tensor& x) {
   return {N, C, P, P == 1 || !x.is_contiguous()};
 }
 
-const void* data_or_null(const optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+// Values by channel and switches, whose strides may be any (expanded, or a part of another tensor), as dense tensors.
+struct DenseParameters {
+  Tensor mean_switch, var_switch, weight, bias, running_mean, running_var;
+
+  DenseParameters(const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
+                  const optional<Tensor>& bias, const optional<Tensor>& running_mean,
+                  const optional<Tensor>& running_var)
+      : mean_switch(mean_switch.contiguous()),
+        var_switch(var_switch.contiguous()),
+        weight(weight.contiguous()),
+        bias(bias ? bias->contiguous() : Tensor()),
+        running_mean(running_mean ? running_mean->contiguous() : Tensor()),
+        running_var(running_var ? running_var->contiguous() : Tensor()) {}
+
+  switch_norm::Inputs inputs(const Tensor& x) const {
+    const auto data = [](const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
+    return {data(x), data(mean_switch), data(var_switch), data(weight), data(bias), data(running_mean),
+            data(running_var)};
+  }
+};
 
 Triple forward(const Tensor& input, const Tensor& mean_switch, const Tensor& var_switch, const Tensor& weight,
                const Tensor& bias, const optional<Tensor>& running_mean, const optional<Tensor>& running_var,
                int64_t members, int64_t groups, int64_t chunks, int64_t correction, double eps, bool softmax) {
+  TORCH_CHECK(members > 0 && members >> switch_norm::kMembers == 0, "switch_norm: the kernels lack a member of ",
+              members);
   const switch_norm::Options options{members, groups, chunks, correction, eps, softmax};
+  const DenseParameters parameters(mean_switch, var_switch, weight, bias, running_mean, running_var);
   const Tensor x = to_dense(input);
   const auto shape = get_shape(x);
   Tensor y = at::empty_like(x), stats = at::empty({2, shape.N, shape.C}, weight.options());
   Tensor batch = at::empty({2, options.has(switch_norm::kBn) && !running_mean ? shape.C : 0}, weight.options());
-  switch_norm::forward(get_dtype(x), shape, options,
-                       {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
-                        weight.const_data_ptr(), bias.const_data_ptr(), data_or_null(running_mean),
-                        data_or_null(running_var)},
-                       y.mutable_data_ptr(), stats.mutable_data_ptr(), batch.mutable_data_ptr());
+  switch_norm::forward(get_dtype(x), shape, options, parameters.inputs(x), y.mutable_data_ptr(),
+                       stats.mutable_data_ptr(), batch.mutable_data_ptr());
   return {y, stats, batch};
 }
 
@@ -80,13 +99,12 @@ Gradients backward(const Tensor& dy, const Tensor& input, const Tensor& stats, c
                    const Tensor& var_switch, const Tensor& weight, const optional<Tensor>& running_mean,
                    const optional<Tensor>& running_var, int64_t members, int64_t groups, int64_t chunks,
                    int64_t correction, double eps, bool softmax) {
+  const DenseParameters parameters(mean_switch, var_switch, weight, std::nullopt, running_mean, running_var);
   const Tensor x = to_dense(input), gradient = with_strides_of(dy, x);
   Tensor dx = at::empty_like(x), dweight = at::empty_like(weight), dbias = at::empty_like(weight);
   Tensor dmean = at::empty_like(mean_switch), dvar = at::empty_like(var_switch);
   switch_norm::backward(get_dtype(x), get_shape(x), {members, groups, chunks, correction, eps, softmax},
-                        {x.const_data_ptr(), mean_switch.const_data_ptr(), var_switch.const_data_ptr(),
-                         weight.const_data_ptr(), nullptr, data_or_null(running_mean), data_or_null(running_var)},
-                        stats.const_data_ptr(), gradient.const_data_ptr(),
+                        parameters.inputs(x), stats.const_data_ptr(), gradient.const_data_ptr(),
                         {dx.mutable_data_ptr(), dmean.mutable_data_ptr(), dvar.mutable_data_ptr(),
                          dweight.mutable_data_ptr(), dbias.mutable_data_ptr()});
   return {dx, dweight, dbias, dmean, dvar};
@@ -99,7 +117,8 @@ void update_running_statistics(Tensor& running_mean, Tensor& running_var, const 
     const scalar_t* target = batch.const_data_ptr<scalar_t>();
     for (Tensor* running : {&running_mean, &running_var}) {
       scalar_t* value = running->mutable_data_ptr<scalar_t>();
-      for (int64_t c = 0; c < C; ++c) value[c] += scalar_t(momentum) * (target[c] - value[c]);
+      const int64_t step = running->stride(0);
+      for (int64_t c = 0; c < C; ++c) value[c * step] += scalar_t(momentum) * (target[c] - value[c * step]);
       running->unsafeGetTensorImpl()->bump_version();  // notifies autograd, which may have saved it in evaluation
       target += C;
     }

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from study.norms.kernels.sync import combine_moments, count_ranks
+from study.norms.mixing import Centre, sparsestmax
 from study.norms.mixing import softmax as softmax_rule
-from study.norms.mixing import sparsestmax
 
 # The axes that a member averages over, with (N, C) moments reshaped to (chunks, samples, groups, channels per group).
 _AXES = {"ln": (2, 3), "bn": (1,), "gn": (3,)}
@@ -36,21 +36,34 @@ def normalize(
     arguments are those of `SwitchNorm`.
 
     Returns y and, if bn used the statistics of the batch, the mean and variance that running statistics move towards:
-    (2, C), averages over chunks, detached.
+    (2, C), averages over chunks, detached. An empty x has no statistics, and the gradients of the parameters are 0.
+
+    ValueError if x does not have a floating-point dtype.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"input of dtype {x.dtype} is not allowed: a floating-point dtype")
     batch, channels = x.shape[:2]
     pixels = math.prod(x.shape[2:])
     grid = (chunks, batch // chunks, groups, channels // groups)
     ranks = count_ranks() if sync else 1
     column = (batch, channels, *[1] * (x.dim() - 2))
+    if not x.numel():
+        if ranks > 1 and "bn" in pool:  # the others wait for this rank, and get an error unless their x is empty, too
+            nothing = affine[0].new_zeros(1, 1, *grid[2:])
+            combine_moments(nothing, nothing, count=0)
+        return (x + sum(parameter.sum() for parameter in (*switch, *affine))).to(x.dtype), None
     weights = [softmax_rule(logits) if softmax else logits for logits in switch]
 
     # One pass over x; from here to the last step, all tensors have N x C elements or fewer.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean, var, centered = _compute_moments(wide, tuple(range(2, x.dim())))
+    axes = tuple(range(2, x.dim()))
+    if running is not None and axes:
+        mean, var, centered = _compute_moments_in_evaluation(wide, axes, weights, pool.index("bn"), running[0])
+    else:
+        mean, var, centered = _compute_moments(wide, axes)
     mean, var = mean.reshape(grid), var.reshape(grid)
-    if correction and pixels > 1:
-        var = var * (pixels / (pixels - 1))
+    if correction:
+        var = var * _bessel_factor(pixels)
 
     members = {"in": (mean, var)}
     for name in pool:
@@ -62,6 +75,9 @@ def normalize(
             members[name] = center, var.mean(_AXES[name], keepdim=True) + spread
             if name == "bn" and ranks > 1:
                 members[name] = combine_moments(*members[name], count=grid[1] * pixels)
+            if correction and not axes:
+                count = math.prod(grid[axis] for axis in _AXES[name]) * (ranks if name == "bn" else 1)
+                members[name] = members[name][0], members[name][1] * _bessel_factor(count)
     mixed_mean = _weighted_sum(weights[0], [members[name][0] for name in pool])
     mixed_var = _weighted_sum(weights[1], [members[name][1] for name in pool])
 
@@ -75,8 +91,8 @@ def normalize(
     center, spread = (statistic.detach().mean(0).reshape(channels) for statistic in members["bn"])
     # torch's convention: the variance that normalizes is biased, the running variance is unbiased.
     count = ranks * grid[1] * pixels
-    if correction == 0 and count > 1:
-        spread = spread * (count / (count - 1))
+    if correction == 0:
+        spread = spread * _bessel_factor(count)
     return y, torch.stack((center, spread))
 
 
@@ -86,16 +102,21 @@ def update_running_statistics(running_mean: Tensor, running_var: Tensor, batch: 
         running.lerp_(statistic, momentum)
 
 
-def sparse_switch(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> Tensor:
+def sparse_switch(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor, centre: Centre = "simplex") -> Tensor:
     """Returns weights (K,): `choice` if `fixed`, else `sparsestmax` of the logits."""
-    return torch.where(fixed, choice, sparsestmax(logits, radius))
+    return torch.where(fixed, choice, sparsestmax(logits, radius, centre))
 
 
-def fix_choice(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor) -> None:
+def fix_choice(logits: Tensor, radius: Tensor, fixed: Tensor, choice: Tensor, centre: Centre = "simplex") -> None:
     """Fixes weights that are one-hot, and sets the logits of fixed weights to these weights. In place, no gradient."""
-    choice.copy_(sparse_switch(logits, radius, fixed, choice))
+    choice.copy_(sparse_switch(logits, radius, fixed, choice, centre))
     fixed.logical_or_(choice.amax() >= 1.0)
     logits.copy_(torch.where(fixed, choice, logits))
+
+
+def _bessel_factor(count: int) -> float:
+    """Returns the unbiased variance of `count` values as a multiple of the biased one; 1 for a single value."""
+    return count / (count - 1) if count > 1 else 1.0
 
 
 def _compute_moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,6 +127,22 @@ def _compute_moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, 
     mean = x.mean(axes, keepdim=True)
     centered = x - mean
     return mean, centered.square().mean(axes, keepdim=True), centered
+
+
+def _compute_moments_in_evaluation(
+    x: Tensor, axes: tuple[int, ...], weights: list[Tensor], bn: int, running_mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes `_compute_moments`, but finite moments if only bn has a weight.
+
+    y then depends on no moment of x, and a value that is not finite must not spread, as 0 times its mean is NaN.
+    """
+    used = weights[0] + weights[1] != 0.0
+    only_bn = used.sum() == used[bn]
+    mean = x.mean(axes, keepdim=True)
+    is_finite = mean - mean == 0.0  # faster than isfinite
+    mean = torch.where(only_bn & ~is_finite, running_mean.to(mean.dtype).view(-1, *[1] * len(axes)), mean)
+    centered = x - mean
+    return mean, torch.where(only_bn, 0.0, centered.square().mean(axes, keepdim=True)), centered
 
 
 def _weighted_sum(weights: Tensor, members: list[Tensor]) -> Tensor:

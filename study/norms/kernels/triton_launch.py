@@ -15,7 +15,7 @@ sizes need no compilation.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -76,6 +76,9 @@ def forward(
     uses_running = running_mean is not None
     chunks = 1 if uses_running else chunks
     x = _to_layout(x, plan)
+    mean_switch, var_switch, weight, bias, running_mean, running_var = _to_dense(
+        members, mean_switch, var_switch, weight, bias, running_mean, running_var
+    )
     y = torch.empty_like(x)
     stats = x.new_empty((2, plan.N, plan.C), dtype=torch.promote_types(x.dtype, torch.float32))
     parts = stats if plan.splits == 1 else stats.new_empty((2, plan.splits, plan.N, plan.C))
@@ -159,6 +162,9 @@ def backward(
     uses_running = running_mean is not None
     chunks = 1 if uses_running else chunks
     x, dy = _to_layout(x, plan), _to_layout(dy, plan)
+    mean_switch, var_switch, weight, running_mean, running_var = _to_dense(
+        members, mean_switch, var_switch, weight, running_mean, running_var
+    )
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     dmean_switch, dvar_switch = torch.empty_like(mean_switch), torch.empty_like(var_switch)
     parts = stats.new_empty((2, plan.splits, plan.N, plan.C))
@@ -266,6 +272,12 @@ def _plan_launch(x: Tensor) -> _LaunchPlan:
 def _to_layout(x: Tensor, plan: _LaunchPlan) -> Tensor:
     """Returns a tensor in the memory layout of the plan, without a copy if it already has this layout."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if plan.channels_last else x.contiguous()
+
+
+def _to_dense(members: int, *parameters: Any) -> Any:
+    """Returns switches, parameters and running statistics as contiguous tensors. Checks that `members` have kernels."""
+    assert 0 < members < 2 * GN.value, f"the kernels lack a member of {members}"
+    return (each if each is None else each.contiguous() for each in parameters)
 
 
 def _count_set_programs(plan: _LaunchPlan, members: int, groups: int) -> int:

@@ -1,5 +1,7 @@
 """The compiled kernels on CPUs against the reference implementation."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from study.norms import SparseSwitchNorm2d, SwitchNorm2d, plain_norms
 from study.norms.kernels import dispatch, reference
 from study.norms.mixing import sparsestmax
 from tests.norms.kernel_cases import FIXED_CASES, Case, compare, draw_case, run_kernels
+from tests.norms.test_numerics import LAYOUTS
 
 LARGE = (  # work for several threads, rows and tiles that are split, sizes that are not multiples of a vector
     Case(shape=(8, 12, 65, 67), groups=4, chunks=2),
@@ -40,6 +43,63 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels, case):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operators_of_layers_pass_the_checks_of_torch(kernels, layout, dtype):
+    """Among them: whether the fake operators, which compilers ask, have the strides that the operators return."""
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    x = LAYOUTS[layout](draw(2, 4, 3, 3)).to(dtype).requires_grad_()
+    parameters = [torch.ones(size, requires_grad=True) for size in (3, 3, 4, 4)]
+    for running in ((None, None), (torch.zeros(4), torch.ones(4))):
+        options = *running, 7, 1, 1, 0, 1e-5, True
+        torch.library.opcheck(kernels.forward.default, (x, *parameters, *options))
+        y, stats, _ = (each.detach() for each in kernels.forward(x, *parameters, *options))
+        values = [each.detach() for each in (x, stats, *parameters[:3])]
+        torch.library.opcheck(kernels.backward.default, (torch.ones_like(y), *values, *options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_other_operators_pass_the_checks_of_torch(kernels, fixed, dtype):
+    logits, choice = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0]], dtype=dtype)
+    state = torch.tensor(0.3, dtype=dtype), torch.tensor(fixed)
+    torch.library.opcheck(kernels.sparse_switch.default, (logits.clone().requires_grad_(), *state, choice))
+    torch.library.opcheck(kernels.sparse_switch_backward.default, (choice, logits, *state))
+    torch.library.opcheck(kernels.fix_choice.default, (logits, *state, choice))
+    torch.library.opcheck(
+        kernels.update_running_statistics.default, (logits, choice, torch.ones(2, 3, dtype=dtype), 0.1)
+    )
+
+
+def test_every_operator_is_checked():
+    names = {schema.split("(")[0] for schema in dispatch._SCHEMAS}
+    checked = {"forward", "backward", "sparse_switch", "sparse_switch_backward", "fix_choice"}
+    assert names == checked | {"update_running_statistics"}
+
+
+def test_parameters_and_statistics_may_have_any_strides():
+    dense = SwitchNorm2d(6)
+    strided = SwitchNorm2d(6)
+    for name, value in (*dense.named_parameters(), *dense.named_buffers()):
+        value.data.copy_(torch.rand(value.shape, generator=torch.Generator().manual_seed(len(name))))
+        getattr(strided, name).data = value.data.repeat_interleave(2)[::2]
+    assert strided.weight.stride() == (2,)
+    x = torch.randn(4, 6, 3, 3)
+    for training in (True, False):
+        results = []
+        for layer in (dense, strided):
+            y = layer.train(training)(x)
+            results.append((y, *torch.autograd.grad(y.pow(3).sum(), list(layer.parameters())), *layer.buffers()))
+        for first, second in zip(*results, strict=True):
+            assert torch.equal(first, second)
+
+
+def test_kernels_refuse_members_that_they_lack(kernels):
+    values = [torch.ones(size) for size in (5, 5, 6, 6)]
+    with pytest.raises(RuntimeError, match="the kernels lack a member"):
+        kernels.forward(torch.randn(2, 6, 3, 3), *values, None, None, 31, 1, 1, 0, 1e-5, True)
 
 
 def test_a_member_without_kernels_runs_on_the_reference(kernels, monkeypatch):
@@ -107,11 +167,6 @@ def test_inputs_may_have_any_strides():
         expected = SwitchNorm2d(6)(x)
     torch.testing.assert_close(y, expected)
     assert gradient.shape == x.shape
-
-
-def test_an_empty_batch_gives_an_empty_output():
-    layer = SwitchNorm2d(6).eval()
-    assert layer(torch.randn(0, 6, 4, 4)).shape == (0, 6, 4, 4)
 
 
 @pytest.mark.parametrize("layer_type", [SwitchNorm2d, SparseSwitchNorm2d])

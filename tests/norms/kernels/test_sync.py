@@ -5,7 +5,16 @@ import torch
 
 from study.norms import SparseSwitchNorm2d, SwitchNorm2d, build_norm
 from study.norms.names import NORM_NAMES
-from tests.norms.rank_cases import WORLD_SIZES, AverageCase, LayerCase, NetworkCase, UnequalCase, run_groups
+from tests.norms.rank_cases import (
+    WORLD_SIZES,
+    AverageCase,
+    EmptyCase,
+    LayerCase,
+    NetworkCase,
+    UnequalCase,
+    run_groups,
+    running_buffers,
+)
 
 LAYERS = (
     *(LayerCase(norm=norm) for norm in ("bn", "sn", "ssn", "sn[in,bn]", "sn[in,ln,bn,gn]", "sn-tied", "sn-uniform")),
@@ -16,14 +25,16 @@ LAYERS = (
     LayerCase(samples=1, pixels=(1, 1)),
 )
 NETWORKS = [NetworkCase(norm=norm, sync=sync) for norm in NORM_NAMES for sync in (False, True)]
-AVERAGES = [AverageCase(norm=norm) for norm in ("bn", "sn")]
+AVERAGES = [AverageCase(norm=norm, variance=rule) for norm in ("bn", "sn") for rule in ("within", "total")]
+UNEQUAL = [UnequalCase(first=first) for first in (0, 1)]
+EMPTY = [EmptyCase(norm=norm) for norm in ("bn", "sn", "ssn")]
 OFFSETS = [LayerCase(norm=norm, offset=offset, dtype=torch.float32) for norm in ("bn", "sn") for offset in (1e3, 1e4)]
 several = pytest.mark.parametrize("ranks", [ranks for ranks in WORLD_SIZES if ranks > 1])
 
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory):
-    all_cases = [*LAYERS, *NETWORKS, *AVERAGES, *OFFSETS, UnequalCase()]
+    all_cases = [*LAYERS, *NETWORKS, *AVERAGES, *OFFSETS, *UNEQUAL, *EMPTY]
     cases = {ranks: all_cases if ranks > 1 else LAYERS for ranks in WORLD_SIZES}
     return run_groups(tmp_path_factory.mktemp("ranks"), cases)
 
@@ -88,9 +99,19 @@ def test_kernel_kind_of_several_ranks_is_plain(groups):
 
 
 @several
-def test_batches_of_unequal_size_are_an_error_on_every_rank(groups, ranks):
-    for message in groups[ranks][UnequalCase()]:
+@pytest.mark.parametrize("case", UNEQUAL, ids=str)
+def test_batches_of_unequal_size_are_an_error_on_every_rank(groups, case, ranks):
+    for message in groups[ranks][case]:
         assert "ranks differ in the size of their batch" in message
+
+
+@several
+@pytest.mark.parametrize("case", EMPTY, ids=str)
+def test_empty_batches_change_nothing(groups, case, ranks):
+    before = running_buffers(LayerCase(norm=case.norm).build(sync=True))
+    for buffers, gradients in groups[ranks][case]:
+        assert all(torch.equal(buffers[name], before[name]) for name in before)
+        assert all(gradient.eq(0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("build", [SwitchNorm2d, SparseSwitchNorm2d, lambda _, **o: build_norm("bn", **o)])
