@@ -269,6 +269,7 @@ def patched():
         (nn.LazyBatchNorm2d(), "its number of channels is not known yet; run the network once"),
         (FrozenBatchNorm2d(4), "it is frozen, and its successor would be trained; unfreeze=True allows this"),
         (nn.InstanceNorm2d(4, track_running_stats=True), "it keeps running statistics of instances"),
+        (nn.BatchNorm2d(4, momentum=None), "momentum None is not allowed"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
