@@ -12,10 +12,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pydantic_core import to_jsonable_python
 
 from study.analysis.weight_tables import read_switch_weights
 from study.config.choice_space import ChoiceSpace
+from study.config.errors import escape_controls
 from study.config.schema import StudyConfig
+from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial, plan_trial
 from study.record.contents import MAX_TABLE_BYTES, DamagedFileError, read_command, read_metrics
 from study.record.io import read_file
@@ -57,6 +60,7 @@ def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpac
         if row["state"] != "damaged":
             record.weights = _read_weights(folder, space, is_running=row["state"] == "running")
         if row["state"] == "done" and plan is not None:
+            _check_config(folder, plan)
             _check_epochs(folder, plan, record.weights)
             _check_scores(folder, row, record.curves)
     except DamagedFileError as error:
@@ -81,6 +85,8 @@ def build_trial_table(records: Sequence[TrialRecord], factors: Sequence[str]) ->
         "key", "trial_id", "replicate", *factors, *CONFIG_COLUMNS, "state", "reason", *METRICS, *RESULT_NUMBERS, *FACTS,
     )  # fmt: skip
     numbers = {*METRICS, *RESULT_NUMBERS}
+    for record in records:  # a file of another person must not control a terminal that shows a table
+        record.row |= {name: _escape(record.row.get(name)) for name in ("reason", *FACTS)}
     # dtype object keeps the type of levels (None, True and 1 are different levels), and None for unknown values.
     columns = {
         name: pd.Series([record.row.get(name) for record in records], dtype=float if name in numbers else object)
@@ -154,12 +160,28 @@ def _read_weights(folder: TrialFolder, space: ChoiceSpace, *, is_running: bool) 
     return weights if weights.num_rows else None  # the layers of some norms have no choice
 
 
+def _check_config(folder: TrialFolder, plan: PlannedTrial) -> None:
+    """Raises `DamagedFileError` where trial.yaml holds another config or other levels than the plan.
+
+    Paths may differ, because a folder may have been moved, and an older version may have had other fields.
+    """
+    description = folder.read_description()
+    planned = plan.config.model_dump(mode="json", exclude={"start_source"})
+    parts = (("config", planned), ("levels", to_jsonable_python(plan.levels)))
+    for part, expected in parts:
+        found = description[part]
+        if wrong := [name for name, value in expected.items() if name in found and found[name] != value]:
+            raise DamagedFileError(folder.trial.name, f"{part}: {', '.join(wrong)}: not what the trial's id stands for")
+
+
 def _check_epochs(folder: TrialFolder, plan: PlannedTrial, weights: pa.Table | None) -> None:
     """Raises `DamagedFileError` where a finished trial lacks epochs: the last one counts."""
     trained = (folder.read_result() or {}).get("epochs")
     if trained and trained != plan.config.epochs:  # an imported network was not trained here: 0
         raise DamagedFileError(folder.result.name, f"epochs is {trained}, but {plan.config.epochs} are planned")
     last = None if weights is None else weights["epoch"].to_numpy().max()
+    if last is None and parse_norm(plan.config.norm).is_switch:
+        raise DamagedFileError(folder.switch_weights.name, "holds no switch weights")
     if None not in (last, trained) and last != trained:
         raise DamagedFileError(folder.switch_weights.name, f"the last epoch is {last}, not {trained}")
 
@@ -167,6 +189,8 @@ def _check_epochs(folder: TrialFolder, plan: PlannedTrial, weights: pa.Table | N
 def _check_scores(folder: TrialFolder, row: dict[str, Any], curves: list[tuple[str, int, str, float]]) -> None:
     """Raises `DamagedFileError` where a result differs from the last epoch's value of the same name."""
     last = max((epoch for _, epoch, _, _ in curves), default=0)
+    if last > (epochs := (folder.read_result() or {}).get("epochs") or last):
+        raise DamagedFileError(folder.metrics.name, f"the last epoch is {last}, not {epochs}")
     for _, epoch, name, value in curves:
         if epoch == last and name in METRICS and not _is_same(row[name], value):
             raise DamagedFileError(folder.result.name, f"{name} is {row[name]}, but {value} in {folder.metrics.name}")
@@ -188,6 +212,10 @@ def _read_curves(folder: TrialFolder) -> list[tuple[str, int, str, float]]:
         for row in read_metrics(folder.metrics)
         if row["name"] in CURVES
     ]
+
+
+def _escape(value: Any) -> Any:
+    return escape_controls(value) if isinstance(value, str) else value
 
 
 def _convert_number(value: float | None) -> float:

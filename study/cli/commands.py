@@ -217,9 +217,8 @@ def _print_unsynced(folder: StudyFolder, options: argparse.Namespace) -> None:
     if unsynced := count_unsynced_runs(folder):
         out = [] if options.out == Path("runs") else ["--out", str(options.out)]
         command = format_command(["sync", "--study", options.study, *out])
-        print(
-            f"W&B: {unsynced} of the runs in {folder.wandb} are not completely on a server. To upload them: {command}"
-        )
+        where = f"{unsynced} of the runs in {folder.wandb} are not completely on a server"
+        print(f"W&B: {where}. To upload them (after `wandb login`): {command}")
 
 
 def show_difference(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from study.analysis.weight_tables import read_switch_weights
 from study.cli.recorded import read_checked_state
 from study.cli.tables import print_rows
 from study.config.choice_space import ChoiceSpace
-from study.config.errors import escape_controls
+from study.config.errors import escape_controls, shorten
 from study.config.schema import TrialConfig
 from study.plan.loading import StudyFile
 from study.record.contents import MAX_TABLE_BYTES, read_metrics
@@ -21,6 +21,7 @@ from study.record.layout import TrialFolder
 
 MAX_EPOCHS = 12  # rows of a table by epoch: the first, the last, and some between
 LOG_LINES = 12
+MAX_LINE = 2000  # characters of the log
 
 
 def print_trial(console: Console, trial: TrialFolder, recorded: StudyFile) -> None:
@@ -38,7 +39,8 @@ def print_trial(console: Console, trial: TrialFolder, recorded: StudyFile) -> No
         console.print(escape_controls(str(error)), soft_wrap=True)
     if trial.log.is_file() and (lines := trial.log.read_text(encoding="utf-8", errors="replace").splitlines()):
         console.print(f"\nend of {trial.log.name}", style="bold")
-        console.print("\n".join(map(escape_controls, lines[-LOG_LINES:])), soft_wrap=True)
+        last = (escape_controls(shorten(line, MAX_LINE)) for line in lines[-LOG_LINES:])
+        console.print("\n".join(last), soft_wrap=True)
 
 
 def _print_config(console: Console, trial: TrialFolder, base: TrialConfig) -> None:

@@ -21,7 +21,7 @@ from study.record.layout import StudyFolder, TrialFolder
 from study.record.switch_weights import read_last_weights
 from study.record.wandb_links import find_runs_below, link_wandb_runs, mark_uploaded
 from study.record.wandb_names import StudyRuns, build_run_config
-from study.record.wandb_run import Tracker, isolate_wandb
+from study.record.wandb_run import NOT_IN_TIME, Tracker, isolate_wandb
 from study.record.wandb_server import Connection, ServerError, ServerRun, ask_server, list_runs
 
 
@@ -53,11 +53,16 @@ def sync(folder: StudyFolder, report_progress: Callable[[str], None] = lambda li
             _sync_trial(trial, file, runs, known, result, report_progress)
     except ServerError as error:
         raise UserError(f"sync: W&B: {error}") from None
+    if NOT_IN_TIME in result.failed.values():
+        return result
     if (folder.report / "answers.json").is_file() and not is_summary_uploaded(folder, known):
         from study.analysis.report.report import Report  # takes seconds
 
         report_progress("summary")
-        write_summary(Report(folder), connection)
+        try:
+            write_summary(Report(folder), connection)
+        except Exception as error:  # W&B may fail in any way
+            result.failed["summary"] = (str(error) or type(error).__name__).splitlines()[0]
     link_wandb_runs(folder)
     return result
 
@@ -100,6 +105,9 @@ def _sync_trial(
                 return  # it has not started
             if run is not None and _is_complete(record, run):
                 result.complete.append(trial.key)
+            elif NOT_IN_TIME in result.failed.values():  # it would take half a minute for each
+                result.failed[trial.key] = "the server did not take the data of the trial before"
+                return
             else:
                 report_progress(trial.key)
                 if problem := _upload(trial, record, file, runs):

@@ -23,8 +23,11 @@ from study.norms.known_layers import (
     list_extras,
     read_settings,
 )
+from study.norms.layers import SwitchNorm
 from study.norms.names import NormSpec, parse_norm
-from study.norms.protocol import share_switches
+from study.norms.protocol import share_logits
+from study.norms.single_norms import GhostBatchNorm
+from study.norms.sparse import SparseSwitchNorm2d
 
 
 def convert_norms(
@@ -62,14 +65,17 @@ def convert_norms(
             model is then unchanged.
     """
     spec, new_layers = parse_norm(name), dict[nn.Module, nn.Module]()
-    like = next(chain(model.parameters(), model.buffers()), None)
+    like = _find_dtype(model)
     places = [*list_children(model)]
-    for path, child in [("", model), *((path, child) for path, *_, child in places)]:
-        if not is_norm(child) or child in new_layers or _is_already(child, spec, options):
+    for path, parent, child in [("", None, model), *((path, parent, child) for path, parent, _, child in places)]:
+        is_kept = is_norm(child) and not (is_frozen(child) and unfreeze) and _is_already(child, spec, options)
+        if not is_norm(child) or child in new_layers or is_kept:
             continue
         obstacle = find_obstacle(child)
         if is_frozen(child) and not unfreeze:
             obstacle = "it is frozen, and its successor would be trained; unfreeze=True allows this"
+        if type(parent).__name__ == "OptimizedModule":
+            obstacle = "it is compiled by itself; compile the network after the conversion"
         try:
             if obstacle:
                 raise ValueError(obstacle)
@@ -81,7 +87,11 @@ def convert_norms(
             parent.register_module(child_name, new_layers[child])
     model = new_layers.get(model, model)
     if spec.control in ("stage", "shared"):
-        share_switches(model, key=lambda path: path.split(".")[0] if spec.control == "stage" else "")
+        first_layers: dict[str, nn.Module] = {}
+        for path, layer in model.named_modules():
+            if isinstance(layer, SwitchNorm):
+                key = path.split(".")[0] if spec.control == "stage" else ""
+                share_logits(first_layers.setdefault(key, layer), layer)
     if report is not None:
         report(_describe(model, new_layers))
     return model
@@ -91,9 +101,15 @@ def convert_norms(
 def convert_norm(old: Any, name: str, *, like: Tensor | None = None, **options: Any) -> nn.Module:
     """Builds the layer that replaces `old`, as `convert_norms` says. like: for its device, if `old` has no tensor."""
     settings = read_settings(old)
+    if isinstance(old, _InstanceNorm) and old.running_mean is not None:
+        raise ValueError("it keeps running statistics of instances, which no other norm has")
+    if settings.get("correction") and not parse_norm(name).is_switch and "correction" not in options:
+        raise ValueError(
+            f"its variances are unbiased (correction=1), those of {name} are not; correction=0 allows this"
+        )
     dims = {"dims": settings["dims"]} if "dims" in settings else {}
     new: Any = build_norm(name, **settings | options | dims)(count_channels(old))
-    like = next(chain(old.parameters(), old.buffers()), like)
+    like = _find_dtype(old, like)
     new = (new if like is None else new.to(like)).train(old.training)
     for part in ("weight", "bias"):
         value = getattr(old, part, None)
@@ -117,20 +133,34 @@ def _copy_statistics(old: Any, new: Any) -> None:
     """Copies running statistics to a layer that has them; removes them from it if `old` does not keep any."""
     if not isinstance(getattr(new, "running_mean", None), Tensor):
         return
-    if isinstance(old, _BatchNorm) and old.running_mean is None:
+    if isinstance(old, (_BatchNorm, SwitchNorm)) and _uses_batch(old) and old.running_mean is None:
+        if isinstance(new, GhostBatchNorm):
+            raise ValueError("it does not track statistics, which batch norms over chunks do")
         new.running_mean = new.running_var = None
         if isinstance(new, _BatchNorm):
             new.track_running_stats, new.num_batches_tracked = False, None
         return
-    if isinstance(old, _InstanceNorm) and old.running_mean is not None:
-        raise ValueError("it keeps running statistics of instances, which no other norm has")
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         if isinstance(value := getattr(old, name, None), Tensor) and hasattr(new, name):
             getattr(new, name).copy_(value)
 
 
+def _uses_batch(norm: _BatchNorm | SwitchNorm) -> bool:
+    """Whether a layer takes batch statistics: of a switch norm, one with bn in its pool."""
+    return isinstance(norm, _BatchNorm) or "bn" in norm.pool
+
+
+def _find_dtype(module: nn.Module, default: Tensor | None = None) -> Tensor | None:
+    """The first tensor of a module that is not of integers, for its device and dtype."""
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), default)
+
+
 def _is_already(norm: nn.Module, spec: NormSpec, options: dict[str, Any]) -> bool:
     """Whether a layer need not be replaced: it is of the norm asked for, and its settings are to stay."""
+    if isinstance(norm, SwitchNorm):
+        kind = "ssn" if isinstance(norm, SparseSwitchNorm2d) else "sn"
+        return (kind, norm.pool, None) == (spec.kind, spec.pool, spec.control) and not options
     kinds = {"bn": _BatchNorm, "gn": nn.GroupNorm}
     is_kind = isinstance(norm, kinds.get(spec.kind, ())) or (spec.kind == "bn" and is_frozen(norm))
     return is_kind and not options

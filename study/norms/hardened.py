@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+import inspect
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from study.norms.conversion import convert_norm
 from study.norms.kernels import dispatch, reference
-from study.norms.known_layers import find_obstacle, is_norm, list_children, list_extras
+from study.norms.known_layers import find_obstacle, is_frozen, is_norm, list_children, list_extras
 from study.norms.layers import SwitchNorm
 from study.norms.protocol import is_switch_layer
 
@@ -51,7 +55,8 @@ def harden(model: nn.Module) -> nn.Module:
             replaced[module] = _harden_layer(module)
     for convolution, norm in _find_foldable_pairs(hardened):
         new_norm = replaced.get(norm, norm)
-        if isinstance(getattr(new_norm, "running_mean", None), Tensor) and not isinstance(new_norm, _FixedNorm):
+        is_batch_norm = isinstance(new_norm, _BatchNorm) or is_frozen(new_norm)
+        if is_batch_norm and isinstance(new_norm.running_mean, Tensor):
             extras = [extra for _, extra in list_extras(norm)]
             replaced |= {
                 convolution: _fold(convolution, new_norm),
@@ -114,7 +119,14 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     # Modules may store what they see while they are traced, so a copy that shares all tensors is traced.
     traced = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     originals = dict(zip(traced.modules(), model.modules(), strict=True))
-    for root, graph in _trace(traced):
+    used_otherwise: set[nn.Module] = set()  # modules whose parameters a forward reads
+    graphs = list(_trace(traced))
+    if {root for root, _ in graphs} != {traced}:  # what is not traced may call a module that has several places
+        places = Counter(module for *_, module in list_children(model))
+        used_otherwise = {module for module, count in places.items() if count > 1}
+    for root, graph in graphs:
+        reads = (str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
+        used_otherwise |= {originals[root.get_submodule(path)] for path in reads}
         called = {
             node: originals[root.get_submodule(str(node.target))] for node in graph.nodes if node.op == "call_module"
         }
@@ -124,18 +136,30 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
             elif is_norm(module) and not find_obstacle(module):
                 sources[module] |= {called.get(source) for source in node.all_input_nodes}
     pairs = [(next(iter(found)), norm) for norm, found in sources.items() if len(found) == 1]
-    return [(source, norm) for source, norm in pairs if source and _is_foldable(source) and users[source] == {norm}]
+    return [
+        (source, norm)
+        for source, norm in pairs
+        if source and _is_foldable(source) and users[source] == {norm} and not {source, norm} & used_otherwise
+    ]
 
 
 def _trace(module: nn.Module) -> Iterator[tuple[nn.Module, torch.fx.Graph]]:
-    """Yields a module and its graph; if it cannot be traced (control flow that depends on data), its submodules'."""
+    """Yields a module and its graph; if it cannot be traced (control flow that depends on data), its submodules'.
+
+    A module with optional arguments has two graphs, with all of them given and with none.
+    """
     try:
-        graph = _Tracer().trace(module)
+        parameters = inspect.signature(module.forward).parameters
+        defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+        graph = _Tracer().trace(module, concrete_args=defaults or None)
     except Exception:  # a forward may raise anything when it is given a placeholder
         for child in module.children():
             yield from _trace(child)
     else:
         yield module, graph
+        if defaults:
+            with suppress(Exception):
+                yield module, _Tracer().trace(module)
 
 
 class _Tracer(torch.fx.Tracer):
@@ -147,8 +171,22 @@ class _Tracer(torch.fx.Tracer):
 
 def _is_foldable(module: nn.Module) -> bool:
     """Whether a module is a convolution that only applies its weight and bias."""
-    is_convolution = any(type(module).forward is kind.forward for kind in _CONVOLUTIONS)
-    return is_convolution and not (is_parametrized(module) or module._forward_hooks or module._forward_pre_hooks)
+    kind = next((kind for kind in _CONVOLUTIONS if type(module).forward is kind.forward), None)
+    if kind is None or "forward" in vars(module) or is_parametrized(module):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks) and _is_plain(module, kind)
+
+
+def _is_plain(convolution: Any, kind: Any) -> bool:
+    """Whether a convolution whose class has its own `_conv_forward` computes what torch's class `kind` does."""
+    if type(convolution)._conv_forward is kind._conv_forward:
+        return True
+    weight, bias = convolution.weight, convolution.bias
+    sizes = (2 * size * dilation + 1 for size, dilation in zip(weight.shape[2:], convolution.dilation, strict=True))
+    x = torch.linspace(-1, 1, 997, dtype=weight.dtype, device=weight.device)
+    x = x.repeat(math.prod(shape := (1, convolution.in_channels, *sizes)) // 997 + 1)[: math.prod(shape)].view(shape)
+    expected = kind._conv_forward(convolution, x, weight, bias)
+    return torch.allclose(convolution._conv_forward(x, weight, bias), expected, rtol=1e-3, atol=1e-3)
 
 
 def _fold(convolution: Any, norm: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from study.norms.single_norms import GhostBatchNorm
 # Norms whose statistics and affine values never change: torchvision's, detectron2's and timm's. By name, because this
 # package needs none of these libraries.
 _FROZEN = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+_LIBRARIES = ("torchvision.", "detectron2.", "timm.")
 # Classes of timm that compute what their base class in torch computes; those with Act then apply `drop` and `act`.
 _TIMM = ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d", "GroupNorm", "GroupNorm1", "GroupNormAct",
          "GroupNorm1Act")  # fmt: skip
@@ -35,7 +36,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def is_frozen(module: nn.Module) -> bool:
     """Whether a layer is a batch norm that is never trained, such as torchvision's `FrozenBatchNorm2d`."""
-    return type(module).__name__ in _FROZEN and isinstance(getattr(module, "running_mean", None), Tensor)
+    is_known = type(module).__name__ in _FROZEN and type(module).__module__.startswith(_LIBRARIES)
+    return is_known and isinstance(getattr(module, "running_mean", None), Tensor)
 
 
 def find_obstacle(module: nn.Module) -> str:
@@ -46,6 +48,8 @@ def find_obstacle(module: nn.Module) -> str:
         return "its class has a forward of its own"
     if "forward" in vars(module):
         return "its forward has been replaced"
+    if type(module).train is not nn.Module.train:
+        return "its class has a train of its own"
     if is_parametrized(module):
         return "it has parametrizations"
     if any(getattr(module, name, None) for name in _HOOKS):
@@ -76,6 +80,8 @@ def read_settings(norm: Any) -> dict[str, Any]:
         names |= {"chunks": "chunks", "sync": "sync"}
     if isinstance(norm, SwitchNorm):
         names |= {"groups": "groups", "correction": "correction"}
+    if isinstance(norm, nn.SyncBatchNorm):
+        return {"eps": norm.eps, "momentum": norm.momentum, "sync": True}
     settings = {option: getattr(norm, name) for option, name in names.items() if hasattr(norm, name)}
     dims = [max(norm.input_dims) - 2] if isinstance(norm, SwitchNorm) else []
     dims += [number for kind, number in _DIMS.items() if isinstance(norm, kind)]

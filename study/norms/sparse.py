@@ -25,6 +25,7 @@ class SparseSwitchNorm2d(SwitchNorm):
     """
 
     input_dims = (4,)
+    centre: Centre = "simplex"  # of layers that were pickled before there was another one
     radius: Tensor
     mean_fixed: Tensor
     var_fixed: Tensor
@@ -35,7 +36,7 @@ class SparseSwitchNorm2d(SwitchNorm):
         super().__init__(num_features, *args, **options)
         if centre not in get_args(Centre):
             raise ValueError(f"centre {centre!r} is not allowed: 'simplex' or 'support'")
-        self.centre: Centre = centre
+        self.centre = centre
         self.register_buffer("radius", torch.zeros(()))
         self.register_buffer("mean_fixed", torch.zeros((), dtype=torch.bool))
         self.register_buffer("var_fixed", torch.zeros((), dtype=torch.bool))

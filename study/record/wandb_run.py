@@ -33,6 +33,7 @@ FLUSH_SECONDS = 1.0  # by default W&B flushes every 15 s, and a killed run loses
 START_SECONDS = 15.0  # for `wandb.init`
 FINISH_SECONDS = 20.0  # for the rest of a run's data at its end
 FINISH_WITH_CHECKPOINT_SECONDS = 300.0
+NOT_IN_TIME = "the server did not take the data in time; try again later"
 ENDED = ("done", "diverged", "pruned")  # status of a finished run; others are shown as failed
 
 Call = Callable[[wandb.Run], None]
@@ -146,7 +147,7 @@ class Tracker:
         if self.thread is None:
             return ""
         self.thread.join(finish_seconds(self.runs) + 5.0)  # W&B gives up first
-        return "W&B has not finished in time" if self.thread.is_alive() else self.problem
+        return NOT_IN_TIME if self.thread.is_alive() else self.problem
 
     def _work(self, start: Callable[[], wandb.Run]) -> None:
         try:
@@ -159,6 +160,9 @@ class Tracker:
         while (call := self.calls.get()) is not None:
             try:
                 call(run)
+            except TimeoutError as error:
+                self._warn(error)
+                self.problem = NOT_IN_TIME
             except Exception as error:  # the next call may succeed: a table that fails must not hide the status
                 self._warn(error)
 

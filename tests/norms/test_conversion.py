@@ -209,6 +209,20 @@ def test_a_layer_without_affine_parameters_gets_none_that_are_trained():
     torch.testing.assert_close(new(x), old(x))
 
 
+def test_a_switch_layer_of_the_same_pool_stays():
+    """With what it has learned."""
+    sn, ssn = SwitchNorm2d(4), SparseSwitchNorm2d(4)
+    assert convert_norms(nn.Sequential(sn), "sn")[0] is sn
+    assert convert_norms(nn.Sequential(ssn), "ssn")[0] is ssn
+    assert convert_norms(nn.Sequential(sn), "ssn")[0] is not sn
+    assert convert_norms(nn.Sequential(sn), "sn[in,bn]")[0] is not sn
+
+
+def test_statistics_over_ranks_stay_over_ranks():
+    assert convert_norms(nn.Sequential(nn.SyncBatchNorm(4)), "sn")[0].sync
+    assert not convert_norms(nn.Sequential(nn.SyncBatchNorm(4)), "sn", sync=False, chunks=2)[0].sync
+
+
 @pytest.mark.parametrize("name", ["sn[bn]", "bn"])
 def test_a_layer_that_does_not_track_statistics_gets_one_that_does_not(name):
     old = nn.BatchNorm2d(4, track_running_stats=False).eval()
@@ -216,6 +230,8 @@ def test_a_layer_that_does_not_track_statistics_gets_one_that_does_not(name):
     assert new.running_mean is None
     x = draw(2, 4, 3, 3)
     torch.testing.assert_close(new(x), old(x))
+    (again,) = convert_norms(nn.Sequential(new), "sn[bn]", eps=old.eps)
+    torch.testing.assert_close(again(x), old(x))
 
 
 def test_statistics_go_on_where_they_were():
@@ -245,6 +261,13 @@ class ScaledBatchNorm(nn.BatchNorm2d):
         return 2 * super().forward(x)
 
 
+class AlwaysEvaluated(nn.BatchNorm2d):
+    """A frozen layer of a user."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
 def hooked(register):
     layer = nn.BatchNorm2d(4)
     getattr(layer, register)(lambda *_: None)
@@ -266,6 +289,7 @@ def patched():
         (hooked("register_full_backward_hook"), "it has hooks"),
         (patched(), "its forward has been replaced"),
         (parametrizations.weight_norm(nn.BatchNorm2d(4), dim=None), "it has parametrizations"),
+        (AlwaysEvaluated(4), "its class has a train of its own"),
         (nn.LazyBatchNorm2d(), "its number of channels is not known yet; run the network once"),
         (FrozenBatchNorm2d(4), "it is frozen, and its successor would be trained; unfreeze=True allows this"),
         (nn.InstanceNorm2d(4, track_running_stats=True), "it keeps running statistics of instances"),
@@ -289,6 +313,7 @@ def test_a_frozen_layer_stays_frozen_or_is_replaced_on_demand():
     assert convert_norms(nn.Sequential(old), "bn")[0] is old
     (new,) = convert_norms(nn.Sequential(old), "sn[bn]", unfreeze=True).eval()
     assert new.weight.requires_grad
+    assert isinstance(convert_norms(nn.Sequential(old), "bn", unfreeze=True)[0], nn.BatchNorm2d)
     torch.testing.assert_close(new(draw(2, 4, 3, 3)), old(draw(2, 4, 3, 3)))
 
 
@@ -302,6 +327,19 @@ def test_what_is_no_norm_is_left():
     model = nn.Sequential(Unrelated(), nn.LayerNorm(4))
     before = list(model)
     assert list(convert_norms(model, "sn")) == before
+
+
+def test_a_layer_that_is_compiled_by_itself_is_refused():
+    model = nn.Sequential(torch.compile(nn.BatchNorm2d(4)))
+    with pytest.raises(ValueError, match=r"^0\._orig_mod: .* compiled by itself"):
+        convert_norms(model, "sn")
+
+
+def test_unbiased_variances_are_not_lost_without_a_word():
+    model = nn.Sequential(SwitchNorm2d(4, pool=("ln",), correction=1))
+    with pytest.raises(ValueError, match="its variances are unbiased"):
+        convert_norms(model, "ln")
+    assert isinstance(convert_norms(model, "ln", correction=0)[0], nn.GroupNorm)
 
 
 def test_the_report_names_what_was_replaced_and_what_was_left():

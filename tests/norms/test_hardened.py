@@ -9,7 +9,16 @@ from torch.nn.utils.parametrizations import weight_norm
 from torchvision.ops import FrozenBatchNorm2d
 
 from study.models.resnet import SmallResNet
-from study.norms import SparseSwitchNorm2d, SwitchNorm1d, SwitchNorm2d, SwitchNorm3d, build_norm, harden, set_radius
+from study.norms import (
+    SparseSwitchNorm2d,
+    SwitchNorm1d,
+    SwitchNorm2d,
+    SwitchNorm3d,
+    build_norm,
+    convert_norms,
+    harden,
+    set_radius,
+)
 from study.norms.layers import SwitchNorm
 from study.norms.protocol import SwitchWeights
 
@@ -177,8 +186,7 @@ class Twice(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.block = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), fixed("bn"))
-        self.same, self.scale = self.block[0], Scale()
+        self.block, self.scale = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), fixed("bn")), Scale()
 
     def forward(self, x):
         return self.scale(self.block(self.block(x))) if x.mean() < 100 else x
@@ -187,6 +195,60 @@ class Twice(nn.Module):
 def test_submodules_are_folded_if_the_network_cannot_be_traced():
     hardened = assert_same(trained(Twice()), draw(2, C, 7, 6))
     assert nn.BatchNorm2d not in layer_types(hardened)
+
+
+class UsedAgain(Twice):
+    """Its `forward`, which cannot be traced, uses the convolution without its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.block[0]
+
+    def forward(self, x):
+        return super().forward(x) + self.again(x)
+
+
+class Optional(Twice):
+    """What follows depends on an optional argument."""
+
+    def forward(self, x, other=None):
+        y = self.block[0](x)
+        return self.block[1](y) + (y if other is None else other)
+
+
+class Reads(Twice):
+    """Reads the parameters of a convolution, or of a norm, that it also calls."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def forward(self, x):
+        return self.block(x) * self.block[self.place].weight.sum()
+
+
+class Standardized(nn.Conv2d):
+    """Not the convolution by its weight."""
+
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        UsedAgain(),
+        Optional(),
+        Reads(0),
+        Reads(1),
+        nn.Sequential(Standardized(C, C, 3), nn.BatchNorm2d(C)),
+        nn.Sequential(nn.Conv2d(C, C, 3), nn.InstanceNorm2d(C, track_running_stats=True)),
+        convert_norms(nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C, track_running_stats=False)), "sn[bn]"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_convolution_that_is_used_otherwise_is_not_folded(model):
+    assert_same(trained(model), draw(2, C, 7, 6))
 
 
 def test_convolutions_that_share_a_weight_are_folded_separately():

@@ -261,7 +261,7 @@ def test_compare_on_the_command_line(planted: StudyFolder, command: Command, tmp
     misspelt = command("report", "--study", "planted", "--compare", str(tmp_path / "secnd"), *out)
     assert misspelt.err.endswith("secnd: no study has been run here; allowed: second; nearest: second\n")
     untrained = command("report", "--study", "planted", "--compare", str(tmp_path / "impacts"), *out)
-    assert untrained.err.endswith(f"train it first: --study impacts --out {tmp_path}\n")
+    assert untrained.err.endswith(f"run it first: --study impacts --out {tmp_path}\n")
     assert untrained.err.count("\n") == untrained.code - 1 == 1
     unknown = command("report", "--study", "plantd", *out)
     assert unknown.code == 2
