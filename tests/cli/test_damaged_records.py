@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -93,6 +94,19 @@ def _to_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return bytes(sink.getvalue())
+
+
+def append_metric(**values: Any) -> Damage:
+    return lambda record: replace("metrics.jsonl", record.metrics.read_text() + row(**values) + "\n")(record)
+
+
+def edit_config(**values: Any) -> Damage:
+    def damage(record: TrialFolder) -> None:
+        description = yaml.safe_load(record.trial.read_text())
+        description["config"] |= values
+        replace("trial.yaml", yaml.safe_dump(description))(record)
+
+    return damage
 
 
 def leave_state(content: str) -> Damage:
@@ -189,6 +203,13 @@ CASES: dict[str, tuple[str, Damage]] = {
     ),
     "no last epoch": (
         "switch_weights.parquet: the last epoch is", edit_table(lambda rows: rows[rows["epoch"] < rows["epoch"].max()])
+    ),
+    "no switch weights": ("switch_weights.parquet: holds no switch weights", edit_table(lambda rows: rows[:0])),
+    "an epoch after the last": (
+        "metrics.jsonl: the last epoch is 99, not", append_metric(epoch=99, name="val_loss", value=0.5)
+    ),
+    "the config of another trial": (
+        "trial.yaml: config: learning_rate: not what the trial's id stands for", edit_config(learning_rate=0.123)
     ),
     "a lost epoch": ("switch_weights.parquet: epoch", edit_table(lambda rows: rows[rows["epoch"] != 1])),
 }  # fmt: skip

@@ -228,6 +228,19 @@ def test_without_a_server_sync_is_one_line(troubled: Troubled, monkeypatch: pyte
         syncing.sync(troubled[0].folder)
 
 
+def test_sync_gives_up_in_time_where_the_server_takes_no_data(troubled: Troubled) -> None:
+    """It answers questions, but not the uploads."""
+    study, _ = troubled
+    kept, study.server.runs = study.server.runs, {}
+    study.server.fault, study.server.faulty = 500, "file_stream"
+    started = time.monotonic()
+    printed = study.run("sync", code=1)
+    study.server.fault, study.server.faulty, study.server.runs = None, "", kept
+    assert time.monotonic() - started < 120
+    assert printed.count("not uploaded: the server did not take the data") == len(list(study.folder.trials()))
+    assert "Traceback" not in printed
+
+
 def test_a_trial_that_is_still_training_is_skipped(troubled: Troubled, monkeypatch: pytest.MonkeyPatch) -> None:
     study, _ = troubled
     monkeypatch.setattr(syncing, "ask_server", lambda _: Connection(mode="online"))
