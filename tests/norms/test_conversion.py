@@ -88,9 +88,7 @@ def test_a_layer_used_twice_stays_one_layer():
 
 # Not built on the meta device: regnets compute their widths. The larger ones have the same layers.
 NETWORKS = [name for name in list_models() if "regnet" not in name or name.endswith("400mf")]
-TIMM = ("densenet121", "efficientnet_b0", "mobilenetv3_small_050", "regnetx_002", "vovnet39a",
-        "dla34", "ese_vovnet19b_slim_dw", "cspresnet50", "ghostnet_050", "mixnet_s", "hardcorenas_a",
-        "resnet18", "levit_128s", "fbnetc_100")  # fmt: skip
+TIMM = ("densenet121", "mobilenetv3_small_050", "regnetx_002", "ghostnet_050", "mixnet_s", "levit_128s")
 
 
 def randomize(model):

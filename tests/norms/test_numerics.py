@@ -169,8 +169,8 @@ def test_compiles_with_inductor():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
-def test_compiles_with_inductor_in_every_layout(layout):
+@pytest.mark.parametrize("layout", ["transposed", "expanded"])
+def test_compiles_with_inductor_in_other_layouts(layout):
     torch.compiler.reset()
     assert_compiles(build(), "inductor", LAYOUTS[layout])
 
