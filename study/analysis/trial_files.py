@@ -20,7 +20,7 @@ from study.config.errors import escape_controls
 from study.config.schema import StudyConfig
 from study.norms.names import parse_norm
 from study.plan.trials import PlannedTrial, plan_trial
-from study.record.contents import MAX_TABLE_BYTES, DamagedFileError, read_command, read_metrics
+from study.record.contents import FINISHED, MAX_TABLE_BYTES, DamagedFileError, read_command, read_metrics
 from study.record.io import read_file
 from study.record.layout import TrialFolder, read_reason
 
@@ -59,12 +59,15 @@ def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpac
         record.curves = _read_curves(folder)
         if row["state"] != "damaged":
             record.weights = _read_weights(folder, space, is_running=row["state"] == "running")
-        if row["state"] == "done" and plan is not None:
+        if row["state"] in FINISHED and plan is not None:
             _check_config(folder, plan)
-            _check_epochs(folder, plan, record.weights)
+        if row["state"] == "done" and plan is not None:
+            _check_epochs(folder, plan, record)
             _check_scores(folder, row, record.curves)
     except DamagedFileError as error:
         row |= {"state": "damaged", "reason": str(error), **dict.fromkeys((*METRICS, *RESULT_NUMBERS))}
+    # The files may be those of another person, and must not control a terminal that shows a table.
+    row |= {name: escape_controls(row[name]) for name in ("reason", *FACTS) if isinstance(row.get(name), str)}
     return record
 
 
@@ -85,8 +88,6 @@ def build_trial_table(records: Sequence[TrialRecord], factors: Sequence[str]) ->
         "key", "trial_id", "replicate", *factors, *CONFIG_COLUMNS, "state", "reason", *METRICS, *RESULT_NUMBERS, *FACTS,
     )  # fmt: skip
     numbers = {*METRICS, *RESULT_NUMBERS}
-    for record in records:  # a file of another person must not control a terminal that shows a table
-        record.row |= {name: _escape(record.row.get(name)) for name in ("reason", *FACTS)}
     # dtype object keeps the type of levels (None, True and 1 are different levels), and None for unknown values.
     columns = {
         name: pd.Series([record.row.get(name) for record in records], dtype=float if name in numbers else object)
@@ -174,23 +175,24 @@ def _check_config(folder: TrialFolder, plan: PlannedTrial) -> None:
             raise DamagedFileError(folder.trial.name, f"{part}: {', '.join(wrong)}: not what the trial's id stands for")
 
 
-def _check_epochs(folder: TrialFolder, plan: PlannedTrial, weights: pa.Table | None) -> None:
-    """Raises `DamagedFileError` where a finished trial lacks epochs: the last one counts."""
+def _check_epochs(folder: TrialFolder, plan: PlannedTrial, record: TrialRecord) -> None:
+    """Raises `DamagedFileError` where a finished trial lacks epochs, of which the last one counts, or has more."""
     trained = (folder.read_result() or {}).get("epochs")
     if trained and trained != plan.config.epochs:  # an imported network was not trained here: 0
         raise DamagedFileError(folder.result.name, f"epochs is {trained}, but {plan.config.epochs} are planned")
-    last = None if weights is None else weights["epoch"].to_numpy().max()
+    last = None if record.weights is None else record.weights["epoch"].to_numpy().max()
     if last is None and parse_norm(plan.config.norm).is_switch:
         raise DamagedFileError(folder.switch_weights.name, "holds no switch weights")
     if None not in (last, trained) and last != trained:
         raise DamagedFileError(folder.switch_weights.name, f"the last epoch is {last}, not {trained}")
+    last = max((epoch for _, epoch, _, _ in record.curves), default=0)
+    if trained and last > trained:
+        raise DamagedFileError(folder.metrics.name, f"the last epoch is {last}, not {trained}")
 
 
 def _check_scores(folder: TrialFolder, row: dict[str, Any], curves: list[tuple[str, int, str, float]]) -> None:
     """Raises `DamagedFileError` where a result differs from the last epoch's value of the same name."""
     last = max((epoch for _, epoch, _, _ in curves), default=0)
-    if last > (epochs := (folder.read_result() or {}).get("epochs") or last):
-        raise DamagedFileError(folder.metrics.name, f"the last epoch is {last}, not {epochs}")
     for _, epoch, name, value in curves:
         if epoch == last and name in METRICS and not _is_same(row[name], value):
             raise DamagedFileError(folder.result.name, f"{name} is {row[name]}, but {value} in {folder.metrics.name}")
@@ -212,10 +214,6 @@ def _read_curves(folder: TrialFolder) -> list[tuple[str, int, str, float]]:
         for row in read_metrics(folder.metrics)
         if row["name"] in CURVES
     ]
-
-
-def _escape(value: Any) -> Any:
-    return escape_controls(value) if isinstance(value, str) else value
 
 
 def _convert_number(value: float | None) -> float:

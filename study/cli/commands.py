@@ -97,7 +97,7 @@ def run_study(options: argparse.Namespace) -> int:
     if result.wandb:
         if result.wandb.project_url:
             console.print(f"W&B: {result.wandb.project_url}", soft_wrap=True)
-        _print_unsynced(folder, options)
+        _print_unsynced(folder, options, online=result.wandb.mode == "online")
     if result.best:
         console.print(result.best, soft_wrap=True)
     _print_failures(console, result)
@@ -155,17 +155,17 @@ def write_report(options: argparse.Namespace) -> int:
         raise UserError(
             "--set: a report with other settings of `analysis` needs a command without --serve or --compare"
         )
-    from study.cli.study_observer import StudyObserver
-
     console = build_console()
     if edits := describe_edits(options, recorded):
         console.print(
             f"{options.study} has changed since the last run: {edits}. The report is that of {folder.config}; "
             "the verb `run` records the changes.", soft_wrap=True,
         )  # fmt: skip
-    observer = StudyObserver(folder)
     if options.serve:
+        from study.cli.study_observer import StudyObserver
+
         print("The report is written first; its address follows.")
+        observer = StudyObserver(folder)
         observer.read_records()  # before the report: what changes while it is written is in the next one
     report = _write_report(console, folder, analysis)
     if not (options.no_images or options.serve):
@@ -190,7 +190,7 @@ def publish_dashboard(options: argparse.Namespace) -> int:
 
     for kind, url in publish(folder).items():
         print(f"{kind}: {url}")
-    _print_unsynced(folder, options)
+    _print_unsynced(folder, options, online=True)
     return DONE
 
 
@@ -210,7 +210,7 @@ def sync_runs(options: argparse.Namespace) -> int:
     return SOME_FAILED if result.failed else DONE
 
 
-def _print_unsynced(folder: StudyFolder, options: argparse.Namespace) -> None:
+def _print_unsynced(folder: StudyFolder, options: argparse.Namespace, *, online: bool) -> None:
     """Says how many runs are not, or not completely, on a server, where they are, and what uploads them."""
     from study.record.wandb_links import count_unsynced_runs
 
@@ -218,7 +218,8 @@ def _print_unsynced(folder: StudyFolder, options: argparse.Namespace) -> None:
         out = [] if options.out == Path("runs") else ["--out", str(options.out)]
         command = format_command(["sync", "--study", options.study, *out])
         where = f"{unsynced} of the runs in {folder.wandb} are not completely on a server"
-        print(f"W&B: {where}. To upload them (after `wandb login`): {command}")
+        login = "" if online else " (after `wandb login`)"
+        print(f"W&B: {where}. To upload them{login}: {command}")
 
 
 def show_difference(options: argparse.Namespace) -> int:

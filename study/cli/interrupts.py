@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 EXIT_CODE = 128 + signal.SIGINT
-MESSAGE = "Interrupted. To go on, run the same command again."
+MESSAGE = "Interrupted. Run the same command again to continue."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

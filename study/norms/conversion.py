@@ -65,11 +65,10 @@ def convert_norms(
             model is then unchanged.
     """
     spec, new_layers = parse_norm(name), dict[nn.Module, nn.Module]()
-    like = _find_dtype(model)
+    like = _find_tensor(model)
     places = [*list_children(model)]
     for path, parent, child in [("", None, model), *((path, parent, child) for path, parent, _, child in places)]:
-        is_kept = is_norm(child) and not (is_frozen(child) and unfreeze) and _is_already(child, spec, options)
-        if not is_norm(child) or child in new_layers or is_kept:
+        if not is_norm(child) or child in new_layers or _is_already(child, spec, options, unfreeze):
             continue
         obstacle = find_obstacle(child)
         if is_frozen(child) and not unfreeze:
@@ -109,7 +108,7 @@ def convert_norm(old: Any, name: str, *, like: Tensor | None = None, **options: 
         )
     dims = {"dims": settings["dims"]} if "dims" in settings else {}
     new: Any = build_norm(name, **settings | options | dims)(count_channels(old))
-    like = _find_dtype(old, like)
+    like = _find_tensor(old, like)
     new = (new if like is None else new.to(like)).train(old.training)
     for part in ("weight", "bias"):
         value = getattr(old, part, None)
@@ -150,20 +149,22 @@ def _uses_batch(norm: _BatchNorm | SwitchNorm) -> bool:
     return isinstance(norm, _BatchNorm) or "bn" in norm.pool
 
 
-def _find_dtype(module: nn.Module, default: Tensor | None = None) -> Tensor | None:
-    """The first tensor of a module that is not of integers, for its device and dtype."""
+def _find_tensor(module: nn.Module, default: Tensor | None = None) -> Tensor | None:
+    """The first floating-point tensor of a module, which has its device and dtype."""
     tensors = chain(module.parameters(), module.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), default)
 
 
-def _is_already(norm: nn.Module, spec: NormSpec, options: dict[str, Any]) -> bool:
+def _is_already(norm: nn.Module, spec: NormSpec, options: dict[str, Any], unfreeze: bool) -> bool:
     """Whether a layer need not be replaced: it is of the norm asked for, and its settings are to stay."""
+    if options:
+        return False
+    if is_frozen(norm):
+        return spec.kind == "bn" and not unfreeze
     if isinstance(norm, SwitchNorm):
         kind = "ssn" if isinstance(norm, SparseSwitchNorm2d) else "sn"
-        return (kind, norm.pool, None) == (spec.kind, spec.pool, spec.control) and not options
-    kinds = {"bn": _BatchNorm, "gn": nn.GroupNorm}
-    is_kind = isinstance(norm, kinds.get(spec.kind, ())) or (spec.kind == "bn" and is_frozen(norm))
-    return is_kind and not options
+        return (kind, norm.pool, None) == (spec.kind, spec.pool, spec.control)
+    return isinstance(norm, {"bn": _BatchNorm, "gn": nn.GroupNorm}.get(spec.kind, ()))
 
 
 def _describe(model: nn.Module, new_layers: dict[nn.Module, nn.Module]) -> str:

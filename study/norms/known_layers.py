@@ -80,9 +80,9 @@ def read_settings(norm: Any) -> dict[str, Any]:
         names |= {"chunks": "chunks", "sync": "sync"}
     if isinstance(norm, SwitchNorm):
         names |= {"groups": "groups", "correction": "correction"}
-    if isinstance(norm, nn.SyncBatchNorm):
-        return {"eps": norm.eps, "momentum": norm.momentum, "sync": True}
     settings = {option: getattr(norm, name) for option, name in names.items() if hasattr(norm, name)}
+    if isinstance(norm, nn.SyncBatchNorm):
+        settings["sync"] = True
     dims = [max(norm.input_dims) - 2] if isinstance(norm, SwitchNorm) else []
     dims += [number for kind, number in _DIMS.items() if isinstance(norm, kind)]
     return {**settings, "dims": dims[0]} if dims else settings

@@ -72,8 +72,7 @@ def average_statistics(
 class _AverageWithin:
     """Averages means and variances over batches, by the momentum of the layer's own updates."""
 
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
+    def __init__(self, _: Any) -> None:
         self.runs = 0
 
     def add(self, layer: Any, inputs: Any) -> None:

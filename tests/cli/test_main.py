@@ -284,7 +284,7 @@ def test_a_signal_interrupts_once(number: int, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setitem(commands.COMMANDS, "run", wait)
     done = command(*STUDY)
-    assert (done.code, done.err) == (130, "Interrupted. To go on, run the same command again.\n")
+    assert (done.code, done.err) == (130, "Interrupted. Run the same command again to continue.\n")
 
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
@@ -312,4 +312,4 @@ sys.exit(main())
 """
     done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 130
-    assert done.stderr == "Interrupted. To go on, run the same command again.\n"
+    assert done.stderr == "Interrupted. Run the same command again to continue.\n"

@@ -168,7 +168,7 @@ def test_the_terminal_shows_the_address_at_the_start_and_at_the_end(troubled: Tr
     first, second, third = [line for line in printed.splitlines() if "W&B" in line or "wandb" in line]
     assert (first, second) == (address, address)
     assert re.match(
-        r"W&B: \d of the runs in .*wandb are not completely on a server. To upload them .*: .* sync --study ", third
+        r"W&B: \d of the runs in .*wandb are not completely on a server. To upload them: .* sync --study ", third
     )
     assert synced.splitlines()[-1] == address
 

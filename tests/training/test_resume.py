@@ -182,7 +182,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does, to all processes in the foreground
     output, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert errors.splitlines()[-1] == "Interrupted. To go on, run the same command again."
+    assert errors.splitlines()[-1] == "Interrupted. Run the same command again to continue."
     assert "Traceback" not in output + errors
     assert trial_processes(folder) == []
     assert subprocess.run(long, capture_output=True).returncode == 0
@@ -205,7 +205,7 @@ def test_ctrl_c_while_the_kernels_are_compiled_is_one_line(tmp_path: Path) -> No
     os.killpg(driver.pid, signal.SIGINT)
     output, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert errors.splitlines()[-1] == "Interrupted. To go on, run the same command again."
+    assert errors.splitlines()[-1] == "Interrupted. Run the same command again to continue."
     assert "Traceback" not in output + errors
     assert not list(tmp_path.glob("cache/*/build-*"))
 

@@ -139,13 +139,13 @@ def test_tables_for_spreadsheets_and_latex(report: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_and_fifty_trials_are_less_than_eight_megabytes(tmp_path: Path) -> None:
+def test_two_hundred_and_fifty_trials_are_less_than_seven_megabytes(tmp_path: Path) -> None:
     grid = {**GRID, "solver": ["sgd", "adamw"], "decay": ["cosine", "step"]}
     folder = write_study(tmp_path, build_study(replicates=4, **grid))
     page = write_report(folder)
     html = page.read_text("utf-8")
     assert html.count('<tr id="trial-') == 256
-    assert len(html.encode()) < 8_000_000
+    assert len(html.encode()) < 7_000_000
 
 
 @pytest.mark.parametrize(
