@@ -138,7 +138,7 @@ def test_a_study_killed_repeatedly_ends_with_the_numbers_of_an_uninterrupted_one
     uninterrupted = StudyFolder(tmp_path / "whole" / "depth_vs_batch")
     folder = StudyFolder(tmp_path / "killed" / "depth_vs_batch")
     rng, kills = random.Random(0), 0
-    while kills < 6:
+    while kills < 4:
         driver = subprocess.Popen(
             build_command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -170,7 +170,7 @@ def test_a_study_killed_repeatedly_ends_with_the_numbers_of_an_uninterrupted_one
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "depth_vs_batch")
-    long = build_command(tmp_path, "norm=sn", "epochs=20")  # long enough to be stopped
+    long = build_command(tmp_path, "norm=sn", "epochs=10")  # long enough to be stopped
     driver = subprocess.Popen(
         long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A shell ignores SIGINT in background processes, and their children inherit this.

@@ -23,4 +23,5 @@ def test_local_faults_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_faults_of_slurm_lose_nothing(tmp_path: Path) -> None:
-    inject(tmp_path, "--launcher", "slurm", "--only", "term-job", "--set", "launch.partition=main")
+    settings = ("--set", "launch.partition=main", "--set", "replicates=1")
+    inject(tmp_path, "--launcher", "slurm", "--only", "term-job", *settings)

@@ -14,5 +14,5 @@ from tests.bench.faults.real_faults import inject
 def test_faults_of_ray_lose_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--require-services"):
         pytest.importorskip("ray")
-    result = inject(tmp_path, "--launcher", "ray", "--only", "kill-node")
+    result = inject(tmp_path, "--launcher", "ray", "--only", "kill-node", "--set", "replicates=1")
     assert any("two Ray nodes" in note for note in result["notes"])
