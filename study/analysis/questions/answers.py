@@ -118,7 +118,7 @@ def difference_effects(measure: Measure, items: Sequence[PairedDifference]) -> l
 def difference_effect(measure: Measure, comparison: str, item: PairedDifference) -> Effect:
     """The row for a paired difference that is tested alone: its p value is not adjusted."""
     return Effect(
-        measure=measure, comparison=comparison, estimate=item.estimate, per_replicate=item.per_replicate,
+        measure=measure, comparison=comparison + item.scope, estimate=item.estimate, per_replicate=item.per_replicate,
         n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing, bootstrap=item.bootstrap,
         share_above=item.share_above, p_value=item.p_value, trials=item.trials, censored=item.censored,
     )  # fmt: skip

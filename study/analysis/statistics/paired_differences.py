@@ -87,6 +87,11 @@ class PairedDifference:
     trials: tuple[int, ...] = ()
     censored: int = 0
 
+    @property
+    def scope(self) -> str:
+        """` over 3 of 4 cells`: what the estimate is the mean of, where planned cells have no pair; else empty."""
+        return f" over {self.n_cells} of {self.n_cells + len(self.empty_cells)} cells" if self.empty_cells else ""
+
 
 def paired_differences(
     trials: pd.DataFrame,

@@ -27,9 +27,12 @@ def test_a_study_with_a_cell_without_results_has_a_report(tmp_path: Path, lost: 
     folder = write_study(tmp_path, study, Truth(bn_logit=lambda trial: float(trial.config.batch_size == 16)), **which)
     page = write_report(folder).read_text(encoding="utf-8")
     assert "What impacts the choice?" in page
-    answer = json.loads((folder.report / "answers.json").read_text())["questions"]["impacts"]
-    assert answer["interim"] == (lost == "only")
-    assert any(effect["measure"] == "effect_place" for effect in answer["effects"])
+    answers = json.loads((folder.report / "answers.json").read_text())["questions"]
+    assert answers["impacts"]["interim"] == (lost == "only")
+    assert any(effect["measure"] == "effect_place" for effect in answers["impacts"]["effects"])
+    compared = {effect["comparison"] for effect in answers["useful"]["effects"] if effect["measure"] == "val_accuracy"}
+    assert compared == {"sn - bn" if lost == "diverged" else "sn - bn over 3 of 4 cells"}  # guesses where all diverge
+    assert ("over 3 of 4 cells" in answers["useful"]["answer"]) == (lost == "failed")
 
 
 def test_a_level_between_the_ends_bars_evidence_against_its_factor() -> None:
