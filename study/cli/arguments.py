@@ -8,8 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.config.errors import MAX_VALUE, ArgumentParser, UserError, allowed_names, escape_controls, shorten
-from study.config.schema import LAUNCHERS
+from study.config.errors import (
+    MAX_VALUE,
+    ArgumentParser,
+    UserError,
+    allowed_names,
+    escape_controls,
+    parse_count,
+    shorten,
+)  # fmt: skip
+from study.config.schema import LAUNCHERS, MAX_PROCESSES
 from study.plan.loading import DEFAULT_SCALE
 from study.record.environment import program_name
 
@@ -54,7 +62,7 @@ FLAGS = {
                      f"{DEFAULT_SCALE})"),
     "--set": _flag(metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable"),
     "--out": _flag(metavar="DIR", type=Path, default=Path("runs"), help="folder of results (default: %(default)s)"),
-    "--workers": _flag("run", "plan", metavar="N", type=int,
+    "--workers": _flag("run", "plan", metavar="N",
                        help="trials at once (default: one per core, or run.trials_per_device per GPU)"),
     "--launcher": _flag("run", metavar="NAME",
                         help="where trials run: local, slurm or ray (default: local)"),
@@ -101,8 +109,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             raise UserError(f"{flag}: belongs to {verbs[0]}, not to {verb}; nearest: {verbs[0]} {flag}")
     if options.launcher is not None and options.launcher not in LAUNCHERS:
         raise UserError(f"--launcher {options.launcher}: unknown; {allowed_names(options.launcher, LAUNCHERS)}")
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers {options.workers}: must be at least 1")
+    for setting in options.set:
+        key, _, value = setting.partition("=")
+        if f"--{key}" in FLAGS and key != "launcher":  # which is also a setting
+            raise UserError(f"--set {shorten(setting, MAX_VALUE)}: is a flag: --{shorten(f'{key} {value}', MAX_VALUE)}")
+    if options.workers is not None:
+        options.workers = parse_count(options.workers, f"--workers {options.workers}", MAX_PROCESSES)
     return options
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from study.config.choice_space import ChoiceSpace
-from study.config.errors import MAX_VALUE, UserError, allowed_names, describe_kind, shorten
+from study.config.errors import KEYS, MAX_VALUE, UserError, allowed_names, describe_kind, shorten
 from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
 from study.config.yaml_input import MAX_DEPTH, check_mapping, parse_yaml, read_yaml
@@ -47,6 +47,8 @@ def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = 
         _overlay(merged, layer, source, origin)
         joint |= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
     _drop_offered_joint(merged, offered_joint - joint)
+    if "scale" in origin:
+        raise UserError(f"{origin['scale']}: scale: cannot be set here; --scale chooses it")
     warm_start_section.drop_offered_cell(merged, origin, str(scale_file))
     warm_start_section.check_no_source(merged, origin)
     return warm_start_section.resolve_source(_validate(merged, origin), find_origin("start", origin))
@@ -203,6 +205,8 @@ def _parse_override(override: str, source: str, merged: dict[str, Any]) -> dict[
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{source}: a key of {key.count('.') + 1} parts; allowed: at most {MAX_DEPTH}")
     path, value = _resolve_key(key, merged), parse_yaml(text, source)
+    if value == {}:
+        raise UserError(f"{source}: no keys, so this changes nothing; to change one: --set {key}.NAME=VALUE")
     if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
         value = [value]  # one level
     first, *inner = path.split(".")
@@ -222,4 +226,4 @@ def _resolve_key(key: str, merged: dict[str, Any]) -> str:
         if head in model.model_fields and section != "start":  # its names, such as `cell`, are unclear by themselves
             return f"{section}.{key}"
     names = [*StudyConfig.model_fields, *TrialConfig.model_fields, *RunConfig.model_fields]
-    raise UserError(f"--set {shorten(key, MAX_VALUE)}: unknown key; {allowed_names(head, names)}")
+    raise UserError(f"--set {shorten(key, MAX_VALUE)}: unknown key; {allowed_names(head, names, KEYS)}")
