@@ -32,6 +32,7 @@ from study.config.datasets import DATASETS
 from study.config.errors import UserError, allowed_names, parse_count
 from study.config.schema import MAX_PROCESSES, StudyConfig, TrialConfig, trial_id
 from study.config.seeds import MAX_REPLICATES, derive_seeds
+from study.config.wording import format_plural
 from study.data.load import load_splits
 from study.plan.job import Job
 from study.plan.loading import load_study
@@ -240,7 +241,7 @@ class CandidateTrainer:
             ended_now = len(self.executor.wait(60.0))
             running, ended = running - ended_now, ended + ended_now
         if missing:
-            self.console.print(f"{len(missing)} trials in {time.monotonic() - started:.0f} s")
+            self.console.print(f"{format_plural(len(missing), 'trial')} in {time.monotonic() - started:.0f} s")
         return [self._read_run(trial) for trial in trials]
 
     def _find_folder(self, trial: PlannedTrial) -> Path:

@@ -29,6 +29,7 @@ from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allow
 from study.config.schema import AnalysisConfig, StudyConfig, TrackingConfig
 from study.config.secrets import hide_secret_settings, is_secret_setting
 from study.config.seeds import MAX_REPLICATES, find_seed_role
+from study.config.wording import format_plural
 from study.config.yaml_input import read_yaml
 from study.plan.analysis_plan import format_changes
 from study.plan.loading import DEFAULT_SCALE, list_configs, read_study_file
@@ -84,9 +85,8 @@ def run_study(options: argparse.Namespace) -> int:
         build_network=options.build_network,
     ).run()
     if result.left:
-        console.print(
-            f"{result.left} trials are queued. `status` shows their progress; the same command collects them."
-        )
+        left = format_plural(result.left, "trial is", "trials are")
+        console.print(f"{left} queued. `status` shows the progress; the same command collects the results.")
         return DONE
     if result.stopped:
         console.print(f"Stopped early: {result.stopped}", style="red", soft_wrap=True)
@@ -201,8 +201,8 @@ def sync_runs(options: argparse.Namespace) -> int:
     from study.dashboard.sync import sync
 
     result = sync(folder, lambda line: print(f"uploading {line}", flush=True))
-    training = f", {len(result.training)} skipped, because they are still training" if result.training else ""
-    print(f"{len(result.uploaded)} trials uploaded, {len(result.complete)} were complete{training}")
+    training = f", {len(result.training)} skipped, still training" if result.training else ""
+    print(f"{format_plural(len(result.uploaded), 'trial')} uploaded, {len(result.complete)} complete before{training}")
     for key, reason in result.failed.items():
         print(f"{key}: not uploaded: {reason}", file=sys.stderr)
     if result.url:

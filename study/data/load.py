@@ -11,6 +11,7 @@ from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seed
+from study.config.wording import format_plural
 from study.data import scenes
 from study.data.in_memory import InMemoryData, LabeledImages, Splits
 from study.data.loaders import TrialData
@@ -60,7 +61,9 @@ def load_images(
     facts, where = DATASETS[dataset], f"run.data_root={data_root}: {dataset}"
     for name, images, published in (("training", pool, facts.train), ("test", test, facts.test)):
         if (len(images) if images else None) != published:
-            raise UserError(f"{where}: {len(images or ())} {name} images, not the published {published}")
+            raise UserError(
+                f"{where}: {format_plural(len(images or ()), f'{name} image')}, not the published {published}"
+            )
         if images and not 0 <= images.labels.min() <= images.labels.max() < facts.classes:
             labels = f"{int(images.labels.min())} to {int(images.labels.max())}"
             raise UserError(f"{where}: labels of {name} images: {labels}; allowed: 0 to {facts.classes - 1}")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from study.config.datasets import DATASETS
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
+from study.config.wording import format_plural
 from study.data.batch_reader import MAX_TRIES, BatchReader, BatchRequest, SampleSubset
 from study.data.batches import Batch
 from study.data.data_root import resolve_data_root
@@ -48,8 +49,8 @@ def load_streamed(config: TrialConfig, seeds: Mapping[str, int], data_root: str 
     train = config.split_sizes[0]
     if validation + train > len(pool):
         raise UserError(
-            f"run.data_root={data_root}: {config.dataset}: {validation} of its {len(pool)} training images are for "
-            f"validation; train_samples={train}: allowed: 1 to {len(pool) - validation}"
+            f"run.data_root={data_root}: {config.dataset}: of its {format_plural(len(pool), 'training image')}, "
+            f"{validation} for validation; train_samples={train}: allowed: 1 to {len(pool) - validation}"
         )
     splits: dict[SplitName, SampleSubset] = {
         "train": SampleSubset(source=pool, indices=order[validation:][:train]),
@@ -76,8 +77,9 @@ def _open_splits(dataset: str, data_root: str | None, *, subset: bool) -> tuple[
             example = "".join(f", for example {line}" for line in source.set_aside[:1])
             example += "".join(f"; {line}" for line in source.notes)
             raise UserError(
-                f"{folder}: {dataset}: {len(source)} {name} images with their labels, not the published {published}"
-                f"{example}; copy all of it from {module.DOWNLOAD_PAGE}, or set train_samples to use what exists"
+                f"{folder}: {dataset}: {format_plural(len(source), f'{name} image')} with their labels, not the "
+                f"published {published}{example}; copy all of it from {module.DOWNLOAD_PAGE}, or set train_samples "
+                "to use what exists"
             )
     return pool, test
 

@@ -75,7 +75,7 @@ def test_status_says_that_trials_on_disk_are_no_longer_planned(mine: Path, comma
     assert "in no answer" not in command("status", "--study", str(mine)).out
     status = command("status", "--study", str(mine), "--set", "replicates=1")
     assert "4 of 4 trials have a result" in status.out
-    assert "4 more on disk are not in the plan, and in no answer" in status.out
+    assert "4 more trials on disk are not in the plan, and in no answer" in status.out
 
 
 @pytest.mark.bad_input
