@@ -334,3 +334,20 @@ sys.exit(main())
     done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 130
     assert done.stderr == "Interrupted. Run the same command again to continue.\n"
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_a_signal_after_the_command_does_not_change_its_exit_code(name: str) -> None:
+    code = """
+import atexit, os, signal, sys
+from study.__main__ import start
+from study.cli import main
+def command():
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIG{}))
+    print("done")
+    return 1
+main.main = command
+start()
+"""
+    done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "done\n", "")
