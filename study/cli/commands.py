@@ -281,19 +281,21 @@ def _check_runnable(study: StudyConfig) -> None:
     from study.plan.trials import plan_corners, plan_trials
 
     trials = plan_trials(study) if study.search is None else plan_corners(study)
-    datasets = {trial.config.dataset for trial in trials}
+    # Digits come with a library; the check of the others imports torch.
+    needs_data = {
+        (config.dataset, config.train_samples, config.validation_fraction, config.task_head): config
+        for config in (trial.config for trial in trials) if config.dataset != "digits"
+    }  # fmt: skip
     resolve_data_root(study.run.data_root)
     _check_project(study.tracking)
     if study.start.checkpoint is not None:
         from study.training.warm_start import check_checkpoint
 
         check_checkpoint(Path(study.start.checkpoint), [trial.config for trial in trials])
-    if datasets - {"digits"}:  # digits come with a library; the check of the others imports torch
+    for config in needs_data.values():
         from study.data.load import check_data
 
-        for dataset in sorted(datasets - {"digits"}):
-            samples = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
-            check_data(dataset, study.run.data_root, subset=None not in samples, own_data=study.run.own_data)
+        check_data(config, study.run.data_root, own_data=study.run.own_data)
 
 
 def _check_project(tracking: TrackingConfig) -> None:

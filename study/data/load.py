@@ -37,17 +37,16 @@ def load_data(
     return InMemoryData(load_splits(config, seeds["split"], data_root, own_data=own_data), config, seeds["data"])
 
 
-def check_data(dataset: str, data_root: str | None = None, *, subset: bool = False, own_data: bool = False) -> None:
-    """Finds or downloads the files of a data set, before any trial starts.
+def check_data(config: TrialConfig, data_root: str | None = None, *, own_data: bool = False) -> None:
+    """Finds or downloads the files that a trial needs, before any trial starts.
 
     Raises `UserError` if files are missing or damaged.
-
-    subset: the trials set `train_samples`, so a streamed data set does not need all of its published images.
     """
-    if DATASETS[dataset].streamed:
-        check_streamed(dataset, data_root, subset=subset)
+    dataset = DATASETS[config.dataset]
+    if dataset.streamed:
+        check_streamed(config, data_root)
     else:
-        load_images(DATASETS[dataset].glyphs or dataset, data_root, own_data=own_data)
+        load_images(dataset.glyphs or config.dataset, data_root, own_data=own_data)
 
 
 def load_images(
