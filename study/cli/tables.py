@@ -80,7 +80,7 @@ def print_plan(
     console.print(
         f"forecast from a few steps of {'every' if part == 1 else 'each measured'} cell on this machine: "
         f"{format_duration(total)} of training, about {format_duration(total / workers)} with "
-        f"{format_plural(workers, 'worker')}, without the fixed cost of each trial",
+        f"{format_plural(workers, 'worker')}, without the fixed cost of each trial (`bench trial` measures it)",
         soft_wrap=True,
     )
     if missing:
