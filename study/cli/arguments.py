@@ -18,7 +18,7 @@ from study.config.errors import (
     shorten,
 )  # fmt: skip
 from study.config.schema import LAUNCHERS, MAX_PROCESSES
-from study.plan.loading import DEFAULT_SCALE
+from study.plan.loading import DEFAULT_SCALE, is_study_file
 from study.record.environment import program_name
 
 VERBS = {
@@ -96,14 +96,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{unknown[0]}: unknown flag; {allowed_names(unknown[0], FLAGS)}")
     if verb not in VERBS:
         hint = next((text for words, text in HINTS.items() if verb in words), allowed_names(verb, VERBS))
-        hint = f"a setting needs --set: --set {verb}" if "=" in verb else hint
-        raise UserError(f"{verb}: unknown verb; {hint}")
+        raise UserError(f"{verb}: unknown verb; {_find_flag(verb) or hint}")
     if verb == "bench":
         raise UserError("bench: must come first on the command line; its flags follow, see `bench --help`")
     if options.trials and verb not in TRIAL_VERBS:
         first = options.trials[0]
-        hint = f"a setting is given as --set {first if '=' in first else 'KEY=VALUE'}"
-        raise UserError(f"{first}: unexpected argument; {verb} takes no trials, and {hint}")
+        hint = _find_flag(first) or f"{verb} takes no trials, and a setting is given as --set KEY=VALUE"
+        raise UserError(f"{first}: unexpected argument; {hint}")
     for flag, (verbs, _) in FLAGS.items():
         if not {verb, "run"}.intersection(verbs) and getattr(options, flag.lstrip("-").replace("-", "_")):
             raise UserError(f"{flag}: belongs to {verbs[0]}, not to {verb}; nearest: {verbs[0]} {flag}")
@@ -116,6 +115,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if options.workers is not None:
         options.workers = parse_count(options.workers, f"--workers {options.workers}", MAX_PROCESSES)
     return options
+
+
+def _find_flag(word: str) -> str:
+    """What to say about a setting or a study that is given without its flag; empty for other words."""
+    if "=" in word:
+        return f"a setting is given as --set {word}"
+    return f"a study is named by --study {word}" if is_study_file(word) else ""
 
 
 def build_parser(

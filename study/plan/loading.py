@@ -29,7 +29,7 @@ def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = 
     scale: None for the default. Raises `UserError`, one line, for any mistake of the user.
     """
     study_file, scale_file = _find_config("studies", study), _find_config("scales", scale or DEFAULT_SCALE)
-    study_layer, scale_layer = read_yaml(study_file), read_yaml(scale_file)
+    study_layer, scale_layer = _read_study(study_file), read_yaml(scale_file)
     origin: dict[str, str] = {"": str(study_file)}
     merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
 
@@ -69,7 +69,7 @@ def find_study_name(study: str, overrides: Sequence[str] = ()) -> str:
     if given or not is_study_file(study):
         return given[-1] if given else study
     file = _find_config("studies", study)
-    return str(read_yaml(file).get("name", file.stem))
+    return str(_read_study(file).get("name", file.stem))
 
 
 def is_study_file(study: str) -> bool:
@@ -133,6 +133,14 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
         flag = {"studies": "study", "scales": "scale"}[kind]
         raise UserError(describe_unknown(flag, name, files))
     return files[name]
+
+
+def _read_study(file: Path) -> dict[str, Any]:
+    """The content of a study file. Raises `UserError` for the `study.yaml` of a run."""
+    content = read_yaml(file)
+    if "provenance" in content:
+        raise UserError(f"{file}: is the record of a run, which its folder names: --study NAME --out DIR")
+    return content
 
 
 def describe_unknown(flag: str, name: str, names: Iterable[str]) -> str:

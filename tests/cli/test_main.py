@@ -151,7 +151,9 @@ def test_help_needs_no_heavy_import() -> None:
         (("--study", "distinct", "bench"), ["bench: must come first"]),
         (("status", "x-r0", *STUDY), ["x-r0: unexpected argument; status takes no trials"]),
         (("status", "epochs=3", *STUDY), ["a setting is given as --set epochs=3"]),
-        (("epochs=3", *STUDY), ["unknown verb; a setting needs --set: --set epochs=3"]),
+        (("epochs=3", *STUDY), ["unknown verb; a setting is given as --set epochs=3"]),
+        (("distinct",), ["unknown verb; a study is named by --study distinct"]),
+        (("plan", "distinct"), ["distinct: unexpected argument; a study is named by --study distinct"]),
         *(
             ((*STUDY, "--set", f"{key}=1"), ["unknown key; docs/configuration.md lists the keys"])
             for key in ("x", "qqqqqqqq", "foo.bar", "base.x", "joint.norm.sn.x")
