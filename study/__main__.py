@@ -1,9 +1,32 @@
 """The program: `run-study`, `python -m study` from any folder, and `python run_study.py` in a checkout."""
 
+import atexit
 import os
+import signal
 import sys
+from typing import NoReturn
 
 from study.cli.interrupts import exit_on_interrupt
+
+
+def start() -> NoReturn:
+    """Runs one command and ends the process with its exit code.
+
+    Once all that is registered with `atexit` has run, the process ends at once. Python's own end takes a second where
+    torch was imported, and a SIGTERM within it would change the exit code of a command that is done.
+    """
+    codes: list[int] = []
+    atexit.register(lambda: _end(codes[0]) if codes else None)  # registered first, it runs last
+    codes.append(main())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(codes[0])
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def main() -> int:
@@ -32,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

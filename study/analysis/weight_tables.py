@@ -128,6 +128,10 @@ def _read_table(file: Any) -> pa.Table:
     columns = [name for name in SWITCH_WEIGHTS_SCHEMA.names if name in metadata.schema.names]
     if missing := set(SWITCH_WEIGHTS_SCHEMA.names) - {*columns, "place"}:
         raise ValueError(f"lacks the columns {', '.join(sorted(missing))}")
+    found = metadata.schema.to_arrow_schema()
+    for name in columns:  # the cast below would read numbers from text, and the reverse
+        if _find_kind(found.field(name).type) != _find_kind(SWITCH_WEIGHTS_SCHEMA.field(name).type):
+            raise ValueError(f"{name}: {found.field(name).type}, expected {SWITCH_WEIGHTS_SCHEMA.field(name).type}")
     if not metadata.num_rows:
         return _CODED_SCHEMA.empty_table()
     # One thread: distributing a small file over several takes longer than reading it.
@@ -138,6 +142,13 @@ def _read_table(file: Any) -> pa.Table:
         index = SWITCH_WEIGHTS_SCHEMA.get_field_index("place")
         table = table.add_column(index, "place", derive_places(table).dictionary_encode())
     return table if table.schema == _CODED_SCHEMA else table.cast(_CODED_SCHEMA)
+
+
+def _find_kind(kind: pa.DataType) -> str:
+    """`text`, `number` or the name of any other type."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
 
 
 def _decode(table: pa.Table) -> pa.Table:

@@ -13,6 +13,7 @@ from study.analysis.statistics.sample_size import (
     compute_next_confidence,
     replicates_to_settle,
 )
+from study.config.wording import format_plural
 
 
 def format_number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -31,7 +32,7 @@ def format_estimate(estimate: Estimate, confidence: float, digits: int = 3, sign
     if estimate.value is None:
         return "not measured"
     value = format_number(estimate.value, digits, sign)
-    replicates = f"n = {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
+    replicates = f"n = {format_plural(estimate.n, 'replicate')}"
     if estimate.low is None or estimate.high is None:
         return f"{value} (no interval from {replicates})"
     low, high = format_number(estimate.low, digits), format_number(estimate.high, digits)
@@ -90,6 +91,6 @@ def format_replicates_to_settle(estimate: Estimate, margin: float, confidence: f
     total, probability = found
     more = total - estimate.n
     return (
-        f"about {more} more replicate{'s' * (more > 1)} of every cell ({total} in all) would settle it with a "
+        f"about {format_plural(more, 'more replicate')} of every cell ({total} in all) would settle it with a "
         f"probability of {int(100 * probability)} %, given what is known now"
     )

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from rich.console import Console
 
 from study.bench.result import print_result, write_result
-from study.config.errors import ArgumentParser, UserError, allowed_names, describe_error
+from study.config.errors import ArgumentParser, UserError, allowed_names, describe_error, parse_count
+from study.config.schema import MAX_PROCESSES
 from study.record.environment import hide_passwords, program_name
 
 
@@ -83,8 +84,8 @@ def run(arguments: Sequence[str]) -> int:
         print(_list_benchmarks())
         print(f"\nTo run one: {program_name()} bench NAME. NAME --help shows its flags.")
         return 0
-    if options.threads is not None and options.threads < 1:
-        raise UserError(f"--threads {options.threads}: must be at least 1")
+    if options.threads is not None:
+        options.threads = parse_count(options.threads, f"--threads {options.threads}", MAX_PROCESSES)
     _check_device(options.device)
     own_flags = _select_own_flags(options)
     path = options.json or Path("runs/bench") / f"{options.name}.json"
@@ -118,7 +119,7 @@ def _build_parser(name: str | None = None) -> ArgumentParser:
     parser.add_argument("-h", "--help", action="store_true", help="show this help; NAME --help: of one benchmark")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, to check that it works")
     threads = "threads of torch, or processes of verdicts (default: the benchmark's own)"
-    parser.add_argument("--threads", metavar="N", type=int, help=threads)
+    parser.add_argument("--threads", metavar="N", help=threads)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="default: runs/bench/NAME.json")
     owners: dict[str, list[str]] = {}

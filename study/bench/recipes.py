@@ -29,9 +29,10 @@ from sklearn.preprocessing import StandardScaler
 
 from study.bench.result import Result
 from study.config.datasets import DATASETS
-from study.config.errors import UserError, allowed_names
-from study.config.schema import StudyConfig, TrialConfig, trial_id
-from study.config.seeds import derive_seeds
+from study.config.errors import UserError, allowed_names, parse_count
+from study.config.schema import MAX_PROCESSES, StudyConfig, TrialConfig, trial_id
+from study.config.seeds import MAX_REPLICATES, derive_seeds
+from study.config.wording import format_plural
 from study.data.load import load_splits
 from study.plan.job import Job
 from study.plan.loading import load_study
@@ -91,24 +92,23 @@ def measure(
     set: Sequence[str] = (),
     out: str = "runs/bench",
     replicates: str = "1",
-    workers: str = "0",
+    workers: str | None = None,
 ) -> Result:
     """Trains the candidates of a scale, chooses, and trains the reference. A second run only trains what is missing."""
     if scale not in CANDIDATES:
         raise UserError(f"--scale {scale}: no candidates; {allowed_names(scale, CANDIDATES)}")
-    for flag, value in (("replicates", replicates), ("workers", workers)):
-        if not value.isdecimal():
-            raise UserError(f"--{flag} {value}: expected a number")
+    runs = parse_count(replicates, f"--replicates {replicates}", MAX_REPLICATES - FIRST_REPLICATE)
+    places = None if workers is None else parse_count(workers, f"--workers {workers}", MAX_PROCESSES)
     small = ["train_samples=64", "epochs=1", "epoch_steps=null"] if quick else []
     study = load_study("depth_vs_batch", scale, ["tracking.mode=disabled", *set, *small])
     if study.base.task != "classification":
         raise UserError(f"--set task={study.base.task}: allowed: classification")
     devices = find_devices(device)
-    places = int(workers) or (count_cores() if device == "cpu" else len(devices))
+    places = places or (count_cores() if device == "cpu" else len(devices))
     executor = LocalExecutor(places, devices, threads or 1)
     trainer = CandidateTrainer(study, Path(out) / "recipes" / scale, executor)
     try:
-        return _choose(trainer, CANDIDATES[scale], int(replicates), quick)
+        return _choose(trainer, CANDIDATES[scale], runs, quick)
     finally:
         executor.close()
 
@@ -241,7 +241,7 @@ class CandidateTrainer:
             ended_now = len(self.executor.wait(60.0))
             running, ended = running - ended_now, ended + ended_now
         if missing:
-            self.console.print(f"{len(missing)} trials in {time.monotonic() - started:.0f} s")
+            self.console.print(f"{format_plural(len(missing), 'trial')} in {time.monotonic() - started:.0f} s")
         return [self._read_run(trial) for trial in trials]
 
     def _find_folder(self, trial: PlannedTrial) -> Path:

@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.config.errors import MAX_VALUE, ArgumentParser, UserError, allowed_names, escape_controls, shorten
-from study.config.schema import LAUNCHERS
-from study.plan.loading import DEFAULT_SCALE
+from study.config.errors import (
+    MAX_VALUE,
+    ArgumentParser,
+    UserError,
+    allowed_names,
+    escape_controls,
+    parse_count,
+    shorten,
+)  # fmt: skip
+from study.config.schema import LAUNCHERS, MAX_PROCESSES
+from study.plan.loading import DEFAULT_SCALE, is_study_file
 from study.record.environment import program_name
 
 VERBS = {
@@ -54,7 +62,7 @@ FLAGS = {
                      f"{DEFAULT_SCALE})"),
     "--set": _flag(metavar="KEY=VALUE", action="append", default=[], help="change a setting; repeatable"),
     "--out": _flag(metavar="DIR", type=Path, default=Path("runs"), help="folder of results (default: %(default)s)"),
-    "--workers": _flag("run", "plan", metavar="N", type=int,
+    "--workers": _flag("run", "plan", metavar="N",
                        help="trials at once (default: one per core, or run.trials_per_device per GPU)"),
     "--launcher": _flag("run", metavar="NAME",
                         help="where trials run: local, slurm or ray (default: local)"),
@@ -88,22 +96,32 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{unknown[0]}: unknown flag; {allowed_names(unknown[0], FLAGS)}")
     if verb not in VERBS:
         hint = next((text for words, text in HINTS.items() if verb in words), allowed_names(verb, VERBS))
-        hint = f"a setting needs --set: --set {verb}" if "=" in verb else hint
-        raise UserError(f"{verb}: unknown verb; {hint}")
+        raise UserError(f"{verb}: unknown verb; {_find_flag(verb) or hint}")
     if verb == "bench":
         raise UserError("bench: must come first on the command line; its flags follow, see `bench --help`")
     if options.trials and verb not in TRIAL_VERBS:
         first = options.trials[0]
-        hint = f"a setting is given as --set {first if '=' in first else 'KEY=VALUE'}"
-        raise UserError(f"{first}: unexpected argument; {verb} takes no trials, and {hint}")
+        hint = _find_flag(first) or f"{verb} takes no trials, and a setting is given as --set KEY=VALUE"
+        raise UserError(f"{first}: unexpected argument; {hint}")
     for flag, (verbs, _) in FLAGS.items():
         if not {verb, "run"}.intersection(verbs) and getattr(options, flag.lstrip("-").replace("-", "_")):
             raise UserError(f"{flag}: belongs to {verbs[0]}, not to {verb}; nearest: {verbs[0]} {flag}")
     if options.launcher is not None and options.launcher not in LAUNCHERS:
         raise UserError(f"--launcher {options.launcher}: unknown; {allowed_names(options.launcher, LAUNCHERS)}")
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers {options.workers}: must be at least 1")
+    for setting in options.set:
+        key, _, value = setting.partition("=")
+        if f"--{key}" in FLAGS and key != "launcher":  # which is also a setting
+            raise UserError(f"--set {shorten(setting, MAX_VALUE)}: is a flag: --{shorten(f'{key} {value}', MAX_VALUE)}")
+    if options.workers is not None:
+        options.workers = parse_count(options.workers, f"--workers {options.workers}", MAX_PROCESSES)
     return options
+
+
+def _find_flag(word: str) -> str:
+    """What to say about a setting or a study that is given without its flag; empty for other words."""
+    if "=" in word:
+        return f"a setting is given as --set {word}"
+    return f"a study is named by --study {word}" if is_study_file(word) else ""
 
 
 def build_parser(

@@ -29,6 +29,7 @@ from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allow
 from study.config.schema import AnalysisConfig, StudyConfig, TrackingConfig
 from study.config.secrets import hide_secret_settings, is_secret_setting
 from study.config.seeds import MAX_REPLICATES, find_seed_role
+from study.config.wording import format_plural
 from study.config.yaml_input import read_yaml
 from study.plan.analysis_plan import format_changes
 from study.plan.loading import DEFAULT_SCALE, list_configs, read_study_file
@@ -84,9 +85,8 @@ def run_study(options: argparse.Namespace) -> int:
         build_network=options.build_network,
     ).run()
     if result.left:
-        console.print(
-            f"{result.left} trials are queued. `status` shows their progress; the same command collects them."
-        )
+        left = format_plural(result.left, "trial is", "trials are")
+        console.print(f"{left} queued. `status` shows the progress; the same command collects the results.")
         return DONE
     if result.stopped:
         console.print(f"Stopped early: {result.stopped}", style="red", soft_wrap=True)
@@ -201,8 +201,8 @@ def sync_runs(options: argparse.Namespace) -> int:
     from study.dashboard.sync import sync
 
     result = sync(folder, lambda line: print(f"uploading {line}", flush=True))
-    training = f", {len(result.training)} skipped, because they are still training" if result.training else ""
-    print(f"{len(result.uploaded)} trials uploaded, {len(result.complete)} were complete{training}")
+    training = f", {len(result.training)} skipped, still training" if result.training else ""
+    print(f"{format_plural(len(result.uploaded), 'trial')} uploaded, {len(result.complete)} complete before{training}")
     for key, reason in result.failed.items():
         print(f"{key}: not uploaded: {reason}", file=sys.stderr)
     if result.url:
@@ -281,19 +281,21 @@ def _check_runnable(study: StudyConfig) -> None:
     from study.plan.trials import plan_corners, plan_trials
 
     trials = plan_trials(study) if study.search is None else plan_corners(study)
-    datasets = {trial.config.dataset for trial in trials}
+    # Digits come with a library; the check of the others imports torch.
+    needs_data = {
+        (config.dataset, config.train_samples, config.validation_fraction, config.task_head): config
+        for config in (trial.config for trial in trials) if config.dataset != "digits"
+    }  # fmt: skip
     resolve_data_root(study.run.data_root)
     _check_project(study.tracking)
     if study.start.checkpoint is not None:
         from study.training.warm_start import check_checkpoint
 
         check_checkpoint(Path(study.start.checkpoint), [trial.config for trial in trials])
-    if datasets - {"digits"}:  # digits come with a library; the check of the others imports torch
+    for config in needs_data.values():
         from study.data.load import check_data
 
-        for dataset in sorted(datasets - {"digits"}):
-            samples = [trial.config.train_samples for trial in trials if trial.config.dataset == dataset]
-            check_data(dataset, study.run.data_root, subset=None not in samples, own_data=study.run.own_data)
+        check_data(config, study.run.data_root, own_data=study.run.own_data)
 
 
 def _check_project(tracking: TrackingConfig) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from study.cli.main import run_reporting_errors
-from study.config.errors import ArgumentParser, UserError
-from study.config.schema import StudyConfig
+from study.config.errors import ArgumentParser, UserError, parse_count
+from study.config.schema import MAX_BATCH, StudyConfig
 from study.models import trace_geometry
 from study.norms.official import OfficialResNet, load_official
 from study.plan.loading import read_study_file, study_from_dict
@@ -74,10 +74,10 @@ def import_networks(networks: Sequence[Published], folder: StudyFolder, command:
 
 
 def _load_published(argument: str) -> Published:
-    found = re.fullmatch(r"(\d+),(\d+)=(.+)", argument)
+    found = re.fullmatch(r"(\w+),(\w+)=(.+)", argument)
     if found is None:
         raise UserError(f"{argument}: expected G,B=FILE: devices, samples per device, and a published file")
-    chunks, batch_size, path = int(found[1]), int(found[2]), Path(found[3])
+    (chunks, batch_size), path = (parse_count(each, argument, MAX_BATCH) for each in found.groups()[:2]), Path(found[3])
     try:
         network = load_official(path)
     except ValueError as error:

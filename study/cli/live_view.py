@@ -11,8 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.text import Text
 
-from study.cli.study_observer import STATES, RunningTrial, StudySnapshot, TrialStatus, format_count
+from study.cli.study_observer import STATES, RunningTrial, StudySnapshot, TrialStatus
 from study.config.errors import escape_controls, shorten
+from study.config.wording import format_count, format_plural
 
 STYLES = {"failed": "red", "damaged": "red", "diverged": "yellow", "stale": "yellow"}
 MAX_CAUSES = 5  # of failures
@@ -108,7 +109,8 @@ def _draw_problems(problems: Sequence[TrialStatus], width: int) -> list[Text]:
         lines.append(Text(format_problems(group, width)))
         lines[-1].highlight_regex(r"^[^:]+:", STYLES.get(group[0].state, "yellow"))
     if len(groups) > MAX_CAUSES:
-        lines.append(Text(f"and {len(groups) - MAX_CAUSES} more causes; `status` lists them", style="dim"))
+        more = format_plural(len(groups) - MAX_CAUSES, "more cause")
+        lines.append(Text(f"and {more}; `status` lists all", style="dim"))
     return lines
 
 
@@ -117,7 +119,7 @@ def _draw_answers(answers: Mapping[str, Any] | None, error: str) -> list[Text]:
         return [Text(), Text(f"answers: not computed: {error}", style="yellow")]
     if not answers or not answers["questions"]:
         return []
-    head = f"answers after {answers['n']} trials, {answers['confidence'] * 100:g} % intervals"
+    head = f"answers after {format_plural(answers['n'], 'trial')}, {answers['confidence'] * 100:g} % intervals"
     lines = [Text(), Text(head, style="dim")]
     for question in answers["questions"]:
         lines.append(Text.assemble((question["name"], "bold"), f": {question['verdict']}"))

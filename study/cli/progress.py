@@ -13,6 +13,7 @@ from rich.text import Text
 from study.cli.live_view import LiveView, format_time_left
 from study.cli.study_observer import StudyObserver, TrialStatus
 from study.config.errors import escape_controls
+from study.config.wording import format_plural
 from study.plan.trials import PlannedTrial
 from study.record.layout import StudyFolder
 from study.sweep.listener import SweepListener
@@ -48,7 +49,8 @@ class SweepProgress(SweepListener):
         self.live.stop()
         self.observer.answers.close()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.message(f"Stopped at {self.observer.finished} of {self.observer.total} trials with a result.")
+            total = format_plural(self.observer.total, "trial")
+            self.message(f"Stopped at {self.observer.finished} of {total} with a result.")
 
     def expect(self, key: str, cost: float) -> None:
         self.observer.costs[key] = cost

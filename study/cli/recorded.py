@@ -35,6 +35,9 @@ def _check_is_folder(folder: StudyFolder) -> StudyFolder:
     existing = next(path for path in (folder.path, *folder.path.parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"{existing}: is a file, not a folder")
+    out = folder.path.parent
+    if (out / "study.yaml").is_file():
+        raise UserError(f"--out {out}: is the folder of a study; the folder above it: --out {out.parent}")
     return folder
 
 
@@ -54,8 +57,10 @@ def find_run_folder(options: argparse.Namespace) -> StudyFolder:
 def find_compared_folders(options: argparse.Namespace, folder: StudyFolder) -> list[StudyFolder]:
     """The folders of `--compare`. Raises `UserError` where one holds no study, with the others beside it."""
     others = [StudyFolder(path) for path in options.compare or ()]
-    for other in others:
+    for number, other in enumerate(others):
         if other.config.exists():
+            if any(other.path.samefile(each.path) for each in (folder, *others[:number])):
+                raise UserError(f"--compare {other.path}: the same study twice")
             read_study_file(other.config)  # raises if it is damaged, before anything is written
             continue
         name, parent = other.path.name, other.path.parent

@@ -221,12 +221,6 @@ class StudyObserver:
         return [describe_running(self.record(key), running[key]) for key in keys[:MAX_RUNNING]]
 
 
-def format_count(finished: int, total: int, repeated: int) -> str:
-    """`3 of 8 trials have a result`, and why these are fewer than a search suggests."""
-    repeats = f"; {repeated} suggestions of the search repeat an earlier cell" if repeated else ""
-    return f"{finished} of {total} trials have a result{repeats}"
-
-
 def describe_driver(folder: StudyFolder) -> str:
     """Which driver runs the study; empty if none does."""
     if not folder.is_locked():

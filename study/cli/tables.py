@@ -14,9 +14,10 @@ from rich.table import Table
 
 from study.cli.live_view import format_duration, format_problems, group_problems
 from study.cli.recorded import read_checked_state
-from study.cli.study_observer import STATES, StudyObserver, format_count
+from study.cli.study_observer import STATES, StudyObserver
 from study.config.errors import escape_controls, shorten
 from study.config.schema import StudyConfig
+from study.config.wording import format_count, format_plural
 from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
 from study.plan.design_diagnostics import describe_balance, find_problems
 from study.plan.disk_space import check_disk_space, format_bytes
@@ -40,11 +41,11 @@ def print_plan(
     cells = _group_by_cell(trials)
     console.print(f"{join_lines(study.title)}\n{join_lines(study.question)}", soft_wrap=True)
     more = len(trials) - len(cells) * study.replicates
-    seed_runs = f" and {more} runs with {', '.join(study.seeds.apart)} varied apart" if more else ""
+    seed_runs = f" and {format_plural(more, 'run')} with {', '.join(study.seeds.apart)} varied apart" if more else ""
     datasets, epochs = ("/".join(map(str, study.list_values(field))) for field in ("dataset", "epochs"))
     console.print(
-        f"{len(trials)} trials: {len(cells)} cells x {study.replicates} replicates{seed_runs}, {study.scale} scale, "
-        f"data {datasets}, {epochs} epochs. G: chunks, B: batch_size. Batch statistics are taken over `stat` samples, "
+        f"{format_plural(len(trials), 'trial')}: {_format_size(study, len(cells))}{seed_runs}, {study.scale} scale, "
+        f"data {datasets}, epochs: {epochs}. G: chunks, B: batch_size. Batch statistics are taken over `stat` samples, "
         "gradients over G*B.\n"
     )
     measured, part = cells, 1.0
@@ -78,12 +79,12 @@ def print_plan(
     total = sum(sizes[trial.trial_id].seconds for trial in trials if trial.trial_id in sizes) / part
     console.print(
         f"forecast from a few steps of {'every' if part == 1 else 'each measured'} cell on this machine: "
-        f"{format_duration(total)} of training, about {format_duration(total / workers)} with {workers} workers, "
-        "without the fixed cost of each trial",
+        f"{format_duration(total)} of training, about {format_duration(total / workers)} with "
+        f"{format_plural(workers, 'worker')}, without the fixed cost of each trial (`bench trial` measures it)",
         soft_wrap=True,
     )
     if missing:
-        which = "" if len(missing) == len(trials) else f" for the {len(missing)} trials without a result"
+        which = f" for the {format_plural(len(missing), 'trial')} without a result" * (len(missing) < len(trials))
         console.print(f"disk: about {format_bytes(needed_bytes)}{which}; {format_bytes(free)} free")
 
 
@@ -109,11 +110,15 @@ def _build_plan_table(study: StudyConfig, cells: dict[str, list[PlannedTrial]], 
     return table
 
 
+def _format_size(study: StudyConfig, cells: int) -> str:
+    return f"{format_plural(cells, 'cell')} x {format_plural(study.replicates, 'replicate')}"
+
+
 def print_search_space(console: Console, study: StudyConfig) -> None:
     """Prints how many trials a search suggests, and from which levels."""
     assert study.search is not None
     console.print(
-        f"{join_lines(study.title)}\n{study.search.n_trials} cells x {study.replicates} replicates, suggested by "
+        f"{join_lines(study.title)}\n{_format_size(study, study.search.n_trials)}, suggested by "
         f"{study.search.sampler} to {study.search.direction} {study.search.objective}, from"
     )
     for factor, levels in study.factors.items():
@@ -129,7 +134,7 @@ def print_analysis_plan(console: Console, study: StudyConfig, folder: StudyFolde
         return
     changes = find_changes(recorded.latest, plan)
     what = "the next run records these changes with their date: " + format_changes(changes) if changes else "unchanged"
-    amended = f", with {len(recorded.amendments)} amendments" if recorded.amendments else ""
+    amended = f", with {format_plural(len(recorded.amendments), 'amendment')}" if recorded.amendments else ""
     console.print(
         f"on record in {folder.config}: {recorded.hash[:8]} of {recorded.created[:10]}{amended}; {what}", soft_wrap=True
     )
@@ -149,7 +154,8 @@ def print_status(console: Console, study: StudyConfig, folder: StudyFolder) -> N
     console.print(f"{folder.path}: {format_count(finished, observer.total, observer.repeated)}", soft_wrap=True)
     unplanned = sum(trial.key not in observer.plan for trial in folder.trials()) if observer.plan else 0
     if unplanned:
-        console.print(f"{unplanned} more on disk {'are' if unplanned > 1 else 'is'} not in the plan, and in no answer")
+        more = format_plural(unplanned, "more trial on disk is", "more trials on disk are")
+        console.print(f"{more} not in the plan, and in no answer")
     cells: dict[tuple[str, ...], Counter[str]] = {}
     for trial in trials:
         planned = observer.plan.get(trial.key)

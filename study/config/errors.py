@@ -23,6 +23,7 @@ UNUSABLE_PATH = (
 """Error numbers of a path that cannot be read or written: of a read-only folder, or of a file in place of a folder."""
 MAX_ALLOWED, MAX_NEAREST = 16, 4
 """How many names an error message lists: all that are allowed, or the nearest ones."""
+KEYS = "docs/configuration.md lists the keys"
 NO_SPACE = "no space left on"
 """How the reason of a trial that failed on a full disk begins."""
 
@@ -44,16 +45,26 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def allowed_names(name: object, names: Iterable[object]) -> str:
-    """Returns the end of an error message: 'allowed: a, b, c; nearest: b'; of many names, the nearest ones alone."""
-    known = [str(candidate) for candidate in names]
-    few = len(known) <= MAX_ALLOWED
-    close = difflib.get_close_matches(shorten(str(name), MAX_VALUE), known, n=1 if few else MAX_NEAREST, cutoff=0.4)
-    parts = [f"nearest: {', '.join(close)}"] if close else []
+def parse_count(text: str, source: str, most: int) -> int:
+    """Returns a number from 1 to `most` of a command line; as in a study file, it cannot start with 0."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text) or int(text) > most:
+        raise UserError(f"{source}: expected a whole number from 1 to {most}, without leading zeros")
+    return int(text)
+
+
+def allowed_names(name: object, names: Iterable[object], others: str = "") -> str:
+    """Returns the end of an error message: 'allowed: a, b, c; nearest: b'; of many names, the nearest ones alone.
+
+    others: what to say if none of many names is near; by default how many there are.
+    """
+    known = {str(candidate).lower(): str(candidate) for candidate in names}
+    few, wanted = len(known) <= MAX_ALLOWED, shorten(str(name), MAX_VALUE).lower()
+    close = difflib.get_close_matches(wanted, known, n=1 if few else MAX_NEAREST, cutoff=0.4 if few else 0.6)
+    parts = [f"nearest: {', '.join(known[each] for each in close)}"] if close else []
     if few:
-        parts.insert(0, f"allowed: {', '.join(known)}")
+        parts.insert(0, f"allowed: {', '.join(known.values())}")
     elif not close:
-        parts.append(f"{len(known)} are allowed, such as {known[0]}")
+        parts.append(others or f"{len(known)} are allowed, such as {next(iter(known.values()))}")
     return "; ".join(parts)
 
 

@@ -25,8 +25,9 @@ SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 """ResNets for small images (He et al., 2016, section 4.2): three stages."""
 LARGE_DEPTHS = (18, 34, 50, 101, 152)
 """ResNets for images of ImageNet's size: four stages."""
-MAX_EPOCHS, MAX_BATCH, MAX_RATE = 100_000, 100_000, 1e30
-"""Upper limits of epochs, of numbers of samples or groups, and of rates, whose products float32 must hold."""
+MAX_EPOCHS, MAX_BATCH, MAX_RATE, MAX_PROCESSES = 100_000, 100_000, 1e30, 1024
+"""Upper limits of epochs, of numbers of samples or groups, of rates, whose products float32 must hold, and of numbers
+of processes, threads or devices."""
 NO_NORM = "none"
 """The norm of a head without norm layers."""
 
@@ -461,7 +462,7 @@ class AnalysisConfig(StrictModel):
 class RunConfig(StrictModel):
     """How trials are run on a machine. Nothing here is part of a trial's id."""
 
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    threads: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
     """CPU threads per process."""
     max_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
     """How often a trial that fails is started; after that it stays failed until `--retry-failed`."""
@@ -471,13 +472,13 @@ class RunConfig(StrictModel):
     """Folder that contains the data sets; by default small ones are downloaded to `data/`."""
     own_data: bool = False
     """Accepts files of Fashion-MNIST with other content than the published one, of the same format and size."""
-    loader_workers: Annotated[int, Field(ge=0, le=1024)] = 2
+    loader_workers: Annotated[int, Field(ge=0, le=MAX_PROCESSES)] = 2
     """Processes per device that read images of streamed data sets; 0 reads them in the trial's own process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; `auto` uses all visible GPUs, or the CPU if there are none."""
-    trials_per_device: Annotated[int, Field(ge=1, le=1024)] = 1
+    trials_per_device: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
     """Number of trials that share a GPU; a small network uses only a part of it."""
-    devices_per_trial: Annotated[int, Field(ge=1, le=1024)] = 1
+    devices_per_trial: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
     """Number of devices that train one trial together, each with an equal share of the G chunks."""
     accumulate: Annotated[int, Field(ge=1, le=MAX_BATCH)] = 1
     """Number of parts in which a device processes its share of a gradient batch, to save memory."""
@@ -490,7 +491,7 @@ class LaunchConfig(StrictModel):
     """Where trials run: on this machine, as Slurm jobs or as Ray tasks. `--launcher` sets it, too."""
     cpus: Annotated[int, Field(ge=1, le=4096)] = 1
     """CPU cores per job."""
-    gpus: Annotated[float, Field(ge=0, le=1024)] = 0
+    gpus: Annotated[float, Field(ge=0, le=MAX_PROCESSES)] = 0
     """GPUs per job; Ray also takes a fraction of one."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]B?$")] | None = None
     """Memory per job, for example `16G`; by default the cluster decides."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from study.config.errors import UserError, allowed_names, format_value
+from study.config.errors import KEYS, UserError, allowed_names, format_value
 from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig, TrialConfig, build_joint_key
 from study.config.yaml_input import parse_yaml
 
@@ -63,6 +63,10 @@ def check_level(study: StudyConfig, factor: str, level: Any, where: str) -> Tria
 
 def explain_error(error: Any) -> str:
     """What is allowed instead, from one of pydantic's error details."""
+    if error["type"] in ("dict_type", "model_type"):
+        return "expected keys and values"
+    if isinstance(error["input"], list) and error["type"].endswith(("_type", "literal_error")):
+        return "expected one value, not a list"
     if error["type"] == "literal_error":
         return allowed_names(error["input"], re.findall(r"[\w.-]+", error["ctx"]["expected"].replace(" or ", " ")))
     if error["type"] == "value_error":
@@ -96,7 +100,7 @@ def _check_joint(study: StudyConfig, origin: dict[str, str]) -> None:
         for level, fields in settings.items():
             for field in fields:
                 if field not in TrialConfig.model_fields:
-                    names = allowed_names(field, TrialConfig.model_fields)
+                    names = allowed_names(field, TrialConfig.model_fields, KEYS)
                     raise UserError(f"{where}.{level}.{field}: unknown key; {names}")
                 if level in used and (owners.setdefault(field, factor) != factor or field == factor):
                     raise UserError(f"{where}.{level}.{field}: the factor {owners[field]} sets it")
@@ -141,7 +145,8 @@ def _check_factor(study: StudyConfig, factor: str, origin: dict[str, str]) -> li
     """Returns a factor's levels in their canonical spelling; two spellings of a level would train one cell twice."""
     where = f"{find_origin(f'factors.{factor}', origin)}: factors.{factor}"
     if factor not in {*TrialConfig.model_fields, *study.joint}:
-        raise UserError(f"{where}: unknown factor; {allowed_names(factor, [*study.joint, *TrialConfig.model_fields])}")
+        names = allowed_names(factor, [*study.joint, *TrialConfig.model_fields], KEYS)
+        raise UserError(f"{where}: unknown factor; {names}")
     given = study.factors[factor]
     if isinstance(given, Range):
         if study.search is None:
@@ -225,7 +230,7 @@ def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
         if parents == ["analysis", "margins"]:
             model = MarginConfig
         dotted = ".".join([*parents, key])
-        hint = _find_home(key) or allowed_names(key, model.model_fields)
+        hint = _find_home(key) or allowed_names(key, model.model_fields, KEYS)
         return f"{find_origin(dotted, origin)}: {dotted}: unknown key; {hint}"
     # pydantic also puts the names of union members into an error's location.
     path = ".".join(str(part) for part in first["loc"] if str(part) in _ALL_KEYS or not isinstance(part, str))

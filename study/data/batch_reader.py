@@ -87,8 +87,7 @@ class BatchReader(Dataset[tuple[Batch | None, list[str]]]):
             except (OSError, ValueError) as error:
                 if getattr(error, "errno", None) not in FILE_ERRNOS:
                     raise  # for example out of memory, or too many open files
-                reason = str(error) or type(error).__name__
-                unusable.append(f"{self.samples.source.name(index)}: {reason.splitlines()[0]}")
+                unusable.append(self.samples.source.explain(index, error))
         return None
 
     def _augment(self, sample: tuple[Any, Any], epoch: int, number: int) -> tuple[Tensor, Any]:

@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
+from study.config.wording import format_plural
 from study.data.data_root import find_dataset_folder
 from study.data.image_files import PublishedSplit, SampleSource, describe_others, list_files
 
@@ -84,7 +85,7 @@ def open_split(folder: Path, split: PublishedSplit) -> ImagesWithObjects:
     if len(labels) < len(content.categories):
         raise UserError(f"{file}: damaged: two of the categories have the same id")
     if len(labels) != CLASSES:
-        raise UserError(f"{file}: {len(labels)} categories; expected COCO's {CLASSES}")
+        raise UserError(f"{file}: {format_plural(len(labels), 'category', 'categories')}; expected COCO's {CLASSES}")
     paths = {each.id: f"{subfolder}/{each.file_name}" for each in content.images}
     sizes = {each.id: (each.height, each.width) for each in content.images}
     if len(paths) < len(content.images):

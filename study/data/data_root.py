@@ -15,9 +15,10 @@ def resolve_data_root(data_root: str | None) -> Path:
 
     Raises `UserError` if the user's folder does not exist.
     """
-    if data_root is not None and not Path(data_root).is_dir():
+    root = DOWNLOAD_FOLDER if data_root is None else Path(data_root).expanduser()
+    if data_root is not None and not root.is_dir():
         raise UserError(f"run.data_root={data_root}: no such folder")
-    return Path(data_root) if data_root is not None else DOWNLOAD_FOLDER
+    return root
 
 
 def build_missing_files_error(dataset: str, root: Path, files: str, folders: Sequence[str]) -> UserError:

@@ -6,13 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -50,6 +50,11 @@ class SampleSource(ABC):
 
     def name(self, index: int) -> str:
         return str(self.images[index])
+
+    def explain(self, index: int, error: OSError | ValueError) -> str:
+        """A line that says why a sample cannot be used."""
+        name, reason = self.name(index), getattr(error, "strerror", None) or str(error) or "cannot be read"
+        return f"{name}: {reason.splitlines()[0].removeprefix(f'{PurePosixPath(name).name} ')}"
 
     def read_image(self, index: int) -> tv_tensors.Image:
         """An image (3, H, W) in 0..255. Raises `OSError` or `ValueError` if it cannot be used."""
@@ -158,7 +163,7 @@ def decode_image(path: Path, *, lossless: bool = False) -> Image.Image:
     """
     try:
         if not path.is_file():  # opening a pipe would wait for a writer
-            raise OSError(f"{path.name} is not a regular file")
+            raise OSError(f"{path.name} is missing, or is no regular file")
         with path.open("rb") as file:
             picture = Image.open(file)
             # Pillow stretches gray values of 2 or 4 bits to 0..255.
@@ -166,7 +171,9 @@ def decode_image(path: Path, *, lossless: bool = False) -> Image.Image:
                 raise ValueError(f"{path.name} is not a PNG file with 8 bits per pixel")
             picture.load()
             return picture
+    except UnidentifiedImageError:
+        raise ValueError(f"{path.name} is not an image") from None
     except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:  # decoders raise many kinds
-        raise ValueError(f"{path.name} does not decode: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{path.name} is damaged: {error}".removesuffix(": ")) from None

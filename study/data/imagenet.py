@@ -54,6 +54,9 @@ def open_split(folder: Path, split: PublishedSplit) -> ImagesWithLabels:
     if len(classes) > allowed:
         raise UserError(f"{place}: {len(classes)} class folders, but the data set has {allowed} classes")
     listings = [list_files(folder, path, ".JPEG", ".jpeg", ".jpg", ".png") for path in folders]
+    empty = [path for path, (images, _) in zip(folders, listings, strict=True) if not images]
+    if split == "train" and 0 < len(empty) < len(folders):
+        raise UserError(f"{folder / empty[0]}: no training images of this class")
     return ImagesWithLabels(
         folder=folder,
         images=np.array([image for images, _ in listings for image in images], str),

@@ -11,6 +11,7 @@ from study.config.datasets import DATASETS, compute_split_sizes
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seed
+from study.config.wording import format_plural
 from study.data import scenes
 from study.data.in_memory import InMemoryData, LabeledImages, Splits
 from study.data.loaders import TrialData
@@ -36,17 +37,16 @@ def load_data(
     return InMemoryData(load_splits(config, seeds["split"], data_root, own_data=own_data), config, seeds["data"])
 
 
-def check_data(dataset: str, data_root: str | None = None, *, subset: bool = False, own_data: bool = False) -> None:
-    """Finds or downloads the files of a data set, before any trial starts.
+def check_data(config: TrialConfig, data_root: str | None = None, *, own_data: bool = False) -> None:
+    """Finds or downloads the files that a trial needs, before any trial starts.
 
     Raises `UserError` if files are missing or damaged.
-
-    subset: the trials set `train_samples`, so a streamed data set does not need all of its published images.
     """
-    if DATASETS[dataset].streamed:
-        check_streamed(dataset, data_root, subset=subset)
+    dataset = DATASETS[config.dataset]
+    if dataset.streamed:
+        check_streamed(config, data_root)
     else:
-        load_images(DATASETS[dataset].glyphs or dataset, data_root, own_data=own_data)
+        load_images(dataset.glyphs or config.dataset, data_root, own_data=own_data)
 
 
 def load_images(
@@ -60,7 +60,9 @@ def load_images(
     facts, where = DATASETS[dataset], f"run.data_root={data_root}: {dataset}"
     for name, images, published in (("training", pool, facts.train), ("test", test, facts.test)):
         if (len(images) if images else None) != published:
-            raise UserError(f"{where}: {len(images or ())} {name} images, not the published {published}")
+            raise UserError(
+                f"{where}: {format_plural(len(images or ()), f'{name} image')}, not the published {published}"
+            )
         if images and not 0 <= images.labels.min() <= images.labels.max() < facts.classes:
             labels = f"{int(images.labels.min())} to {int(images.labels.max())}"
             raise UserError(f"{where}: labels of {name} images: {labels}; allowed: 0 to {facts.classes - 1}")

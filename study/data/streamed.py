@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from study.config.datasets import DATASETS
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
+from study.config.wording import format_plural
 from study.data.batch_reader import MAX_TRIES, BatchReader, BatchRequest, SampleSubset
 from study.data.batches import Batch
 from study.data.data_root import resolve_data_root
@@ -31,9 +33,13 @@ EVALUATION_BATCH_SIZES = {"classification": 128, "segmentation": 1, "detection":
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # workers of a forkserver would outlive a killed trial
 
 
-def check_streamed(dataset: str, data_root: str | None, *, subset: bool) -> None:
-    """Raises `UserError` if files are missing."""
-    _open_splits(dataset, data_root, subset=subset)
+def check_streamed(config: TrialConfig, data_root: str | None) -> None:
+    """Raises `UserError` if files are missing, or if none of the first samples of a split can be used."""
+    for source in _open_splits(config, data_root):
+        samples, tried = source.select_targets(config, training=True), min(MAX_TRIES, len(source))
+        problems = list(takewhile(bool, (_find_problem(samples, index) for index in range(tried))))
+        if len(problems) == tried:
+            raise UserError(f"{source.folder}: no usable sample in the first {tried}; the last one: {problems[-1]}")
 
 
 def load_streamed(config: TrialConfig, seeds: Mapping[str, int], data_root: str | None, workers: int) -> StreamedData:
@@ -42,15 +48,9 @@ def load_streamed(config: TrialConfig, seeds: Mapping[str, int], data_root: str 
     All published images must exist, unless `train_samples` says how many of the existing training images to use.
     Raises `UserError` if files are missing.
     """
-    pool, test = _open_splits(config.dataset, data_root, subset=config.train_samples is not None)
+    pool, test = _open_splits(config, data_root)
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seeds["split"]))
-    validation = max(1, round(config.validation_fraction * len(pool)))
-    train = config.split_sizes[0]
-    if validation + train > len(pool):
-        raise UserError(
-            f"run.data_root={data_root}: {config.dataset}: {validation} of its {len(pool)} training images are for "
-            f"validation; train_samples={train}: allowed: 1 to {len(pool) - validation}"
-        )
+    train, validation = config.split_sizes[0], _count_validation(config, pool)
     splits: dict[SplitName, SampleSubset] = {
         "train": SampleSubset(source=pool, indices=order[validation:][:train]),
         "validation": SampleSubset(source=pool, indices=order[:validation]),
@@ -63,8 +63,9 @@ def load_streamed(config: TrialConfig, seeds: Mapping[str, int], data_root: str 
     )  # fmt: skip
 
 
-def _open_splits(dataset: str, data_root: str | None, *, subset: bool) -> tuple[SampleSource, SampleSource]:
-    """The published training and validation splits. Raises `UserError` if files are missing."""
+def _open_splits(config: TrialConfig, data_root: str | None) -> tuple[SampleSource, SampleSource]:
+    """The published training and validation splits. Raises `UserError` if they have too few files for the trial."""
+    dataset, subset = config.dataset, config.train_samples is not None
     module, facts = import_streamed_module(dataset), DATASETS[dataset]
     folder = module.find_folder(resolve_data_root(data_root))
     try:
@@ -76,10 +77,31 @@ def _open_splits(dataset: str, data_root: str | None, *, subset: bool) -> tuple[
             example = "".join(f", for example {line}" for line in source.set_aside[:1])
             example += "".join(f"; {line}" for line in source.notes)
             raise UserError(
-                f"{folder}: {dataset}: {len(source)} {name} images with their labels, not the published {published}"
-                f"{example}; copy all of it from {module.DOWNLOAD_PAGE}, or set train_samples to use what exists"
+                f"{folder}: {dataset}: {format_plural(len(source), f'{name} image')} with their labels, not the "
+                f"published {published}{example}; copy all of it from {module.DOWNLOAD_PAGE}, or set train_samples "
+                "to use what exists"
             )
+    train, validation = config.split_sizes[0], _count_validation(config, pool)
+    if validation + train > len(pool):
+        raise UserError(
+            f"run.data_root={data_root}: {dataset}: of its {format_plural(len(pool), 'training image')}, "
+            f"{validation} for validation; train_samples={train}: allowed: 1 to {len(pool) - validation}"
+        )
     return pool, test
+
+
+def _count_validation(config: TrialConfig, pool: SampleSource) -> int:
+    """The number of training images that are held out for validation."""
+    return max(1, round(config.validation_fraction * len(pool)))
+
+
+def _find_problem(samples: SampleSource, index: int) -> str:
+    """Why a sample cannot be used; empty if it can."""
+    try:
+        samples.read(index)
+    except (OSError, ValueError) as error:
+        return samples.explain(index, error)
+    return ""
 
 
 def _describe_subset(dataset: str, pool: SampleSource, test: SampleSource) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from study.config.schema import StudyConfig, TrialConfig
+from study.config.wording import format_plural
 from study.plan.power_analysis import MIN_REPLICATES, RECOMMENDED_REPLICATES
 from study.plan.trials import PlannedTrial
 
@@ -166,7 +167,7 @@ def _compute_rank(gram: np.ndarray[Any, Any]) -> int:
 def _format_few_replicates(replicates: int) -> str:
     problem = "no intervals" if replicates == 1 else "wide intervals of differences and no intervals of displacements"
     return (
-        f"{replicates} replicate{'s' * (replicates > 1)}: {problem}, so a verdict is unlikely; at least "
+        f"{format_plural(replicates, 'replicate')}: {problem}, so a verdict is unlikely; at least "
         f"{MIN_REPLICATES}, better {RECOMMENDED_REPLICATES}: --set replicates={RECOMMENDED_REPLICATES}"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from study.config.choice_space import ChoiceSpace
-from study.config.errors import MAX_VALUE, UserError, allowed_names, describe_kind, shorten
+from study.config.errors import KEYS, MAX_VALUE, UserError, allowed_names, describe_kind, shorten
 from study.config.schema import SECTIONS, RunConfig, StudyConfig, TrialConfig
 from study.config.validation import find_origin, validate_study
 from study.config.yaml_input import MAX_DEPTH, check_mapping, parse_yaml, read_yaml
@@ -29,7 +29,7 @@ def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = 
     scale: None for the default. Raises `UserError`, one line, for any mistake of the user.
     """
     study_file, scale_file = _find_config("studies", study), _find_config("scales", scale or DEFAULT_SCALE)
-    study_layer, scale_layer = read_yaml(study_file), read_yaml(scale_file)
+    study_layer, scale_layer = _read_study(study_file), read_yaml(scale_file)
     origin: dict[str, str] = {"": str(study_file)}
     merged: dict[str, Any] = {"name": study_file.stem, "scale": scale_file.stem}
 
@@ -47,6 +47,8 @@ def load_study(study: str, scale: str | None = None, overrides: Sequence[str] = 
         _overlay(merged, layer, source, origin)
         joint |= set(layer["joint"]) if isinstance(layer.get("joint"), dict) else set()
     _drop_offered_joint(merged, offered_joint - joint)
+    if "scale" in origin:
+        raise UserError(f"{origin['scale']}: scale: cannot be set here; --scale chooses it")
     warm_start_section.drop_offered_cell(merged, origin, str(scale_file))
     warm_start_section.check_no_source(merged, origin)
     return warm_start_section.resolve_source(_validate(merged, origin), find_origin("start", origin))
@@ -67,7 +69,7 @@ def find_study_name(study: str, overrides: Sequence[str] = ()) -> str:
     if given or not is_study_file(study):
         return given[-1] if given else study
     file = _find_config("studies", study)
-    return str(read_yaml(file).get("name", file.stem))
+    return str(_read_study(file).get("name", file.stem))
 
 
 def is_study_file(study: str) -> bool:
@@ -131,6 +133,14 @@ def _find_config(kind: Literal["studies", "scales"], name: str) -> Path:
         flag = {"studies": "study", "scales": "scale"}[kind]
         raise UserError(describe_unknown(flag, name, files))
     return files[name]
+
+
+def _read_study(file: Path) -> dict[str, Any]:
+    """The content of a study file. Raises `UserError` for the `study.yaml` of a run."""
+    content = read_yaml(file)
+    if "provenance" in content:
+        raise UserError(f"{file}: is the record of a run, which its folder names: --study NAME --out DIR")
+    return content
 
 
 def describe_unknown(flag: str, name: str, names: Iterable[str]) -> str:
@@ -203,6 +213,8 @@ def _parse_override(override: str, source: str, merged: dict[str, Any]) -> dict[
     if key.count(".") > MAX_DEPTH:
         raise UserError(f"{source}: a key of {key.count('.') + 1} parts; allowed: at most {MAX_DEPTH}")
     path, value = _resolve_key(key, merged), parse_yaml(text, source)
+    if value == {}:
+        raise UserError(f"{source}: no keys, so this changes nothing; to change one: --set {key}.NAME=VALUE")
     if re.fullmatch(r"factors\.\w+", path) and not isinstance(value, (list, dict)):
         value = [value]  # one level
     first, *inner = path.split(".")
@@ -222,4 +234,4 @@ def _resolve_key(key: str, merged: dict[str, Any]) -> str:
         if head in model.model_fields and section != "start":  # its names, such as `cell`, are unclear by themselves
             return f"{section}.{key}"
     names = [*StudyConfig.model_fields, *TrialConfig.model_fields, *RunConfig.model_fields]
-    raise UserError(f"--set {shorten(key, MAX_VALUE)}: unknown key; {allowed_names(head, names)}")
+    raise UserError(f"--set {shorten(key, MAX_VALUE)}: unknown key; {allowed_names(head, names, KEYS)}")

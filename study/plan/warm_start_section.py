@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config.errors import UserError, allowed_names, format_value
+from study.config.errors import KEYS, UserError, allowed_names, format_value
 from study.config.schema import StartConfig, StudyConfig, TrialConfig
 from study.config.validation import check_level, explain_error, find_origin
 from study.plan.warm_start import OPTION_RULES, build_outside_source, is_outside
@@ -81,7 +81,7 @@ def _check_base(study: StudyConfig, where: str) -> None:
                if name not in study.factors and not name.startswith("start_")]  # fmt: skip
     for name in study.start.base:
         if name not in allowed:
-            raise UserError(f"{where}: start.base.{name}: {allowed_names(name, allowed)}")
+            raise UserError(f"{where}: start.base.{name}: {allowed_names(name, allowed, KEYS)}")
     try:
         TrialConfig(**{**study.base.model_dump(), **study.start.base})
     except ValidationError as error:

@@ -22,7 +22,9 @@ PACKAGES = ("normalizer-study", "torch", "torchvision", "lightning", "torchmetri
 _NAMES = r"(?:passw(?:or)?d|passphrase|pwd|credentials?|secret|token|(?:api|access|private|secret)[_-]?key)"
 _VALUE = r"""(?:'[^']*'|"[^"]*"|\*\*\*|[^&\s'"]+)"""
 _SECRETS = [
-    re.compile(rf"""({_NAMES}["']?\s*(?:=|:|%3D)\s*)(?!unknown (?:key|study|scale);){_VALUE}""", re.IGNORECASE),
+    re.compile(rf"""({_NAMES}["']?\s*(?:=|%3D)\s*){_VALUE}""", re.IGNORECASE),
+    # What follows the colon after a path, as in `/etc/passwd: cannot be read`, is a message.
+    re.compile(rf"""((?<![\w/-])[\w-]*{_NAMES}["']?\s*:\s*)(?!unknown (?:key|study|scale);){_VALUE}""", re.IGNORECASE),
     re.compile(rf"((?<![A-Za-z])pass(?:=|:\s*|%3D)){_VALUE}", re.IGNORECASE),
     re.compile(rf"((?<![\w-])--(?:[\w-]*[_-])?{_NAMES}\s+)(?!-){_VALUE}", re.IGNORECASE),
     re.compile(rf"(Authorization\s*[:=]\s*(?:\w+\s+)?){_VALUE}", re.IGNORECASE),

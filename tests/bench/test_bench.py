@@ -44,7 +44,7 @@ def test_bars_are_met_or_missed() -> None:
     ("arguments", "parts"),
     [
         (["norm"], ["norm: unknown benchmark", "nearest: norms"]),
-        (["norms", "--threads", "0"], ["--threads 0", "at least 1"]),
+        *((["norms", "--threads", n], [f"--threads {n}: expected a whole number from 1 to 1024"]) for n in ("0", "02")),
         (["norms", "--device", "tpu"], ["--device", "cpu"]),
         (["norms", "--fast"], ["--fast"]),
         (["norms", "--launcher", "slurm"], ["--launcher: not a flag of norms", "only faults"]),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -86,6 +87,18 @@ def edit_table(edit: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage:
         table = pq.read_table(record.switch_weights)
         edited = pa.Table.from_pandas(edit(table.to_pandas()), schema=table.schema, preserve_index=False)
         replace("switch_weights.parquet", _to_bytes(edited))(record)
+
+    return damage
+
+
+def retype(column: str, kind: pa.DataType) -> Damage:
+    """Writes a column of the switch weights with another type."""
+
+    def damage(record: TrialFolder) -> None:
+        table = pq.read_table(record.switch_weights)
+        index = table.schema.get_field_index(column)
+        changed = table.set_column(index, column, pc.cast(table[column], kind, safe=False))
+        replace("switch_weights.parquet", _to_bytes(changed))(record)
 
     return damage
 
@@ -211,6 +224,12 @@ CASES: dict[str, tuple[str, Damage]] = {
     "the config of another trial": (
         "trial.yaml: config: learning_rate: not what the trial's id stands for", edit_config(learning_rate=0.123)
     ),
+    **{f"{column} as {kind}": (f"switch_weights.parquet: {column}: {kind}, expected", retype(column, kind))
+       for column, kind in (("weight", pa.string()), ("weight", pa.bool_()), ("epoch", pa.string()),
+                            ("layer_index", pa.bool_()))},
+    "a value that is true": ("metrics.jsonl: line 1: 0.value", replace("metrics.jsonl", row(value=True))),
+    "a value that is text": ("metrics.jsonl: line 1: 0.value", replace("metrics.jsonl", row(value="0.5"))),
+    "parameters as text": ("result.json: parameters", change("result.json", parameters="7")),
     "a lost epoch": ("switch_weights.parquet: epoch", edit_table(lambda rows: rows[rows["epoch"] != 1])),
 }  # fmt: skip
 INTACT = 2

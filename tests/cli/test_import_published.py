@@ -80,6 +80,7 @@ def test_a_record_names_its_file_and_has_no_metrics(files: Path, tmp_path: Path)
     ("arguments", "message"),
     [
         (["one.pth"], "one.pth: expected G,B=FILE"),
+        (["8,02=one.pth"], "8,02=one.pth: expected a whole number from 1 to 100000"),
         (["8,32=none.pth"], "none.pth: cannot be read"),
         (["8,1=one.pth"], "choose from in,ln,bn; expected at B = 1: in,ln"),
         (["8,2=alone.pth"], "choose from in,ln; expected at B = 2: in,ln,bn"),

@@ -151,8 +151,26 @@ def test_help_needs_no_heavy_import() -> None:
         (("--study", "distinct", "bench"), ["bench: must come first"]),
         (("status", "x-r0", *STUDY), ["x-r0: unexpected argument; status takes no trials"]),
         (("status", "epochs=3", *STUDY), ["a setting is given as --set epochs=3"]),
-        (("epochs=3", *STUDY), ["unknown verb; a setting needs --set: --set epochs=3"]),
-        ((*STUDY, "--set", "qqqqqqqq=1"), ["unknown key; 80 are allowed, such as name"]),
+        (("epochs=3", *STUDY), ["unknown verb; a setting is given as --set epochs=3"]),
+        (("distinct",), ["unknown verb; a study is named by --study distinct"]),
+        (("plan", "distinct"), ["distinct: unexpected argument; a study is named by --study distinct"]),
+        *(
+            ((*STUDY, "--set", f"{key}=1"), ["unknown key; docs/configuration.md lists the keys"])
+            for key in ("x", "qqqqqqqq", "foo.bar", "base.x", "joint.norm.sn.x")
+        ),
+        ((*STUDY, "--set", "BATCH_SIZE=2"), ["unknown key; nearest: batch_size"]),
+        ((*STUDY, "--set", "dataset=CIFAR10"), ["'CIFAR10'", "nearest: cifar10"]),
+        *(
+            ((*STUDY, "--set", f"{key}={{}}"), [f"no keys, so this changes nothing; to change one: --set {key}.NAME="])
+            for key in ("factors", "run", "joint", "base", "analysis.margins", "search")
+        ),
+        *(((*STUDY, "--set", f"{key}=[]"), [": []: expected keys and values"]) for key in ("run", "joint", "search")),
+        *(
+            ((*STUDY, "--set", f"{key}=[scratch]"), ["base.start_rule: ['scratch']: expected one value, not a list; "])
+            for key in ("start_rule", "start.rule")
+        ),
+        ((*STUDY, "--set", "device=[cpu]"), ["run.device: ['cpu']: expected one value, not a list\n"]),
+        ((*STUDY, "--set", "scale=paper"), ["--set scale=paper: is a flag: --scale paper"]),
         (("report", *STUDY), ["no study has been run"]),
         (("report", "--study", "distnct"), ["unknown study", "nearest: distinct"]),
         (("diff", *STUDY, "a", "b"), ["no study has been run here"]),
@@ -176,7 +194,12 @@ def test_help_needs_no_heavy_import() -> None:
             ["search.objective=val_accuracy", "segmentation has no accuracy", "allowed: val_score"],
         ),
         ((*STUDY, "--out", "a\udc80"), ["a\\udc80: contains a character that is not allowed"]),
-        ((*STUDY, "--workers", "0"), ["--workers 0"]),
+        *(
+            ((*STUDY, "--workers", text), [f"--workers {text}: expected a whole number from 1 to 1024"])
+            for text in ("0", "-1", "007", "1_0", "1e1", "٣", "1025")
+        ),
+        (("bench", "recipes", "--workers", "02"), ["--workers 02: expected a whole number from 1 to 1024"]),
+        (("bench", "recipes", "--replicates", "0"), ["--replicates 0: expected a whole number from 1 to 900"]),
         ((*STUDY, "--launcher", "slrm"), ["--launcher slrm", "nearest: slurm"]),
         ((*STUDY, "--launcher", "ray", "--workers", "2"), ["--workers", "local"]),
     ],
@@ -313,3 +336,20 @@ sys.exit(main())
     done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 130
     assert done.stderr == "Interrupted. Run the same command again to continue.\n"
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_a_signal_after_the_command_does_not_change_its_exit_code(name: str) -> None:
+    code = """
+import atexit, os, signal, sys
+from study.__main__ import start
+from study.cli import main
+def command():
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIG{}))
+    print("done")
+    return 1
+main.main = command
+start()
+"""
+    done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "done\n", "")

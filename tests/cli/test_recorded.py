@@ -75,7 +75,7 @@ def test_status_says_that_trials_on_disk_are_no_longer_planned(mine: Path, comma
     assert "in no answer" not in command("status", "--study", str(mine)).out
     status = command("status", "--study", str(mine), "--set", "replicates=1")
     assert "4 of 4 trials have a result" in status.out
-    assert "4 more on disk are not in the plan, and in no answer" in status.out
+    assert "4 more trials on disk are not in the plan, and in no answer" in status.out
 
 
 @pytest.mark.bad_input
@@ -96,6 +96,31 @@ def test_a_folder_of_results_in_place_of_a_study_gets_the_flags_that_name_it(
     done = command(verb, "--study", "runs/mine")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "--study mine --out runs" in done.err
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("verb", ["run", "plan", "status", "report", "show"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--study", "runs/mine/study.yaml"), "runs/mine/study.yaml: is the record of a run"),
+        (("--study", "mine.yaml", "--out", "runs/mine"), "--out runs/mine: is the folder of a study; the folder above"),
+    ],
+)
+def test_a_part_of_the_results_in_place_of_their_folder_is_one_line(
+    verb: str, flags: tuple[str, ...], message: str, mine: Path, command: Command
+) -> None:
+    before = sorted(Path().rglob("*"))
+    done = command(verb, *flags)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert message in done.err
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.bad_input
+def test_a_study_is_not_compared_with_itself(mine: Path, command: Command) -> None:
+    done = command("report", "--study", "mine.yaml", "--compare", "runs/mine/")
+    assert (done.code, done.err) == (2, "error: --compare runs/mine: the same study twice\n")
 
 
 def test_plan_says_whether_the_plan_on_record_still_holds(mine: Path, command: Command) -> None:

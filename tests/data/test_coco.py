@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from study.config.errors import UserError
+from study.config.schema import TrialConfig
 from study.data.load import check_data
 from tests.data.test_streamed import configure, load
 from tests.data.trees import write_coco
@@ -126,7 +127,7 @@ def test_a_coco_image_with_an_unreadable_mask_is_set_aside(tmp_path: Path, segme
 def test_a_damaged_entry_is_named(tmp_path: Path, edit: Callable[[dict[str, Any]], None], where: str) -> None:
     path = write_coco(tmp_path, edit=edit) / "annotations/instances_train2017.json"
     with pytest.raises(UserError) as caught:
-        check_data("coco", str(tmp_path), subset=True)
+        check_data(TrialConfig(dataset="coco", train_samples=1), str(tmp_path))
     assert str(caught.value).startswith(f"{path}: damaged: {where}")
     assert "\n" not in str(caught.value)
 
@@ -149,5 +150,5 @@ def test_a_damaged_json_file_of_coco_is_named(tmp_path: Path, text: str) -> None
     path = write_coco(tmp_path) / "annotations/instances_train2017.json"
     path.write_text(text)
     with pytest.raises(UserError, match=str(path)) as caught:
-        check_data("coco", str(tmp_path), subset=True)
+        check_data(TrialConfig(dataset="coco", train_samples=1), str(tmp_path))
     assert "\n" not in str(caught.value)

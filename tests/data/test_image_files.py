@@ -17,6 +17,7 @@ from PIL import Image
 
 from study.config.datasets import DATASETS
 from study.config.errors import UserError
+from study.config.schema import TrialConfig
 from study.data.image_files import SampleSource, decode_image
 from study.data.load import check_data
 from study.data.registry import import_streamed_module
@@ -164,7 +165,7 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, dataset: str, name:
     assert "not read: 1, such as" in note
     assert os.path.basename(name) in note
     with pytest.raises(UserError, match="not read: 1, such as"):  # where images are missing
-        check_data(dataset, str(tmp_path))
+        check_data(TrialConfig(dataset=dataset), str(tmp_path))
 
 
 @pytest.mark.bad_input
@@ -175,7 +176,7 @@ def test_more_classes_than_the_data_set_has_are_refused(tmp_path: Path, monkeypa
     for part in ("train", "val"):
         (folder / part / "n99999999").mkdir()
     with pytest.raises(UserError, match="3 class folders, but the data set has 2 classes"):
-        check_data("imagenet", str(tmp_path), subset=True)
+        check_data(TrialConfig(dataset="imagenet", train_samples=1), str(tmp_path))
 
 
 def test_a_plain_folder_among_those_of_imagenet_is_no_class(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, dataset: str, 
     (tmp_path / path).rename(tmp_path / "elsewhere")
     (tmp_path / path).write_bytes(b"")
     with pytest.raises(UserError, match=f"^{tmp_path / path}: Not a directory$"):
-        check_data(dataset, str(tmp_path), subset=True)
+        check_data(TrialConfig(dataset=dataset, train_samples=1), str(tmp_path))
 
 
 def test_a_folder_in_place_of_cocos_annotations_is_named(tmp_path: Path) -> None:
@@ -218,11 +219,11 @@ def test_a_folder_in_place_of_cocos_annotations_is_named(tmp_path: Path) -> None
     path.unlink()
     path.mkdir()
     with pytest.raises(UserError, match=f"^{path}: Is a directory$"):
-        check_data("coco", str(tmp_path), subset=True)
+        check_data(TrialConfig(dataset="coco", train_samples=1), str(tmp_path))
 
 
 def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     """Opening it would wait for a writer."""
     os.mkfifo(tmp_path / "x.JPEG")
-    with pytest.raises(OSError, match=r"x\.JPEG is not a regular file"):
+    with pytest.raises(OSError, match=r"x\.JPEG is missing, or is no regular file"):
         decode_image(tmp_path / "x.JPEG")

@@ -165,6 +165,6 @@ def test_one_training_scene_is_enough_for_a_trial() -> None:
 
 
 def test_check_data_looks_for_the_glyphs_of_scenes(tmp_path: Path) -> None:
-    check_data("scenes", str(tmp_path))
+    check_data(TrialConfig(dataset="scenes"), str(tmp_path))
     with pytest.raises(UserError, match="fashion_mnist"):
-        check_data("scenes_fashion", str(tmp_path))
+        check_data(TrialConfig(dataset="scenes_fashion"), str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import subprocess
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -262,6 +263,19 @@ def test_the_replacement_of_a_sample_does_not_depend_on_workers_or_resume(tmp_pa
     assert other.set_aside == data.set_aside != []
 
 
+def test_the_reason_is_in_plain_words_without_paths_of_the_machine(tmp_path: Path) -> None:
+    folder = write_imagenet(tmp_path)
+    (folder / "val/n01440764/n01440764_0.JPEG").write_text("no image")
+    (folder / "val/n01440764/n01440764_2.JPEG").unlink()
+    data = load(tmp_path, configure("imagenet"))
+    (folder / "val/n01443537/n01443537_1.JPEG").unlink()
+    assert [len(labels) for _, labels in data.build_evaluation_loader("test")] == [0]
+    assert data.set_aside == [
+        "val/n01440764/n01440764_0.JPEG: is not an image",
+        "val/n01443537/n01443537_1.JPEG: is missing, or is no regular file",
+    ]
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("spoil", "why"),
@@ -310,22 +324,52 @@ def test_training_fails_with_one_line_if_no_sample_is_usable(tmp_path: Path, wor
 @pytest.mark.parametrize("dataset", WRITERS)
 def test_the_error_for_missing_data_names_folder_layout_and_download_page(tmp_path: Path, dataset: str) -> None:
     with pytest.raises(UserError, match=f"^run.data_root={tmp_path}: {dataset}: no .* expected .* from http") as caught:
-        check_data(dataset, str(tmp_path))
+        check_data(TrialConfig(dataset=dataset), str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dataset", WRITERS)
 def test_incomplete_data_are_refused_unless_train_samples_is_set(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
-    check_data(dataset, str(tmp_path), subset=True)
+    check_data(TrialConfig(dataset=dataset, train_samples=1), str(tmp_path))
     with pytest.raises(UserError, match=r"8 training images .* not the published .* train_samples"):
-        check_data(dataset, str(tmp_path))
+        check_data(TrialConfig(dataset=dataset), str(tmp_path))
 
 
-def test_more_training_images_than_exist_are_refused(tmp_path: Path) -> None:
-    write_imagenet(tmp_path)
-    with pytest.raises(UserError, match="train_samples=7: allowed: 1 to 6"):
-        load(tmp_path, configure("imagenet", train_samples=7))
+def empty_files(folder: Path) -> None:
+    for path in filter(Path.is_file, folder.rglob("*")):
+        if path.suffix != ".json":
+            path.write_bytes(b"")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("dataset", "edit", "message"),
+    [
+        *((dataset, lambda folder: None, "train_samples=7: allowed: 1 to 6") for dataset in WRITERS),
+        *((dataset, empty_files, r"no usable sample in the first 8; .*: is not an image$") for dataset in WRITERS),
+        ("imagenet", lambda folder: empty_class(folder / "train/n01443537"), "n01443537: no training images of this"),
+    ],
+)
+def test_data_that_no_trial_could_use_end_the_run_before_training(
+    tmp_path: Path, command: Command, dataset: str, edit: Callable[[Path], None], message: str
+) -> None:
+    edit(WRITERS[dataset](tmp_path / "data"))
+    settings = {
+        "dataset": dataset, "task": DATASETS[dataset].tasks[0], "augmentation": DATASETS[dataset].augmentations[-1],
+        "train_samples": 7 if "train_samples" in message else 4, "depth": "[18]", "width": 1.0, "norm": "bn",
+        "batch_size": "[2]", "chunks": 1, "data_root": tmp_path / "data", "tracking.mode": "disabled",
+    }  # fmt: skip
+    flags = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
+    done = command("--study", "depth_vs_batch", "--scale", "smoke", *flags, "--out", str(tmp_path / "runs"))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert re.search(message, done.err.strip())
+    assert not (tmp_path / "runs").exists()
+
+
+def empty_class(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def test_images_with_a_missing_file_are_set_aside(tmp_path: Path) -> None:
@@ -343,14 +387,14 @@ def test_a_flat_folder_of_imagenet_validation_images_is_explained(tmp_path: Path
     folder = write_imagenet(tmp_path, test=0)
     (folder / "val").mkdir()
     with pytest.raises(UserError, match="lie flat"):
-        check_data("imagenet", str(tmp_path))
+        check_data(TrialConfig(dataset="imagenet"), str(tmp_path))
 
 
 def test_imagenet_classes_that_differ_between_splits_are_refused(tmp_path: Path) -> None:
     folder = write_imagenet(tmp_path)
     (folder / "val/n01443537").rename(folder / "val/n99999999")
     with pytest.raises(UserError, match="n01443537 is in one of them only"):
-        check_data("imagenet", str(tmp_path))
+        check_data(TrialConfig(dataset="imagenet"), str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ processes

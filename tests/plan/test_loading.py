@@ -88,6 +88,7 @@ def test_a_resolved_study_reads_back_equal() -> None:
         (MINIMAL + "title: again", ["mine.yaml", "'title' appears twice"]),
         ("title: t\nquestion: q\nfactors: {momentum: }\n", ["smoke.yaml", "factors.momentum"]),
         ("just text", ["mine.yaml", "expected keys and values"]),
+        (MINIMAL + "scale: paper", ["mine.yaml: scale: cannot be set here; --scale chooses it"]),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, parts: list[str]) -> None:

@@ -113,6 +113,7 @@ def test_a_secret_in_a_text_is_masked_once(text: str, shown: str) -> None:
         "pass rate: 3", "tokens per second: 5000", "max_tokens=3", "bypass=1", "compass: north", "a pass over the data",
         "one token is enough", "ssh://git@github.com/a/b", "me@host:path", "the password is wrong", "Basic training",
         "secretary: Ann", "passed: 3 of 4", "https://host/path@2x.png", "authorization is needed", "keys: 3",
+        "/etc/passwd: cannot be read", "runs/my_token: no such file",
     ],
 )  # fmt: skip
 def test_plain_text_is_not_masked(text: str) -> None:

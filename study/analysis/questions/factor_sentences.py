@@ -22,6 +22,7 @@ from study.analysis.wording import (
     format_states,
     join_words,
 )
+from study.config.wording import format_plural
 from study.plan.analysis_plan import DISTANCE
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
@@ -44,7 +45,7 @@ def format_empty_cells(choices: Choices) -> list[str]:
         return []
     names = [_name_cell(choices.cells.iloc[number], choices.factors) for number in empty]
     more = len(names) - MAX_NAMED
-    listed = join_words([*names[:MAX_NAMED], *[f"{more} more cells"] * (more > 0)])
+    listed = join_words([*names[:MAX_NAMED], *[format_plural(more, "more cell")] * (more > 0)])
     return [f"No run has a result at {listed}, so nothing is concluded that these could change."]
 
 
@@ -117,9 +118,11 @@ def format_left_out(records: StudyRecords, trials: pd.DataFrame, choices: Choice
         int(each["norm"].eq(records.reference_norm or "").sum()) for each in (records.trials, records.from_scratch)
     )
     if started := of_norm - from_scratch:
-        found.append(f"{started} runs that start from others are left out.")
+        runs = format_plural(started, "run that starts from another is", "runs that start from others are")
+        found.append(f"{runs} left out.")
     if left_out := from_scratch - len(trials):
-        found.append(f"{left_out} runs at B = 1 are left out: there bn is always removed from the pool.")
+        runs = format_plural(left_out, "run at B = 1 is", "runs at B = 1 are")
+        found.append(f"{runs} left out: there bn is always removed from the pool.")
     if positions := choices.profiles.left_out:
         found.append(f"Layers that some of the networks do not have are left out: {_name_positions(positions)}.")
     missing = trials["state"][trials["state"].ne("done")]
@@ -142,7 +145,7 @@ def format_common_needs(choices: Choices) -> list[str]:
     if empty := find_empty_cells(choices):
         names = [_name_cell(choices.cells.iloc[number], choices.factors) for number in empty[:MAX_NAMED]]
         more = len(empty) - MAX_NAMED
-        needs.append(f"results at {join_words([*names, *[f'{more} more cells'] * (more > 0)])}")
+        needs.append(f"results at {join_words([*names, *[format_plural(more, 'more cell')] * (more > 0)])}")
     if (n := choices.n_replicates) < 3:
         needs.append(f"at least 3 replicates of every cell, better 5 (now {n}; {3 - n} more at every cell would do)")
     return needs

@@ -20,6 +20,7 @@ from study.analysis.wording import (
     format_states,
     join_words,
 )
+from study.config.wording import format_plural
 
 MAX_NAMED = 3  # cells that a sentence names; it counts the others
 
@@ -299,20 +300,17 @@ def _at_names(names: Sequence[str]) -> str:
         return "in the only cell"
     said = [f"({name})" if "," in name and len(names) > 1 else name for name in names[:MAX_NAMED]]
     more = len(names) - MAX_NAMED
-    return f"at {join_words([*said, *[_count_more(more)] * (more > 0)])}"
-
-
-def _count_more(number: int) -> str:
-    return f"{number} more cell{'s' * (number != 1)}"
+    return f"at {join_words([*said, *[format_plural(more, 'more cell')] * (more > 0)])}"
 
 
 def _format_missing_pairs(item: PairedDifference) -> str:
     """`3 more replicates at B = 2`, for the first cells that have no pair."""
     missing = [
-        f"{item.cells_missing[cell]} more replicate{'s' * (item.cells_missing[cell] != 1)}" + f" at {cell}" * bool(cell)
+        format_plural(item.cells_missing[cell], "more replicate") + f" at {cell}" * bool(cell)
         for cell in item.empty_cells
     ]
     more = len(missing) - MAX_NAMED
     return join_words(
-        [*missing[:MAX_NAMED], *[f"those of {_count_more(more)}"] * (more > 0)] or ["both norms in a cell"]
+        [*missing[:MAX_NAMED], *[f"those of {format_plural(more, 'more cell')}"] * (more > 0)]
+        or ["both norms in a cell"]
     )

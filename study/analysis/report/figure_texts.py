@@ -9,6 +9,7 @@ import pandas as pd
 from study.analysis.questions.answers import Effect
 from study.analysis.statistics.intervals import Estimate
 from study.analysis.wording import format_bounds, format_confidence, format_number, join_words
+from study.config.wording import format_plural
 
 MAX_DESCRIBED = 4  # effects that the description of a figure names; it counts the others
 
@@ -24,7 +25,8 @@ def format_effect(effect: Effect) -> str:
         lines.append(f"share of pairs above 0: {format_number(effect.share_above, 2)}")
     if effect.p_value is not None:
         lines.append(f"adjusted p {effect.p_value:.2g}")
-    lines.append(f"{effect.estimate.n} replicates, {effect.n_pairs} of {effect.n_pairs_planned} pairs")
+    pairs = f"{effect.n_pairs} of {format_plural(effect.n_pairs_planned, 'pair')}"
+    lines.append(f"{format_plural(effect.estimate.n, 'replicate')}, {pairs}")
     return "<br>".join(lines)
 
 
@@ -35,15 +37,16 @@ def format_effects(effects: Sequence[Effect]) -> str:
     for effect in shown:
         value = format_number(effect.estimate.value or 0.0)
         numbers.append(f"{effect.comparison} {value} ({format_bounds(effect.estimate)})")
-    more = f" {len(effects) - len(shown)} more numbers are in the table." if len(effects) > len(shown) else ""
-    return f"{effects[0].measure.label.capitalize()}: {join_words(numbers)}.{more}"
+    more = format_plural(len(effects) - len(shown), "more number is", "more numbers are")
+    in_table = f" {more} in the table." if len(effects) > len(shown) else ""
+    return f"{effects[0].measure.label.capitalize()}: {join_words(numbers)}.{in_table}"
 
 
 def format_interval(estimate: Estimate) -> str:
     """`interval 0.004 to 0.020, 5 replicates`: hover text."""
     if estimate.low is None or estimate.high is None:
-        return f"no interval from {estimate.n} replicate{'s' if estimate.n != 1 else ''}"
-    return f"interval {estimate.low:.3f} to {estimate.high:.3f}, {estimate.n} replicates"
+        return f"no interval from {format_plural(estimate.n, 'replicate')}"
+    return f"interval {estimate.low:.3f} to {estimate.high:.3f}, {format_plural(estimate.n, 'replicate')}"
 
 
 def format_weights(weights: pd.Series) -> str:

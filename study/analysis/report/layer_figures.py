@@ -25,6 +25,7 @@ from study.analysis.report.plot_style import (
 from study.analysis.statistics.profiles import build_profiles
 from study.analysis.wording import join_words
 from study.config.choice_space import ChoiceSpace
+from study.config.wording import format_plural
 
 LAYER_COLUMNS = ["statistic", "position", "layer", "depth_fraction", "stage"]
 
@@ -94,7 +95,7 @@ def _add_maps(
             coloraxis="coloraxis", row=row, col=col,
             customdata=[[[group, layer] for layer in part["layer"]]] * len(members),
             hovertemplate=f"%{{customdata[1]}}, {name}<br>%{{y}}, {axis.label}: %{{z:.3f}}"
-            f"<br>mean of {n_trials} trials<extra></extra>",
+            f"<br>mean of {format_plural(n_trials, 'trial')}<extra></extra>",
         )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def _add_triangle_points(
             marker={**mark, "color": part["depth_fraction"].round(3).to_list(), "coloraxis": "coloraxis"},
             customdata=[[group, layer] for layer in part["layer"]], subplot=_name_triangle(col),
             hovertemplate=f"%{{customdata[1]}}, {name}<br>{pool[0]} %{{a:.3f}}, {pool[1]} %{{b:.3f}}, "
-            f"{pool[2]} %{{c:.3f}}<br>mean of {n_trials} trials<extra></extra>",
+            f"{pool[2]} %{{c:.3f}}<br>mean of {format_plural(n_trials, 'trial')}<extra></extra>",
         )  # fmt: skip
     # An empty trace for the legend, which then shows the symbol in grey instead of the colour of a depth.
     figure.add_scatterternary(
@@ -231,7 +232,7 @@ def _add_layer_line(
         row=row, col=space.axis_names.index(axis) + 1,
         customdata=[[group, layer] for layer in part["layer"]],
         hovertemplate=f"%{{customdata[1]}}, {level}<br>{member}, {space.labels[axis]}: %{{y:.3f}}"
-        f"<br>mean of {n_trials} trials<extra></extra>",
+        f"<br>mean of {format_plural(n_trials, 'trial')}<extra></extra>",
     )  # fmt: skip
 
 

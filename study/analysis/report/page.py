@@ -28,6 +28,7 @@ from study.analysis.statistics.intervals import Estimate
 from study.analysis.statistics.measures import Measure
 from study.analysis.wording import format_bounds, format_number, format_slug, format_verdict, split_sentences
 from study.config.choice_space import ChoiceSpace
+from study.config.wording import format_count, format_plural
 from study.plan.warm_start import build_config
 
 Figures = Sequence[go.Figure]
@@ -77,6 +78,8 @@ def load_templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
+        "plural": format_plural,
+        "count": format_count,
         "number": _format_number, "p_value": _format_p_value, "ranges": format_ranges, "sentences": split_sentences,
         "typeset": _typeset, "by_measure": _group_by_measure, "place": place_interval, "zero": _place_zero_of_effects,
         "verdict": format_verdict, "agreement": format_agreement, "fragile": format_fragile,

@@ -6,6 +6,7 @@ from typing import Any
 
 from study.analysis.records import PlanChanges, StudyRecords
 from study.analysis.wording import format_confidence
+from study.config.wording import format_plural
 from study.plan.analysis_plan import format_changes
 
 
@@ -48,11 +49,12 @@ def _format_plan_changes(changes: PlanChanges) -> list[str]:
         return [f"The analysis is as planned ({name}, recorded {date})."]
     lines = [
         f"The analysis has changed since it was planned ({name}, recorded {date})." if plan.is_before_data
-        else f"No plan of the analysis was recorded before the data: {name} was recorded {date}, with {plan.results} "
-        "finished results."
+        else f"No plan of the analysis was recorded before the data: {name} was recorded {date}, with "
+        f"{format_plural(plan.results, 'finished result')}."
     ]  # fmt: skip
     lines += [
-        f"Changed on {each.date[:10]}, with {each.results} finished results: {format_changes(each.changes)}."
+        f"Changed on {each.date[:10]}, with {format_plural(each.results, 'finished result')}: "
+        f"{format_changes(each.changes)}."
         for each in changes.amendments
     ]
     if changes.unrecorded:

@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 from study.analysis.report.levels import LEVEL, choose_ends
 from study.analysis.statistics.intervals import Estimate
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
+from study.config.wording import format_plural
 
 # Colours of norms. Okabe and Ito (2008): distinct with every kind of colour vision, on white and on black.
 NORM_COLOURS = {**NORMALIZATION.colours, "sn": "#D55E00", "ssn": "#56B4E9"}
@@ -116,7 +117,7 @@ def finish_figure(
         if trace.showlegend:
             seen.add(trace.name)
     n_trials = groups.n_trials
-    subtitle = f"{subtitle} From {n_trials} trial{'s' if n_trials != 1 else ''}." if n_trials else subtitle
+    subtitle = f"{subtitle} From {format_plural(n_trials, 'trial')}." if n_trials else subtitle
     figure.layout.template = _build_template()
     return figure.update_annotations(font_size=13).update_layout(
         title={"text": title, "subtitle": {"text": subtitle}}, height=figure.layout.height + below,

@@ -17,6 +17,7 @@ from study.analysis.questions.verdicts import OPEN
 from study.analysis.records import ENDED, StudyRecords
 from study.analysis.report.figure_index import draw_impacts, draw_tasks, draw_useful
 from study.analysis.wording import format_verdict
+from study.config.wording import format_plural
 from study.plan.analysis_plan import format_changes
 
 
@@ -73,15 +74,14 @@ def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
     A verdict that is given as soon as the numbers allow it is wrong more often than its confidence says.
     """
     n_left = records.n_planned - int(records.trials["state"].isin(ENDED).sum())
+    planned = format_plural(records.n_planned, "planned trial has", "planned trials have")
     n_damaged = int(records.trials["state"].eq("damaged").sum())
-    are = "is" if n_damaged == 1 else "are"
-    damaged = f" ({n_damaged} of them {are} damaged, and {are} trained again by the next run)" if n_damaged else ""
+    damaged = f" ({n_damaged} damaged, to be trained again by the next run)" if n_damaged else ""
     return replace(
         answer, interim=True, verdict=OPEN, factors=dict.fromkeys(answer.factors, OPEN),
         # Sentences, and what would settle the question, would give the verdict away; the numbers are in the table.
-        answer=f"Interim: {n_left} of {records.n_planned} planned trials have not ended{damaged}, so there is no "
-        "verdict yet.",
-        needs=[f"the end of the other {n_left} planned trials"],
+        answer=f"Interim: {n_left} of {planned} not ended{damaged}, so there is no verdict yet.",
+        needs=[f"the end of the other {format_plural(n_left, 'planned trial')}"],
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from study.analysis.report.plot_style import (
 )
 from study.analysis.statistics.measures import Measure
 from study.analysis.wording import format_number
+from study.config.wording import format_plural
 
 
 def draw_metric_by_norm(trials: pd.DataFrame, norms: Sequence[str], metric: Measure) -> go.Figure:
@@ -76,11 +77,11 @@ def _add_replicates(
         x=[places[batch] for batch, _ in points.index], y=[float(f"{value:.6g}") for value in points],
         mode="markers", opacity=0.75, **style,
         customdata=[
-            [groups.number(part.index), style["name"], int(batch), int(replicate), len(part)]
+            [groups.number(part.index), style["name"], int(batch), int(replicate), format_plural(len(part), "trial")]
             for (batch, replicate), part in iterate_groups(runs, "batch_size", "replicate")
         ],
         hovertemplate="%{customdata[1]}, B = %{customdata[2]}, replicate %{customdata[3]}: %{y:.4f}"
-        "<br>mean of %{customdata[4]} trials<extra></extra>",
+        "<br>mean of %{customdata[4]}<extra></extra>",
     )  # fmt: skip
 
 
@@ -94,9 +95,11 @@ def _add_means(
         showlegend=False, legendgroup=style["name"],
         marker={"symbol": "line-ew", "size": 12, "line": {"width": 2.5, "color": style["line"]["color"]}},
         customdata=[
-            [groups.number(part.index), style["name"], int(batch), part["replicate"].nunique()]
+            [
+                groups.number(part.index), style["name"], int(batch),
+                format_plural(part["replicate"].nunique(), "replicate"),
+            ]
             for batch, part in iterate_groups(runs, "batch_size")
         ],
-        hovertemplate="%{customdata[1]}, B = %{customdata[2]}: mean %{y:.4f} of %{customdata[3]} replicates"
-        "<extra></extra>",
+        hovertemplate="%{customdata[1]}, B = %{customdata[2]}: mean %{y:.4f} of %{customdata[3]}<extra></extra>",
     )  # fmt: skip

@@ -14,6 +14,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.config.seeds import derive_seed
+from study.config.wording import format_repeats
 from study.plan.trials import PlannedTrial, count_search_trials, plan_trial
 from study.record.contents import DamagedFileError, read_metrics
 from study.record.io import write_json
@@ -188,8 +189,7 @@ class SearchStudy:
         else:
             levels = ", ".join(f"{factor}={level}" for factor, level in best.params.items())
             found = f"{best.value:.4g} at {levels} ({best.user_attrs['trial_id']})"
-        repeats = f"; {self.repeated} suggestions repeat an earlier cell" if self.repeated else ""
-        return f"best {self.settings.objective}: {found}{repeats}"
+        return f"best {self.settings.objective}: {found}{format_repeats(self.repeated)}"
 
 
 def read_objective_curve(record: TrialFolder, objective: str) -> dict[int, float]:

@@ -183,4 +183,4 @@ def test_a_damaged_trial_is_waited_for(tmp_path: Path) -> None:
     folder.trial(last.trial_id, last.replicate).metrics.write_text("")
     answer = answer_questions(load_study_records(folder))["useful"]
     assert (answer.interim, answer.verdict) == (True, "not enough evidence")
-    assert "1 of them is damaged, and is trained again by the next run" in answer.answer
+    assert "(1 damaged, to be trained again by the next run)" in answer.answer

@@ -281,7 +281,7 @@ def test_an_empty_study_says_so(tmp_path: Path) -> None:
 def test_a_study_of_one_trial(tmp_path: Path, norm: str) -> None:
     folder = write_study(tmp_path, build_study(replicates=1, norm=[norm]))
     page = _Page(write_report(folder).read_text(encoding="utf-8"))
-    assert "1 of 1 trials have a result" in page.text
+    assert "1 of 1 trial has a result" in page.text
     assert "nan" not in page.text.lower().split()
 
 

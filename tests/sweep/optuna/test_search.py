@@ -59,7 +59,7 @@ def test_a_repeated_suggestion_is_trained_once_and_counted_once(folder: StudyFol
         assert source.total == 8
         keys = play(source)
         assert len(keys) == len(set(keys)) == source.total == 2
-        assert source.best().endswith("; 6 suggestions repeat an earlier cell")
+        assert source.best().endswith("; 6 suggestions of the search repeat an earlier cell")
         assert folder.read_suggestions() == (8, 6)
     observer = StudyObserver(folder, study)
     observer.read_records()

@@ -32,7 +32,7 @@ function readRanges(text) {
 
 function filterTrials(rows) {
   trials.forEach((trial, row) => (trial.hidden = rows !== null && !rows.has(row)));
-  shown.textContent = rows ? `${rows.size} of ${trials.length} trials are shown: those behind the number or point.` : "";
+  shown.textContent = rows ? `Shown: ${rows.size} of ${trials.length}, those behind the number or point.` : "";
   showAll.hidden = !rows;
 }
 
