@@ -44,7 +44,7 @@ def convert_norms(
     Batch, group, instance and switch norms are replaced, also those of timm that hold an activation, which then follows
     the new layer in an `nn.Sequential`. LayerNorm and others whose statistics are not over channels or images are left.
     A layer that is the norm `name` already is left as it is, if no option is given: `convert_norms(model, "bn")` does
-    not change a network of batch norms.
+    not change a network of batch norms. A group norm of one group is an ln, one of C groups an in.
 
     A new layer has the settings of the one it replaces: eps, momentum, groups, spatial dimensions, device, dtype,
     training mode, its running statistics, and its very parameters, so that tied ones stay tied, and those of an
@@ -61,9 +61,9 @@ def convert_norms(
             layers that allow any number of dimensions (group norms, `SyncBatchNorm`).
 
     Raises:
-        ValueError: for a layer that does more than normalize (a `forward` of its own, hooks, parametrizations), is
-            frozen, or has settings that the new norm does not have, with its path; and the errors of `build_norm`. The
-            model is then unchanged.
+        ValueError: for a layer that does more than normalize (methods, parameters, buffers or children of its own,
+            hooks, parametrizations), is frozen, or has settings that the new norm does not have, with its path; and the
+            errors of `build_norm`. The model is then unchanged.
     """
     spec, new_layers = parse_norm(name), dict[nn.Module, nn.Module]()
     like = _find_tensor(model)
