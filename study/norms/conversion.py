@@ -17,6 +17,7 @@ from study.norms.factory import build_norm
 from study.norms.known_layers import (
     count_channels,
     find_obstacle,
+    find_single_norm,
     is_frozen,
     is_norm,
     list_children,
@@ -43,7 +44,7 @@ def convert_norms(
     Batch, group, instance and switch norms are replaced, also those of timm that hold an activation, which then follows
     the new layer in an `nn.Sequential`. LayerNorm and others whose statistics are not over channels or images are left.
     A layer that is the norm `name` already is left as it is, if no option is given: `convert_norms(model, "bn")` does
-    not change a network of batch norms.
+    not change a network of batch norms. A group norm of one group is an ln, one of C groups an in.
 
     A new layer has the settings of the one it replaces: eps, momentum, groups, spatial dimensions, device, dtype,
     training mode, its running statistics, and its very parameters, so that tied ones stay tied, and those of an
@@ -60,9 +61,9 @@ def convert_norms(
             layers that allow any number of dimensions (group norms, `SyncBatchNorm`).
 
     Raises:
-        ValueError: for a layer that does more than normalize (a `forward` of its own, hooks, parametrizations), is
-            frozen, or has settings that the new norm does not have, with its path; and the errors of `build_norm`. The
-            model is then unchanged.
+        ValueError: for a layer that does more than normalize (methods, parameters, buffers or children of its own,
+            hooks, parametrizations), is frozen, or has settings that the new norm does not have, with its path; and the
+            errors of `build_norm`. The model is then unchanged.
     """
     spec, new_layers = parse_norm(name), dict[nn.Module, nn.Module]()
     like = _find_tensor(model)
@@ -141,7 +142,7 @@ def _copy_statistics(old: Any, new: Any) -> None:
         return
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         if isinstance(value := getattr(old, name, None), Tensor) and hasattr(new, name):
-            getattr(new, name).copy_(value)
+            setattr(new, name, value.clone())  # in their dtype, which may be wider than that of the parameters
 
 
 def _uses_batch(norm: _BatchNorm | SwitchNorm) -> bool:
@@ -164,7 +165,7 @@ def _is_already(norm: nn.Module, spec: NormSpec, options: dict[str, Any], unfree
     if isinstance(norm, SwitchNorm):
         kind = "ssn" if isinstance(norm, SparseSwitchNorm2d) else "sn"
         return (kind, norm.pool, None) == (spec.kind, spec.pool, spec.control)
-    return isinstance(norm, {"bn": _BatchNorm, "gn": nn.GroupNorm}.get(spec.kind, ()))
+    return find_single_norm(norm) == spec.kind
 
 
 def _describe(model: nn.Module, new_layers: dict[nn.Module, nn.Module]) -> str:
@@ -179,7 +180,8 @@ def _describe(model: nn.Module, new_layers: dict[nn.Module, nn.Module]) -> str:
     left: dict[str, list[str]] = {}
     for path, module in model.named_modules():
         named_norm = re.search("norm|abn", type(module).__name__, re.IGNORECASE)
-        if module not in new and (is_norm(module) or (named_norm and next(module.children(), None) is None)):
+        is_layer = next(module.parameters(recurse=False), None) is not None or next(module.children(), None) is None
+        if module not in new and (is_norm(module) or (named_norm and is_layer)):
             left.setdefault(f"{type(module).__name__}: {_explain(module)}", []).append(path)
     lines = [f"{count} {what}" for what, count in replaced.items()] or ["no layer was replaced"]
     lines += [f"left: {len(paths)} {what}, the first at {paths[0]}" for what, paths in left.items()]

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
+import sys
+from collections import defaultdict
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrize import is_parametrized
 
 from study.norms.conversion import convert_norm
 from study.norms.kernels import dispatch, reference
-from study.norms.known_layers import find_obstacle, is_frozen, is_norm, list_children, list_extras
+from study.norms.known_layers import find_change, find_obstacle, is_frozen, is_norm, list_children, list_extras
 from study.norms.layers import SwitchNorm
 from study.norms.protocol import is_switch_layer
 
@@ -37,9 +35,10 @@ def harden(model: nn.Module) -> nn.Module:
     `torch.onnx.export(dynamo=True)` see only torch's operations; a direct call runs layers that are not folded by the
     kernels of switch layers where these are faster.
 
-    Convolutions are found by symbolic tracing. If the network cannot be traced, its traceable submodules are used. A
-    convolution or a batch norm with hooks, with a parametrization or with its own `forward` is not folded; of timm's
-    batch norms, the activation stays.
+    bn is folded only where symbolic tracing shows every use of the convolution. A convolution or a batch norm with
+    hooks, with a parametrization or with a `forward` of its own is not folded, nor is one inside a module whose control
+    flow depends on data; of timm's batch norms, the activation stays. In a network that cannot be traced by itself,
+    such as a detector, nothing is folded: harden its parts, `model.backbone = harden(model.backbone)`.
 
     ValueError, with its path, for a switch layer whose class is not from `study.norms`, or with hooks or a `forward` of
     its own.
@@ -89,14 +88,14 @@ class _FixedNorm(nn.Module):
         self.register_buffer("running_mean", layer.running_mean if "bn" in self.pool else None)
         self.register_buffer("running_var", layer.running_var if "bn" in self.pool else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, *spatial), with any number of spatial dimensions, to the same shape."""
         running = None
         if self.running_mean is not None and self.running_var is not None:
             running = self.running_mean, self.running_var
         normalize = reference.normalize if torch.compiler.is_exporting() else dispatch.normalize
         y, _ = normalize(
-            x, (self.mean_weights, self.var_weights), (self.weight, self.bias), running,
+            input, (self.mean_weights, self.var_weights), (self.weight, self.bias), running,
             softmax=False, pool=self.pool, groups=self.groups, chunks=1, correction=self.correction, eps=self.eps,
         )  # fmt: skip
         return y
@@ -116,25 +115,25 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Finds pairs (convolution, norm) where only the norm uses the convolution's output and has no other input."""
     users: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
     sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
+    used_otherwise: set[nn.Module] = set()
     # Modules may store what they see while they are traced, so a copy that shares all tensors is traced.
     traced = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     originals = dict(zip(traced.modules(), model.modules(), strict=True))
-    used_otherwise: set[nn.Module] = set()  # modules whose parameters a forward reads
-    graphs = list(_trace(traced))
-    if {root for root, _ in graphs} != {traced}:  # what is not traced may call a module that has several places
-        places = Counter(module for *_, module in list_children(model))
-        used_otherwise = {module for module, count in places.items() if count > 1}
-    for root, graph in graphs:
-        reads = (str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
-        used_otherwise |= {originals[root.get_submodule(path)] for path in reads}
+    for graph in _trace(traced):
         called = {
-            node: originals[root.get_submodule(str(node.target))] for node in graph.nodes if node.op == "call_module"
+            node: originals[traced.get_submodule(str(node.target))] for node in graph.nodes if node.op == "call_module"
         }
         for node, module in called.items():
             if isinstance(module, _CONVOLUTIONS):
                 users[module] |= {called.get(user) for user in node.users}
             elif is_norm(module) and not find_obstacle(module):
                 sources[module] |= {called.get(source) for source in node.all_input_nodes}
+            else:
+                used_otherwise |= {*module.modules()}
+        names = {str(node.target) for node in graph.nodes if node.op == "get_attr" and node.users}
+        read = {tensor for name, tensor in (*traced.named_parameters(), *traced.named_buffers()) if name in names}
+        owned = {module: {*module._parameters.values(), *module._buffers.values()} for module in model.modules()}
+        used_otherwise |= {module for module, tensors in owned.items() if tensors & read}
     pairs = [(next(iter(found)), norm) for norm, found in sources.items() if len(found) == 1]
     return [
         (source, norm)
@@ -143,43 +142,59 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     ]
 
 
-def _trace(module: nn.Module) -> Iterator[tuple[nn.Module, torch.fx.Graph]]:
-    """Yields a module and its graph; if it cannot be traced (control flow that depends on data), its submodules'.
-
-    A module with optional arguments has two graphs, with all of them given and with none.
-    """
+def _trace(model: nn.Module) -> list[torch.fx.Graph]:
+    """Records what `model` computes: without its optional arguments, and with them; empty if it cannot be traced."""
     try:
-        parameters = inspect.signature(module.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
         defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
-        graph = _Tracer().trace(module, concrete_args=defaults or None)
+        flags = {name: not default for name, default in defaults.items() if isinstance(default, bool)}
+        choices = [defaults, flags] if defaults else [{}]
+        return [_Tracer().trace(model, concrete_args=choice or None) for choice in choices]
     except Exception:  # a forward may raise anything when it is given a placeholder
-        for child in module.children():
-            yield from _trace(child)
-    else:
-        yield module, graph
-        if defaults:
-            with suppress(Exception):
-                yield module, _Tracer().trace(module)
+        return []
 
 
 class _Tracer(torch.fx.Tracer):
-    """Does not trace into norms and convolutions, whatever their class."""
+    """Does not trace into norms and convolutions, nor into modules whose control flow depends on data."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_norm(m) or isinstance(m, _CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        stack = self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:  # see `_trace`
+            self.module_stack = stack
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Placeholder(node, self)
+
+
+class _Placeholder(torch.fx.Proxy):
+    """Refuses to be no tensor: `isinstance(x, Tensor)` would lead into a branch that tensors do not take."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        caller = sys._getframe(1)
+        is_asked = "Tensor" in caller.f_code.co_names and not caller.f_globals["__name__"].startswith("torch.")
+        if is_asked or caller.f_code.co_name == "is_tensor":
+            raise torch.fx.proxy.TraceError("the type of a placeholder is not known")
+        return type(self)
 
 
 def _is_foldable(module: nn.Module) -> bool:
     """Whether a module is a convolution that only applies its weight and bias."""
     kind = next((kind for kind in _CONVOLUTIONS if type(module).forward is kind.forward), None)
-    if kind is None or "forward" in vars(module) or is_parametrized(module):
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks) and _is_plain(module, kind)
+    return kind is not None and not find_change(module, allowed="_conv_forward") and _is_plain(module, kind)
 
 
 def _is_plain(convolution: Any, kind: Any) -> bool:
-    """Whether a convolution whose class has its own `_conv_forward` computes what torch's class `kind` does."""
-    if type(convolution)._conv_forward is kind._conv_forward:
+    """Whether a convolution with its own `_conv_forward` computes what torch's class `kind` does."""
+    if getattr(convolution._conv_forward, "__func__", None) is kind._conv_forward:
         return True
     weight, bias = convolution.weight, convolution.bias
     sizes = (2 * size * dilation + 1 for size, dilation in zip(weight.shape[2:], convolution.dilation, strict=True))

@@ -114,18 +114,18 @@ class SwitchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features) if has_bn else None)
         self.register_buffer("running_var", torch.ones(num_features) if has_bn else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, *spatial) to the same shape; in training, N must be divisible by `chunks`.
 
         An empty input leaves running statistics unchanged.
         """
-        self._check_input(x)
+        self._check_input(input)
         running = None
         if self.running_mean is not None and self.running_var is not None:
             running = self.running_mean, self.running_var
         switch, softmax = self._switch_inputs()
         y, batch = normalize(
-            x,
+            input,
             switch,
             (self.weight, self.bias),
             None if self.training else running,

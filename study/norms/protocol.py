@@ -57,8 +57,11 @@ def share_switches(model: nn.Module, key: Callable[[str], Hashable]) -> None:
 
 
 def share_logits(source: nn.Module, layer: nn.Module) -> None:
-    """Replaces the logits of `layer` by those of `source`."""
-    layer.mean_weight, layer.var_weight = source.mean_weight, source.var_weight
+    """Replaces the logits of `layer` by those of `source`, which are then trained if those of either were."""
+    for name in ("mean_weight", "var_weight"):
+        logits = getattr(source, name)
+        logits.requires_grad_(logits.requires_grad or getattr(layer, name).requires_grad)
+        setattr(layer, name, logits)
 
 
 def is_switch_layer(module: nn.Module) -> bool:

@@ -47,7 +47,10 @@ def average_statistics(
         return
     modes = [(module, module.training) for module in model.modules()]
     averages = [(_AverageWithin if variance == "within" else _AverageTotal)(layer) for layer in layers]
-    hooks = [layer.register_forward_pre_hook(average.add) for layer, average in zip(layers, averages, strict=True)]
+    hooks = [
+        layer.register_forward_pre_hook(average.add, with_kwargs=True)
+        for layer, average in zip(layers, averages, strict=True)
+    ]
     momenta = [(layer, layer.momentum) for layer in layers]
     try:
         model.eval()
@@ -75,8 +78,9 @@ class _AverageWithin:
     def __init__(self, _: Any) -> None:
         self.runs = 0
 
-    def add(self, layer: Any, inputs: Any) -> None:
-        if not inputs[0].numel():  # the head of a detector without any region
+    def add(self, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        (x,) = (*args, *kwargs.values())
+        if not x.numel():  # the head of a detector without any region
             return
         if not self.runs:  # a momentum of 1 does not remove a NaN
             layer.running_mean.zero_()
@@ -98,13 +102,14 @@ class _AverageTotal:
         size = 3, layer.running_mean.numel()  # numbers of values, their sums, sums of squares
         self.sums = layer.running_mean.new_zeros(size, dtype=torch.float64)
 
-    def add(self, layer: Any, inputs: Any) -> None:
-        rows = inputs[0].flatten(2) if inputs[0].dim() > 2 else inputs[0].unsqueeze(-1)
+    def add(self, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        (x,) = (*args, *kwargs.values())
+        rows = x.flatten(2) if x.dim() > 2 else x.unsqueeze(-1)
         if not rows.numel():
             return
         self.runs += 1
         pixels = rows.shape[2]
-        self.unbiased_rows = bool(getattr(layer, "correction", 0)) and inputs[0].dim() > 2
+        self.unbiased_rows = bool(getattr(layer, "correction", 0)) and x.dim() > 2
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         mean = rows.mean(2, keepdim=True)
         var = (rows - mean).square().mean(2).double()
@@ -132,4 +137,5 @@ def _updates_statistics(module: nn.Module) -> bool:
     # torchvision's FrozenBatchNorm2d has running statistics but no momentum: it never updates them.
     names = ("running_mean", "running_var")
     has_statistics = all(isinstance(getattr(module, name, None), Tensor) for name in names)
-    return has_statistics and hasattr(module, "momentum") and not getattr(module, "frozen", False)
+    is_kept = getattr(module, "frozen", False) or not getattr(module, "track_running_stats", True)
+    return has_statistics and hasattr(module, "momentum") and not is_kept

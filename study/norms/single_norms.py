@@ -37,7 +37,7 @@ class GhostBatchNorm(_BatchNorm):
         assert self.running_var is not None
         assert self.momentum is not None
         y, batch = _normalize_single(self, input, "bn", groups=1, chunks=self.chunks, sync=self.sync)
-        if batch is not None:  # None for an empty batch
+        if batch is not None and self.track_running_stats:  # None for an empty batch
             update_running_statistics(self.running_mean, self.running_var, batch, self.momentum)
         return y
 
@@ -53,13 +53,13 @@ def build_group_norm(kind: str, groups: int, eps: float, num_features: int) -> n
 
 
 class _GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` that allows a single value per group, where y = bias, and is as fast in channels-last format.
+    """`nn.GroupNorm` that allows groups of one value (y = bias) or none, and is as fast in channels-last format.
 
     Records list the norm layers of a network by class name, this one included.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.is_contiguous() or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or (input.is_contiguous() and input.numel()):
             return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         # torch is several times slower in channels-last format, and even slower in half precision.
         y, _ = _normalize_single(self, input, "gn", groups=self.num_groups, chunks=1)

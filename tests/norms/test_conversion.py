@@ -1,6 +1,7 @@
 """Conversion of a network's norm layers."""
 
 import copy
+import functools
 import inspect
 
 import pytest
@@ -247,6 +248,66 @@ def test_statistics_go_on_where_they_were():
     torch.testing.assert_close(new.running_var, old.running_var)
 
 
+def test_statistics_that_do_not_move_stay():
+    old = nn.BatchNorm2d(4)
+    old(draw(2, 4, 3, 3) + 1)
+    old.track_running_stats = False
+    for name in ("sn[bn]", "bn"):
+        (new,) = convert_norms(nn.Sequential(copy.deepcopy(old)), name, eps=old.eps)
+        new(draw(2, 4, 3, 3, seed=1))
+        torch.testing.assert_close(new.eval()(draw(2, 4, 3, 3)), old.eval()(draw(2, 4, 3, 3)))
+
+
+@pytest.mark.parametrize("name", ["sn[bn]", "sn", "bn"])
+def test_statistics_keep_their_dtype(name):
+    """In that of half-precision parameters they could overflow."""
+    old = nn.BatchNorm2d(4).half()
+    old.running_var = torch.full((4,), 1e6)
+    (new,) = convert_norms(nn.Sequential(old), name, eps=old.eps)
+    assert (new.weight.dtype, new.running_var.dtype) == (torch.float16, torch.float32)
+    assert new.running_var.tolist() == [1e6] * 4
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_shared_logits_are_trained_if_one_of_their_layers_is(frozen):
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[frozen].requires_grad_(False)
+    assert len(switch_parameters(convert_norms(model, "sn-shared"))) == 2
+    assert not switch_parameters(convert_norms(model.requires_grad_(False), "sn-shared"))
+
+
+def test_hooks_of_parameters_stay():
+    old, gradients = nn.BatchNorm2d(4), []
+    old.weight.register_hook(gradients.append)
+    convert_norms(nn.Sequential(old), "sn")(draw(2, 4, 3, 3)).sum().backward()
+    assert len(gradients) == 1
+
+
+@pytest.mark.parametrize("name", ["sn", "ssn", "bn", "gn"])
+@pytest.mark.parametrize("old", [nn.BatchNorm2d(4), timm.layers.BatchNormAct2d(4)], ids=lambda old: type(old).__name__)
+def test_the_input_may_be_given_by_its_name_in_torch(name, old):
+    (new,) = convert_norms(nn.Sequential(copy.deepcopy(old)), name, eps=old.eps)
+    x = draw(2, 4, 3, 3)
+    torch.testing.assert_close(new(input=x), new(x))
+    torch.testing.assert_close(harden(new)(input=x), harden(new)(x))
+
+
+def test_group_norms_of_one_group_or_one_channel_are_ln_and_in():
+    """So their number of groups is not that of a gn."""
+    model = nn.Sequential(nn.GroupNorm(1, 64), nn.GroupNorm(64, 64), nn.GroupNorm(4, 64))
+    ln, instance, gn = model
+    assert convert_norms(nn.Sequential(*model), "ln")[0] is ln
+    assert convert_norms(nn.Sequential(*model), "in")[1] is instance
+    assert [layer.num_groups for layer in convert_norms(convert_norms(model, "gn"), "gn")] == [32, 32, 4]
+    assert model[2] is gn
+
+
+def test_instance_norms_of_torch_are_in():
+    """With inputs that the group norms of this package do not allow: without a batch, and of any dtype."""
+    old = nn.InstanceNorm2d(4)
+    assert convert_norms(nn.Sequential(old), "in")[0] is old
+
+
 def test_a_network_that_is_a_norm_itself():
     old = nn.BatchNorm2d(4, eps=0.5)
     new = convert_norms(old, "sn[bn]")
@@ -277,10 +338,31 @@ def hooked(register):
     return layer
 
 
-def patched():
+def added(register, *args):
     layer = nn.BatchNorm2d(4)
-    layer.forward = lambda x: x
+    getattr(layer, register)(*args)
     return layer
+
+
+def patched(name):
+    layer = nn.BatchNorm2d(4)
+    setattr(layer, name, lambda *_: None)
+    return layer
+
+
+class Wrapped(nn.BatchNorm2d):
+    """A layer whose `forward` says that it is torch's."""
+
+    @functools.wraps(nn.BatchNorm2d.forward)
+    def forward(self, input):
+        return super().forward(input).relu()
+
+
+class Called(nn.BatchNorm2d):
+    """A layer that does more, though its `forward` does not."""
+
+    def __call__(self, x):
+        return super().__call__(x).relu()
 
 
 @pytest.mark.parametrize(
@@ -290,10 +372,18 @@ def patched():
         (hooked("register_forward_hook"), "it has hooks"),
         (hooked("register_forward_pre_hook"), "it has hooks"),
         (hooked("register_full_backward_hook"), "it has hooks"),
-        (patched(), "its forward has been replaced"),
+        (hooked("register_state_dict_pre_hook"), "it has hooks"),
+        (hooked("register_load_state_dict_post_hook"), "it has hooks"),
+        (added("register_buffer", "scale", torch.ones(1)), "it has scale, which no other norm has"),
+        (added("add_module", "act", nn.ReLU()), "it has act, which no other norm has"),
+        (Wrapped(4), "its class has a forward of its own"),
+        (Called(4), "its class has a __call__ of its own"),
+        (patched("forward"), "its forward has been replaced"),
+        (patched("get_extra_state"), "its get_extra_state has been replaced"),
         (parametrizations.weight_norm(nn.BatchNorm2d(4), dim=None), "it has parametrizations"),
         (AlwaysEvaluated(4), "its class has a train of its own"),
         (nn.LazyBatchNorm2d(), "its number of channels is not known yet; run the network once"),
+        (nn.LazyBatchNorm2d(affine=False), "its number of channels is not known yet; run the network once"),
         (FrozenBatchNorm2d(4), "it is frozen, and its successor would be trained; unfreeze=True allows this"),
         (nn.InstanceNorm2d(4, track_running_stats=True), "it keeps running statistics of instances"),
         (nn.BatchNorm2d(4, momentum=None), "momentum None is not allowed"),
@@ -338,6 +428,26 @@ def test_a_layer_that_is_compiled_by_itself_is_refused():
         convert_norms(model, "sn")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_a_layer_that_is_compiled_by_torchscript_is_refused():
+    model = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    with pytest.raises(ValueError, match=r"^1: .* compiled by TorchScript; compile the network after the conversion"):
+        convert_norms(model, "sn")
+
+
+class Named(timm.layers.BatchNormAct2d):
+    """A layer of a user that only has settings."""
+
+    def __init__(self, size):
+        super().__init__(size, eps=0.5, act_layer=nn.SiLU)
+
+
+def test_a_class_with_settings_alone_is_replaced_as_its_base_class_is():
+    old = Named(4)
+    (new,) = convert_norms(nn.Sequential(copy.deepcopy(old)), "sn[bn]")
+    torch.testing.assert_close(new(draw(2, 4, 3, 3)), old(draw(2, 4, 3, 3)))
+
+
 def test_unbiased_variances_are_not_lost_without_a_word():
     model = nn.Sequential(SwitchNorm2d(4, pool=("ln",), correction=1))
     with pytest.raises(ValueError, match="its variances are unbiased"):
@@ -348,7 +458,7 @@ def test_unbiased_variances_are_not_lost_without_a_word():
 def test_the_report_names_what_was_replaced_and_what_was_left():
     lines = []
     model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.LayerNorm(4), nn.LocalResponseNorm(2))
-    model.append(timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU))
+    model.extend([timm.layers.BatchNormAct2d(4, act_layer=nn.SiLU), timm.layers.LayerNormAct(4)])
     convert_norms(model, "sn", report=lines.append)
     (report,) = lines
     assert report.splitlines() == [
@@ -356,6 +466,7 @@ def test_the_report_names_what_was_replaced_and_what_was_left():
         "1 BatchNormAct2d -> SwitchNorm2d, SiLU",
         "left: 1 LayerNorm: normalizes every position by itself, over its features, the first at 2",
         "left: 1 LocalResponseNorm: is not a batch, group, instance or switch norm, the first at 3",
+        "left: 1 LayerNormAct: normalizes every position by itself, over its features, the first at 5",
     ]
     convert_norms(nn.Sequential(nn.BatchNorm2d(4)), "bn", report=lines.append)
     assert lines[1] == "no layer was replaced\nleft: 1 BatchNorm2d: is of this norm already, the first at 0"

@@ -181,50 +181,94 @@ class Scale(nn.Module):
         return x / self.seen
 
 
-class Twice(nn.Module):
-    """A convolution and its norm that run twice, in a network that cannot be traced."""
+class UsedAgain(nn.Module):
+    """Uses the convolution of its block without the norm."""
 
     def __init__(self):
         super().__init__()
-        self.block, self.scale = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), fixed("bn")), Scale()
+        self.block = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), fixed("bn"))
 
     def forward(self, x):
-        return self.scale(self.block(self.block(x))) if x.mean() < 100 else x
+        return self.block(x) + self.block[0](x)
 
 
-def test_submodules_are_folded_if_the_network_cannot_be_traced():
-    hardened = assert_same(trained(Twice()), draw(2, C, 7, 6))
-    assert nn.BatchNorm2d not in layer_types(hardened)
-
-
-class UsedAgain(Twice):
-    """Its `forward`, which cannot be traced, uses the convolution without its norm."""
-
-    def __init__(self):
-        super().__init__()
-        self.again = self.block[0]
+class DependsOnData(UsedAgain):
+    """Cannot be traced."""
 
     def forward(self, x):
-        return super().forward(x) + self.again(x)
+        return super().forward(x) if x.mean() < 100 else x
 
 
-class Optional(Twice):
-    """What follows depends on an optional argument."""
+class DependsOnType(UsedAgain):
+    """Takes one branch for tensors and another one for placeholders, which are none."""
 
-    def forward(self, x, other=None):
+    def forward(self, x):
+        return super().forward(x) if isinstance(x, torch.Tensor) else self.block(x[0])
+
+
+class AsksTorch(UsedAgain):
+    """Does the same with a function of torch."""
+
+    def forward(self, x):
+        return super().forward(x) if torch.is_tensor(x) else self.block(x[0])
+
+
+class Optional(UsedAgain):
+    """What follows depends on optional arguments."""
+
+    def forward(self, x, other=None, twice=False):
         y = self.block[0](x)
-        return self.block[1](y) + (y if other is None else other)
+        return self.block[1](y) + (0 if other is not None else y) + (y if twice else 0)
 
 
-class Reads(Twice):
-    """Reads the parameters of a convolution, or of a norm, that it also calls."""
+class Reads(UsedAgain):
+    """Reads a parameter or a buffer of a layer that it also calls."""
 
-    def __init__(self, place):
+    def __init__(self, name):
         super().__init__()
-        self.place = place
+        self.name = name
 
     def forward(self, x):
-        return self.block(x) * self.block[self.place].weight.sum()
+        return self.block(x) * self.block.get_parameter(self.name).sum()
+
+
+class ReadsStatistics(UsedAgain):
+    """Reads a buffer of a layer that it also calls."""
+
+    def forward(self, x):
+        return self.block(x) * self.block[1].running_var.sum()
+
+
+@pytest.mark.parametrize("part", [DependsOnData(), DependsOnType(), AsksTorch()], ids=lambda part: type(part).__name__)
+def test_what_surrounds_a_part_that_cannot_be_traced_is_folded(part):
+    model = nn.Sequential(nn.Conv2d(C, C, 1), fixed("bn"), Scale(), part, nn.Conv2d(C, C, 1), fixed("bn"))
+    hardened = assert_same(trained(model), draw(2, C, 7, 6))
+    assert [type(hardened[place]) for place in (1, 5)] == [nn.Identity] * 2
+    assert isinstance(hardened[3].block[1], nn.BatchNorm2d)
+
+
+def test_a_block_that_runs_twice_is_folded():
+    block = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), fixed("bn"))
+    assert nn.BatchNorm2d not in layer_types(assert_same(trained(nn.Sequential(block, block)), draw(2, C, 7, 6)))
+
+
+def test_a_use_that_depends_on_a_flag_is_seen():
+    model, x = trained(Optional()), draw(2, C, 7, 6)
+    torch.testing.assert_close(harden(model)(x, x, twice=True), model(x, x, twice=True))
+
+
+def replaced(convolution, name):
+    """A convolution one of whose methods is the caller's."""
+    method = getattr(convolution, name)
+    setattr(convolution, name, lambda *args: method(*args).relu())
+    return convolution
+
+
+class Called(nn.Conv2d):
+    """Not the convolution alone, though its `forward` is."""
+
+    def __call__(self, x):
+        return super().__call__(x).relu()
 
 
 class Standardized(nn.Conv2d):
@@ -238,9 +282,15 @@ class Standardized(nn.Conv2d):
     "model",
     [
         UsedAgain(),
+        DependsOnData(),
+        DependsOnType(),
         Optional(),
-        Reads(0),
-        Reads(1),
+        Reads("0.weight"),
+        Reads("1.weight"),
+        ReadsStatistics(),
+        nn.Sequential(Called(C, C, 3), nn.BatchNorm2d(C)),
+        nn.Sequential(replaced(nn.Conv2d(C, C, 3), "forward"), nn.BatchNorm2d(C)),
+        nn.Sequential(replaced(nn.Conv2d(C, C, 3), "_conv_forward"), nn.BatchNorm2d(C)),
         nn.Sequential(Standardized(C, C, 3), nn.BatchNorm2d(C)),
         nn.Sequential(nn.Conv2d(C, C, 3), nn.InstanceNorm2d(C, track_running_stats=True)),
         convert_norms(nn.Sequential(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C, track_running_stats=False)), "sn[bn]"),

@@ -61,6 +61,21 @@ def test_sparsestmax_is_the_recursion_of_the_paper(size, scale, centre):
 
 
 @pytest.mark.parametrize(
+    ("logits", "radius", "expected"),
+    [
+        ([1.5, 0.9, -1.0], 0.6, [0.924264, 0.075736, 0.0]),
+        ([0.8, 0.7, -0.6], 0.5, [0.853553, 0.146447, 0.0]),
+        ([0.3, 0.25, 0.2], 0.6, [0.810913, 0.189087, 0.0]),
+        ([0.4, 0.1, 0.35, -0.9], 0.55, [0.760608, 0.0, 0.239392, 0.0]),
+    ],
+)
+def test_from_the_centre_of_the_support_weights_are_those_of_the_authors_code(logits, radius, expected):
+    """Values that the last revision of Sparse_SwitchNorm (875db48) returns."""
+    weights = sparsestmax(torch.tensor(logits), radius, "support")
+    torch.testing.assert_close(weights, torch.tensor(expected), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
     ("logits", "radius"),
     [
         ([0.3, 0.1, 0.0], 0.0),  # sparsemax, full support

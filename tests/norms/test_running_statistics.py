@@ -142,3 +142,19 @@ def test_no_batch_is_an_error():
 
 def test_a_model_without_running_statistics_needs_no_batch():
     average_statistics(nn.GroupNorm(1, 3), [])
+
+
+def test_inputs_may_have_a_name_and_statistics_that_do_not_move_stay():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.second.track_running_stats = False
+
+        def forward(self, x):
+            return self.second(self.first(input=x))
+
+    model = Named()
+    average_statistics(model, [torch.ones(2, 3, 4, 4)])
+    assert model.first.running_mean.tolist() == [1.0] * 3
+    assert model.second.running_var.tolist() == [1.0] * 3

@@ -93,3 +93,13 @@ def test_single_norms_are_pools_of_one(name, size, memory_format):
     for actual, expected in results:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 if size == 1 else 2e-5)
     torch.testing.assert_close(dx, expected_dx, rtol=1e-3, atol=1e-2 if size == 1 else 1e-4)
+
+
+@pytest.mark.parametrize("name", ["in", "ln", "gn"])
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 4, 0)])
+def test_group_norms_take_empty_batches(name, shape):
+    layer = build_norm(name)(4)
+    y = layer(torch.zeros(shape))
+    y.sum().backward()
+    assert y.shape == shape
+    assert not layer.weight.grad.any()

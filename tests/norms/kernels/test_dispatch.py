@@ -11,6 +11,9 @@ from study.norms.mixing import sparsestmax
 from tests.norms.kernel_cases import FIXED_CASES, Case, compare, draw_case, run_kernels
 from tests.norms.test_numerics import LAYOUTS
 
+# opcheck causes this warning, and fails in a process where some other code has made warnings errors.
+checks_of_torch = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 LARGE = (  # work for several threads, rows and tiles that are split, sizes that are not multiples of a vector
     Case(shape=(8, 12, 65, 67), groups=4, chunks=2),
     Case(shape=(8, 12, 65, 67), groups=4, chunks=4, channels_last=True, dtype=torch.bfloat16),
@@ -45,6 +48,7 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels, case):
         assert all(map(torch.equal, results[0], other))
 
 
+@checks_of_torch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_operators_of_layers_pass_the_checks_of_torch(kernels, layout, dtype):
@@ -60,6 +64,7 @@ def test_operators_of_layers_pass_the_checks_of_torch(kernels, layout, dtype):
         torch.library.opcheck(kernels.backward.default, (torch.ones_like(y), *values, *options))
 
 
+@checks_of_torch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_other_operators_pass_the_checks_of_torch(kernels, fixed, dtype):
