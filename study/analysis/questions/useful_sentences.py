@@ -60,7 +60,9 @@ def open_useful(
 def format_differences(items: Sequence[PairedDifference], confidence: float) -> str:
     """Differences with their intervals; of more than four, which the table holds, the smallest and the largest."""
     ranked = sorted(items, key=lambda item: item.estimate.value or 0.0)
-    numbers = [f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}{item.scope}" for item in ranked]
+    numbers = [
+        f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}{item.scope}" for item in ranked
+    ]
     if len(numbers) > 4:
         return f"from {numbers[0]} (the smallest) to {numbers[-1]} (the largest)"
     return "; ".join(numbers)
