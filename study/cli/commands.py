@@ -187,6 +187,7 @@ def publish_dashboard(options: argparse.Namespace) -> int:
     """Creates or updates the study's pages on W&B."""
     folder = find_run_folder(options)
     study = apply_settings(options, read_study_file(folder.config), folder, section="tracking")
+    _check_project(study.tracking)
     from study.dashboard.publish import publish
 
     for kind, url in publish(folder, study).items():
@@ -199,6 +200,7 @@ def sync_runs(options: argparse.Namespace) -> int:
     """Uploads to W&B what the records hold and the server lacks."""
     folder = find_run_folder(options)
     study = apply_settings(options, read_study_file(folder.config), folder, section="tracking")
+    _check_project(study.tracking)
     from study.dashboard.sync import sync
 
     result = sync(folder, study, lambda line: print(f"uploading {line}", flush=True))

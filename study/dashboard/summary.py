@@ -66,6 +66,7 @@ def write_summary(report: Report, runs: StudyRuns, connection: Connection) -> No
         config={**study.model_dump(mode="json", include={"title", "question", "scale", "factors", "replicates"}),
                 "command": report.records.provenance.get("command")},
     )  # fmt: skip
+    link_wandb_runs(folder)
     with run:
         if not run.starting_step:  # else the server has the same answers
             run.log({
@@ -80,7 +81,6 @@ def write_summary(report: Report, runs: StudyRuns, connection: Connection) -> No
         for other in list_runs(connection, runs.tracking, runs.group).values():
             if other.name.startswith(name) and other.name != run.id:
                 delete_run(other)
-    link_wandb_runs(folder)
     write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers})
     if problem:
         raise ServerError(f"{problem}; it is recorded offline")

@@ -84,8 +84,8 @@ def sync(
 
 def check_wanted(folder: StudyFolder, tracking: TrackingConfig, verb: str) -> None:
     """Raises `UserError` if the user has disabled W&B, now or when the trials ran, and does not ask for it now."""
-    modes = [(read_json(trial.environment) or {}).get("wandb") or {} for trial in folder.trials()]
-    disabled = sum(isinstance(mode, dict) and mode.get("mode") == "disabled" for mode in modes)
+    runs = [(read_json(trial.environment) or {}).get("wandb") for trial in folder.trials()]
+    disabled = sum(isinstance(run, dict) and run.get("mode") == "disabled" for run in runs)
     if requested_mode(tracking) == "disabled" or (disabled and tracking.mode != "online"):
         ran = f"{disabled} of the trials ran without it" if disabled else "by tracking.mode or $WANDB_MODE"
         raise UserError(

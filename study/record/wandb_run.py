@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import shutil
@@ -162,21 +161,19 @@ class Tracker:
         try:
             run, self.problem = start()
         except Exception as error:  # W&B may fail in any way (its process killed, the disk full)
-            self._warn(error)
+            self._keep_problem(error)
             return
         while (call := self.calls.get()) is not None:
             try:
                 call(run)
             except TimeoutError as error:
-                self._warn(error)
+                self._keep_problem(error)
                 self.problem = NOT_IN_TIME
             except Exception as error:  # the next call may succeed: a table that fails must not hide the status
-                self._warn(error)
+                self._keep_problem(error)
 
-    def _warn(self, error: Exception) -> None:
-        if not self.problem:
-            logging.getLogger("study").warning("W&B failed, the trial continues without it: %s", error)
-            self.problem = format_error(error)
+    def _keep_problem(self, error: Exception) -> None:
+        self.problem = self.problem or format_error(error)
 
 
 def start_wandb_service(mode: Mode) -> None:
@@ -244,8 +241,6 @@ def start_run(
             problem = str(error)
             if isinstance(error, wandb.Error):
                 problem = f"the server does not take the run: {format_error(error)}"
-            logging.getLogger("study").warning("W&B: %s; the run is recorded offline", problem)
-            if isinstance(error, wandb.Error):
                 wandb.teardown()  # the service process still holds the run's id
     offline = start(mode="offline")
     if continued:

@@ -288,4 +288,5 @@ class Driver(AttemptHandler):
         if self.wandb_watch and self.result.wandb and count_unsynced_runs(self.folder):
             if not self.wandb_watch.problem:
                 self.wandb_watch.check()
-            self.result.wandb = replace(self.result.wandb, problem=self.wandb_watch.problem)
+            problem = self.wandb_watch.problem or "the server works now; output.log of these trials has the reason"
+            self.result.wandb = replace(self.result.wandb, problem=problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -75,7 +76,8 @@ def _run_attempt(job: Job, folder: TrialFolder, stop_request: StopRequest) -> No
         tracker.end(describe_end(None, folder.read_state()))
     log_attempt_end(folder, attempt, step, how)
     free_device_memory()  # for the next trial: this process may wait for W&B
-    tracker.close()
+    if problem := tracker.close():
+        logging.getLogger("study").warning("W&B: %s; the verb `sync` uploads what is missing", problem)
 
 
 def train(
