@@ -250,7 +250,7 @@ class CandidateTrainer:
     def _build_job(self, trial: PlannedTrial) -> Job:
         return Job(
             trial=trial, folder=self._find_folder(trial), study="recipes", run=self.study.run,
-            tracking=self.study.tracking, wandb_mode="disabled", environment={"host": platform.node()}, command="",
+            environment={"host": platform.node()}, command="",
         )  # fmt: skip
 
     def _read_run(self, trial: PlannedTrial) -> Run:

@@ -41,6 +41,7 @@ from study.sweep.study_file import check_folder
 if TYPE_CHECKING:
     from study.analysis.report.report import Report
     from study.plan.trials import PlannedTrial
+    from study.record.wandb_server import Connection
     from study.sweep.driver import SweepResult
 
 
@@ -93,11 +94,11 @@ def run_study(options: argparse.Namespace) -> int:
     report = _write_report(console, folder)
     from study.dashboard.summary import write_summary_once
 
-    write_summary_once(report, study.tracking)
+    write_summary_once(report)
     if result.wandb:
         if result.wandb.project_url:
             console.print(f"W&B: {result.wandb.project_url}", soft_wrap=True)
-        _print_unsynced(folder, options, online=result.wandb.mode == "online")
+        _print_unsynced(folder, options, result.wandb)
     if result.best:
         console.print(result.best, soft_wrap=True)
     _print_failures(console, result)
@@ -150,7 +151,7 @@ def write_report(options: argparse.Namespace) -> int:
     folder = find_run_folder(options)
     others = find_compared_folders(options, folder)
     recorded = read_study_file(folder.config)
-    analysis = apply_settings(options, recorded, folder, analysis=True).analysis
+    analysis = apply_settings(options, recorded, folder, section="analysis").analysis
     if analysis != recorded.study.analysis and (others or options.serve):
         raise UserError(
             "--set: a report with other settings of `analysis` needs a command without --serve or --compare"
@@ -185,24 +186,27 @@ def write_report(options: argparse.Namespace) -> int:
 def publish_dashboard(options: argparse.Namespace) -> int:
     """Creates or updates the study's pages on W&B."""
     folder = find_run_folder(options)
-    apply_settings(options, read_study_file(folder.config), folder)
+    study = apply_settings(options, read_study_file(folder.config), folder, section="tracking")
+    _check_project(study.tracking)
     from study.dashboard.publish import publish
 
-    for kind, url in publish(folder).items():
+    for kind, url in publish(folder, study).items():
         print(f"{kind}: {url}")
-    _print_unsynced(folder, options, online=True)
+    _print_unsynced(folder, options)
     return DONE
 
 
 def sync_runs(options: argparse.Namespace) -> int:
     """Uploads to W&B what the records hold and the server lacks."""
     folder = find_run_folder(options)
-    apply_settings(options, read_study_file(folder.config), folder)
+    study = apply_settings(options, read_study_file(folder.config), folder, section="tracking")
+    _check_project(study.tracking)
     from study.dashboard.sync import sync
 
-    result = sync(folder, lambda line: print(f"uploading {line}", flush=True))
-    training = f", {len(result.training)} skipped, still training" if result.training else ""
-    print(f"{format_plural(len(result.uploaded), 'trial')} uploaded, {len(result.complete)} complete before{training}")
+    result = sync(folder, study, lambda line: print(f"uploading {line}", flush=True))
+    training = f", {len(result.training)} skipped, because they are still training" if result.training else ""
+    uploaded = format_plural(len(result.uploaded), "trial")
+    print(f"{uploaded} uploaded, {len(result.complete)} complete before{training}")
     for key, reason in result.failed.items():
         print(f"{key}: not uploaded: {reason}", file=sys.stderr)
     if result.url:
@@ -210,16 +214,22 @@ def sync_runs(options: argparse.Namespace) -> int:
     return SOME_FAILED if result.failed else DONE
 
 
-def _print_unsynced(folder: StudyFolder, options: argparse.Namespace, *, online: bool) -> None:
-    """Says how many runs are not, or not completely, on a server, where they are, and what uploads them."""
+def _print_unsynced(folder: StudyFolder, options: argparse.Namespace, wandb: Connection | None = None) -> None:
+    """Says how many runs are not, or not completely, on a server, why, where they are, and what uploads them.
+
+    wandb: how they were recorded; None where the server has answered.
+    """
     from study.record.wandb_links import count_unsynced_runs
 
     if unsynced := count_unsynced_runs(folder):
         out = [] if options.out == Path("runs") else ["--out", str(options.out)]
         command = format_command(["sync", "--study", options.study, *out])
-        where = f"{unsynced} of the runs in {folder.wandb} are not completely on a server"
-        login = "" if online else " (after `wandb login`)"
-        print(f"W&B: {where}. To upload them{login}: {command}")
+        why = f" ({wandb.problem})" if wandb and wandb.problem else ""
+        login = " (after `wandb login`)" if wandb and wandb.mode == "offline" and not why else ""
+        print(
+            f"W&B: {unsynced} of the runs in {folder.wandb} are not completely on a server{why}. "
+            f"To upload them{login}: {command}"
+        )
 
 
 def show_difference(options: argparse.Namespace) -> int:

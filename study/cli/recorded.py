@@ -108,9 +108,9 @@ def describe_edits(options: argparse.Namespace, recorded: StudyFile) -> str:
 
 
 def apply_settings(
-    options: argparse.Namespace, recorded: StudyFile, folder: StudyFolder, *, analysis: bool = False
+    options: argparse.Namespace, recorded: StudyFile, folder: StudyFolder, *, section: str = ""
 ) -> StudyConfig:
-    """The study on record with the settings of `--set`, which may change the section `analysis` at most.
+    """The study on record with the settings of `--set`, which may change one section at most.
 
     Raises `UserError` for other changes, because nothing would follow from them.
     """
@@ -119,9 +119,9 @@ def apply_settings(
         raise UserError(f"--scale {scale}: {folder.config} is of scale {before.scale}")
     study = override_study(before, [*options.set, *_launcher_setting(options)])
     changes = find_changes(before.model_dump(mode="json"), study.model_dump(mode="json"))
-    if not set(changes) <= ({"analysis"} if analysis else set()):
-        changes.pop("analysis", None)
-        what = "changes settings of `analysis` alone" if analysis else "reads what was run"
+    if not set(changes) <= {section}:
+        changes.pop(section, None)
+        what = f"changes settings of `{section}` alone" if section else "reads what was run"
         raise UserError(
             f"--set: {format_changes(changes)}: `{options.verb}` {what}, in {folder.config}; "
             "to change it, use the verb `run`"

@@ -16,7 +16,8 @@ from study.analysis.records import StudyRecords
 from study.analysis.report.report import Report
 from study.analysis.wording import format_verdict
 from study.config.choice_space import ChoiceSpace
-from study.dashboard.summary import COVERAGE, build_tables, name_figures, name_runs
+from study.dashboard.summary import COVERAGE, build_tables, name_figures
+from study.record.wandb_names import StudyRuns
 
 MAX_RUNS = 100  # runs that a panel draws; W&B's default of 10 would leave out most of a study
 SUMMARY_JOB, TRIAL_JOB = "summary", "train"  # job types
@@ -70,11 +71,10 @@ class LoggedMetrics:
         return [f"switch/{axis}/{member}" for axis in self.space.axis_names if member]
 
 
-def build_workspace(report: Report, entity: str) -> ws.Workspace:
+def build_workspace(report: Report, runs: StudyRuns, entity: str) -> ws.Workspace:
     """The workspace: a saved view of the project that shows the runs of this study alone."""
-    study, group = report.records.study, name_runs(report).group
     return ws.Workspace(
-        entity=entity, project=study.tracking.project, name=study.name,
+        entity=entity, project=runs.tracking.project, name=report.records.study.name,
         sections=[
             ws.Section(
                 name=section.title, is_open=True,
@@ -84,25 +84,25 @@ def build_workspace(report: Report, entity: str) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=MAX_RUNS),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(expr.Metric(GROUP) == group), pinned_columns=_list_run_columns(report.records)
+            filters=expr.And(expr.Metric(GROUP) == runs.group), pinned_columns=_list_run_columns(report.records)
         ),
     )  # fmt: skip
 
 
-def build_report(report: Report, entity: str) -> wr.Report:
+def build_report(report: Report, runs: StudyRuns, entity: str) -> wr.Report:
     """The report: the answers, with the charts of all trials and their table below them."""
-    study, group, blocks = report.records.study, name_runs(report).group, []
+    study, blocks = report.records.study, []
     for section in _build_sections(report):
-        runs = wr.Runset(
+        shown = wr.Runset(
             name=f"{study.name}: {section.job_type}",
-            filters=expr.And(expr.Metric(GROUP) == group, expr.Metric("JobType") == section.job_type),
+            filters=expr.And(expr.Metric(GROUP) == runs.group, expr.Metric("JobType") == section.job_type),
             pinned_columns=_list_run_columns(report.records) if section.job_type == TRIAL_JOB else [],
         )
         blocks += [wr.H2(section.title), *([wr.MarkdownBlock(section.text)] if section.text else [])]
         if section.panels:
-            blocks += [wr.PanelGrid(runsets=[runs], panels=list(section.panels), hide_run_sets=not section.show_runs)]
+            blocks += [wr.PanelGrid(runsets=[shown], panels=list(section.panels), hide_run_sets=not section.show_runs)]
     return wr.Report(
-        entity=entity, project=study.tracking.project, title=study.title[:128], description=study.question.strip(),
+        entity=entity, project=runs.tracking.project, title=study.title[:128], description=study.question.strip(),
         blocks=[wr.TableOfContents(), *blocks], width="fluid",
     )  # fmt: skip
 

@@ -11,34 +11,38 @@ from urllib.parse import quote
 
 from study.analysis.report.report import Report
 from study.config.errors import UserError
-from study.config.schema import TrackingConfig
+from study.config.schema import StudyConfig, TrackingConfig
 from study.dashboard.summary import write_summary
-from study.record.contents import DamagedFileError
+from study.dashboard.sync import check_wanted
+from study.plan.loading import read_study_file
 from study.record.io import read_json, write_bytes, write_json
-from study.record.layout import StudyFolder, TrialFolder
-from study.record.wandb_server import Connection, ServerError, ask_server
+from study.record.layout import StudyFolder
+from study.record.wandb_names import StudyRuns, name_runs
+from study.record.wandb_server import Connection, ServerError, ask_server, format_error
 
 # The fields of a page that are replaced when it is saved again; all others keep their value on W&B.
 SAVED_FIELDS = ("name", "sections", "settings", "runset_settings", "title", "description", "blocks", "width")
 
 
-def publish(folder: StudyFolder) -> dict[str, str]:
+def publish(folder: StudyFolder, study: StudyConfig) -> dict[str, str]:
     """Creates or updates the workspace, the report and the summary run of a study; returns the pages' URLs by kind.
 
     The specifications of the pages are written to `report/dashboard/*.json` in any case. Raises `UserError` if the
-    folder holds no study, if no trial has a W&B run, or if W&B cannot be reached or refuses.
+    folder holds no trial, if W&B is disabled, or if it cannot be reached or refuses.
+
+    study: the recorded one, which may have other settings of `tracking`.
     """
-    report = Report(folder)
-    tracking = report.records.study.tracking
-    _check_runs(folder)
+    report, tracking = Report(folder), study.tracking
+    if not any(folder.trials()):
+        raise UserError(f"{folder.path}: no trial yet; run the study first")
+    check_wanted(folder, tracking, "dashboard")
     # Not the study's own mode: trials that trained offline may have been synced since.
     connection, problem = _connect(tracking)
-    if connection.mode == "disabled":
-        raise UserError(f"dashboard: {problem}")
+    runs = name_runs(study, read_study_file(folder.config).study_id, connection.project_url)
     project = f"{connection.entity or tracking.entity or 'your entity'}/{tracking.project}"
     with _wandb_errors_in_one_line(f"the summary run of {project} cannot be written"):
-        write_summary(report, connection)
-    pages = _build_pages(report, connection.entity or tracking.entity or "")
+        write_summary(report, runs, connection)
+    pages = _build_pages(report, runs, connection.entity or tracking.entity or "")
     _write_specs(folder.report / "dashboard", pages)
     if connection.mode != "online":
         raise UserError(
@@ -52,32 +56,12 @@ def publish(folder: StudyFolder) -> dict[str, str]:
 def _connect(tracking: TrackingConfig) -> tuple[Connection, str]:
     """The connection to the server, and why it is not online."""
     mode = os.environ.get("WANDB_MODE")
-    if mode in ("disabled", "offline", "dryrun"):
-        return Connection(mode="disabled" if mode == "disabled" else "offline"), f"WANDB_MODE={mode} is set; unset it"
+    if tracking.mode != "online" and mode in ("offline", "dryrun"):
+        return Connection(mode="offline"), f"WANDB_MODE={mode} is set; unset it"
     try:
         return ask_server(tracking), ""
     except ServerError as error:
         return Connection(mode="offline"), f"W&B: {error}"
-
-
-def _check_runs(folder: StudyFolder) -> None:
-    trials = list(folder.trials())
-    if not trials:
-        raise UserError(f"{folder.path}: no trial yet; run the study first")
-    if not any(_is_tracked(trial) for trial in trials):
-        raise UserError(f"{folder.path}: no trial has a W&B run; they ran with tracking.mode: disabled")
-
-
-def _is_tracked(trial: TrialFolder) -> bool:
-    """Whether its record names a W&B run, or run files exist.
-
-    `wandb sync --clean` removes run files, and older records do not name the run.
-    """
-    try:
-        where = trial.read_environment().get("wandb") or {}
-    except DamagedFileError:
-        where = {}
-    return bool(where.get("run")) or any(trial.wandb.glob("*run-*"))
 
 
 @contextmanager
@@ -86,15 +70,14 @@ def _wandb_errors_in_one_line(problem: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"dashboard: {problem}: W&B says: {reason}") from error
+        raise UserError(f"dashboard: {problem}: W&B says: {format_error(error)}") from error
 
 
-def _build_pages(report: Report, entity: str) -> dict[str, Any]:
+def _build_pages(report: Report, runs: StudyRuns, entity: str) -> dict[str, Any]:
     """The report comes first, because saving a report creates a missing project."""
     from study.dashboard.pages import build_report, build_workspace
 
-    return {"report": build_report(report, entity), "workspace": build_workspace(report, entity)}
+    return {"report": build_report(report, runs, entity), "workspace": build_workspace(report, runs, entity)}
 
 
 def _write_specs(path: Path, pages: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.config.schema import TrackingConfig
+from study.plan.loading import read_study_file
 from study.record.io import file_digest, read_json, write_json
 from study.record.layout import StudyFolder
 from study.record.wandb_links import link_wandb_runs, mark_uploaded
-from study.record.wandb_names import StudyRuns
+from study.record.wandb_names import StudyRuns, name_runs
 
 if TYPE_CHECKING:  # importing W&B and reports is slow, and a finished or complete study does not need them
     import pandas as pd
@@ -26,12 +26,13 @@ COVERAGE = "coverage/cells"  # the name of the coverage table on W&B
 ANSWERS = "report/sha256"  # the name of the digest of answers.json on W&B
 
 
-def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
+def write_summary_once(report: Report) -> None:
     """Writes the summary run of a written report, unless one with the same answers exists.
 
     A failure of W&B is logged and not raised.
     """
     known, answers = read_json(report.folder.dashboard) or {}, _digest_answers(report.folder)
+    tracking = report.records.study.tracking
     if tracking.mode == "disabled" or not answers or known.get("summary") == answers:
         return
     from study.record.wandb_server import connect
@@ -39,32 +40,33 @@ def write_summary_once(report: Report, tracking: TrackingConfig) -> None:
     try:
         connection = connect(tracking)
         if connection.mode != "disabled":
-            write_summary(report, connection)
+            study_id = read_study_file(report.folder.config).study_id
+            write_summary(report, name_runs(report.records.study, study_id, connection.project_url), connection)
     except Exception as error:  # W&B may fail in any way, which must not fail the study
-        logging.getLogger("study").warning("W&B failed, so there is no summary run: %s", error)
+        logging.getLogger("study").warning("W&B: the summary run: %s", error)
 
 
-def write_summary(report: Report, connection: Connection) -> None:
+def write_summary(report: Report, runs: StudyRuns, connection: Connection) -> None:
     """Writes the summary run of a study, and records the digest of its answers in the study's folder.
 
     W&B can only add to a run, so that other answers are another run, `summary-<study>-<digest>`; earlier ones are
-    deleted. Passes on all errors of W&B.
+    deleted. Passes on all errors of W&B, and raises `ServerError` if the server does not take the run.
     """
     import wandb
 
     from study.record.wandb_run import isolate_wandb, log_files, start_run
-    from study.record.wandb_server import delete_run, list_runs
+    from study.record.wandb_server import ServerError, delete_run, list_runs
 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     isolate_wandb()
     study, folder, answers = report.records.study, report.folder, _digest_answers(report.folder)
-    runs = name_runs(report, connection.project_url)
     name = f"summary-{study.name}"
-    run = start_run(
+    run, problem = start_run(
         folder.report, name, runs, mode=connection.mode, version=answers[:8], job_type="summary", tags=["summary"],
         config={**study.model_dump(mode="json", include={"title", "question", "scale", "factors", "replicates"}),
                 "command": report.records.provenance.get("command")},
     )  # fmt: skip
+    link_wandb_runs(folder)
     with run:
         if not run.starting_step:  # else the server has the same answers
             run.log({
@@ -76,19 +78,12 @@ def write_summary(report: Report, connection: Connection) -> None:
         log_files(run, f"{runs.group}-report", "report", filter(Path.is_file, files))
     if not run.offline:
         mark_uploaded(Path(run.settings.sync_file))
-        for other in list_runs(connection, study.tracking, runs.group).values():
+        for other in list_runs(connection, runs.tracking, runs.group).values():
             if other.name.startswith(name) and other.name != run.id:
                 delete_run(other)
-    link_wandb_runs(folder)
     write_json(folder.dashboard, {**(read_json(folder.dashboard) or {}), "summary": answers})
-
-
-def name_runs(report: Report, project_url: str | None = None) -> StudyRuns:
-    """The names of a study's runs."""
-    study, provenance = report.records.study, report.records.provenance
-    return StudyRuns(
-        study=study.name, study_id=str(provenance.get("id") or ""), tracking=study.tracking, project_url=project_url
-    )
+    if problem:
+        raise ServerError(f"{problem}; it is recorded offline")
 
 
 def is_summary_uploaded(folder: StudyFolder, runs: Mapping[str, ServerRun]) -> bool:

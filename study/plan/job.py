@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from study.config.schema import RunConfig, TrackingConfig
+from study.config.schema import RunConfig
 from study.plan.trials import PlannedTrial
 from study.record.wandb_names import StudyRuns
 
@@ -20,7 +20,7 @@ class Job:
     start: the folder of the trial, or the file of weights, that the trial starts from.
     devices: the device of each rank.
     threads: CPU threads of each rank.
-    study_id, project_url: of the study's runs on W&B; see `StudyRuns`.
+    wandb_runs: the names of the study's runs on W&B.
     place: name of the cluster's job or node that the trial runs on, for its record.
     build_network: a function of a module that builds the network, in place of the one that the config describes; it
         also applies the start rule, if the study has one.
@@ -30,22 +30,15 @@ class Job:
     folder: Path
     study: str
     run: RunConfig
-    tracking: TrackingConfig
-    wandb_mode: Literal["online", "offline", "disabled"]
     environment: dict[str, Any]
     command: str
-    study_id: str = ""
-    project_url: str | None = None
+    wandb_mode: Literal["online", "offline", "disabled"] = "disabled"
+    wandb_runs: StudyRuns = field(default_factory=StudyRuns)
     start: Path | None = None
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
     place: str = ""
     build_network: Callable[[Job], Any] | None = None
-
-    @property
-    def wandb_runs(self) -> StudyRuns:
-        """The names of the study's runs on W&B."""
-        return StudyRuns(study=self.study, study_id=self.study_id, tracking=self.tracking, project_url=self.project_url)
 
     def assign(self, devices: tuple[str, ...], threads: int) -> Job:
         """Returns the job with its devices and threads."""

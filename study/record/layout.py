@@ -247,6 +247,10 @@ class StudyFolder:
         """Whether a driver is running this study."""
         return _is_locked(self.path / ".lock")
 
+    def sync_lock(self) -> FileLock:
+        """The lock of the process that uploads the study to W&B."""
+        return FileLock(self.path / ".sync.lock")
+
     def trial(self, trial_id: str, replicate: int) -> TrialFolder:
         return TrialFolder(self.path / "trials" / trial_id / f"r{replicate}")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from study.config.schema import TrackingConfig
+from study.config.schema import StudyConfig, TrackingConfig
 
 
 def build_run_config(description: Mapping[str, Any], environment: Mapping[str, Any], attempts: int) -> dict[str, Any]:
@@ -17,6 +17,11 @@ def build_run_config(description: Mapping[str, Any], environment: Mapping[str, A
     description: the content of trial.yaml.
     """
     return {"norm": description["config"]["norm"], **description, "environment": environment, "attempts": attempts}
+
+
+def name_runs(study: StudyConfig, study_id: str, project_url: str | None = None) -> StudyRuns:
+    """The names of the runs of a study in the folder with this id."""
+    return StudyRuns(study=study.name, study_id=study_id, tracking=study.tracking, project_url=project_url)
 
 
 def create_study_id() -> str:
@@ -32,9 +37,9 @@ class StudyRuns:
     project_url: the project's page, if runs are online.
     """
 
-    study: str
+    study: str = ""
     study_id: str = ""
-    tracking: TrackingConfig
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     project_url: str | None = None
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import shutil
@@ -21,7 +20,8 @@ from study.config.secrets import hide_secret_settings
 from study.record.environment import hide_passwords
 from study.record.wandb_links import find_runs_below, mark_continued, mark_uploaded, was_uploaded
 from study.record.wandb_names import StudyRuns
-from study.record.wandb_server import Mode, ServerError, ask_server
+from study.record.wandb_server import Mode, ServerError, ask_server, format_error
+from study.record.wandb_status import RunStatus
 
 if TYPE_CHECKING:  # the summary run of a study is written without torch
     from numpy.typing import NDArray
@@ -34,7 +34,6 @@ START_SECONDS = 15.0  # for `wandb.init`
 FINISH_SECONDS = 20.0  # for the rest of a run's data at its end
 FINISH_WITH_CHECKPOINT_SECONDS = 300.0
 NOT_IN_TIME = "the server did not take the data in time; try again later"
-ENDED = ("done", "diverged", "pruned")  # status of a finished run; others are shown as failed
 
 Call = Callable[[wandb.Run], None]
 
@@ -42,8 +41,8 @@ Call = Callable[[wandb.Run], None]
 class Tracker:
     """Writes one W&B run, in a thread of its own: no call waits for W&B or its server, and none raises.
 
-    The history has one row per epoch from epoch 0 on, and then one with the table of the final choices. W&B numbers
-    rows, and tells how many a run has, so that a resumed run continues with the first row that the server lacks.
+    The history has one row per epoch that has values, and then one with the table of the final choices. W&B's step is
+    the epoch, and W&B tells the last one, so that a resumed run continues with the first row that the server lacks.
     """
 
     def __init__(self, path: Path, name: str, runs: StudyRuns, mode: Mode) -> None:
@@ -52,6 +51,7 @@ class Tracker:
         self.calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
         self.defined: set[str] = set()
+        self.levels: Mapping[str, Any] = {}
         self.problem = ""
 
     @property
@@ -66,16 +66,19 @@ class Tracker:
         """Starts the run of a trial, with its factor `levels` as tags and as flat keys of its config."""
         if self.mode == "disabled":
             return
+        self.levels = levels
         start = partial(
-            start_run, self.path, self.name, self.runs, mode=self.mode, job_type="train",
-            tags=[f"{factor}={level}"[:64] for factor, level in levels.items()], config={**levels, **config},
-        )  # fmt: skip
+            start_run, self.path, self.name, self.runs, mode=self.mode, job_type="train", config={**levels, **config}
+        )
+        self._show(RunStatus(status="running", attempt=config["attempts"]))
         self.thread = threading.Thread(target=self._work, args=(start,), daemon=True)
         self.thread.start()
 
     def log_epoch(self, epoch: int, values: Mapping[str, float | None]) -> None:
         """Logs the scalars of one epoch. There are none per layer: hundreds of charts make a project page freeze."""
         known = {name: value for name, value in values.items() if value is not None}
+        if not known:  # epoch 0 of a trial whose layers have no choice
+            return
 
         def log(run: wandb.Run) -> None:
             if epoch < run.starting_step:  # an earlier attempt has logged it
@@ -85,7 +88,7 @@ class Tracker:
                 # drops. Defined by its full name: where several patterns match a name, W&B takes any of them.
                 run.define_metric(name, step_metric=None if name == "epoch" else "epoch", hidden=_is_hidden(name))
                 self.defined.add(name)
-            run.log({"epoch": epoch, **known})
+            run.log({"epoch": epoch, **known}, step=epoch, commit=True)
 
         self.calls.put(log)
 
@@ -114,7 +117,7 @@ class Tracker:
             run.log({
                 "switch_weights/table": wandb.Table(columns=columns, data=rows),
                 "switch_weights/heat_map": wandb.Plotly(build_heat_map(weights, layers, pool, space)),
-            })  # fmt: skip
+            }, step=epochs + 1, commit=True)  # fmt: skip
 
         self.calls.put(log)
 
@@ -123,20 +126,12 @@ class Tracker:
         if self.runs.tracking.checkpoints == "last" and checkpoint.is_file():
             self.calls.put(lambda run: log_files(run, f"{run.id}-checkpoint", "model", [checkpoint]))
 
-    def end(self, status: str, reason: str | None = None, summary: Mapping[str, Any] | None = None) -> None:
-        """Ends the run with the `status` of the trial, and the `reason` for it as a note."""
-
-        def end(run: wandb.Run) -> None:
-            run.summary.update({"status": status, **(summary or {})})
-            if reason:
-                run.notes = f"attempt {run.config['attempts']}: {status}: {reason}"[:1000]
-            if status != "done":
-                run.tags = (*(run.tags or ()), status)
-            if status == "preempted":
-                run.mark_preempting()
-
-        self.calls.put(end)
-        self.calls.put(partial(_finish, exit_code=0 if status in ENDED else 1))
+    def end(self, status: RunStatus) -> None:
+        """Ends the run with the status of the trial."""
+        self._show(status)
+        if status.status == "preempted":
+            self.calls.put(lambda run: run.mark_preempting())
+        self.calls.put(partial(_finish, exit_code=0 if status.is_finished else 1))
         self.calls.put(None)
 
     def close(self) -> str:
@@ -149,27 +144,36 @@ class Tracker:
         self.thread.join(finish_seconds(self.runs) + 5.0)  # W&B gives up first
         return NOT_IN_TIME if self.thread.is_alive() else self.problem
 
-    def _work(self, start: Callable[[], wandb.Run]) -> None:
+    def _show(self, status: RunStatus) -> None:
+        """Sets tags, notes and summary of the run. Each change of tags or notes is a request."""
+
+        def show(run: wandb.Run) -> None:
+            run.summary.update(status.summary)
+            tags, notes = status.update_tags(run.tags or (), self.levels), status.update_notes(run.notes or "")
+            if tags != list(run.tags or ()):
+                run.tags = tags
+            if notes != (run.notes or ""):
+                run.notes = notes
+
+        self.calls.put(show)
+
+    def _work(self, start: Callable[[], tuple[wandb.Run, str]]) -> None:
         try:
-            run = start()
-            if self.mode == "online" and run.offline:
-                self.problem = "the server refuses the run, or cannot be reached"
+            run, self.problem = start()
         except Exception as error:  # W&B may fail in any way (its process killed, the disk full)
-            self._warn(error)
+            self._keep_problem(error)
             return
         while (call := self.calls.get()) is not None:
             try:
                 call(run)
             except TimeoutError as error:
-                self._warn(error)
+                self._keep_problem(error)
                 self.problem = NOT_IN_TIME
             except Exception as error:  # the next call may succeed: a table that fails must not hide the status
-                self._warn(error)
+                self._keep_problem(error)
 
-    def _warn(self, error: Exception) -> None:
-        if not self.problem:
-            logging.getLogger("study").warning("W&B failed, the trial continues without it: %s", error)
-            self.problem = (str(error) or type(error).__name__).splitlines()[0]
+    def _keep_problem(self, error: Exception) -> None:
+        self.problem = self.problem or format_error(error)
 
 
 def start_wandb_service(mode: Mode) -> None:
@@ -201,8 +205,10 @@ def _start_service() -> None:
         wandb.setup()
 
 
-def start_run(path: Path, name: str, runs: StudyRuns, *, mode: Mode, version: str = "", **facts: Any) -> wandb.Run:
-    """Starts a silent run below `path`; offline where the server cannot be used from this machine now.
+def start_run(
+    path: Path, name: str, runs: StudyRuns, *, mode: Mode, version: str = "", **facts: Any
+) -> tuple[wandb.Run, str]:
+    """Starts a silent run below `path`; offline where the server cannot be used from this machine now. Returns why.
 
     version: part of its id, for runs that do not continue each other.
 
@@ -226,18 +232,20 @@ def start_run(path: Path, name: str, runs: StudyRuns, *, mode: Mode, version: st
         ),
         **facts,
     )  # fmt: skip
+    problem = ""
     if mode == "online":
         try:
             ask_server(tracking)  # it may be lost since, and this machine may be another one than the driver's
-            return start(mode="online")
+            return start(mode="online"), ""
         except (ServerError, wandb.Error) as error:  # such as no permission for this project
-            logging.getLogger("study").warning("W&B: %s; the run is recorded offline", error)
+            problem = str(error)
             if isinstance(error, wandb.Error):
+                problem = f"the server does not take the run: {format_error(error)}"
                 wandb.teardown()  # the service process still holds the run's id
     offline = start(mode="offline")
     if continued:
         mark_continued(Path(offline.settings.sync_file))
-    return offline
+    return offline, problem
 
 
 def _finish(run: wandb.Run, exit_code: int) -> None:

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from wandb.sdk.lib import wbauth
 from study.config.schema import TrackingConfig
 
 Mode = Literal["online", "offline", "disabled"]
-RESPONSE_SECONDS = 5.0
+RESPONSE_SECONDS, WATCH_SECONDS = 5.0, 15.0
 PAGE = 200  # runs per request
 
 
@@ -35,13 +36,20 @@ class ServerError(Exception):
 class Connection:
     """How the runs of a study are recorded.
 
-    problem: why this is not what the user may expect, in a line; empty if it is. project_url: of the page, if online.
+    problem: why this is not what the user may expect; empty if it is. project_url: of the page, if online.
     """
 
     mode: Mode
     problem: str = ""
     entity: str = ""
     project_url: str | None = None
+
+    @property
+    def warning(self) -> str:
+        """The problem and what follows from it, in a line; empty if there is none."""
+        if self.mode == "disabled":
+            return self.problem and f"W&B is off, and trials are recorded without it: {self.problem}"
+        return self.problem and f"W&B: {self.problem}. Trials are recorded offline; the verb `sync` uploads them later"
 
 
 def connect(tracking: TrackingConfig) -> Connection:
@@ -59,12 +67,11 @@ def connect(tracking: TrackingConfig) -> Connection:
             return Connection(mode="offline")
         return ask_server(tracking)
     except NotLoggedInError as error:
-        return Connection(mode="offline", problem=_format_offline(error) if requested == "online" else "")
+        return Connection(mode="offline", problem=str(error) if requested == "online" else "")
     except ServerError as error:
-        return Connection(mode="offline", problem=_format_offline(error))
+        return Connection(mode="offline", problem=str(error))
     except Exception as error:  # W&B may fail in any way, which must not fail the study
-        line = (str(error) or type(error).__name__).splitlines()[0]
-        return Connection(mode="disabled", problem=f"W&B is off, and trials are recorded without it: {line}")
+        return Connection(mode="disabled", problem=format_error(error))
 
 
 def requested_mode(tracking: TrackingConfig) -> Mode | Literal["auto"]:
@@ -73,6 +80,38 @@ def requested_mode(tracking: TrackingConfig) -> Mode | Literal["auto"]:
         return tracking.mode
     known: dict[str, Mode] = {"online": "online", "disabled": "disabled"}
     return known.get(os.environ["WANDB_MODE"], "offline")
+
+
+class ServerWatch:
+    """Asks the server at intervals whether it still works. No call waits for an answer but `check`.
+
+    problem: the last one that was found; empty if there was none.
+    """
+
+    def __init__(self, tracking: TrackingConfig) -> None:
+        self.tracking = tracking
+        self.problem = ""
+        self._works = self._worked = True  # at the last answer, and at the last poll
+        self._due = time.monotonic() + WATCH_SECONDS
+
+    def poll(self) -> str:
+        """A line for the user when the server begins to fail, and when it works again; else empty."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + WATCH_SECONDS
+            threading.Thread(target=self.check, daemon=True).start()
+        works, before, self._worked = self._works, self._worked, self._works
+        if works == before:
+            return ""
+        later = "Trials continue, and are uploaded when it works again, or by the verb `sync`"
+        return "W&B: the server works again" if works else f"W&B: {self.problem}. {later}"
+
+    def check(self) -> None:
+        """Asks the server, and waits for its answer."""
+        try:
+            ask_server(self.tracking)
+            self._works = True
+        except Exception as error:  # W&B may fail in any way
+            self.problem, self._works = format_error(error), False
 
 
 class NotLoggedInError(ServerError):
@@ -89,7 +128,7 @@ def ask_server(tracking: TrackingConfig) -> Connection:
     return Connection(mode="online", entity=entity, project_url=url)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServerRun:
     """What the server knows of a run. `id` is the server's own, for deleting it."""
 
@@ -98,6 +137,8 @@ class ServerRun:
     state: str
     lines: int
     summary: dict[str, Any]
+    tags: list[str]
+    notes: str
 
 
 def list_runs(connection: Connection, tracking: TrackingConfig, group: str) -> dict[str, ServerRun]:
@@ -114,15 +155,18 @@ def delete_run(run: ServerRun) -> None:
 def _read_pages(variables: dict[str, Any]) -> Iterator[ServerRun]:
     query = """query StudyRuns($entity: String, $project: String!, $filters: JSONString, $cursor: String, $size: Int) {
         project(name: $project, entityName: $entity) { runs(filters: $filters, after: $cursor, first: $size) {
-            edges { node { id name state historyLineCount summaryMetrics } } pageInfo { hasNextPage endCursor } } } }"""
+            edges { node { id name state historyLineCount summaryMetrics tags notes } }
+            pageInfo { hasNextPage endCursor } } } }"""
     cursor, more = None, True
     while more:
         project = _query(query, {**variables, "cursor": cursor, "size": PAGE})["project"]
         if project is None:  # no run has been uploaded yet
             return
         for node in (edge["node"] for edge in project["runs"]["edges"]):
-            summary = json.loads(node["summaryMetrics"] or "{}")
-            yield ServerRun(node["id"], node["name"], node["state"], node["historyLineCount"], summary)
+            yield ServerRun(
+                id=node["id"], name=node["name"], state=node["state"], lines=node["historyLineCount"],
+                summary=json.loads(node["summaryMetrics"] or "{}"), tags=node["tags"] or [], notes=node["notes"] or "",
+            )  # fmt: skip
         page = project["runs"]["pageInfo"]
         cursor, more = page["endCursor"], page["hasNextPage"]
 
@@ -143,15 +187,13 @@ def _query(query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
                 answer = json.load(response)
             answers.append(answer["data"] or f"refuses: {answer['errors'][0]['message']}")
         except urllib.error.HTTPError as error:
-            refused = error.code in (401, 403)
-            hint = "refuses the API key of this machine; run `wandb login`" if refused else "fails"
-            answers.append(f"{hint} (HTTP status {error.code})")
+            answers.append(f"{_describe_status(error.code)} (HTTP status {error.code})")
         except OSError as error:
             reason = getattr(error, "reason", None) or error
             if not isinstance(reason, TimeoutError):
                 answers.append(f"cannot be reached: {reason}")
         except (ValueError, KeyError, TypeError, IndexError):
-            answers.append("does not answer as W&B does; see $WANDB_BASE_URL")
+            answers.append(_describe_status(200))
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
@@ -160,6 +202,21 @@ def _query(query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(answer, str):
         raise ServerError(f"{host.url} {answer}")
     return answer
+
+
+def _describe_status(code: int) -> str:
+    """What an HTTP status other than 200 means, and what to do."""
+    if code == 401:
+        return "refuses the API key of this machine; run `wandb login`"
+    if code == 403:
+        return "does not allow this to the user of this machine's API key; see `wandb login` and tracking.entity"
+    if code == 404:
+        return "does not know this address; see $WANDB_BASE_URL, tracking.entity and tracking.project"
+    if code == 429:
+        return "limits the rate of requests; try again in some minutes"
+    if code >= 500:
+        return "has a fault; try again later"
+    return "answers in a way that W&B does not; see $WANDB_BASE_URL"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -196,5 +253,6 @@ def _check_home() -> None:
     raise ValueError(f"the folder $HOME ({os.environ.get('HOME') or 'not set'}) is missing or cannot be written")
 
 
-def _format_offline(error: Exception) -> str:
-    return f"W&B: {error}. Trials are recorded offline; the verb `sync` uploads them later"
+def format_error(error: Exception) -> str:
+    """An error of W&B, in a line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

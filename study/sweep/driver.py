@@ -26,7 +26,8 @@ from study.plan.trials import PlannedTrial
 from study.record.io import read_json, write_json
 from study.record.layout import LOCK_SECONDS, StudyFolder, TrialFolder
 from study.record.outcome import record_failure
-from study.record.wandb_links import link_wandb_runs
+from study.record.wandb_links import count_unsynced_runs, link_wandb_runs
+from study.record.wandb_names import name_runs
 from study.sweep.executors.attempts import POLL_SECONDS, AttemptHandler, AttemptLoop
 from study.sweep.executors.base import Executor
 from study.sweep.listener import SweepListener
@@ -35,7 +36,7 @@ from study.sweep.retries import RetryPolicy
 from study.sweep.study_file import check_folder, check_locks, write_study
 
 if TYPE_CHECKING:  # importing W&B is slow, and a finished study does not need it
-    from study.record.wandb_server import Connection
+    from study.record.wandb_server import Connection, ServerWatch
 
 SAME_FAILURE_LIMIT = 3  # if so many trials fail alike and none succeeds, the fault is not in a trial
 MIN_FREE_BYTES = 2**20  # with less than this, not even a trial's state can be written
@@ -51,7 +52,7 @@ class SweepResult:
         stopped: Why the driver stopped early; empty if it did not.
         best: What a search has found, in a line; empty for a grid.
         left: Number of trials left in a cluster's queue, for a later run to collect.
-        wandb: How trials are recorded on W&B; None if none was started.
+        wandb: How trials are recorded on W&B, with the last problem of its server; None if none was started.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class Driver(AttemptHandler):
         self.retries = RetryPolicy(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
         self.first_tracebacks: list[str] = []
         self.successes = 0
+        self.wandb_watch: ServerWatch | None = None
 
     def run(self) -> SweepResult:
         """Runs what has no result yet. Raises `UserError` if another driver runs the study."""
@@ -102,6 +104,7 @@ class Driver(AttemptHandler):
             with self.listener:
                 self._run_rounds()
             self.result.best = self.trial_source.best()
+        self._find_wandb_problem()
         return self.result
 
     def _run_rounds(self) -> None:
@@ -173,10 +176,8 @@ class Driver(AttemptHandler):
             folder=self.record_of(trial).path,
             study=self.study.name,
             run=self.study.run,
-            tracking=self.study.tracking,
             wandb_mode=self._wandb.mode,
-            study_id=self.study_id,
-            project_url=self._wandb.project_url,
+            wandb_runs=name_runs(self.study, self.study_id, self._wandb.project_url),
             environment=self.environment,
             command=self.command_for(trial),
             start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
@@ -219,8 +220,10 @@ class Driver(AttemptHandler):
         self.listener.failed(trial.key, reason, record.log if started else None)
 
     def on_poll(self, running: Mapping[str, PlannedTrial]) -> None:
-        """Writes new results to the Optuna study, and prunes trials of a search."""
+        """Writes new results to the Optuna study, prunes trials of a search, and says if the W&B server fails."""
         self.trial_source.flush()
+        if self.wandb_watch and (line := self.wandb_watch.poll()):
+            self.listener.message(line, "yellow")
         for trial in running.values():
             epoch = self.trial_source.find_prune_epoch(trial)
             if epoch is not None:
@@ -268,12 +271,22 @@ class Driver(AttemptHandler):
     @cached_property
     def _wandb(self) -> Connection:
         """Determined when the first trial is submitted, because a finished study needs neither W&B nor its server."""
-        from study.record.wandb_server import connect
+        from study.record.wandb_server import ServerWatch, connect
 
         connection = connect(self.study.tracking)
         if connection.project_url:
             self.listener.message(f"W&B: {connection.project_url}")
-        if connection.problem:
-            self.listener.message(connection.problem, "yellow")
+        if connection.warning:
+            self.listener.message(connection.warning, "yellow")
+        if connection.mode == "online":
+            self.wandb_watch = ServerWatch(self.study.tracking)
         self.result.wandb = connection
         return connection
+
+    def _find_wandb_problem(self) -> None:
+        """Why runs are not on the server, for the last line."""
+        if self.wandb_watch and self.result.wandb and count_unsynced_runs(self.folder):
+            if not self.wandb_watch.problem:
+                self.wandb_watch.check()
+            problem = self.wandb_watch.problem or "the server works now; output.log of these trials has the reason"
+            self.result.wandb = replace(self.result.wandb, problem=problem)

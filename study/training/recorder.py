@@ -75,8 +75,9 @@ class Recorder(KeepSignalHandlers, LastCallback):
         if not self.history:
             self._add_epoch(trainer, pl_module, {})
         write_bytes(self.folder.metrics, _format_lines(self.rows).encode())
-        for epoch in range(len(self.history)):
-            self._track(epoch)
+        if self.trial.config.epochs:  # else epoch 0 is to be validated first
+            for epoch in range(len(self.history)):
+                self._track(epoch)
         if self.pruned:  # an earlier attempt was killed between its last epoch and its result
             trainer.should_stop = True
         self.group.broadcast(Action.STOP if self.pruned else Action.CONTINUE)

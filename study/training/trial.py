@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from study.record.outcome import write_result
 from study.record.switch_weights import select_switch_layers
 from study.record.wandb_names import build_run_config
 from study.record.wandb_run import Tracker, start_wandb_service
+from study.record.wandb_status import describe_end
 from study.tasks import TASKS, DivergedError
 from study.tasks.distributed import RANK_EXIT_SECONDS, ProcessGroup, launch_ranks
 from study.training.attempts import (
@@ -71,11 +73,11 @@ def _run_attempt(job: Job, folder: TrialFolder, stop_request: StopRequest) -> No
         how, step = train(job, folder, attempt, stop_request=stop_request, tracker=tracker)
     except Exception as error:  # any error is the reason why this trial has no result; it must not end the sweep
         how, step = record_error(folder, error), getattr(error, "step", None)
-        status = "preempted" if isinstance(error, PreemptedError) else "failed"
-        tracker.end(status, str(folder.read_state().get("reason")))
+        tracker.end(describe_end(None, folder.read_state()))
     log_attempt_end(folder, attempt, step, how)
     free_device_memory()  # for the next trial: this process may wait for W&B
-    tracker.close()
+    if problem := tracker.close():
+        logging.getLogger("study").warning("W&B: %s; the verb `sync` uploads what is missing", problem)
 
 
 def train(
@@ -109,13 +111,14 @@ def train(
     layers = select_switch_layers(network, geometry)
     description = describe_trial(job, network, len(geometry), _count_micro_batches(job))
     write_yaml(folder.trial, description)
-    tracker.start(trial.levels, build_run_config(description, job.environment, attempt))
     if stop_request.signal:
         raise PreemptedError(stop_request.signal, step)
 
     status, reason, tested = "done", None, {}
     with launch_ranks(job.devices, train_worker_rank, job, checkpoint) as group:
-        write_json(folder.environment, {**describe_trial_environment(job), "wandb": tracker.location})
+        environment = {**describe_trial_environment(job), "wandb": tracker.location}
+        write_json(folder.environment, environment)
+        tracker.start(trial.levels, build_run_config(description, environment, attempt))
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, stop_request, group)
         try:
             tested = _fit_and_test(job, group, data, network, [*callbacks, recorder], checkpoint)
@@ -130,16 +133,17 @@ def train(
     )  # fmt: skip
     recorder.write_switch_weights()
     seconds = sum_attempt_seconds(folder) + time.perf_counter() - started
-    write_result(folder, description, {
+    outcome = {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(seconds, 3), "attempts": attempt, "metrics": metrics,
         "set_aside": len(data.set_aside), "notes": [*notes, *data.notes, *format_set_aside(data.set_aside)],
-    })  # fmt: skip
+    }  # fmt: skip
+    write_result(folder, description, outcome)
     tracker.log_switch_weights(
         recorder.history[-1], layers, trial.pool, trial.space, epochs=len(recorder.history) - 1
     )  # fmt: skip
     tracker.log_checkpoint(folder.last_checkpoint)
-    tracker.end(status, reason, metrics)
+    tracker.end(describe_end(outcome, {}))
     return status, recorder.steps[-1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,18 @@ import wandb
 
 from study.analysis.report.report import Report
 from study.config.errors import UserError
+from study.config.schema import TrackingConfig
 from study.dashboard import publish as publishing
+from study.dashboard import sync as syncing
 from study.dashboard.pages import build_report, build_workspace
 from study.dashboard.publish import publish
 from study.dashboard.summary import build_tables, name_figures, summarize_verdicts, write_summary_once
-from study.record.io import read_json
+from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder
+from study.record.wandb_names import StudyRuns
 from study.record.wandb_server import Connection, NotLoggedInError
 from tests.analysis.conftest import build_study, write_study
+from tests.conftest import Command
 
 FACTORS: dict[str, Any] = {"norm": ["sn", "bn"], "depth": [8, 14]}
 
@@ -35,6 +40,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 @pytest.fixture(scope="module")
 def report(planted: StudyFolder) -> Report:
     return Report(planted)
+
+
+RUNS, STUDY = StudyRuns(study="planted"), build_study(replicates=1, norm=["sn"])
 
 
 @pytest.fixture
@@ -57,7 +65,7 @@ def panels_of(section: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def sections_of(report: Report) -> dict[str, Any]:
-    bank = spec_of(build_workspace(report, "me"))["section"]["panelBankConfig"]
+    bank = spec_of(build_workspace(report, RUNS, "me"))["section"]["panelBankConfig"]
     return {section["name"]: section for section in bank["sections"]}
 
 
@@ -72,14 +80,14 @@ def test_a_workspace_has_answers_factors_choices_and_layers(report: Report) -> N
 
 
 def test_the_runs_are_those_of_the_study(report: Report) -> None:
-    (runs,) = spec_of(build_workspace(report, "me"))["section"]["runSets"]
+    (runs,) = spec_of(build_workspace(report, RUNS, "me"))["section"]["runSets"]
     (group,) = runs["filters"]["filters"]
     assert (group["key"], group["op"], group["value"]) == ({"section": "run", "name": "group"}, "=", "planted")
     assert "config:levels.value.depth" in runs["runFeed"]["columnOrder"]
 
 
 def test_answers_are_of_the_summary_run_and_curves_of_trials(report: Report) -> None:
-    grids = [block for block in spec_of(build_report(report, "me"))["blocks"] if block["type"] == "panel-grid"]
+    grids = [block for block in spec_of(build_report(report, RUNS, "me"))["blocks"] if block["type"] == "panel-grid"]
     kinds = [grid["metadata"]["runSets"][0]["filters"]["filters"][-1]["value"] for grid in grids]
     assert kinds == ["summary"] * 3 + ["train"] * 6
 
@@ -96,7 +104,7 @@ def test_a_section_a_factor_has_a_curve_a_level_with_mean_and_range(report: Repo
 
 
 def test_every_figure_and_table_of_the_summary_run_has_a_panel(report: Report) -> None:
-    text = json.dumps(spec_of(build_workspace(report, "me")))
+    text = json.dumps(spec_of(build_workspace(report, RUNS, "me")))
     assert len(name_figures(report)) > 3
     for name in (*name_figures(report), *build_tables(report)):
         assert f'"{name}"' in text
@@ -122,7 +130,7 @@ def test_heads_are_beside_the_backbone(tmp_path: Path) -> None:
 
 def test_a_study_without_a_choice_has_no_panel_of_one(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "planted", build_study(replicates=1, norm=["bn", "gn"]))
-    assert "switch/" not in json.dumps(spec_of(build_workspace(Report(folder), "me")))
+    assert "switch/" not in json.dumps(spec_of(build_workspace(Report(folder), RUNS, "me")))
 
 
 # ------------------------------------------------------------------------------------------------ the summary run
@@ -137,11 +145,13 @@ def test_verdicts_and_tables_are_the_answers(report: Report) -> None:
     assert (len(shown["coverage/cells"]), shown["coverage/cells"]["done"].sum()) == (4, 8)
 
 
-def test_a_study_that_is_not_tracked_has_no_summary_run(tracked: StudyFolder) -> None:
-    tracked.report.mkdir()
-    (tracked.report / "answers.json").write_text("{}")
-    write_summary_once(Report(tracked), build_study(norm=["sn"]).tracking.model_copy(update={"mode": "disabled"}))
-    assert not tracked.dashboard.exists()
+def test_a_study_that_is_not_tracked_has_no_summary_run(tmp_path: Path) -> None:
+    study = STUDY.model_copy(update={"tracking": TrackingConfig(mode="disabled")})
+    folder = write_study(tmp_path / "planted", study)
+    folder.report.mkdir()
+    (folder.report / "answers.json").write_text("{}")
+    write_summary_once(Report(folder))
+    assert not folder.dashboard.exists()
 
 
 def test_a_failure_of_wandb_is_not_the_studys(
@@ -151,8 +161,8 @@ def test_a_failure_of_wandb_is_not_the_studys(
     (tracked.report / "answers.json").write_text("{}")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    write_summary_once(Report(tracked), build_study(norm=["sn"]).tracking)
-    assert "there is no summary run" in caplog.text
+    write_summary_once(Report(tracked))
+    assert "W&B: the summary run: " in caplog.text
 
 
 # --------------------------------------------------------------------------------------------- with a server
@@ -192,21 +202,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def test_pages_are_saved_once_and_then_updated(tracked: StudyFolder, server: Server) -> None:
-    first = publish(tracked)
+    first = publish(tracked, STUDY)
     assert first["workspace"].startswith("https://wandb.example/me/normalizer-study?nw=")
     assert read_json(tracked.dashboard) == first
     for view in server.views.values():
         view["spec"] = view["spec"].replace("Coverage", "as it was")
-    assert publish(tracked) == first
+    assert publish(tracked, STUDY) == first
     assert len(server.views) == 2
     assert all("Coverage" in view["spec"] for view in server.views.values())
 
 
 def test_a_page_that_was_deleted_is_created_again(tracked: StudyFolder, server: Server) -> None:
-    first = publish(tracked)
+    first = publish(tracked, STUDY)
     server.views.clear()
     server.views["another"] = {"name": "another"}
-    second = publish(tracked)
+    second = publish(tracked, STUDY)
     assert second["workspace"] != first["workspace"]
     assert len(server.views) == 3
 
@@ -217,7 +227,7 @@ def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, mo
 
     monkeypatch.setattr(wandb.Api()._service_api, "execute_graphql", refuse)
     with pytest.raises(UserError, match=r"pages of me/normalizer-study cannot be saved: W&B says: permission denied$"):
-        publish(tracked)
+        publish(tracked, STUDY)
 
 
 # ------------------------------------------------------------------------------------------------ without one
@@ -233,24 +243,59 @@ def test_what_wandb_refuses_is_one_line(tracked: StudyFolder, server: Server, mo
 def test_without_a_server_the_specs_are_files_and_the_way_is_said(
     tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch, mode: str, said: str
 ) -> None:
-    def refuse(_: object) -> Connection:
-        raise NotLoggedInError("nobody is logged in on this machine; run `wandb login`")
-
     monkeypatch.setenv("WANDB_MODE", mode)
     monkeypatch.setattr(publishing, "ask_server", refuse)
     monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
     with pytest.raises(UserError) as error:
-        publish(tracked)
+        publish(tracked, STUDY)
     assert str(error.value).startswith(said)
     for kind in ("workspace", "report"):
         assert read_json(tracked.report / "dashboard" / f"{kind}.json")
 
 
-def test_no_trial_and_no_tracked_trial_are_said(tmp_path: Path) -> None:
-    study = build_study(replicates=1, norm=["sn"])
-    with pytest.raises(UserError, match="no study here"):
-        publish(StudyFolder(tmp_path / "nowhere"))
+def test_a_study_without_a_trial_has_no_pages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trial yet"):
-        publish(write_study(tmp_path / "planned", study, only=lambda _: False))
-    with pytest.raises(UserError, match=r"tracking\.mode: disabled"):
-        publish(write_study(tmp_path / "untracked", study))
+        publish(write_study(tmp_path / "planned", STUDY, only=lambda _: False), STUDY)
+
+
+@pytest.mark.parametrize(
+    ("verb", "mode", "variable", "recorded", "why"),
+    [
+        ("sync", "disabled", "", "disabled", "1 of the trials ran without it"),
+        ("dashboard", "disabled", "", "disabled", "1 of the trials ran without it"),
+        ("sync", "auto", "", "disabled", "1 of the trials ran without it"),
+        ("sync", "auto", "disabled", "offline", r"by tracking.mode or \$WANDB_MODE"),
+    ],
+)
+def test_a_study_without_wandb_is_uploaded_only_if_the_user_asks_for_it(
+    tracked: StudyFolder,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    mode: str,
+    variable: str,
+    recorded: str,
+    why: str,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    monkeypatch.setattr(publishing, "ask_server", refuse)
+    monkeypatch.setattr(syncing, "ask_server", refuse)
+    monkeypatch.setattr(publishing, "write_summary", lambda *_: None)
+    (trial,) = tracked.trials()
+    write_json(trial.environment, {"wandb": {"mode": recorded, "url": None, "run": None}})
+    tracked.config.write_text(tracked.config.read_text().replace("mode: auto", f"mode: {mode}"))
+    arguments = (verb, "--study", "planted", "--out", str(tracked.path.parent))
+    found = command(*arguments)
+    assert found.code == 2
+    assert re.search(rf"{verb}: W&B is disabled \({why}\); .*, add --set tracking.mode=online$", found.err.strip())
+    assert f"{verb}: W&B: nobody is logged in" in command(*arguments, "--set", "tracking.mode=online").err
+
+
+def refuse(_: object) -> Connection:
+    raise NotLoggedInError("nobody is logged in on this machine; run `wandb login`")
+
+
+def test_two_syncs_at_once_are_one(tracked: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "")
+    with tracked.sync_lock(), pytest.raises(UserError, match=r"^sync: another `sync` of .*planted is running$"):
+        syncing.sync(tracked, STUDY)

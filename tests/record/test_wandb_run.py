@@ -22,10 +22,13 @@ from study.record.switch_weights import average_network
 from study.record.wandb_names import StudyRuns
 from study.record.wandb_run import Tracker
 from study.record.wandb_server import Mode
+from study.record.wandb_status import RunStatus
 from study.tasks.detection import LOSSES
 from study.tasks.distributed import ProcessGroup
 from study.training.preemption import StopRequest
 from study.training.recorder import Recorder
+
+DONE = RunStatus(status="done", attempt=1)
 
 
 def runs_of(study: str = "s") -> StudyRuns:
@@ -41,7 +44,7 @@ def start_tracker(path: Path, mode: Mode, key: str = "sn-1-r0") -> Tracker:
 def test_disabled_does_nothing(tmp_path: Path) -> None:
     tracker = start_tracker(tmp_path, "disabled")
     tracker.log_epoch(1, {"a": 1.0})
-    tracker.end("done")
+    tracker.end(DONE)
     assert tracker.close() == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -53,7 +56,7 @@ def test_a_trial_continues_when_wandb_fails(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("wandb.init", broken)
     tracker = start_tracker(tmp_path, "offline")
     tracker.log_epoch(1, {"a": 1.0})
-    tracker.end("done")
+    tracker.end(DONE)
     assert tracker.close() == "its process was killed"
 
 
@@ -98,7 +101,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     recorder.load_state_dict({"rows": rows, "steps": [0, 1, 2], "history": history, "pruned": False})
     recorder.on_fit_start(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
     tracker.log_switch_weights(history[-1], layers, trial.pool, trial.space, epochs=2)
-    tracker.end("done")
+    tracker.end(DONE)
     assert tracker.close() == ""
     (run,) = path.glob("wandb/offline-run-*")
     return [json.loads(line) for line in inspect(run).splitlines()]

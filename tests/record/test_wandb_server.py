@@ -12,7 +12,15 @@ from wandb.sdk import wandb_setup
 
 from study.config.schema import TrackingConfig
 from study.record import wandb_server
-from study.record.wandb_server import Connection, ServerError, ask_server, connect, delete_run, list_runs
+from study.record.wandb_server import (
+    Connection,
+    ServerError,
+    ServerWatch,
+    ask_server,
+    connect,
+    delete_run,
+    list_runs,
+)  # fmt: skip
 from tests.services.wandb_server import ENTITY, KEY, Fault, Run, WandbServer
 
 AUTO, ONLINE = TrackingConfig(), TrackingConfig(mode="online")
@@ -52,7 +60,7 @@ def test_without_an_account_it_is_offline_and_only_who_asked_for_more_is_told() 
     assert connect(AUTO) == Connection(mode="offline")
     found = connect(ONLINE)
     assert found.mode == "offline"
-    assert found.problem.startswith("W&B: nobody is logged in on this machine; run `wandb login`. Trials are recorded")
+    assert found.warning.startswith("W&B: nobody is logged in on this machine; run `wandb login`. Trials are recorded")
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
@@ -70,8 +78,8 @@ def test_where_wandb_cannot_work_it_is_off_with_one_line(monkeypatch: pytest.Mon
         monkeypatch.setenv("HOME", home)
     found = connect(AUTO)
     assert found.mode == "disabled"
-    assert found.problem.startswith("W&B is off, and trials are recorded without it: ")
-    assert "\n" not in found.problem
+    assert found.warning.startswith("W&B is off, and trials are recorded without it: ")
+    assert "\n" not in found.warning
 
 
 def test_a_server_that_knows_the_user_is_online_and_has_an_address(server: WandbServer) -> None:
@@ -86,10 +94,14 @@ def test_a_server_that_knows_the_user_is_online_and_has_an_address(server: Wandb
     ("fault", "said"),
     [
         (401, "refuses the API key of this machine; run `wandb login` (HTTP status 401)"),
-        (403, "refuses the API key of this machine; run `wandb login` (HTTP status 403)"),
-        (429, "fails (HTTP status 429)"),
-        (500, "fails (HTTP status 500)"),
-        (302, "fails (HTTP status 302)"),  # followed, it would send the key elsewhere
+        (403, "does not allow this to the user of this machine's API key; see `wandb login` and tracking.entity (HTTP"),
+        (404, "does not know this address; see $WANDB_BASE_URL, tracking.entity and tracking.project (HTTP status"),
+        (429, "limits the rate of requests; try again in some minutes (HTTP status 429)"),
+        (503, "has a fault; try again later (HTTP status 503)"),
+        (
+            302,
+            "answers in a way that W&B does not; see $WANDB_BASE_URL (HTTP status 302)",
+        ),  # followed, it would send the key elsewhere
         ("gone", "cannot be reached"),
         ("silent", "does not answer within 0 s"),
     ],
@@ -103,9 +115,25 @@ def test_a_refusal_is_one_line_and_costs_one_short_request(
     assert time.monotonic() - started < 1
     assert server.calls.total() == before + 1
     assert found.mode == "offline"
-    assert found.problem.startswith(f"W&B: {server.url} {said}")
-    assert found.problem.endswith(". Trials are recorded offline; the verb `sync` uploads them later")
+    assert found.warning.startswith(f"W&B: {server.url} {said}")
+    assert found.warning.endswith(". Trials are recorded offline; the verb `sync` uploads them later")
     assert KEY not in found.problem
+
+
+def test_a_fault_while_trials_run_is_said_once_and_so_is_its_end(
+    server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_server, "WATCH_SECONDS", 0.02)
+    watch, lines = ServerWatch(AUTO), []
+    for fault in (None, 503, 500, None):
+        server.fault, asked = fault, server.calls.total()
+        while server.calls.total() < asked + 3:
+            lines += filter(None, [watch.poll()])
+            time.sleep(0.01)
+    assert len(lines) == 2
+    assert lines[0].startswith(f"W&B: {server.url} has a fault; try again later (HTTP status 50")
+    assert lines[1] == "W&B: the server works again"
+    assert "HTTP status 500" in watch.problem  # for the last line
 
 
 def test_a_server_that_is_not_wandb_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +146,7 @@ def test_a_server_that_is_not_wandb_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     with http.server.HTTPServer(("127.0.0.1", 0), Page) as other:
         threading.Thread(target=other.handle_request, daemon=True).start()
         use(f"http://127.0.0.1:{other.server_port}", monkeypatch)
-        assert "does not answer as W&B does" in connect(AUTO).problem
+        assert "answers in a way that W&B does not" in connect(AUTO).problem
 
 
 @pytest.mark.parametrize("key", ["short", "x y" * 20])

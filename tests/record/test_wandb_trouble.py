@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ SCRIPT = textwrap.dedent("""
     from study.config.schema import TrackingConfig
     from study.record import wandb_run
     from study.record.wandb_names import StudyRuns
+    from study.record.wandb_status import RunStatus
 
-    path, mode, end = sys.argv[1:4]
+    path, mode, end, attempt = sys.argv[1:5]
     wandb_run.FINISH_SECONDS = 3.0
     wandb_run.START_SECONDS = 3.0
-    runs = StudyRuns(study="s", study_id="ab12cd", tracking=TrackingConfig.model_validate_json(sys.argv[4]))
+    runs = StudyRuns(study="s", study_id="ab12cd", tracking=TrackingConfig.model_validate_json(sys.argv[5]))
     tracker = wandb_run.Tracker(Path(path), "sn-1-r0", runs, mode)
     longest = 0.0
 
@@ -37,14 +39,15 @@ SCRIPT = textwrap.dedent("""
         longest = max(longest, time.perf_counter() - started)
 
     wandb_run.start_wandb_service(mode)
-    call(tracker.start, {"norm": "sn"}, {"attempts": 2})
+    call(tracker.start, {"norm": "sn"}, {"attempts": int(attempt)})
     for line in sys.stdin:
         epoch = int(line)
         call(tracker.log_epoch, epoch, {"val_accuracy": epoch / 10})
     if runs.tracking.checkpoints == "last":
         (Path(path) / "last.ckpt").write_bytes(b"weights")
         tracker.log_checkpoint(Path(path) / "last.ckpt")
-    call(tracker.end, end, "it says so" if end != "done" else None, {"val_accuracy": 0.5})
+    reason = "it says so" if end != "done" else ""
+    call(tracker.end, RunStatus(status=end, attempt=int(attempt), reason=reason, metrics={"val_accuracy": 0.5}))
     started = time.perf_counter()
     problem = tracker.close()
     print(json.dumps({"longest": longest, "close": time.perf_counter() - started, "problem": problem}))
@@ -67,13 +70,14 @@ def track(
     epochs: range = range(4),
     mode: str = "online",
     end: str = "done",
+    attempt: int = 1,
     halfway: Callable[[], object] = lambda: None,
     **tracking: object,
 ) -> dict[str, Any]:
     """Writes a run in a process of its own, and calls `halfway` after half of the epochs, once the run has started."""
     home = {"HOME": str(path), "XDG_CACHE_HOME": str(path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path), mode, end, json.dumps(tracking)],
+        [sys.executable, "-c", SCRIPT, str(path), mode, end, str(attempt), json.dumps(tracking)],
         text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **server.environment, **home},
     )  # fmt: skip
     assert process.stdin is not None
@@ -113,12 +117,26 @@ def test_the_machine_is_not_described_where_the_study_does_not_want_it(server: W
     assert not only_run(server).events
 
 
-def test_why_an_attempt_has_ended_is_a_tag_and_a_note_and_the_next_goes_on(server: WandbServer, tmp_path: Path) -> None:
-    ends = (("failed", "failed"), ("preempted", "preempted"), ("diverged", "finished"))
-    for attempt, (end, state) in enumerate(ends, start=1):
-        track(server, tmp_path, epochs=range(2 * attempt), end=end)
-        run = only_run(server)
-        assert (run.state, run.tags, run.notes) == (state, ["norm=sn", end], f"attempt 2: {end}: it says so")
+def test_why_an_attempt_has_ended_is_a_tag_and_a_note_until_the_next_goes_on(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    """What the user adds on the page stays."""
+
+    def wait_until_running(note: str) -> None:
+        deadline = time.monotonic() + 30
+        while (only_run(server).tags, only_run(server).notes) != (["norm=sn", "mine"], note):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    track(server, tmp_path, epochs=range(2), end="failed")
+    run = only_run(server)
+    assert (run.state, run.tags, run.notes) == ("failed", ["norm=sn", "failed"], "attempt 1: failed: it says so")
+    run.tags.append("mine")
+    for attempt, end, state in ((2, "preempted", "preempted"), (3, "diverged", "finished")):
+        running = partial(wait_until_running, f"attempt {attempt}: running")
+        track(server, tmp_path, epochs=range(2 * attempt), end=end, attempt=attempt, halfway=running)
+        assert (run.state, run.tags) == (state, ["norm=sn", end, "mine"])
+        assert run.notes == f"attempt {attempt}: {end}: it says so"
         assert run.epochs == list(range(2 * attempt))
 
 
@@ -129,14 +147,21 @@ def test_a_checkpoint_is_an_artifact_if_the_study_asks_for_it(server: WandbServe
     assert b"weights" in server.stored.values()
 
 
-@pytest.mark.parametrize(("fault", "faulty"), [(401, ""), ("silent", ""), (403, "UpsertBucket")])
+@pytest.mark.parametrize(
+    ("fault", "faulty", "said"),
+    [
+        (401, "", "refuses the API key of this machine; run `wandb login` (HTTP status 401)"),
+        ("silent", "", "does not answer within 5 s"),
+        (403, "UpsertBucket", "fault 403"),
+    ],
+)
 def test_a_server_that_refuses_gets_nothing_and_the_run_is_offline(
-    server: WandbServer, tmp_path: Path, fault: Fault, faulty: str
+    server: WandbServer, tmp_path: Path, fault: Fault, faulty: str, said: str
 ) -> None:
     server.fault, server.faulty = fault, faulty
     measured = track(server, tmp_path)
     assert measured["close"] < 8
-    assert measured["problem"] == "the server refuses the run, or cannot be reached"
+    assert said in measured["problem"]
     assert not server.runs
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 

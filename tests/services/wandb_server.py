@@ -281,6 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
             if content.get("complete"):
                 failed = "preempted" if run.preempting else "failed"
                 run.state = "finished" if content["exitcode"] == 0 else failed
+                run.preempting = False
         return {"exitcode": None, "limits": {}}
 
     def _reply(self, what: str, compute: Callable[[], dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from study.config.schema import RunConfig, TrackingConfig
+from study.config.schema import RunConfig
 from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial, plan_trials
@@ -15,8 +15,7 @@ def build_job(trial: PlannedTrial, folder: StudyFolder, start: Path | None = Non
     """A job as the driver builds it."""
     return Job(
         trial=trial, folder=folder.trial(trial.trial_id, trial.replicate).path, study="s", run=RunConfig(),
-        tracking=TrackingConfig(mode="disabled"), wandb_mode="disabled", environment={"host": "h"}, command="c",
-        start=start,
+        environment={"host": "h"}, command="c", start=start,
     )  # fmt: skip
 
 

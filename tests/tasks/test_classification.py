@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study.config.schema import RunConfig, TrackingConfig
+from study.config.schema import RunConfig
 from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
@@ -23,8 +23,7 @@ def train(folder: Path, *overrides: str) -> TrialFolder:
     trial = plan_trials(study)[0]
     run_job(
         Job(
-            trial=trial, folder=folder, study="s", run=RunConfig(), tracking=TrackingConfig(mode="disabled"),
-            wandb_mode="disabled", environment={"host": "h"}, command="c",
+            trial=trial, folder=folder, study="s", run=RunConfig(), environment={"host": "h"}, command="c",
         )
     )  # fmt: skip
     record = TrialFolder(folder)

@@ -21,7 +21,7 @@ from study.record.contents import read_metrics
 from study.record.io import read_attempts, write_json
 from study.record.layout import TrialFolder
 from study.training.trial import run_job
-from tests.training.trials import OFF, disturb, numbers, send_sigterm
+from tests.training.trials import disturb, numbers, send_sigterm
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,8 @@ def job(folder: Path, *overrides: str, devices: int = 1, accumulate: int = 1) ->
     study = load_study("depth_vs_batch", "laptop", ["depth=8", "initialization=he_normal", *base, *overrides])
     (trial,) = plan_trials(study.model_copy(update={"run": run, "replicates": 1}))
     return Job(
-        trial=trial, folder=folder, study="s", run=run, tracking=OFF, wandb_mode="disabled",
-        environment={"host": "h"}, command="c", devices=("cpu",) * devices,
+        trial=trial, folder=folder, study="s", run=run, environment={"host": "h"}, command="c",
+        devices=("cpu",) * devices,
     )  # fmt: skip
 
 

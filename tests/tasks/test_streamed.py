@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from study.config.datasets import DATASETS
-from study.config.schema import RunConfig, TrackingConfig
+from study.config.schema import RunConfig
 from study.data import transforms
 from study.plan.job import Job
 from study.plan.loading import load_study
@@ -38,8 +38,7 @@ def test_a_trial_trains_on_the_published_format(tmp_path: Path, monkeypatch: pyt
     trial = plan_trials(load_study("depth_vs_batch", "smoke", settings))[0]
     run_job(
         Job(
-            trial=trial, folder=tmp_path / "r0", study="s", run=run, tracking=TrackingConfig(mode="disabled"),
-            wandb_mode="disabled", environment={"host": "h"}, command="c",
+            trial=trial, folder=tmp_path / "r0", study="s", run=run, environment={"host": "h"}, command="c",
         )
     )  # fmt: skip
     record = TrialFolder(tmp_path / "r0")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from study.config.schema import RunConfig, TrackingConfig
+from study.config.schema import RunConfig
 from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import PlannedTrial, plan_trials
@@ -19,7 +19,6 @@ from study.tasks import TrainingModule
 from study.training import recorder
 from study.training.trial import run_job
 
-OFF = TrackingConfig(mode="disabled")
 STEPS = 12  # per epoch of a trial with the overrides `SHORT`, of 16 images each
 SHORT = ("epochs=2", "chunks=8", "train_samples=192", "validation_fraction=0.5")
 
@@ -30,8 +29,8 @@ def smoke_trial(*overrides: str) -> PlannedTrial:
 
 def job(trial: PlannedTrial, folder: Path) -> Job:
     return Job(
-        trial=trial, folder=folder, study="s", run=RunConfig(checkpoint_seconds=0), tracking=OFF,
-        wandb_mode="disabled", environment={"host": "h"}, command="c",
+        trial=trial, folder=folder, study="s", run=RunConfig(checkpoint_seconds=0),
+        environment={"host": "h"}, command="c",
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 from study.bench.result import Figure, Result
-from study.config.schema import RunConfig, StudyConfig, TrackingConfig
+from study.config.schema import RunConfig, StudyConfig
 from study.data.in_memory import InMemoryEvaluationLoader, InMemoryTrainingLoader
 from study.data.load import load_splits
 from study.models import build_network
@@ -218,8 +218,8 @@ def _run_study(study: StudyConfig, folder: Path, workers: int, threads: int, dev
 def make_job(trial: PlannedTrial, folder: Path, *, threads: int, device: str = "cpu", mode: Mode = "offline") -> Job:
     """A job like those that the driver makes."""
     return Job(
-        trial=trial, folder=folder, study="bench", run=RunConfig(), tracking=TrackingConfig(mode=mode),
-        wandb_mode=mode, environment={"host": platform.node()}, command="", devices=(device,), threads=threads,
+        trial=trial, folder=folder, study="bench", run=RunConfig(), wandb_mode=mode,
+        environment={"host": platform.node()}, command="", devices=(device,), threads=threads,
     )  # fmt: skip
 
 
