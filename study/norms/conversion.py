@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from study.norms.factory import build_norm
 from study.norms.known_layers import (
     count_channels,
+    find_hidden,
     find_obstacle,
     find_single_norm,
     is_frozen,
@@ -55,27 +56,42 @@ def convert_norms(
     Args:
         model: the network; if it is a norm itself, the new layer is returned.
         name: see `study.norms.names`.
-        unfreeze: whether frozen batch norms are replaced, too, by layers that are trained.
+        unfreeze: whether frozen batch norms, and switch norms whose logits are not trained (`sn-uniform`), are
+            replaced, too, by layers that are trained.
         report: called with a text that says how many layers of which classes were replaced, and what was left.
         options: those of `build_norm`, for all layers, instead of the settings of the replaced ones. `dims` is used for
             layers that allow any number of dimensions (group norms, `SyncBatchNorm`).
 
     Raises:
         ValueError: for a layer that does more than normalize (methods, parameters, buffers or children of its own,
-            hooks, parametrizations), is frozen, or has settings that the new norm does not have, with its path; and the
-            errors of `build_norm`. The model is then unchanged.
+            hooks, parametrizations), is frozen, is also held by a plain attribute such as a list, is inside a compiled
+            layer or a `DistributedDataParallel`, or has settings that the new norm does not have, with its path; and
+            the errors of `build_norm`. The model is then unchanged.
     """
     spec, new_layers = parse_norm(name), dict[nn.Module, nn.Module]()
     like = _find_tensor(model)
-    places = [*list_children(model)]
+    is_wrapped = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+    places, hidden = [*list_children(model)], find_hidden(model)
+    logits = Counter(
+        logit
+        for layer in model.modules()
+        if isinstance(layer, SwitchNorm)
+        for logit in (layer.mean_weight, layer.var_weight)
+    )
     for path, parent, child in [("", None, model), *((path, parent, child) for path, parent, _, child in places)]:
-        if not is_norm(child) or child in new_layers or _is_already(child, spec, options, unfreeze):
+        if not is_norm(child) or child in new_layers or _is_already(child, spec, options, unfreeze, logits):
             continue
         obstacle = find_obstacle(child)
+        if child in hidden and not obstacle:
+            obstacle = f"the attribute {hidden[child]} holds it, too, and would still call it; use an nn.ModuleList"
         if is_frozen(child) and not unfreeze:
             obstacle = "it is frozen, and its successor would be trained; unfreeze=True allows this"
         if type(parent).__name__ == "OptimizedModule":
             obstacle = "it is compiled by itself; compile the network after the conversion"
+        if is_wrapped:
+            obstacle = (
+                "DistributedDataParallel would not average the gradients of its logits; wrap after the conversion"
+            )
         try:
             if obstacle:
                 raise ValueError(obstacle)
@@ -156,14 +172,22 @@ def _find_tensor(module: nn.Module, default: Tensor | None = None) -> Tensor | N
     return next((tensor for tensor in tensors if tensor.is_floating_point()), default)
 
 
-def _is_already(norm: nn.Module, spec: NormSpec, options: dict[str, Any], unfreeze: bool) -> bool:
-    """Whether a layer need not be replaced: it is of the norm asked for, and its settings are to stay."""
+def _is_already(
+    norm: nn.Module, spec: NormSpec, options: dict[str, Any], unfreeze: bool, logits: Counter[nn.Parameter]
+) -> bool:
+    """Whether a layer need not be replaced: it is of the norm asked for, and its settings are to stay.
+
+    logits: how often each is used in the model. A layer that shares its logits is a control, not an sn.
+    """
     if options:
         return False
     if is_frozen(norm):
         return spec.kind == "bn" and not unfreeze
     if isinstance(norm, SwitchNorm):
         kind = "ssn" if isinstance(norm, SparseSwitchNorm2d) else "sn"
+        own = (norm.mean_weight, norm.var_weight)
+        if any(logits[logit] > 1 for logit in own) or (unfreeze and not all(logit.requires_grad for logit in own)):
+            return False
         return (kind, norm.pool, None) == (spec.kind, spec.pool, spec.control)
     return find_single_norm(norm) == spec.kind
 
@@ -190,6 +214,8 @@ def _describe(model: nn.Module, new_layers: dict[nn.Module, nn.Module]) -> str:
 
 def _explain(module: nn.Module) -> str:
     """Why a layer was left."""
+    if isinstance(module, SwitchNorm) and not (module.mean_weight.requires_grad and module.var_weight.requires_grad):
+        return "is of this norm already, with logits that are not trained"
     if is_norm(module):
         return "is of this norm already"
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):

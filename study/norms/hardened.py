@@ -13,10 +13,20 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from study.norms.conversion import convert_norm
 from study.norms.kernels import dispatch, reference
-from study.norms.known_layers import find_change, find_obstacle, is_frozen, is_norm, list_children, list_extras
+from study.norms.known_layers import (
+    find_change,
+    find_hidden,
+    find_obstacle,
+    is_frozen,
+    is_norm,
+    list_children,
+    list_extras,
+)
 from study.norms.layers import SwitchNorm
 from study.norms.protocol import is_switch_layer
 
@@ -115,11 +125,13 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
     """Finds pairs (convolution, norm) where only the norm uses the convolution's output and has no other input."""
     users: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
     sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)
-    used_otherwise: set[nn.Module] = set()
+    used_otherwise: set[nn.Module] = {*find_hidden(model)}
     # Modules may store what they see while they are traced, so a copy that shares all tensors is traced.
     traced = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     originals = dict(zip(traced.modules(), model.modules(), strict=True))
-    for graph in _trace(traced):
+    with _Reads() as reads:
+        graphs = _trace(traced)
+    for graph in graphs:
         called = {
             node: originals[traced.get_submodule(str(node.target))] for node in graph.nodes if node.op == "call_module"
         }
@@ -131,7 +143,9 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
             else:
                 used_otherwise |= {*module.modules()}
         names = {str(node.target) for node in graph.nodes if node.op == "get_attr" and node.users}
-        read = {tensor for name, tensor in (*traced.named_parameters(), *traced.named_buffers()) if name in names}
+        read = reads.tensors | {
+            tensor for name, tensor in (*traced.named_parameters(), *traced.named_buffers()) if name in names
+        }
         owned = {module: {*module._parameters.values(), *module._buffers.values()} for module in model.modules()}
         used_otherwise |= {module for module, tensors in owned.items() if tensors & read}
     pairs = [(next(iter(found)), norm) for norm, found in sources.items() if len(found) == 1]
@@ -143,15 +157,35 @@ def _find_foldable_pairs(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def _trace(model: nn.Module) -> list[torch.fx.Graph]:
-    """Records what `model` computes: without its optional arguments, and with them; empty if it cannot be traced."""
+    """Records what `model` computes without its optional arguments, with each flag, and with all of them.
+
+    Empty if it cannot be traced.
+    """
     try:
         parameters = inspect.signature(model.forward).parameters
         defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
-        flags = {name: not default for name, default in defaults.items() if isinstance(default, bool)}
-        choices = [defaults, flags] if defaults else [{}]
+        flags = {name: default for name, default in defaults.items() if isinstance(default, bool)}
+        flipped = {name: not flag for name, flag in flags.items()}
+        settings = [flags, *({**flags, name: flag} for name, flag in flipped.items()), flipped]
+        choices = [others | each for each in settings for others in (defaults, {})] if defaults else [{}]
         return [_Tracer().trace(model, concrete_args=choice or None) for choice in choices]
     except Exception:  # a forward may raise anything when it is given a placeholder
         return []
+
+
+class _Reads(TorchFunctionMode):
+    """Collects tensors, not placeholders, of which others are computed: parameters that `parameters()` returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: set[Tensor] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # Not isinstance, which a placeholder refuses. A shape or a dtype is no use of the values.
+        if any(issubclass(type(each), Tensor) for each in tree_leaves(result)):
+            self.tensors |= {each for each in tree_leaves((args, kwargs)) if issubclass(type(each), Tensor)}
+        return result
 
 
 class _Tracer(torch.fx.Tracer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
+from types import MethodType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_leaves
 
 from study.norms.layers import SwitchNorm
 from study.norms.single_norms import GhostBatchNorm
@@ -130,6 +132,22 @@ def list_children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Mo
         for name, child in parent._modules.items():
             if child is not None:
                 yield f"{path}.{name}".removeprefix("."), parent, name, child
+
+
+def find_hidden(model: nn.Module) -> dict[nn.Module, str]:
+    """Finds modules that a plain attribute holds, too, by itself, in a list or as a bound method, and names it.
+
+    What the network calls there is not replaced with the child.
+    """
+    hidden: dict[nn.Module, str] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                for leaf in tree_leaves(value):
+                    kept = leaf.__self__ if isinstance(leaf, MethodType) else leaf
+                    if isinstance(kept, nn.Module):
+                        hidden.setdefault(kept, f"{path}.{name}".removeprefix("."))
+    return hidden
 
 
 def _is_timm(module: nn.Module) -> bool:

@@ -222,6 +222,15 @@ def test_a_switch_layer_of_the_same_pool_stays():
     assert convert_norms(nn.Sequential(sn), "sn[in,bn]")[0] is not sn
 
 
+@pytest.mark.parametrize(("name", "trained"), [("sn-tied", 6), ("sn-shared", 6), ("sn-uniform", 0), ("sn-random", 0)])
+def test_a_control_is_not_the_norm(name, trained):
+    """Shared logits become each layer's own; logits that are not trained stay, which the report says."""
+    model, lines = convert_norms(nn.Sequential(*map(nn.BatchNorm2d, (4, 4, 4))), name), []
+    assert len(switch_parameters(convert_norms(model, "sn", report=lines.append))) == trained
+    assert ("logits that are not trained" in lines[0]) == (not trained)
+    assert len(switch_parameters(convert_norms(model, "sn", unfreeze=True))) == 6
+
+
 def test_statistics_over_ranks_stay_over_ranks():
     assert convert_norms(nn.Sequential(nn.SyncBatchNorm(4)), "sn")[0].sync
     assert not convert_norms(nn.Sequential(nn.SyncBatchNorm(4)), "sn", sync=False, chunks=2)[0].sync
@@ -429,6 +438,32 @@ def test_a_layer_that_is_compiled_by_itself_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+class Keeps(nn.Module):
+    """Calls its norm through an attribute that torch does not know."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.kept = keep(self.norm)
+
+
+@pytest.mark.parametrize("keep", [lambda norm: [norm], lambda norm: {"norm": (norm,)}, lambda norm: norm.forward])
+def test_a_layer_that_a_plain_attribute_holds_is_refused(keep):
+    with pytest.raises(ValueError, match=r"^1\.norm: .* the attribute 1\.kept holds it, too"):
+        convert_norms(nn.Sequential(nn.BatchNorm2d(4), Keeps(keep)), "sn")
+
+
+def test_a_network_that_is_wrapped_already_is_refused(tmp_path):
+    """The wrapper would not average the gradients of the new logits."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(nn.BatchNorm2d(4)))
+        with pytest.raises(ValueError, match=r"^module\.0: .* wrap after the conversion"):
+            convert_norms(wrapped, "sn")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_layer_that_is_compiled_by_torchscript_is_refused():
     model = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
     with pytest.raises(ValueError, match=r"^1: .* compiled by TorchScript; compile the network after the conversion"):

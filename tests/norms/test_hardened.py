@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torchvision.models import resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
 from study.models.resnet import SmallResNet
@@ -257,6 +258,37 @@ def test_a_use_that_depends_on_a_flag_is_seen():
     torch.testing.assert_close(harden(model)(x, x, twice=True), model(x, x, twice=True))
 
 
+class TwoFlags(nn.Sequential):
+    """Returns the convolution's output if one flag is given without the other."""
+
+    def forward(self, x, early=False, late=False):
+        y = self[0](x)
+        return y if early and not late else self[1](y)
+
+
+def test_a_use_that_depends_on_one_of_two_flags_is_seen():
+    model, x = trained(TwoFlags(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C))), draw(2, C, 7, 6)
+    torch.testing.assert_close(harden(model)(x, early=True), model(x, early=True))
+
+
+class Keeps(nn.Sequential):
+    """Calls the child `index` through a list."""
+
+    def __init__(self, index):
+        super().__init__(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C))
+        self.kept = [self[index]]
+
+    def forward(self, x):
+        return self[1](self.kept[0](x)) if self.kept[0] is not self[1] else self.kept[0](self[0](x))
+
+
+class ReadsAll(nn.Sequential):
+    """Computes with its parameters, not by name."""
+
+    def forward(self, x):
+        return super().forward(x) + sum(parameter.sum() for parameter in self.parameters())
+
+
 def replaced(convolution, name):
     """A convolution one of whose methods is the caller's."""
     method = getattr(convolution, name)
@@ -288,6 +320,9 @@ class Standardized(nn.Conv2d):
         Reads("0.weight"),
         Reads("1.weight"),
         ReadsStatistics(),
+        Keeps(0),
+        Keeps(1),
+        ReadsAll(nn.Conv2d(C, C, 3), nn.BatchNorm2d(C)),
         nn.Sequential(Called(C, C, 3), nn.BatchNorm2d(C)),
         nn.Sequential(replaced(nn.Conv2d(C, C, 3), "forward"), nn.BatchNorm2d(C)),
         nn.Sequential(replaced(nn.Conv2d(C, C, 3), "_conv_forward"), nn.BatchNorm2d(C)),
@@ -299,6 +334,10 @@ class Standardized(nn.Conv2d):
 )
 def test_a_convolution_that_is_used_otherwise_is_not_folded(model):
     assert_same(trained(model), draw(2, C, 7, 6))
+
+
+def test_every_batch_norm_of_a_resnet_of_torchvision_is_folded():
+    assert nn.BatchNorm2d not in layer_types(assert_same(trained(resnet18()), draw(1, 3, 32, 32)))
 
 
 def test_convolutions_that_share_a_weight_are_folded_separately():
