@@ -71,6 +71,12 @@ def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpac
     return record
 
 
+def find_damage(folder: TrialFolder, plan: PlannedTrial, space: ChoiceSpace) -> str:
+    """Why the record of a trial cannot be used; empty if it can."""
+    row = read_trial(folder, plan, space).row
+    return row["reason"] if row["state"] == "damaged" else ""
+
+
 def read_search_plan(study: StudyConfig, folder: TrialFolder) -> PlannedTrial | None:
     """The plan that trial.yaml of a trial of a search holds; None where it cannot be read."""
     try:

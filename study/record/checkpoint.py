@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from study.config.errors import escape_controls
 from study.record.io import quarantine, write_bytes
 from study.record.layout import TrialFolder
 
@@ -28,12 +29,12 @@ def rotate_checkpoints(folder: TrialFolder) -> None:
         os.replace(folder.last_checkpoint, folder.previous_checkpoint)
 
 
-def find_newest_checkpoint(folder: TrialFolder, warn: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint, or None. A damaged one is renamed and reported to `warn`."""
+def find_newest_checkpoint(folder: TrialFolder, key: str, warn: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint of the trial, or None. Another one is renamed and reported to `warn`."""
     for path in (folder.last_checkpoint, folder.previous_checkpoint):
         if not path.exists():
             continue
-        problem = find_damage(path)
+        problem = find_damage(path) or _find_stranger(path, key)
         if problem is None:
             return path
         warn(f"{path}: damaged ({problem}), set aside as {quarantine(path).name}")
@@ -59,3 +60,13 @@ def find_damage(path: Path) -> str | None:
     except Exception as error:  # a damaged file raises almost anything: EOFError, OSError, UnicodeDecodeError, ...
         return type(error).__name__
     return None
+
+
+def _find_stranger(path: Path, key: str) -> str | None:
+    """The trial whose checkpoint was copied here; None if it is this one's, or of a version that did not name it.
+
+    Trials of networks of one shape can load each other's, and would end with each other's numbers.
+    """
+    checkpoint = torch.load(path, map_location="meta", weights_only=True)
+    owner = checkpoint.get("callbacks", {}).get("Recorder", {}).get("trial", key)
+    return None if owner == key else f"that of {escape_controls(str(owner))}"

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 from rich.console import Console
 
+from study.analysis.trial_files import find_damage
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import NO_SPACE, UserError
 from study.config.schema import StudyConfig
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
-from study.record.io import read_json, write_json
+from study.record.io import quarantine, read_json, write_json
 from study.record.layout import LOCK_SECONDS, StudyFolder, TrialFolder
 from study.record.outcome import record_failure
 from study.record.wandb_links import count_unsynced_runs, link_wandb_runs
@@ -146,10 +147,7 @@ class Driver(AttemptHandler):
         missing = []
         for trial in trials:
             record = self.record_of(trial)
-            damaged = record.damaged_files()
-            result = None if damaged else record.read_result()
-            if damaged:
-                self.listener.message(f"{record.path}: damaged: {', '.join(damaged)}; the trial is resumed", "yellow")
+            result = self._read_result(record, trial)
             if result is not None:
                 self.trial_source.record_result(trial, result)
                 loop.queue.mark_ended(trial.key, result["status"])
@@ -164,6 +162,17 @@ class Driver(AttemptHandler):
                 self.listener.expect(trial.key, trial.cost)
                 missing.append(trial)
         return missing
+
+    def _read_result(self, record: TrialFolder, trial: PlannedTrial) -> dict[str, Any] | None:
+        """The result of a trial; None if there is none, or one that the report calls damaged, too."""
+        damaged = ", ".join(record.damaged_files())
+        result = None if damaged else record.read_result()
+        if result is not None and (damaged := find_damage(record, replace(trial, space=self.space), self.space)):
+            quarantine(record.result)  # its trial would not train again
+            result = None
+        if damaged:
+            self.listener.message(f"{record.path}: damaged: {damaged}; the trial is resumed", "yellow")
+        return result
 
     # ------------------------------------------------------------------------------- what the loop of attempts calls
 

@@ -61,7 +61,9 @@ class Recorder(KeepSignalHandlers, LastCallback):
     # Plain values and tensors only: a checkpoint must load with weights_only=True.
     def state_dict(self) -> dict[str, Any]:
         history = torch.stack(self.history)
-        return {"rows": self.rows, "steps": self.steps, "history": history, "pruned": self.pruned}
+        return {
+            "rows": self.rows, "steps": self.steps, "history": history, "pruned": self.pruned, "trial": self.trial.key,
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.steps = state_dict["rows"], state_dict["steps"]

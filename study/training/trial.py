@@ -101,7 +101,7 @@ def train(
     notes: list[str] = []  # problems that the driver shows to the user
     quarantine_damage(folder, notes.append)
     # A trial of no epochs has a checkpoint for trials that start from it; it does not resume from it itself.
-    checkpoint = find_newest_checkpoint(folder, notes.append) if trial.config.epochs else None
+    checkpoint = find_newest_checkpoint(folder, trial.key, notes.append) if trial.config.epochs else None
     step = 0 if checkpoint is None else read_step(checkpoint)
     log_attempt_start(folder, job, attempt, step)
 

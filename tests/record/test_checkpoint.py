@@ -11,6 +11,8 @@ import torch
 from study.record.checkpoint import find_newest_checkpoint, rotate_checkpoints, write_checkpoint
 from study.record.layout import TrialFolder
 
+KEY = "sn-1234-r0"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> TrialFolder:
@@ -23,7 +25,7 @@ def folder(tmp_path: Path) -> TrialFolder:
 
 
 def test_the_last_checkpoint_is_used_and_the_previous_one_kept(folder: TrialFolder) -> None:
-    assert find_newest_checkpoint(folder, pytest.fail) == folder.last_checkpoint
+    assert find_newest_checkpoint(folder, KEY, pytest.fail) == folder.last_checkpoint
     assert torch.load(folder.last_checkpoint)["epoch"] == 2
     assert torch.load(folder.previous_checkpoint)["epoch"] == 1
 
@@ -48,7 +50,7 @@ def test_a_damaged_checkpoint_is_renamed_and_reported_and_the_previous_one_used(
 ) -> None:
     folder.last_checkpoint.write_bytes(damage(folder.last_checkpoint.read_bytes()))
     warnings: list[str] = []
-    assert find_newest_checkpoint(folder, warnings.append) == folder.previous_checkpoint
+    assert find_newest_checkpoint(folder, KEY, warnings.append) == folder.previous_checkpoint
     assert len(warnings) == 1
     assert "last.ckpt: damaged" in warnings[0]
     assert not folder.last_checkpoint.exists()
@@ -58,4 +60,12 @@ def test_a_damaged_checkpoint_is_renamed_and_reported_and_the_previous_one_used(
 def test_without_an_undamaged_checkpoint_there_is_none(folder: TrialFolder) -> None:
     folder.last_checkpoint.write_bytes(b"")
     folder.previous_checkpoint.write_bytes(b"x")
-    assert find_newest_checkpoint(folder, lambda message: None) is None
+    assert find_newest_checkpoint(folder, KEY, lambda message: None) is None
+
+
+def test_the_checkpoint_of_another_trial_is_set_aside(folder: TrialFolder) -> None:
+    for path, key in ((folder.last_checkpoint, "sn-1234-r1"), (folder.previous_checkpoint, KEY)):
+        write_checkpoint(path, {"callbacks": {"Recorder": {"trial": key}}})
+    warnings: list[str] = []
+    assert find_newest_checkpoint(folder, KEY, warnings.append) == folder.previous_checkpoint
+    assert "last.ckpt: damaged (that of sn-1234-r1), set aside" in warnings[0]

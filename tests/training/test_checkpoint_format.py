@@ -21,7 +21,7 @@ def test_a_checkpoint_within_an_epoch_has_the_keys_of_older_runs(
     assert [tuple(values.shape) for values in losses] == [(4, 16, 10), (4, 16), (4,)]
     assert set(checkpoint["callbacks"]) == {"Recorder"}
     recorder = checkpoint["callbacks"]["Recorder"]
-    assert set(recorder) == {"rows", "steps", "history", "pruned"}
+    assert set(recorder) == {"rows", "steps", "history", "pruned", "trial"}
     assert set(recorder["rows"][0]) == {"schema", "epoch", "step", "name", "value"}
     prefixes = {name.split(".")[0] for name in checkpoint["state_dict"]}
     assert prefixes == {"network", "train_metrics"}
