@@ -194,6 +194,8 @@ def test_help_needs_no_heavy_import() -> None:
             ["search.objective=val_accuracy", "segmentation has no accuracy", "allowed: val_score"],
         ),
         ((*STUDY, "--out", "a\udc80"), ["a\\udc80: contains a character that is not allowed"]),
+        ((*STUDY, "--out", ""), ["--out: an empty value is not allowed"]),
+        ((*STUDY, "--out="), ["--out: an empty value is not allowed"]),
         *(
             ((*STUDY, "--workers", text), [f"--workers {text}: expected a whole number from 1 to 1024"])
             for text in ("0", "-1", "007", "1_0", "1e1", "٣", "1025")
