@@ -27,13 +27,15 @@ ANSWERS = "report/sha256"  # the name of the digest of answers.json on W&B
 
 
 def write_summary_once(report: Report) -> None:
-    """Writes the summary run of a written report, unless one with the same answers exists.
+    """Writes the summary run of a written report, unless one with the same answers exists, or W&B was disabled.
 
     A failure of W&B is logged and not raised.
     """
     known, answers = read_json(report.folder.dashboard) or {}, _digest_answers(report.folder)
     tracking = report.records.study.tracking
     if tracking.mode == "disabled" or not answers or known.get("summary") == answers:
+        return
+    if tracking.mode != "online" and count_untracked(report.folder):
         return
     from study.record.wandb_server import connect
 
@@ -44,6 +46,12 @@ def write_summary_once(report: Report) -> None:
             write_summary(report, name_runs(report.records.study, study_id, connection.project_url), connection)
     except Exception as error:  # W&B may fail in any way, which must not fail the study
         logging.getLogger("study").warning("W&B: the summary run: %s", error)
+
+
+def count_untracked(folder: StudyFolder) -> int:
+    """Number of trials that ran while W&B was disabled."""
+    runs = [(read_json(trial.environment) or {}).get("wandb") for trial in folder.trials()]
+    return sum(isinstance(run, dict) and run.get("mode") == "disabled" for run in runs)
 
 
 def write_summary(report: Report, runs: StudyRuns, connection: Connection) -> None:

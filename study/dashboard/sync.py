@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from study.config.errors import UserError
 from study.config.schema import StudyConfig, TrackingConfig
-from study.dashboard.summary import is_summary_uploaded, write_summary
+from study.dashboard.summary import count_untracked, is_summary_uploaded, write_summary
 from study.plan.loading import StudyFile, read_study_file
 from study.record.contents import DamagedFileError, read_metrics
 from study.record.io import read_json
@@ -84,8 +84,7 @@ def sync(
 
 def check_wanted(folder: StudyFolder, tracking: TrackingConfig, verb: str) -> None:
     """Raises `UserError` if the user has disabled W&B, now or when the trials ran, and does not ask for it now."""
-    runs = [(read_json(trial.environment) or {}).get("wandb") for trial in folder.trials()]
-    disabled = sum(isinstance(run, dict) and run.get("mode") == "disabled" for run in runs)
+    disabled = count_untracked(folder)
     if requested_mode(tracking) == "disabled" or (disabled and tracking.mode != "online"):
         ran = f"{disabled} of the trials ran without it" if disabled else "by tracking.mode or $WANDB_MODE"
         raise UserError(

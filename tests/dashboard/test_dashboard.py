@@ -145,9 +145,14 @@ def test_verdicts_and_tables_are_the_answers(report: Report) -> None:
     assert (len(shown["coverage/cells"]), shown["coverage/cells"]["done"].sum()) == (4, 8)
 
 
-def test_a_study_that_is_not_tracked_has_no_summary_run(tmp_path: Path) -> None:
-    study = STUDY.model_copy(update={"tracking": TrackingConfig(mode="disabled")})
-    folder = write_study(tmp_path / "planted", study)
+@pytest.mark.parametrize("when", ["now", "then"])
+def test_a_study_that_is_not_tracked_has_no_summary_run(tmp_path: Path, when: str) -> None:
+    """Disabled now, or when the trials ran."""
+    mode: Any = "disabled" if when == "now" else "offline"
+    folder = write_study(tmp_path / "planted", STUDY.model_copy(update={"tracking": TrackingConfig(mode=mode)}))
+    if when == "then":
+        first, *_ = folder.trials()
+        write_json(first.environment, {"wandb": {"mode": "disabled", "url": None, "run": None}})
     folder.report.mkdir()
     (folder.report / "answers.json").write_text("{}")
     write_summary_once(Report(folder))
