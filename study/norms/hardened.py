@@ -51,8 +51,10 @@ def harden(model: nn.Module) -> nn.Module:
     such as a detector, nothing is folded: harden its parts, `model.backbone = harden(model.backbone)`.
 
     ValueError, with its path, for a switch layer whose class is not from `study.norms`, or with hooks or a `forward` of
-    its own.
+    its own, and for a network in DistributedDataParallel.
     """
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ValueError("DistributedDataParallel cannot be hardened, as its copy waits for all ranks: harden .module")
     hardened = copy.deepcopy(model).eval()
     replaced: dict[nn.Module, nn.Module] = {}
     for path, module in hardened.named_modules():

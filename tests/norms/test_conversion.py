@@ -460,6 +460,8 @@ def test_a_network_that_is_wrapped_already_is_refused(tmp_path):
         wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(nn.BatchNorm2d(4)))
         with pytest.raises(ValueError, match=r"^module\.0: .* wrap after the conversion"):
             convert_norms(wrapped, "sn")
+        with pytest.raises(ValueError, match="cannot be hardened, as its copy waits for all ranks"):
+            harden(wrapped)
     finally:
         torch.distributed.destroy_process_group()
 
