@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ if "TMPDIR" not in os.environ and MEMORY.is_dir():
     if about.f_bavail * about.f_frsize > 8 * 2**30 and not about.f_flag & os.ST_NOEXEC:  # containers may have neither
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 os.environ["BROWSER_PATH"] = "none"  # reports without images, which take ten seconds; test_export makes them
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 SLOW_MARKS = ("slow", "slurm", "ray", "postgres")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -47,22 +48,24 @@ class Output:
 Command = Callable[..., Output]
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """Runs the command line in this process, which has imported torch already; give `--out`."""
-    from study.cli.interrupts import SIGNALS
-    from study.cli.main import main
+@pytest.fixture(autouse=True)
+def default_handlers() -> None:
+    """A test, and what it starts, has the handlers of a shell's commands, also under nohup, and after other tests."""
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in this process, which has imported torch already; give `--out`."""
+    from study.cli.main import main
 
     def run(*arguments: str) -> Output:
         capsys.readouterr()
         code = main(arguments)
         return Output(code, *capsys.readouterr())
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.fixture
