@@ -81,11 +81,10 @@ def page(opened: Page) -> Page:
     return opened
 
 
-def _shown(page: Page) -> list[int]:
-    """Row numbers of the trials that the table shows."""
-    script = "[...document.querySelectorAll('.trials > tbody')].flatMap((row, n) => row.checkVisibility() ? [n] : [])"
-    rows: list[int] = page.evaluate(script)
-    return rows
+def _wait_for_shown(page: Page, rows: list[int]) -> None:
+    """Waits until the table shows the trials with these row numbers: a page hears of its new address after a click."""
+    shown = "[...document.querySelectorAll('.trials > tbody')].flatMap((row, n) => row.checkVisibility() ? [n] : [])"
+    page.wait_for_function(f"rows => JSON.stringify({shown}) === JSON.stringify(rows)", arg=rows)
 
 
 def _focused(page: Page) -> str:
@@ -114,7 +113,7 @@ def test_a_real_report_opens_without_errors_or_requests_and_draws(browser: Brows
 
 def test_a_click_on_a_point_shows_its_trials(page: Page) -> None:
     page.locator("#figure-useful-1 .point").nth(1).click(force=True)
-    assert _shown(page) == [0, 1, 2, 7]
+    _wait_for_shown(page, [0, 1, 2, 7])
     assert page.url.endswith("#trials=0-2,7")
     assert _focused(page) == "trials-title"
     assert "4 of 12" in page.locator("#shown").inner_text()
@@ -125,7 +124,7 @@ def test_a_click_on_a_cell_shows_its_trials(page: Page) -> None:
     box = panel.bounding_box()
     assert box
     panel.click(position={"x": 0.75 * box["width"], "y": 0.75 * box["height"]})  # below, right
-    assert _shown(page) == [1, 2]
+    _wait_for_shown(page, [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_keys_reach_every_point(page: Page, figure: str, keys: list[str], rows: 
     for key in ["Escape", *keys, "Enter"]:
         page.keyboard.press(key)
     page.wait_for_function("document.activeElement.id == 'trials-title'")
-    assert _shown(page) == rows
+    _wait_for_shown(page, rows)
 
 
 @pytest.mark.parametrize(("figure", "said"), [("useful", "(1, 1). Point 1 of 2."), ("impacts", "z: 1. Point 1 of 3.")])
@@ -164,18 +163,18 @@ def test_keys_move_a_slider(page: Page) -> None:
 
 def test_a_number_leads_to_its_trials_and_back(page: Page) -> None:
     page.locator("#answer-useful a.data").first.click()
-    assert _shown(page) == [3, 4, 5]
+    _wait_for_shown(page, [3, 4, 5])
     page.locator("#show-all").click()
-    assert _shown(page) == list(range(N_TRIALS))
+    _wait_for_shown(page, list(range(N_TRIALS)))
     page.go_back()
     page.wait_for_function("location.hash == '#trials=3-5'")
-    assert _shown(page) == [3, 4, 5]
+    _wait_for_shown(page, [3, 4, 5])
 
 
 def test_a_count_of_the_coverage_leads_to_its_cell(page: Page) -> None:
     page.locator("#plan tbody a.data").first.click()
+    page.wait_for_function("document.querySelectorAll('.trials > tbody:not([hidden])').length === 3")
     rows = page.evaluate("[...document.querySelectorAll('.trials > tbody:not([hidden])')].map(one => one.textContent)")
-    assert len(rows) == 3
     assert all("sn-batch_size2" in row for row in rows)
 
 
