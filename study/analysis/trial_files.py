@@ -182,7 +182,7 @@ def _check_config(folder: TrialFolder, plan: PlannedTrial) -> None:
 
 
 def _check_epochs(folder: TrialFolder, plan: PlannedTrial, record: TrialRecord) -> None:
-    """Raises `DamagedFileError` where a finished trial lacks epochs, of which the last one counts, or has more."""
+    """Raises `DamagedFileError` where the files of a finished trial do not end with the last planned epoch."""
     trained = (folder.read_result() or {}).get("epochs")
     if trained and trained != plan.config.epochs:  # an imported network was not trained here: 0
         raise DamagedFileError(folder.result.name, f"epochs is {trained}, but {plan.config.epochs} are planned")

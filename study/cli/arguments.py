@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,9 @@ FLAGS = {
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses a command line, with flags before or after the verb. UserError for anything that is not allowed."""
-    for before, argument in pairwise(["the command line", *arguments]):  # records are UTF-8, and no path contains NUL
+    for argument in arguments:  # records are UTF-8, and no path contains NUL
         if re.search("[\0\ud800-\udfff]", argument):
             raise UserError(f"{shorten(argument, MAX_VALUE)}: contains a character that is not allowed")
-        if not argument or (argument.removesuffix("=") in FLAGS and argument.endswith("=")):
-            flag = argument.removesuffix("=") or before
-            raise UserError(f"{flag}: an empty value is not allowed; is a variable of the shell not set?")
     options, unknown = build_parser().parse_known_intermixed_args(arguments)
     options.arguments = list(arguments)
     verb = options.verb or "run"

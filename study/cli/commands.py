@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -25,8 +25,9 @@ from study.cli.recorded import (
     load_shown,
     load_with_flags,
 )  # fmt: skip
+from study.config.datasets import DATASETS
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError, allowed_names, escape_controls
-from study.config.schema import AnalysisConfig, StudyConfig, TrackingConfig
+from study.config.schema import AnalysisConfig, StudyConfig, TrackingConfig, TrialConfig
 from study.config.secrets import hide_secret_settings, is_secret_setting
 from study.config.seeds import MAX_REPLICATES, find_seed_role
 from study.config.wording import format_plural
@@ -293,8 +294,7 @@ def _check_runnable(study: StudyConfig) -> None:
     trials = plan_trials(study) if study.search is None else plan_corners(study)
     # Digits come with a library; the check of the others imports torch.
     needs_data = {
-        (config.dataset, config.train_samples, config.validation_fraction, config.task_head): config
-        for config in (trial.config for trial in trials) if config.dataset != "digits"
+        _name_files(trial.config): trial.config for trial in trials if trial.config.dataset != "digits"
     }  # fmt: skip
     resolve_data_root(study.run.data_root)
     _check_project(study.tracking)
@@ -306,6 +306,13 @@ def _check_runnable(study: StudyConfig) -> None:
         from study.data.load import check_data
 
         check_data(config, study.run.data_root, own_data=study.run.own_data)
+
+
+def _name_files(config: TrialConfig) -> tuple[Any, ...]:
+    """What the check of a trial's data depends on; of data sets in memory, on nothing but their name."""
+    if not DATASETS[config.dataset].streamed:
+        return (config.dataset,)
+    return config.dataset, config.train_samples, config.validation_fraction, config.task_head
 
 
 def _check_project(tracking: TrackingConfig) -> None:

@@ -8,9 +8,11 @@ import errno
 import re
 import reprlib
 import stat
+import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
 """Exit codes. 141 is what a shell reports for a program that SIGPIPE ended, as most do if `head` reads no further."""
@@ -39,7 +41,15 @@ class UserError(ValueError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError` instead of printing its usage and exiting."""
+    """An argument parser that raises `UserError` instead of printing its usage and exiting, also for empty values."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # `parse_args` and others call it
+        arguments = sys.argv[1:] if args is None else list(args)
+        for before, argument in pairwise(["the command line", *arguments]):
+            if not argument or re.fullmatch(r"--[a-z-]+=", argument):
+                flag = argument.removesuffix("=") or before
+                raise UserError(f"{flag}: an empty value is not allowed; is a variable of the shell not set?")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)

@@ -176,7 +176,10 @@ def _trace(model: nn.Module) -> list[torch.fx.Graph]:
 
 
 class _Reads(TorchFunctionMode):
-    """Collects tensors, not placeholders, of which others are computed: parameters that `parameters()` returned."""
+    """Collects the real tensors that a traced forward computes with.
+
+    An attribute gives a placeholder, so these are parameters that it got otherwise, such as from `parameters()`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +214,10 @@ class _Tracer(torch.fx.Tracer):
 
 
 class _Placeholder(torch.fx.Proxy):
-    """Refuses to be no tensor: `isinstance(x, Tensor)` would lead into a branch that tensors do not take."""
+    """A placeholder that does not say whether it is a tensor.
+
+    `isinstance(x, Tensor)` would be false, and lead into a branch that tensors do not take.
+    """
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

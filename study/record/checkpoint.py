@@ -34,7 +34,7 @@ def find_newest_checkpoint(folder: TrialFolder, key: str, warn: Callable[[str], 
     for path in (folder.last_checkpoint, folder.previous_checkpoint):
         if not path.exists():
             continue
-        problem = find_damage(path) or _find_stranger(path, key)
+        problem = find_damage(path, key)
         if problem is None:
             return path
         warn(f"{path}: damaged ({problem}), set aside as {quarantine(path).name}")
@@ -46,27 +46,21 @@ def read_step(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="meta", weights_only=True)["global_step"])
 
 
-def find_damage(path: Path) -> str | None:
-    """The damage of a checkpoint in a word or two; None where there is none.
+def find_damage(path: Path, key: str = "") -> str | None:
+    """The damage of a checkpoint in a few words; None where there is none.
 
     torch loads a tensor with a flipped bit without an error, so the checksums of the archive are compared first.
+
+    key: of the trial that the checkpoint is to be of. Networks of one shape load each other's checkpoints, and would
+    end with each other's numbers. A checkpoint of a version that did not name its trial counts as the trial's own.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         if bad is not None:
             return f"checksum of {bad}"
-        torch.load(path, map_location="meta", weights_only=True)
+        checkpoint = torch.load(path, map_location="meta", weights_only=True)
+        owner = checkpoint.get("callbacks", {}).get("Recorder", {}).get("trial", key) if key else key
     except Exception as error:  # a damaged file raises almost anything: EOFError, OSError, UnicodeDecodeError, ...
         return type(error).__name__
-    return None
-
-
-def _find_stranger(path: Path, key: str) -> str | None:
-    """The trial whose checkpoint was copied here; None if it is this one's, or of a version that did not name it.
-
-    Trials of networks of one shape can load each other's, and would end with each other's numbers.
-    """
-    checkpoint = torch.load(path, map_location="meta", weights_only=True)
-    owner = checkpoint.get("callbacks", {}).get("Recorder", {}).get("trial", key)
     return None if owner == key else f"that of {escape_controls(str(owner))}"

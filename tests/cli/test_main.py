@@ -196,6 +196,7 @@ def test_help_needs_no_heavy_import() -> None:
         ((*STUDY, "--out", "a\udc80"), ["a\\udc80: contains a character that is not allowed"]),
         ((*STUDY, "--out", ""), ["--out: an empty value is not allowed"]),
         ((*STUDY, "--out="), ["--out: an empty value is not allowed"]),
+        (("bench", "norms", "--json", ""), ["--json: an empty value is not allowed"]),
         *(
             ((*STUDY, "--workers", text), [f"--workers {text}: expected a whole number from 1 to 1024"])
             for text in ("0", "-1", "007", "1_0", "1e1", "٣", "1025")

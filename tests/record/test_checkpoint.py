@@ -69,3 +69,8 @@ def test_the_checkpoint_of_another_trial_is_set_aside(folder: TrialFolder) -> No
     warnings: list[str] = []
     assert find_newest_checkpoint(folder, KEY, warnings.append) == folder.previous_checkpoint
     assert "last.ckpt: damaged (that of sn-1234-r1), set aside" in warnings[0]
+
+
+def test_a_file_of_torch_that_is_no_checkpoint_is_damaged(folder: TrialFolder) -> None:
+    torch.save([1], folder.last_checkpoint)
+    assert find_newest_checkpoint(folder, KEY, lambda message: None) == folder.previous_checkpoint

@@ -172,9 +172,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(tmp_path: Path) -> No
     folder = StudyFolder(tmp_path / "depth_vs_batch")
     long = build_command(tmp_path, "norm=sn", "epochs=10")  # long enough to be stopped
     driver = subprocess.Popen(
-        long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # A shell ignores SIGINT in background processes, and their children inherit this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )  # fmt: skip
     while not trial_processes(folder):
         assert driver.poll() is None
@@ -197,7 +195,6 @@ def test_ctrl_c_while_the_kernels_are_compiled_is_one_line(tmp_path: Path) -> No
     driver = subprocess.Popen(
         build_command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not list(tmp_path.glob("cache/*/build-*")):
         assert driver.poll() is None

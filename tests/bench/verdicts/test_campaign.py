@@ -176,3 +176,18 @@ def test_one_run_changes_the_mean_over_cells_that_remain() -> None:
     """The truth of the scenarios of a worst cell: sn is worse, but better in all other cells."""
     values = SCENARIOS["worst cell, 1 run failed"].compute_known_values()
     assert values["val_accuracy", "sn - bn"] == pytest.approx(-0.0024)
+
+
+def test_the_bar_of_looks_is_for_each_kind_of_false_verdict_and_that_of_advice_for_each_comparison() -> None:
+    def read(name: str, counts: Counts) -> dict[str, tuple[float, float]]:
+        figures = campaign._build_figures(SCENARIOS[name], counts)
+        return {figure.name.removeprefix(f"{name}: "): (figure.value, figure.bar or 0.0) for figure in figures}
+
+    looks = Counts(draws=400, verdicts=Counter({"supported": 16, "not supported": 12}), false=28)
+    found = read("at the margin, looks at 3 to 20", looks)["false verdicts, high end"]
+    assert found[0] == campaign._wilson_interval(16, 400)[1]
+    assert read("at the margin", looks)["false verdicts, high end"][0] == campaign._wilson_interval(28, 400)[1]
+    advice = Counts(draws=400, advised=100, settled=70)
+    for number, name in ((0, "advice followed, null"), (2, "advice followed, small effects")):
+        advice.sides = {("effect_difference", f"{n} - x"): Counter(holds=1) for n in range(number)}
+        assert read(name, advice)["settled as advised, high end"][1] == pytest.approx(0.8 ** max(1, number))
