@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from study.analysis.data_fingerprints import mark_other_data
 from study.analysis.duplicates import REPEATED, find_duplicates, mark_duplicates
 from study.analysis.statistics.intervals import cell_numbers
 from study.analysis.statistics.measures import Measure, build_measures
@@ -240,13 +241,15 @@ def load_study_records(folder: StudyFolder, analysis: AnalysisConfig | None = No
 
     analysis: settings in place of those in `study.yaml`; None for these.
     Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial is a row of state
-    `damaged`, and a replicate that repeats the numbers of another one is `repeated`.
+    `damaged`, as is one that was trained on other data than most; a replicate that repeats the numbers of another one
+    is `repeated`.
     """
     content = read_study(folder)
     study, space = content.study.model_copy(update={"analysis": analysis or content.study.analysis}), content.space
     on_disk = list(folder.trials())
     planned = _plan_trials(folder, study, space, on_disk)
     trials = [read_trial(trial, plan, space) for trial, plan in planned]
+    mark_other_data(trials)
     planned_paths = {trial.path for trial, _ in planned}
     weights = join_weights((trial.row["key"], trial.weights) for trial in trials if trial.weights is not None)
     table, curves = build_trial_table(trials, list(study.factors)), _join_curves(trials)

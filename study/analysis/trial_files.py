@@ -5,8 +5,8 @@ What cannot be read makes the trial `damaged`, with the file and the reason; not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
@@ -42,12 +42,18 @@ class TrialRecord:
     """What the files of a trial hold.
 
     row: of the trial table. curves: (key, epoch, name, value). weights: switch weights of every epoch; None where the
-    trial has none, or none that can be read.
+    trial has none, or none that can be read. data: fingerprint by data set; empty in records of older versions.
     """
 
     row: dict[str, Any]
     curves: list[tuple[str, int, str, float]]
     weights: pa.Table | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    def mark_damaged(self, reason: str) -> None:
+        """Has the trial count as `damaged`, without results."""
+        self.row |= {"state": "damaged", "reason": reason, **dict.fromkeys((*METRICS, *RESULT_NUMBERS))}
+        self.curves, self.weights = [], None
 
 
 def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpace) -> TrialRecord:
@@ -55,7 +61,9 @@ def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpac
     row = {**_read_planned_facts(folder, plan), **_read_state_and_results(folder, plan)}
     record = TrialRecord(row=row, curves=[])
     try:
-        row |= _read_facts(folder)
+        environment = folder.read_environment()
+        record.data = environment.get("data", {})
+        row |= _read_facts(folder, environment)
         record.curves = _read_curves(folder)
         if row["state"] != "damaged":
             record.weights = _read_weights(folder, space, is_running=row["state"] == "running")
@@ -65,7 +73,7 @@ def read_trial(folder: TrialFolder, plan: PlannedTrial | None, space: ChoiceSpac
             _check_epochs(folder, plan, record)
             _check_scores(folder, row, record.curves)
     except DamagedFileError as error:
-        row |= {"state": "damaged", "reason": str(error), **dict.fromkeys((*METRICS, *RESULT_NUMBERS))}
+        record.mark_damaged(str(error))
     # The files may be those of another person, and must not control a terminal that shows a table.
     row |= {name: escape_controls(row[name]) for name in ("reason", *FACTS) if isinstance(row.get(name), str)}
     return record
@@ -145,9 +153,8 @@ def _explain_no_plan(folder: TrialFolder) -> str:
     return f"{folder.trial.name}: not a trial of this study"
 
 
-def _read_facts(folder: TrialFolder) -> dict[str, Any]:
+def _read_facts(folder: TrialFolder, environment: Mapping[str, Any]) -> dict[str, Any]:
     """How and where the trial was run."""
-    environment = folder.read_environment()
     url = (environment.get("wandb") or {}).get("url")  # offline runs have none
     found = {name: environment.get(name) for name in ("device", "commit")}
     return {"command": read_command(folder.trial), **found, "wandb": url}

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from study.analysis.report.report import Report
     from study.plan.trials import PlannedTrial
     from study.record.wandb_server import Connection
-    from study.sweep.driver import SweepResult
 
 
 def list_studies() -> int:
@@ -64,7 +63,11 @@ def run_study(options: argparse.Namespace) -> int:
 
     study, folder = load_with_flags(options)
     check_folder(study, folder, options.space)
-    _check_runnable(study)
+    data = _check_runnable(study)
+    if data and folder.config.exists():
+        from study.analysis.data_fingerprints import check_same_data
+
+        check_same_data(folder, data)
     console = build_console()
     executor = build_executor(study, folder, options.workers)
     if options.detach and not executor.outlives_driver:
@@ -83,6 +86,7 @@ def run_study(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         detach=options.detach,
         listener=SweepProgress(console, folder),
+        data=data,
         space=options.space,
         build_network=options.build_network,
     ).run()
@@ -102,7 +106,9 @@ def run_study(options: argparse.Namespace) -> int:
         _print_unsynced(folder, options, result.wandb)
     if result.best:
         console.print(result.best, soft_wrap=True)
-    _print_failures(console, result)
+    _print_problems(console, "failed", result.failed)
+    if result.failed:
+        console.print("To run failed trials again: --retry-failed", style="red")
     return SOME_FAILED if result.failed or result.stopped else DONE
 
 
@@ -286,8 +292,11 @@ def _complete_key(verb: str, name: str, known: Collection[str], folder: StudyFol
 # ------------------------------------------------------------------------------------------------------- run
 
 
-def _check_runnable(study: StudyConfig) -> None:
-    """Raises `UserError` for an impossible cell or missing data, before anything is written."""
+def _check_runnable(study: StudyConfig) -> dict[str, str]:
+    """The fingerprints of the data sets whose files were read, by name.
+
+    Raises `UserError` for an impossible cell or missing data, before anything is written.
+    """
     from study.data.data_root import resolve_data_root
     from study.plan.trials import plan_corners, plan_trials
 
@@ -302,10 +311,12 @@ def _check_runnable(study: StudyConfig) -> None:
         from study.training.warm_start import check_checkpoint
 
         check_checkpoint(Path(study.start.checkpoint), [trial.config for trial in trials])
+    data: dict[str, str] = {}
     for config in needs_data.values():
         from study.data.load import check_data
 
-        check_data(config, study.run.data_root, own_data=study.run.own_data)
+        data |= check_data(config, study.run.data_root, own_data=study.run.own_data)
+    return data
 
 
 def _name_files(config: TrialConfig) -> tuple[Any, ...]:
@@ -388,18 +399,21 @@ def _write_report(console: Console, folder: StudyFolder, analysis: AnalysisConfi
     path = report.write()
     for name, answer in report.answers.items():
         console.print("\n" + "\n".join(format_answer(name, answer)), soft_wrap=True)
+    damaged = report.records.trials.query("state == 'damaged'").set_index("key")["reason"]
+    if not damaged.empty:
+        console.print()
+        _print_problems(console, "damaged", damaged.to_dict())
     if unrecorded := report.records.plan_changes.unrecorded:
         console.print(f"\nNot in the plan on record: {format_changes(unrecorded)}", soft_wrap=True)
     console.print(f"\nreport: {path}")
     return report
 
 
-def _print_failures(console: Console, result: SweepResult) -> None:
+def _print_problems(console: Console, state: str, reasons: Mapping[str, str]) -> None:
+    """Prints one line per cause. reasons: by the trials' keys."""
     from study.cli.live_view import format_problems, group_problems
     from study.cli.study_observer import TrialStatus
 
-    failed = [TrialStatus(key=key, state="failed", reason=reason) for key, reason in result.failed.items()]
-    for group in group_problems(failed):
+    trials = [TrialStatus(key=key, state=state, reason=reason) for key, reason in reasons.items()]
+    for group in group_problems(trials):
         console.print(format_problems(group), style="red", soft_wrap=True)
-    if failed:
-        console.print("To run failed trials again: --retry-failed", style="red")

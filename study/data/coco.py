@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +42,11 @@ class ImagesWithObjects(SampleSource):
     labels: Mapping[int, int]
     masks: bool = True
     crowds: bool = True
+
+    def describe(self) -> Iterator[bytes]:
+        yield from super().describe()
+        yield json.dumps([*self.labels.items()]).encode()
+        yield from self.objects
 
     def select_targets(self, config: TrialConfig, *, training: bool) -> ImagesWithObjects:
         return replace(self, masks=config.task_head == "mask_rcnn", crowds=not training)

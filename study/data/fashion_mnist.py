@@ -60,8 +60,9 @@ def _load_split(root: Path, prefix: str, count: int) -> LabeledImages:
     pixels, changed_images = _read_idx(found[0], images, (count, side, side))
     classes, changed_labels = _read_idx(found[1], labels, (count,))
     return LabeledImages(
-        images=pixels.unsqueeze(1).float().div(255), labels=classes.long(), unpublished=changed_images + changed_labels
-    )
+        images=pixels.unsqueeze(1).float().div(255), labels=classes.long(),
+        unpublished={**changed_images, **changed_labels},
+    )  # fmt: skip
 
 
 def _has_files(root: Path) -> bool:
@@ -73,8 +74,8 @@ def _find_file(root: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _read_idx(path: Path, name: str, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
-    """The bytes of an idx file, and its path if they are not the published ones.
+def _read_idx(path: Path, name: str, shape: tuple[int, ...]) -> tuple[Tensor, dict[str, str]]:
+    """The bytes of an idx file, and its path and SHA-256 if they are not the published ones.
 
     Raises `UserError` if the file is damaged.
     """
@@ -89,4 +90,5 @@ def _read_idx(path: Path, name: str, shape: tuple[int, ...]) -> tuple[Tensor, li
         expected = " x ".join(map(str, shape))
         raise UserError(f"{path}: damaged: it is not an idx file of {expected} bytes ({size} in all)")
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=len(header)).reshape(shape)
-    return values, [] if hashlib.sha256(content).hexdigest() == DIGESTS[name] else [str(path)]
+    digest = hashlib.sha256(content).hexdigest()
+    return values, {} if digest == DIGESTS[name] else {str(path): digest}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from study.config.schema import TrialConfig
+from study.data.fingerprint import describe_files
 
 PublishedSplit = Literal["train", "test"]
 RGB_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")  # 8 bits per channel
@@ -48,6 +49,10 @@ class SampleSource(ABC):
     def __len__(self) -> int:
         return len(self.images)
 
+    def describe(self) -> Iterator[bytes]:
+        """What identifies the samples, for a fingerprint: their files and targets."""
+        yield describe_files(self.folder, self.images)
+
     def name(self, index: int) -> str:
         return str(self.images[index])
 
@@ -75,6 +80,10 @@ class ImagesWithMasks(SampleSource):
 
     masks: RelativePaths
     label_table: Tensor
+
+    def describe(self) -> Iterator[bytes]:
+        yield from super().describe()
+        yield describe_files(self.folder, self.masks)
 
     def read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image = self.read_image(index)

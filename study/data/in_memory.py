@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.ops import masks_to_boxes
 
+from study.config.datasets import DATASETS
 from study.config.schema import Task, TrialConfig
 from study.config.seeds import derive_seed
 from study.data.batches import Batch
+from study.data.fingerprint import build_fingerprint
 from study.data.loaders import Shard, SplitName, TrainingLoader, split_evaluation
 
 EVALUATION_BATCH_SIZES: dict[Task, int] = {"classification": 512, "segmentation": 64, "detection": 32}
@@ -25,13 +27,14 @@ class LabeledImages:
 
     masks: (N, H, W), uint8: 0 is background, k the k-th object.
     labels: of objects (N, M), from 1; 0 means no object.
-    unpublished: the files that they were read from whose content is not that of the published data set.
+    unpublished: the files that they were read from whose content is not that of the published data set, with the
+        SHA-256 of their content.
     """
 
     images: Tensor
     labels: Tensor
     masks: Tensor | None = None
-    unpublished: Sequence[str] = ()
+    unpublished: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,8 +72,12 @@ class InMemoryData:
 
     @property
     def notes(self) -> list[str]:
-        files = dict.fromkeys([*self.splits.train.unpublished, *self.splits.test.unpublished])
+        files = {**self.splits.train.unpublished, **self.splits.test.unpublished}
         return [f"{file}: not the published content (run.own_data)" for file in files]
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        return describe_images(self.config.dataset, self.splits.train, self.splits.test)
 
     def to(self, device: torch.device) -> InMemoryData:
         return InMemoryData(self.splits.to(device), self.config, self.seed)
@@ -85,6 +92,13 @@ class InMemoryData:
         images: LabeledImages = getattr(self.splits, split)
         task = self.config.task
         return InMemoryEvaluationLoader(images, EVALUATION_BATCH_SIZES[task], shard=shard, task=task)
+
+
+def describe_images(dataset: str, train: LabeledImages, test: LabeledImages | None) -> dict[str, str]:
+    """The data set whose files were read, and its fingerprint: that of the files with other than published content."""
+    digests = {**train.unpublished, **(test.unpublished if test else {})}
+    name = DATASETS[dataset].glyphs or dataset
+    return {name: build_fingerprint(digest.encode() for digest in digests.values())}
 
 
 class InMemoryTrainingLoader(TrainingLoader):

@@ -13,7 +13,7 @@ from study.config.schema import TrialConfig
 from study.config.seeds import derive_seed
 from study.config.wording import format_plural
 from study.data import scenes
-from study.data.in_memory import InMemoryData, LabeledImages, Splits
+from study.data.in_memory import InMemoryData, LabeledImages, Splits, describe_images
 from study.data.loaders import TrialData
 from study.data.registry import import_in_memory_module
 from study.data.streamed import check_streamed, load_streamed
@@ -37,16 +37,17 @@ def load_data(
     return InMemoryData(load_splits(config, seeds["split"], data_root, own_data=own_data), config, seeds["data"])
 
 
-def check_data(config: TrialConfig, data_root: str | None = None, *, own_data: bool = False) -> None:
-    """Finds or downloads the files that a trial needs, before any trial starts.
+def check_data(config: TrialConfig, data_root: str | None = None, *, own_data: bool = False) -> dict[str, str]:
+    """Finds or downloads the files that a trial needs, before any trial starts. Returns `TrialData.fingerprint`.
 
     Raises `UserError` if files are missing or damaged.
     """
     dataset = DATASETS[config.dataset]
     if dataset.streamed:
-        check_streamed(config, data_root)
-    else:
-        load_images(dataset.glyphs or config.dataset, data_root, own_data=own_data)
+        return check_streamed(config, data_root)
+    return describe_images(
+        config.dataset, *load_images(dataset.glyphs or config.dataset, data_root, own_data=own_data)
+    )  # fmt: skip
 
 
 def load_images(

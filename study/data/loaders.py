@@ -7,7 +7,7 @@ equal consecutive parts of every batch, in evaluation the rank-th of every `rank
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -25,6 +25,7 @@ class TrialData(Protocol):
 
     set_aside: one line for each file or label that could not be used, with the reason.
     notes: other lines about the files, for the record.
+    fingerprint: the data set whose files were read, and what identifies their content (study/data/fingerprint.py).
     """
 
     @property
@@ -32,6 +33,9 @@ class TrialData(Protocol):
 
     @property
     def notes(self) -> Sequence[str]: ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]: ...
 
     def to(self, device: torch.device) -> TrialData: ...
 

@@ -21,7 +21,7 @@ class InMemoryModule(Protocol):
         """All published images: those for training and validation, and the test split if one is published.
 
         Pixels are in 0..1. Without `data_root` the files may be downloaded. Raises `UserError` if they are missing or
-        damaged; files with other content than the published ones are named in `LabeledImages.unpublished`.
+        damaged; files with other content than the published ones are in `LabeledImages.unpublished`.
         """
 
 

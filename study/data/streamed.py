@@ -25,6 +25,7 @@ from study.config.wording import format_plural
 from study.data.batch_reader import MAX_TRIES, BatchReader, BatchRequest, SampleSubset
 from study.data.batches import Batch
 from study.data.data_root import resolve_data_root
+from study.data.fingerprint import build_fingerprint
 from study.data.image_files import SampleSource
 from study.data.loaders import Shard, SplitName, TrainingLoader, split_evaluation
 from study.data.registry import import_streamed_module
@@ -33,13 +34,18 @@ EVALUATION_BATCH_SIZES = {"classification": 128, "segmentation": 1, "detection":
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # workers of a forkserver would outlive a killed trial
 
 
-def check_streamed(config: TrialConfig, data_root: str | None) -> None:
-    """Raises `UserError` if files are missing, or if none of the first samples of a split can be used."""
-    for source in _open_splits(config, data_root):
+def check_streamed(config: TrialConfig, data_root: str | None) -> dict[str, str]:
+    """Raises `UserError` if files are missing, or if none of the first samples of a split can be used.
+
+    Returns `TrialData.fingerprint`.
+    """
+    splits = _open_splits(config, data_root)
+    for source in splits:
         samples, tried = source.select_targets(config, training=True), min(MAX_TRIES, len(source))
         problems = list(takewhile(bool, (_find_problem(samples, index) for index in range(tried))))
         if len(problems) == tried:
             raise UserError(f"{source.folder}: no usable sample in the first {tried}; the last one: {problems[-1]}")
+    return _describe_splits(config, splits)
 
 
 def load_streamed(config: TrialConfig, seeds: Mapping[str, int], data_root: str | None, workers: int) -> StreamedData:
@@ -58,7 +64,7 @@ def load_streamed(config: TrialConfig, seeds: Mapping[str, int], data_root: str 
     }
     return StreamedData(
         splits=splits, config=config, seed=seeds["data"], workers=workers,
-        set_aside=[*pool.set_aside, *test.set_aside],
+        set_aside=[*pool.set_aside, *test.set_aside], fingerprint=_describe_splits(config, (pool, test)),
         notes=[*_describe_subset(config.dataset, pool, test), *pool.notes, *test.notes],
     )  # fmt: skip
 
@@ -88,6 +94,11 @@ def _open_splits(config: TrialConfig, data_root: str | None) -> tuple[SampleSour
             f"{validation} for validation; train_samples={train}: allowed: 1 to {len(pool) - validation}"
         )
     return pool, test
+
+
+def _describe_splits(config: TrialConfig, splits: Iterable[SampleSource]) -> dict[str, str]:
+    """The data set and its fingerprint."""
+    return {config.dataset: build_fingerprint(part for source in splits for part in source.describe())}
 
 
 def _count_validation(config: TrialConfig, pool: SampleSource) -> int:
@@ -128,6 +139,7 @@ class StreamedData:
     workers: int
     set_aside: list[str]
     notes: Sequence[str]
+    fingerprint: Mapping[str, str]
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
 
     def to(self, device: torch.device) -> StreamedData:

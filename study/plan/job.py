@@ -18,6 +18,7 @@ class Job:
 
     command: the command line that trains the trial again.
     start: the folder of the trial, or the file of weights, that the trial starts from.
+    data: fingerprints of the study's data sets, by name; one that is missing is not compared.
     devices: the device of each rank.
     threads: CPU threads of each rank.
     wandb_runs: the names of the study's runs on W&B.
@@ -35,6 +36,7 @@ class Job:
     wandb_mode: Literal["online", "offline", "disabled"] = "disabled"
     wandb_runs: StudyRuns = field(default_factory=StudyRuns)
     start: Path | None = None
+    data: dict[str, str] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
     place: str = ""

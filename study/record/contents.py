@@ -37,6 +37,7 @@ def _check_version(version: int) -> int:
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Epoch = Annotated[int, Field(ge=0, lt=2**31)]
 Seconds = Annotated[float, Field(ge=0, lt=1e12)]
+Fingerprint = Annotated[str, Field(pattern=r"^[\w:.-]{1,100}$")]
 
 
 class _Contents(BaseModel):
@@ -105,10 +106,11 @@ class WandbRun(_Contents):
 
 
 class Environment(_Contents):
-    """environment.json."""
+    """environment.json. data: the data set that was read, and the fingerprint of its files."""
 
     device: str | None = None
     commit: str | None = None
+    data: dict[Fingerprint, Fingerprint] = {}
     wandb: WandbRun | None = None
 
 

@@ -122,6 +122,11 @@ class TrialFolder:
         """The content of environment.json; empty where it is missing. Raises `DamagedFileError`."""
         return read_document(self.environment, Environment) or {}
 
+    def read_data(self) -> dict[str, str]:
+        """The data set and its fingerprint in environment.json; empty where it has none, or cannot be read."""
+        environment = _read_intact(self.environment, Environment) or {}
+        return dict(environment.get("data", {}))
+
     def read_description(self) -> dict[str, Any]:
         """The content of trial.yaml. Raises `DamagedFileError`, also where it is missing."""
         return read_description(self.trial)

@@ -67,6 +67,7 @@ class SweepResult:
 class Driver(AttemptHandler):
     """Runs one study to its end.
 
+    data: fingerprints of the data sets that trials are trained on, by name.
     space, build_network: what layers choose from, and the function of a module that builds a trial's network, for a
         study of another choice than normalization.
     """
@@ -81,6 +82,7 @@ class Driver(AttemptHandler):
     retry_failed: bool = False
     detach: bool = False
     listener: SweepListener = field(default_factory=SweepListener)
+    data: dict[str, str] = field(default_factory=dict)
     space: ChoiceSpace = NORMALIZATION
     build_network: Callable[[Job], Any] | None = None
 
@@ -190,6 +192,7 @@ class Driver(AttemptHandler):
             environment=self.environment,
             command=self.command_for(trial),
             start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
+            data=self.data,
             build_network=self.build_network,
         )
 

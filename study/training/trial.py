@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ import torch
 from filelock import Timeout
 from torch import nn
 
+from study.config.errors import UserError
 from study.data.load import load_data
 from study.data.loaders import SplitName, TrialData
 from study.models import build_network, trace_geometry
@@ -106,6 +108,7 @@ def train(
     log_attempt_start(folder, job, attempt, step)
 
     data = _load_data(job)  # before other ranks start, because it may download
+    _check_fingerprint(job, data)
     network = _build_network(job)
     geometry = trace_geometry(network)
     layers = select_switch_layers(network, geometry)
@@ -116,7 +119,7 @@ def train(
 
     status, reason, tested = "done", None, {}
     with launch_ranks(job.devices, train_worker_rank, job, checkpoint) as group:
-        environment = {**describe_trial_environment(job), "wandb": tracker.location}
+        environment = {**describe_trial_environment(job), "data": data.fingerprint, "wandb": tracker.location}
         write_json(folder.environment, environment)
         tracker.start(trial.levels, build_run_config(description, environment, attempt))
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, stop_request, group)
@@ -196,6 +199,16 @@ def _fit_and_test(
 def _load_data(job: Job) -> TrialData:
     trial, run = job.trial, job.run
     return load_data(trial.config, trial.seeds, run.data_root, run.loader_workers, own_data=run.own_data)
+
+
+def _check_fingerprint(job: Job, data: TrialData) -> None:
+    """Raises `UserError` if this machine has other data than the one that started the study."""
+    for name, found in data.fingerprint.items():
+        if found != job.data.get(name, found):
+            raise UserError(
+                f"the fingerprint of {name} is {found} on {platform.node()}, but {job.data[name]} where the study was "
+                "started; run.data_root must have the same data on all machines"
+            )
 
 
 def _build_network(job: Job) -> nn.Module:

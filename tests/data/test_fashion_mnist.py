@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,9 +19,14 @@ from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seeds
 from study.data import fashion_mnist
-from study.data.load import load_data, load_images
+from study.data.load import check_data, load_data, load_images
+from study.plan.job import Job
+from study.record.layout import StudyFolder
+from study.training.trial import run_job
 from tests.cli.conftest import STUDY
-from tests.conftest import Command
+from tests.cli.test_damaged_records import change
+from tests.conftest import Command, Output
+from tests.sweep.test_driver import FakeExecutor
 
 COUNT = 20
 CLASSES = [index % 10 for index in range(COUNT)]
@@ -96,12 +103,101 @@ def test_other_content_of_the_right_size_needs_a_setting_and_is_noted(
     ]
     monkeypatch.setitem(DATASETS, "scenes_fashion", replace(DATASETS["scenes_fashion"], train=COUNT, test=2))
     scenes = TrialConfig(dataset="scenes_fashion", train_samples=2)
-    assert len(load_data(scenes, seeds, str(tmp_path), own_data=True).notes) == 1
+    data = load_data(scenes, seeds, str(tmp_path), own_data=True)
+    assert len(data.notes) == 1
+    assert data.fingerprint == check_data(config, str(tmp_path), own_data=True)  # of the same files
 
 
-def test_published_files_have_no_note(tmp_path: Path) -> None:
+def test_published_files_have_no_note_and_a_fixed_fingerprint(tmp_path: Path) -> None:
     write_files(tmp_path)
-    assert load_data(TrialConfig(dataset="fashion_mnist"), derive_seeds(0), str(tmp_path), own_data=True).notes == []
+    data = load_data(TrialConfig(dataset="fashion_mnist"), derive_seeds(0), str(tmp_path), own_data=True)
+    assert (data.notes, data.fingerprint) == ([], {"fashion_mnist": "published"})
+
+
+# --------------------------------------------------------------------------------------- two data sets in one study
+
+
+class InThisProcess(FakeExecutor):
+    """Trains each trial when it is submitted, where the published files are those of this test."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda record, attempt: "")
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            run_job(job)
+            self.ended[job.trial.key] = "ended"
+
+
+@pytest.fixture
+def run(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Output]:
+    """Runs a study of two cells on data of one's own, or with the settings given."""
+    monkeypatch.setattr("study.sweep.executors.build.build_executor", lambda *arguments: InThisProcess())
+
+    def call(*settings: str) -> Output:
+        given = (
+            "dataset=fashion_mnist", "train_samples=8", "batch_size=[1, 2]", "chunks=1", "norm=bn", "epochs=1",
+            "width=0.25", "validation_fraction=0.5", "tracking.mode=disabled", "questions=[useful]", "own_data=true",
+        )  # fmt: skip
+        flags = [argument for setting in (*given, *settings) for argument in ("--set", setting)]
+        return command(*STUDY, *flags, "--out", str(tmp_path / "runs"))
+
+    return call
+
+
+def write_own_files(folder: Path, change: int, *, compress: bool = False) -> str:
+    """Writes files with another last pixel; returns the setting that names them."""
+    write_files(folder, compress=compress)
+    path, content = folder / TRAIN_IMAGES, IMAGES[:-1] + bytes([IMAGES[-1] ^ change])
+    if compress:
+        path, content = folder / f"{TRAIN_IMAGES}.gz", gzip.compress(content)
+    path.write_bytes(content)
+    return f"data_root={folder}"
+
+
+def read_fingerprints(folder: StudyFolder) -> list[str]:
+    return [trial.read_data()["fashion_mnist"] for trial in folder.trials()]
+
+
+def test_a_study_goes_on_only_with_the_data_that_its_trials_were_trained_on(
+    tmp_path: Path, run: Callable[..., Output], command: Command
+) -> None:
+    own, moved, other = (write_own_files(tmp_path / name, change, compress=name == "moved")
+                         for name, change in (("own", 1), ("moved", 1), ("other", 2)))  # fmt: skip
+    folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
+    assert run(own).code == 0
+    first, second = read_fingerprints(folder)
+    assert first == second
+    done = run(other, "replicates=2")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    line = f"{folder.path}: 2 trials were trained on other data, such as bn-.*-r0: .* was {first}, and is sha256:"
+    assert re.search(line, done.err)
+    assert run(moved, "replicates=2").code == 0
+    assert read_fingerprints(folder) == [first] * 4
+
+    trial, *others = folder.trials()
+    change("environment.json", data={"fashion_mnist": "sha256:0123"})(trial)
+    report = command("report", "--no-images", "--study", "depth_vs_batch", "--out", str(tmp_path / "runs"))
+    reason = f"trained on other data: the fingerprint of fashion_mnist is sha256:0123, but {first} in 3 trials"
+    assert f"1 damaged: {reason} ({trial.key})" in report.out
+    trials = pd.read_parquet(folder.report / "trials.parquet").set_index("key")
+    assert trials["state"].to_dict() == {trial.key: "damaged", **dict.fromkeys((each.key for each in others), "done")}
+    assert trials["val_accuracy"].isna().sum() == 1
+
+    for each in (trial, *others):  # now without a result, but with a checkpoint to resume from
+        each.result.unlink()
+    assert run(other).code == 2
+
+
+def test_a_machine_with_other_data_than_the_studys_trains_nothing(
+    tmp_path: Path, run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write_own_files(tmp_path / "own", 1)
+    monkeypatch.setattr("study.cli.commands._check_runnable", lambda study: {"fashion_mnist": "published"})
+    done = run(own, "max_attempts=1")
+    assert done.code == 1
+    assert re.search(r"the fingerprint of fashion_mnist is sha256:\w+ on .*, but published where the study", done.out)
+    assert not [*tmp_path.rglob("result.json")]
 
 
 @pytest.mark.bad_input

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,13 +21,22 @@ from study.config.datasets import DATASETS
 from study.config.errors import UserError
 from study.config.schema import TrialConfig
 from study.config.seeds import derive_seeds
+from study.data import fingerprint
 from study.data.batch_reader import MAX_TRIES
 from study.data.batches import IGNORED
 from study.data.load import check_data, load_data
 from study.data.loaders import TrialData
 from study.data.registry import import_streamed_module
 from tests.conftest import Command
-from tests.data.trees import WRITERS, write_ade20k, write_cityscapes, write_coco, write_imagenet
+from tests.data.trees import (
+    WRITERS,
+    write_ade20k,
+    write_cityscapes,
+    write_coco,
+    write_image,
+    write_imagenet,
+    write_mask,
+)
 
 
 def configure(dataset: str, **fields: Any) -> TrialConfig:
@@ -55,6 +65,50 @@ def equal(first: Iterable[Any], second: Iterable[Any]) -> bool:
 def list_files_of_split(data: Any, split: str) -> list[str]:
     samples = data.splits[split]
     return [samples.source.name(int(index)) for index in samples.indices]
+
+
+# ------------------------------------------------------------------------------------------ fingerprints
+
+
+def edit_annotations(folder: Path) -> None:
+    file = folder / "annotations/instances_val2017.json"
+    file.write_text(file.read_text().replace('"category_id": 1,', '"category_id": 2,'))
+
+
+CHANGES: dict[str, list[Callable[[Path], Any]]] = {
+    "imagenet": [
+        lambda folder: (folder / "train/n01440764/n01440764_0.JPEG").rename(folder / "train/n01443537/0.JPEG"),
+        lambda folder: (folder / "val/n01440764/n01440764_0.JPEG").write_bytes(b""),
+        lambda folder: write_image(folder / "train/n01440764/9.JPEG", 9),
+    ],
+    "ade20k": [lambda folder: write_mask(folder / "annotations/training/ADE_training_00000000.png", [1, 2, 3, 4])],
+    "cityscapes": [
+        lambda folder: write_mask(folder / "gtFine/val/aachen/aachen_000000_000000_gtFine_labelIds.png", [7]),
+        lambda folder: write_image(folder / "leftImg8bit/val/aachen/aachen_000000_000000_leftImg8bit.png", 9),
+    ],
+    "coco": [lambda folder: write_image(folder / "val2017/000000000000.jpg", 9), edit_annotations],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+def test_a_fingerprint_depends_on_the_files_and_not_on_their_folder(tmp_path: Path, dataset: str) -> None:
+    config = configure(dataset, train_samples=2)
+    roots = [tmp_path / str(number) for number in range(2 + len(CHANGES[dataset]))]
+    for root, change in zip(roots, (None, None, *CHANGES[dataset]), strict=True):
+        folder = WRITERS[dataset](root)
+        (folder / "._litter.jpg").touch()
+        if change:
+            change(folder)
+    found = [load(root, config).fingerprint[dataset] for root in roots]
+    assert found[0] == found[1] == check_data(config, str(roots[0]))[dataset]
+    assert len(set(found)) == len(found) - 1
+
+
+def test_few_of_many_files_are_asked_for_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[Path] = []
+    monkeypatch.setattr(fingerprint, "_find_size", lambda path: sizes.append(path) or 0)
+    fingerprint.describe_files(tmp_path, np.arange(100_001).astype(str))
+    assert 500 < len(sizes) <= 1000
 
 
 # ------------------------------------------------------------------------------------------ order
