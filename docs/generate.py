@@ -19,6 +19,7 @@ from study.analysis.report.report import Report
 from study.analysis.statistics.measures import build_measures
 from study.analysis.wording import split_sentences
 from study.bench.synthetic_records import Truth, write_study
+from study.config.schema import PATTERNS
 from study.plan.loading import load_study
 from study.record.layout import StudyFolder
 
@@ -138,7 +139,7 @@ def _format_allowed(field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "pattern" in field:
-        return f"text like `{field['pattern']}`"
+        return PATTERNS[field["pattern"]]
     if field.get("type") == "array":
         return f"list of {_format_allowed(field['items'])}"
     bounds = " and ".join(f"{sign} {field[bound]:g}" for bound, sign in SIGNS.items() if bound in field)

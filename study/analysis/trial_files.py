@@ -19,6 +19,7 @@ from study.config.choice_space import ChoiceSpace
 from study.config.errors import escape_controls
 from study.config.schema import StudyConfig
 from study.norms.names import parse_norm
+from study.plan.margins import MAIN_METRICS
 from study.plan.trials import PlannedTrial, plan_trial
 from study.record.contents import FINISHED, MAX_TABLE_BYTES, DamagedFileError, read_command, read_metrics
 from study.record.io import read_file
@@ -33,6 +34,7 @@ METRICS = (
 CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_score", "learning_rate")
 # Fields of the config that are columns of the trial table even where the study does not vary them.
 CONFIG_COLUMNS = ("norm", "depth", "batch_size", "task", "dataset")
+ROUNDING = 1e-9
 RESULT_NUMBERS = ("parameters", "norm_layers", "seconds")
 FACTS = ("start", "statistics_batch", "gradient_batch", "pool", "command", "device", "commit", "wandb")
 
@@ -199,16 +201,23 @@ def _check_epochs(folder: TrialFolder, plan: PlannedTrial, record: TrialRecord) 
     if None not in (last, trained) and last != trained:
         raise DamagedFileError(folder.switch_weights.name, f"the last epoch is {last}, not {trained}")
     last = max((epoch for _, epoch, _, _ in record.curves), default=0)
-    if trained and last > trained:
+    if trained is not None and last > trained:
         raise DamagedFileError(folder.metrics.name, f"the last epoch is {last}, not {trained}")
 
 
 def _check_scores(folder: TrialFolder, row: dict[str, Any], curves: list[tuple[str, int, str, float]]) -> None:
-    """Raises `DamagedFileError` where a result differs from the last epoch's value of the same name."""
+    """Raises `DamagedFileError` where a result differs from the last epoch's value, or from what other results say."""
     last = max((epoch for _, epoch, _, _ in curves), default=0)
     for _, epoch, name, value in curves:
         if epoch == last and name in METRICS and not _is_same(row[name], value):
             raise DamagedFileError(folder.result.name, f"{name} is {row[name]}, but {value} in {folder.metrics.name}")
+    for split in SPLITS:
+        score, metric = f"{split}_score", f"{split}_{MAIN_METRICS[row['task']]}"
+        if abs(row[score] - row[metric]) > 0:  # not NaN
+            raise DamagedFileError(folder.result.name, f"{score} is {row[score]}, but {metric} is {row[metric]}")
+    gap, expected = row["generalization_gap"], row["fit_score"] - row["val_score"]
+    if abs(gap - expected) > ROUNDING:
+        raise DamagedFileError(folder.result.name, f"generalization_gap is {gap}, but {expected} by its scores")
 
 
 def _is_same(result: float, value: float) -> bool:

@@ -28,6 +28,12 @@ LARGE_DEPTHS = (18, 34, 50, 101, 152)
 MAX_EPOCHS, MAX_BATCH, MAX_RATE, MAX_PROCESSES = 100_000, 100_000, 1e30, 1024
 """Upper limits of epochs, of numbers of samples or groups, of rates, whose products float32 must hold, and of numbers
 of processes, threads or devices."""
+_NAME, _MEMORY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", r"^\d+[KMGT]B?$"
+PATTERNS = {
+    _NAME: "letters, digits, `_`, `.` and `-`, of which the last two cannot be first",
+    _MEMORY: "a whole number with the unit K, M, G or T",
+}
+"""What texts of a limited form may be, in words."""
 NO_NORM = "none"
 """The norm of a head without norm layers."""
 
@@ -493,7 +499,7 @@ class LaunchConfig(StrictModel):
     """CPU cores per job."""
     gpus: Annotated[float, Field(ge=0, le=MAX_PROCESSES)] = 0
     """GPUs per job; Ray also takes a fraction of one."""
-    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]B?$")] | None = None
+    memory: Annotated[str, Field(pattern=_MEMORY)] | None = None
     """Memory per job, for example `16G`; by default the cluster decides."""
     requeues: Annotated[int, Field(ge=0, le=10_000)] = 20
     """How often a job that was preempted or has reached its time limit is resumed."""
@@ -539,7 +545,7 @@ class TrackingConfig(StrictModel):
 class StudyConfig(StrictModel):
     """One study: a question, a base, factors, replicates, and how it is run and analysed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=_NAME)]
     """Name of the study and of its folder in `runs/`; the name of the study's file if it is not given."""
     scale: str
     """Name of the scale, as in `--scale`."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from study.config.errors import KEYS, UserError, allowed_names, format_value
-from study.config.schema import SECTIONS, MarginConfig, Range, StudyConfig, TrialConfig, build_joint_key
+from study.config.errors import KEYS, MAX_VALUE, UserError, allowed_names, format_value, shorten
+from study.config.schema import PATTERNS, SECTIONS, MarginConfig, Range, StudyConfig, TrialConfig, build_joint_key
 from study.config.yaml_input import parse_yaml
 
 
@@ -63,12 +63,21 @@ def check_level(study: StudyConfig, factor: str, level: Any, where: str) -> Tria
 
 def explain_error(error: Any) -> str:
     """What is allowed instead, from one of pydantic's error details."""
+    value = error["input"]
+    if isinstance(value, str) and "," in re.sub(r"\[.*?\]", "", value):  # `8,14`, but not `sn[in,ln]`
+        return f"{_explain(error)}; a list is written in brackets: [{shorten(value, MAX_VALUE)}]"
+    return _explain(error)
+
+
+def _explain(error: Any) -> str:
     if error["type"] in ("dict_type", "model_type"):
         return "expected keys and values"
     if isinstance(error["input"], list) and error["type"].endswith(("_type", "literal_error")):
         return "expected one value, not a list"
     if error["type"] == "literal_error":
         return allowed_names(error["input"], re.findall(r"[\w.-]+", error["ctx"]["expected"].replace(" or ", " ")))
+    if error["type"] == "string_pattern_mismatch":
+        return f"allowed: {PATTERNS[error['ctx']['pattern']]}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return str(error["msg"]).removeprefix("Input ")

@@ -185,6 +185,8 @@ def _read_scalar(event: Any, recorded: bool) -> Any:
         plain = re.sub("^([-+]?)0+(?=[0-9])", r"\1", text)
         raise _Refused(f"{text}: a number cannot start with 0; write {plain}, or '{text}' for text", event)
     value = int(text, 0) if _INTEGER.fullmatch(text) else float(text)
+    if not recorded:
+        value += 0  # -0.0, which would have another trial id than 0.0
     if isinstance(value, int) and abs(value) >= 2**63:
         raise _Refused(f"{text}: a whole number beyond 64 bits", event)
     return value

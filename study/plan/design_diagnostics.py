@@ -43,6 +43,10 @@ def find_problems(study: StudyConfig, trials: Sequence[PlannedTrial]) -> list[st
         lines.append(f"more than {MAX_COLUMNS} levels: whether effects can be told apart is not checked")
     if constant:
         lines.append(f"only one level, so the effect cannot be estimated: {', '.join(constant)}")
+    warming = [trial for trial in planned if trial.config.epochs and trial.config.warmup_epochs >= trial.config.epochs]
+    if warming:
+        count = format_plural(len(warming), "cell")
+        lines.append(f"the warm-up takes the whole training in {count}: warmup_epochs is not below epochs")
     for factor, changes in find_co_varying(study, planned).items():
         lines.append(_format_co_varying(study, factor, changes))
     return lines

@@ -9,7 +9,8 @@ from study.config.schema import StudyConfig, TrialConfig
 from study.plan.trials import list_corners, plan_cells
 from study.plan.warm_start import build_config
 
-_TASK_MARGINS: Mapping[str, str] = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
+MAIN_METRICS: Mapping[str, str] = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
+"""The metric that is the score of a task. `MarginConfig` has its margin."""
 _SPLITS = ("train", "val", "test")  # in the order of `TrialConfig.split_sizes`
 
 
@@ -24,10 +25,10 @@ def compute_margin(study: StudyConfig, measure: str) -> float:
     split, _, metric = measure.partition("_")
     if split in ("effect", "displacement"):
         return study.analysis.margins.displacement
-    if split not in _SPLITS or metric not in ("accuracy", "score", *_TASK_MARGINS.values()):
+    if split not in _SPLITS or metric not in ("accuracy", "score", *MAIN_METRICS.values()):
         raise ValueError(f"{measure}: no margin is defined for it")
     configs = _collect_configs(study)
-    names = {_TASK_MARGINS[config.task] for config in configs} if metric == "score" else {metric}
+    names = {MAIN_METRICS[config.task] for config in configs} if metric == "score" else {metric}
     smallest = min(config.split_sizes[_SPLITS.index(split)] for config in configs)
     margin: float = max(getattr(study.analysis.margins, name) for name in names)
     return max(margin, 1 / max(smallest, 1))

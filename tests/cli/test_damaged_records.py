@@ -69,6 +69,13 @@ def change(name: str, **changes: Any) -> Damage:
     return lambda record: replace(name, json.dumps({**(read_json(record.path / name) or {}), **changes}))(record)
 
 
+def change_metrics(**changes: float) -> Damage:
+    """Changes some of the metrics in result.json."""
+    return lambda record: change(
+        "result.json", metrics={**(read_json(record.result) or {}).get("metrics", {}), **changes}
+    )(record)
+
+
 def list_file(name: str) -> Damage:
     """Lists one more file in result.json."""
     return lambda record: change("result.json", files={name: {"bytes": 1, "sha256": "x"}})(record)
@@ -209,6 +216,10 @@ CASES: dict[str, tuple[str, Damage]] = {
     "a score that differs from its curve": (
         "result.json: val_accuracy is 0.25, but", change("result.json", metrics={"val_accuracy": 0.25})
     ),
+    "a test accuracy that is not its score": ("result.json: test_score is", change_metrics(test_accuracy=0.25)),
+    "a gap that is not that of its scores": (
+        "result.json: generalization_gap is", change_metrics(generalization_gap=0.9)
+    ),
     "too few epochs": ("result.json: epochs is 1", change("result.json", epochs=1)),
     "negative weights": (
         "switch_weights.parquet: weight: is not between 0 and 1",
@@ -266,6 +277,14 @@ def test_a_wrong_file_damages_its_own_trial(trials: pd.DataFrame, case: str) -> 
     assert trial["reason"].startswith(CASES[case][0])
     assert len(trial["reason"]) < 300
     assert pd.isna(trial["val_loss"])
+
+
+def test_a_result_of_no_epochs_does_not_hide_that_a_network_without_a_choice_was_trained(tmp_path: Path) -> None:
+    study = load_study("depth_vs_batch", "smoke", ["norm=bn", "batch_size=2"])
+    folder = StudyFolder(tmp_path / study.name)
+    write_study(folder, study, Truth())
+    change("result.json", epochs=0)(next(folder.trials()))
+    assert load_study_records(folder).trials["reason"].tolist() == ["metrics.jsonl: the last epoch is 2, not 0"]
 
 
 def test_other_trials_count(trials: pd.DataFrame) -> None:

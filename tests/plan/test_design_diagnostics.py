@@ -57,6 +57,12 @@ def test_a_large_design_is_diagnosed_in_seconds_or_says_what_is_not_checked() ->
     assert "more than 1000 levels: whether effects can be told apart is not checked" in lines
 
 
+def test_a_warm_up_that_takes_the_whole_training_is_named() -> None:
+    line = "the warm-up takes the whole training in 4 cells: warmup_epochs is not below epochs"
+    assert line in problems("depth_vs_batch", "smoke", "factors.epochs=[2, 3]", "warmup_epochs=2")
+    assert not any("warm-up" in each for each in problems("depth_vs_batch", "smoke"))
+
+
 def test_blocks_determine_main_effects_and_leave_out_interactions() -> None:
     levels = [trial.levels for trial in plan_trials(load_study("impacts", "laptop"))]
     assert (find_aliases(levels), find_confounded(levels)) == ([], [])

@@ -12,10 +12,10 @@ from study.analysis.weight_tables import BACKBONE
 from study.bench.synthetic_records.truth import SimulatedRun
 from study.config.layer_places import name_place
 from study.config.schema import TrialConfig
+from study.plan.margins import MAIN_METRICS
 from study.plan.trials import PlannedTrial
 
 DIVERGED_REASON, FAILED_REASON = "loss is nan at step 3", "out of memory"
-MAIN_METRICS = {"classification": "accuracy", "segmentation": "miou", "detection": "box_ap"}
 HEAD_LAYERS = {  # one norm of each head, by role
     "decoder": "decoder.conv.1",
     "fpn": "backbone.fpn.inner_blocks.0.1",
