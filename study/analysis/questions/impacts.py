@@ -28,7 +28,7 @@ from study.analysis.questions.impact_details import find_dynamics, find_places, 
 from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.verdicts import Claim, Verdict, find_above, find_below, judge_all, judge_any
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.displacement import displacement_difference
+from study.analysis.statistics.displacement import correlate_displacements, displacement_difference
 
 STRONG = ("depth", "batch_size")  # the paper's claim
 WEAK = ("initialization", "decay", "solver")
@@ -55,7 +55,10 @@ def compare_factors(distances: ChoiceDistances, confidence: float) -> dict[str, 
     pairs = [(strong, weak) for strong, weak in product(STRONG, WEAK) if {strong, weak} <= claims.keys()]
     return {
         f"{strong} - {weak}": Claim(
-            estimate=displacement_difference(claims[strong].estimate, claims[weak].estimate, confidence),
+            estimate=displacement_difference(
+                claims[strong].estimate, claims[weak].estimate, confidence,
+                correlate_displacements(distances.moments[strong], distances.moments[weak]),
+            ),
             margin=distances.margin,
             can_support=distances.moments[strong].is_complete and distances.moments[weak].is_complete,
             can_refute=distances.moments[strong].is_complete and distances.moments[weak].is_complete,
