@@ -50,6 +50,10 @@ def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
             factor_row(choices, measure, name, [name], estimate)
             for name, estimate in other.estimate(confidence).items()
         ]
+    rows += [
+        factor_row(choices, "effect_all_levels", name, [name], displacement(moments, confidence))
+        for name, moments in distances.between.items()
+    ]
     for name in claims:
         slopes = find_slope_contrasts(choices.cells, name)
         if slopes:
