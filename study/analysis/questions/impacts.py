@@ -100,7 +100,7 @@ class _Impacts(FactorQuestion):
             factor_row(distances.choices, "effect_difference", name, name.split(" - "), each.estimate, p_values[name])
             for name, each in differences.items()
         ] + [
-            factor_row(distances.choices, "effect_difference", f"{name}, all levels", name.split(" - "), other)
+            factor_row(distances.choices, "effect_difference_all_levels", name, name.split(" - "), other)
             for name, each in differences.items() for other in each.others
         ]  # fmt: skip
         lost = find_below(differences, records.confidence)

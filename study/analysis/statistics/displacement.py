@@ -103,14 +103,16 @@ def displacement_difference(
 
 
 def correlate_displacements(first: Moments, second: Moments) -> float:
-    """The correlation of two displacements over replicates, from their values without each replicate; else 0.
+    """The correlation of two displacements over replicates, from their values without each replicate.
+
+    0 with fewer than four, of which it would be noise.
 
     Two factors share cells. Where a cell in which one is at its upper level and the other at its lower one is noisier
     than others, the same noise makes one displacement larger and the other smaller.
     """
     places = {number: row for row, number in enumerate(second.replicates, start=1)}
     rows = [(row, places[number]) for row, number in enumerate(first.replicates, start=1) if number in places]
-    if len(rows) < 3:
+    if len(rows) < 4:
         return 0.0
     pairs = np.array([
         _stabilize(_average(each.squared)[list(numbers)], _compute_scale(_average(each.seeds)[0] * each.noise, each.n))

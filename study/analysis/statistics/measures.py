@@ -162,6 +162,9 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
                 "Displacement for each doubling of a factor: least squares on log2 of its levels.", displacement),
         measure("effect_difference", "difference of displacements", "One factor's displacement minus another's.",
                 displacement_difference),
+        measure("effect_difference_all_levels", "difference of displacements, all levels",
+                "The displacement between all levels of the first factor minus the other's displacement.",
+                displacement_difference),
         measure("effect_cell", "displacement in single cells",
                 "The displacement of a factor at one combination of the other factors' levels. All intervals of a "
                 "factor together have the stated confidence (Bonferroni).", displacement),
