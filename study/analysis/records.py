@@ -30,6 +30,7 @@ from study.plan.analysis_plan import (
     PlanRecord,
     changes_runs,
     find_changes,
+    find_removed,
     resolve_analysis_plan,
 )
 from study.plan.design_diagnostics import find_co_varying
@@ -180,22 +181,31 @@ class StudyRecords:
 
     @cached_property
     def changed_after_results(self) -> dict[str, Change]:
-        """Settings that decide verdicts and were changed after there were results: their planned values, and now's."""
+        """What decides verdicts and was changed after there were results: the planned value, and the one now.
+
+        These are settings, and planned runs that were taken away: without the norm that won, another verdict follows.
+        """
         if self.plan is None or not self.plan.is_before_data:
             return {}
         planned, changes = self.plan.before_results, self.plan_changes
         late = [each.changes for each in changes.amendments if each.results]
         late += [changes.unrecorded] * (self.n_finished > 0)
-        now = resolve_analysis_plan(self.study)
-        keys = [key for key in DECIDING if any(key in each for each in late)]
-        return {key: (planned[key], now[key]) for key in keys if planned[key] != now[key]}
+        late_keys = {key for each in late for key in each if key in planned}
+        found = find_changes(planned, resolve_analysis_plan(self.study))
+        changed = {key: change for key, change in found.items() if key in late_keys}
+        return {key: changed[key] for key in DECIDING if key in changed} | find_removed(changed)
 
     @property
     def as_planned(self) -> StudyRecords:
-        """The records with the planned values of the settings that decide verdicts."""
-        settings = {key: planned for key, (planned, _) in self.changed_after_results.items()}
+        """The records with the planned values of what decides verdicts. Runs that were taken away are read again."""
+        changed = self.changed_after_results
+        settings = {key: changed[key][0] for key in DECIDING if key in changed}
         analysis = AnalysisConfig.model_validate({**self.study.analysis.model_dump(mode="json"), **settings})
-        return replace(self, study=self.study.model_copy(update={"analysis": analysis}))
+        if self.plan is None or not find_removed(changed):
+            return replace(self, study=self.study.model_copy(update={"analysis": analysis}))
+        planned = self.plan.before_results
+        runs = {key: value for key, value in planned.items() if key in ("factors", "blocks", "replicates")}
+        return replace(load_study_records(self.folder, analysis, runs), plan=replace(self.plan, amendments=()))
 
     def margin(self, measure: str) -> float:
         """The smallest difference that counts as practical: `study.plan.margins.compute_margin`."""
@@ -236,16 +246,19 @@ class StudyRecords:
         return sorted(found) if listed else found or [getattr(self.study.base, factor)]
 
 
-def load_study_records(folder: StudyFolder, analysis: AnalysisConfig | None = None) -> StudyRecords:
+def load_study_records(
+    folder: StudyFolder, analysis: AnalysisConfig | None = None, runs: Mapping[str, Any] | None = None
+) -> StudyRecords:
     """Reads a study of any completeness: no trials, one, some, all.
 
-    analysis: settings in place of those in `study.yaml`; None for these.
+    analysis: settings in place of those in `study.yaml`; None for these. runs: the same for the planned runs.
     Raises `UserError` where `study.yaml` is missing or does not hold a study. A damaged trial is a row of state
     `damaged`, as is one that was trained on other data than most; a replicate that repeats the numbers of another one
     is `repeated`.
     """
     content = read_study(folder)
-    study, space = content.study.model_copy(update={"analysis": analysis or content.study.analysis}), content.space
+    settings = {**(runs or {}), "analysis": analysis or content.study.analysis}
+    study, space = content.study.model_copy(update=settings), content.space
     on_disk = list(folder.trials())
     planned = _plan_trials(folder, study, space, on_disk)
     trials = [read_trial(trial, plan, space) for trial, plan in planned]

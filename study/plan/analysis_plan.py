@@ -136,6 +136,15 @@ def changes_runs(changes: Mapping[str, Change]) -> bool:
     return any(key in changes for key in (*_SAMPLE_KEYS, "factors", "blocks"))
 
 
+def find_removed(changes: Mapping[str, Change]) -> dict[str, Change]:
+    """Returns the changes that take planned runs away: fewer replicates, levels that are gone, other blocks."""
+    return {
+        key: (before, now) for key, (before, now) in changes.items()
+        if (key == "replicates" and now < before) or key == "blocks"
+        or (key == "factors" and any(level not in now.get(name, ()) for name in before for level in before[name]))
+    }  # fmt: skip
+
+
 def format_changes(changes: Mapping[str, Change]) -> str:
     """Returns `replicates from 4 to 8, margins.accuracy from 0.005 to 0.01`: only the parts that differ."""
     parts = []

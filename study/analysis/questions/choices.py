@@ -15,6 +15,7 @@ from study.analysis.statistics.contrasts import Contrast, find_contrasts
 from study.analysis.statistics.distances import Distance
 from study.analysis.statistics.intervals import Floats, Numbers, cell_numbers
 from study.analysis.statistics.profiles import Profiles
+from study.analysis.wording import join_words
 from study.config.choice_space import ChoiceSpace
 
 
@@ -107,3 +108,8 @@ def collect_choices(
 def find_empty_cells(choices: Choices) -> list[int]:
     """The numbers of planned cells without any result."""
     return [int(number) for number in np.flatnonzero(~choices.present.any(axis=1))]
+
+
+def name_cell(levels: pd.Series, factors: Sequence[str]) -> str:
+    """`depth = 14 and batch_size = 2`: a cell by its levels of these factors."""
+    return join_words(f"{name} = {levels[name]}" for name in factors) if len(factors) else "the one cell"

@@ -30,6 +30,15 @@ class ChoiceDistances:
         """Mean squared distances between cells."""
         return CellDistances(self.squared)
 
+    @cached_property
+    def between(self) -> dict[str, Moments]:
+        """The mean over all pairs of levels, of factors with numeric levels between the ends that are compared."""
+        cells = self.choices.cells
+        return {
+            name: measure_contrasts(self.cells, find_contrasts(cells, name, all_levels=True))
+            for name in self.moments if cells[name].map(repr).nunique() > 2 and find_ends(cells[name].tolist())
+        }  # fmt: skip
+
     def select_axis(self, axis: int) -> ChoiceDistances:
         """The same by the weights of one axis alone."""
         return ChoiceDistances(
@@ -50,9 +59,9 @@ class ChoiceDistances:
         """That each factor moves the choice by more than the margin.
 
         A contrast without results may lie anywhere: the factor can only be said to move the choice if it does even
-        where the missing contrasts have no displacement, and cannot be said not to. A factor whose levels in between
-        differ from its ends cannot be said not to move it either. A factor without any result is a claim without a
-        value, which comes last.
+        where the missing contrasts have no displacement, and cannot be said not to. A factor with levels between its
+        ends moves the choice if the ends lie apart, or all levels on average. A factor without any result is a claim
+        without a value, which comes last.
         """
         found, measured = {}, self.estimate(confidence)
         for name in [*measured, *(name for name in self.moments if name not in measured)]:
@@ -61,18 +70,10 @@ class ChoiceDistances:
             share = moments.n_contrasts / moments.n_planned
             low = estimate.low is not None and estimate.low * share**0.5 > self.margin
             found[name] = Claim(
-                estimate=estimate, margin=self.margin, can_support=low or share == 1,
-                can_refute=share == 1 and self._is_small_between(name, confidence),
+                estimate=estimate, margin=self.margin, can_support=low or share == 1, can_refute=share == 1,
+                others=[displacement(self.between[name], confidence)] if name in self.between else [],
             )  # fmt: skip
         return found
-
-    def _is_small_between(self, factor: str, confidence: float) -> bool:
-        """Whether all levels of a factor, not only its ends, lie within the margin of each other on average."""
-        cells = self.choices.cells
-        if cells[factor].map(repr).nunique() < 3 or find_ends(cells[factor].tolist()) is None:
-            return True
-        moments = measure_contrasts(self.cells, find_contrasts(cells, factor, all_levels=True))
-        return displacement(moments, confidence).below(self.margin)
 
 
 def measure_distances(choices: Choices, margin: float, distance: Distance = JENSEN_SHANNON) -> ChoiceDistances:

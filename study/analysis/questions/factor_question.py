@@ -13,6 +13,7 @@ import pandas as pd
 
 from study.analysis.questions import factor_sentences as sentences
 from study.analysis.questions.answers import Answer, Effect, Judgement
+from study.analysis.questions.cell_effects import cell_rows, format_cell_effects
 from study.analysis.questions.choices import collect_choices, select_choices
 from study.analysis.questions.factor_effects import ChoiceDistances, judge_factors, measure_distances
 from study.analysis.questions.factor_rows import displacement_rows, effect_rows, share_rows, strongest_rows
@@ -94,9 +95,11 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
     details = question.find_details(records, trials, distances)
     strongest, shares = strongest_rows(distances), share_rows(choices, confidence)
     layers, seeds = layer_rows(choices, confidence), seed_distance_rows(records, trials)
+    of_cells = cell_rows(distances, confidence)
     text = sentences.format_missing_choices(records, choices) or [
         decision.opening,
         *sentences.format_empty_cells(choices),
+        *format_cell_effects(of_cells, verdicts, distances.margin, confidence),
         *sentences.format_factor_verdicts(records, distances, verdicts),
         *sentences.format_strongest(strongest),
         *format_seed_sources(seeds),
@@ -109,8 +112,8 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
         title=question.title, verdict=decision.verdict, claim=decision.claim, factors=verdicts, answer=" ".join(text),
         rule=question.format_rule(records),
         effects=[
-            *effect_rows(distances, confidence), *seeds, *decision.effects, *strongest, *details.effects, *layers,
-            *shares,
+            *effect_rows(distances, confidence), *seeds, *decision.effects, *of_cells, *strongest, *details.effects,
+            *layers, *shares,
         ],
         n_done=int(trials["state"].eq("done").sum()), n_planned=len(trials),
         needs=_list_needs(question, records, distances, decision),

@@ -23,13 +23,16 @@ SEEDS = "another seed"  # the comparison of the row that shows the distance betw
 
 
 def displacement_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
-    """Rows for the displacement of every factor, on which its verdict is given."""
+    """Rows for the displacement of every factor, on which its verdict is given, and for that between all levels."""
     claims = distances.claims(confidence)
     p_values = adjust_p_values(claims, confidence)
     return [
         factor_row(distances.choices, "effect", name, [name], claim.estimate, p_values[name])
         for name, claim in claims.items()
-    ]
+    ] + [
+        factor_row(distances.choices, "effect_all_levels", name, [name], other)
+        for name, claim in claims.items() for other in claim.others
+    ]  # fmt: skip
 
 
 def effect_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.choices import Choices, find_empty_cells
+from study.analysis.questions.choices import Choices, find_empty_cells, name_cell
 from study.analysis.questions.factor_effects import ChoiceDistances
 from study.analysis.questions.verdicts import Claim, Verdict
 from study.analysis.records import StudyRecords
@@ -43,7 +43,7 @@ def format_empty_cells(choices: Choices) -> list[str]:
     empty = find_empty_cells(choices)
     if not empty:
         return []
-    names = [_name_cell(choices.cells.iloc[number], choices.factors) for number in empty]
+    names = [name_cell(choices.cells.iloc[number], choices.factors) for number in empty]
     more = len(names) - MAX_NAMED
     listed = join_words([*names[:MAX_NAMED], *[format_plural(more, "more cell")] * (more > 0)])
     return [f"No run has a result at {listed}, so nothing is concluded that these could change."]
@@ -56,34 +56,39 @@ def format_factor_verdicts(
     if not distances.moments:
         return []
     confidence = records.confidence
-    relative, estimates = distances.relative(confidence), distances.estimate(confidence)
+    relative, claims = distances.relative(confidence), distances.claims(confidence)
     found = [
-        _format_factor(records, distances, name, verdicts[name], estimate, relative[name])
-        for name, estimate in estimates.items()
-    ]
+        _format_factor(records, distances, name, verdicts[name], claim, relative[name])
+        for name, claim in claims.items() if claim.estimate.value is not None
+    ]  # fmt: skip
     if any(moments.seeds_change_nothing for moments in distances.moments.values()):
         found.append("Seeds change nothing here: replicates of a cell chose exactly the same.")
     return [
         *found,
         f"A displacement is how far the levels of a factor lie apart, free of the noise of seeds; below "
-        f"{distances.margin:g} ({UNIT}, about {_points(distances.margin)} points of weight in every layer) it counts "
-        f"as none. Where nothing moves the choice, estimates scatter around 0, below it as often as above.",
+        f"{distances.margin:g} ({UNIT}; {_describe_size(distances.margin)}) it counts as none. Where nothing moves the "
+        f"choice, estimates scatter around 0, below it as often as above.",
+        *(f"What else is said of displacements compares the lowest and the highest level of {name}."
+          for name in distances.between),
     ]  # fmt: skip
 
 
 def _format_factor(
-    records: StudyRecords, distances: ChoiceDistances, name: str, verdict: Verdict, estimate: Estimate,
-    relative: Estimate,
+    records: StudyRecords, distances: ChoiceDistances, name: str, verdict: Verdict, claim: Claim, relative: Estimate
 ) -> str:  # fmt: skip
     ends = find_ends(distances.choices.cells[name].tolist())
     levels = f" (from {ends[0]} to {ends[1]})" if ends else ""
-    by = format_estimate(estimate, records.confidence)
+    by = format_estimate(claim.estimate, records.confidence)
     seeds = (
         f", which is {format_number(relative.value, 2)} times the distance between two seeds"
         if relative.value is not None
         else ""
     )
     subject = f"{name}{levels}"
+    for other in claim.others:
+        seeds += f"; over all pairs of its levels, by {format_estimate(other, records.confidence)}"
+    if verdict == "supported" and claim.others and not claim.estimate.above(claim.margin):
+        return f"Factor {name} moves the choice, though its ends may not differ{levels}: by {by}{seeds}."
     return {
         "supported": f"Factor {subject} moves the choice by {by}{seeds}.",
         "not supported": f"Factor {subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}.",
@@ -91,9 +96,11 @@ def _format_factor(
     }[verdict]
 
 
-def _points(margin: float) -> str:
-    """A Jensen-Shannon distance as points of weight: near uniform weights over three members, 0.09 are ten."""
-    return f"{margin * 112:.0f}"
+def _describe_size(margin: float) -> str:
+    """A Jensen-Shannon distance as points of weight that one member gains: 0.09 are ten near equal weights."""
+    return (
+        f"in every layer, about {margin * 112:.0f} points of weight at equal weights, {200 * margin**2:.1g} at one-hot"
+    )
 
 
 def format_strongest(rows: Sequence[Effect]) -> list[str]:
@@ -143,7 +150,7 @@ def format_common_needs(choices: Choices) -> list[str]:
     """The cells and replicates that any verdict on the choice needs, where they are missing."""
     needs = []
     if empty := find_empty_cells(choices):
-        names = [_name_cell(choices.cells.iloc[number], choices.factors) for number in empty[:MAX_NAMED]]
+        names = [name_cell(choices.cells.iloc[number], choices.factors) for number in empty[:MAX_NAMED]]
         more = len(empty) - MAX_NAMED
         needs.append(f"results at {join_words([*names, *[format_plural(more, 'more cell')] * (more > 0)])}")
     if (n := choices.n_replicates) < 3:
@@ -155,14 +162,12 @@ def format_more_replicates(numbers: Mapping[str, Claim], records: StudyRecords) 
     """How many replicates would probably put each open number on one side of its margin."""
     return [
         f"{name.replace(' - ', ' against ')}: "
-        + format_replicates_to_settle(claim.estimate, claim.margin, records.confidence, n_refuting=len(numbers))
+        + format_replicates_to_settle(each, claim.margin, records.confidence, n_refuting=len(numbers))
         for name, claim in numbers.items()
-        if claim.estimate.freedom is not None and not claim.estimate.above(claim.margin)
-    ]
-
-
-def _name_cell(levels: pd.Series, factors: Sequence[str]) -> str:
-    return join_words(f"{name} = {levels[name]}" for name in factors) if len(factors) else "the one cell"
+        for each in [max((claim.estimate, *claim.others), key=lambda number: number.value or 0.0)]
+        if each.freedom is not None and not each.above(claim.margin)
+        and (claim.can_refute or not each.below(claim.margin))
+    ]  # fmt: skip
 
 
 def _format_percent(share: Estimate) -> str:
@@ -180,8 +185,9 @@ def format_effect_rule(records: StudyRecords) -> str:
         "those of later blocks. Numeric levels are compared between the lowest and the highest, others as the mean",
         "over all pairs. Supported: the",
         f"{format_confidence(records.confidence)} interval lies above the margin. Evidence against: it lies below the",
-        "margin, and so does the mean over all pairs of levels where there are levels between the ends. Otherwise:",
-        "not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
+        "margin. Where there are numeric levels between the ends, the mean over all pairs counts as well: one of the",
+        "two above the margin supports (adjusted for two by Bonferroni), and both must lie below it for evidence",
+        "against. Otherwise: not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
         "verdict that it could change. Other distances, shares of variance and the probability of being the strongest",
         "are shown and do not decide.",
     ])  # fmt: skip

@@ -27,7 +27,12 @@ def format_places(
     )
     seeds = f", {format_number(relative.value, 1)} seed distances" if relative.value is not None else ""
     number = format_estimate(estimate, records.confidence)
-    says = "moves the choice" if estimate.above(0) else "cannot be said to move the choice"
+    margin = records.margin("effect")
+    says = (
+        f"moves the choice by more than {margin:g}" if estimate.above(margin)
+        else f"does not move the choice by more than {margin:g}" if estimate.below(margin)
+        else f"cannot be said to move the choice by more than {margin:g}"
+    )  # fmt: skip
     return f"Inside a network, the place in a block {says}: {number}{seeds}. {label} share by place: {each}."
 
 

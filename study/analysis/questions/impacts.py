@@ -28,7 +28,9 @@ from study.analysis.questions.impact_details import find_dynamics, find_places, 
 from study.analysis.questions.robustness import Robustness
 from study.analysis.questions.verdicts import Claim, Verdict, find_above, find_below, judge_all, judge_any
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.displacement import displacement_difference
+from study.analysis.statistics.displacement import correlate_displacements, displacement, displacement_difference
+from study.analysis.statistics.intervals import Estimate
+from study.analysis.statistics.moments import Moments
 
 STRONG = ("depth", "batch_size")  # the paper's claim
 WEAK = ("initialization", "decay", "solver")
@@ -50,15 +52,24 @@ def explore_impacts(records: StudyRecords) -> Robustness:
 
 
 def compare_factors(distances: ChoiceDistances, confidence: float) -> dict[str, Claim]:
-    """The difference between the displacements of each strong and each weak factor that vary: `depth - solver`."""
-    claims = distances.claims(confidence)
-    pairs = [(strong, weak) for strong, weak in product(STRONG, WEAK) if {strong, weak} <= claims.keys()]
+    """The difference between the displacements of each strong and each weak factor that vary: `depth - solver`.
+
+    A strong factor with levels between its ends may be further than the weak one by all of its levels, too.
+    """
+    moments, between = distances.moments, distances.between
+    pairs = [(strong, weak) for strong, weak in product(STRONG, WEAK) if {strong, weak} <= moments.keys()]
+
+    def compare(strong: Moments, weak: Moments) -> Estimate:
+        first, second = displacement(strong, confidence), displacement(weak, confidence)
+        return displacement_difference(first, second, confidence, correlate_displacements(strong, weak))
+
     return {
         f"{strong} - {weak}": Claim(
-            estimate=displacement_difference(claims[strong].estimate, claims[weak].estimate, confidence),
+            estimate=compare(moments[strong], moments[weak]),
             margin=distances.margin,
-            can_support=distances.moments[strong].is_complete and distances.moments[weak].is_complete,
-            can_refute=distances.moments[strong].is_complete and distances.moments[weak].is_complete,
+            others=[compare(between[strong], moments[weak])] if strong in between else [],
+            can_support=moments[strong].is_complete and moments[weak].is_complete,
+            can_refute=moments[strong].is_complete and moments[weak].is_complete,
         )
         for strong, weak in pairs
     }
@@ -88,7 +99,10 @@ class _Impacts(FactorQuestion):
         rows = [
             factor_row(distances.choices, "effect_difference", name, name.split(" - "), each.estimate, p_values[name])
             for name, each in differences.items()
-        ]
+        ] + [
+            factor_row(distances.choices, "effect_difference_all_levels", name, name.split(" - "), other)
+            for name, each in differences.items() for other in each.others
+        ]  # fmt: skip
         lost = find_below(differences, records.confidence)
         return Decision(
             claim=claim, verdict=verdict, numbers=differences, effects=rows,

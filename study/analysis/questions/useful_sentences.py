@@ -44,7 +44,7 @@ def open_useful(
     if verdict == SUPPORTED:
         answer = f"{reference} is better than {join_words(claims)}"
     elif verdict == AGAINST:
-        answer = _describe_refuted(reference, claims, refuted, confidence)
+        answer = _describe_refuted(opponents, claims, refuted, confidence)
     else:
         answer = _describe_open(reference, claims, confidence)
     answer += _describe_empty_cells(opponents, decided=verdict != OPEN)
@@ -239,14 +239,17 @@ def format_pair_needs(item: PairedDifference, claim: Claim, confidence: float, n
 
 
 def _describe_refuted(
-    reference: str, claims: Mapping[str, Claim], refuted: Sequence[str], confidence: float
-) -> str:  # fmt: skip
+    opponents: Sequence[PairedDifference], claims: Mapping[str, Claim], refuted: Sequence[str], confidence: float
+) -> str:
     """`sn is worse than bn and there is no practical difference between sn and gn (less than 0.005 either way)`.
 
-    Worse: the number lies below 0, with p values adjusted for the number of comparisons.
+    Worse: the number lies below 0, with p values adjusted for the number of comparisons. What is said of a comparison
+    with empty cells holds for every score that they could have had.
     """
+    reference = str(opponents[0].reference)
+    lowest = {str(item.other): item.worst or item.estimate for item in opponents}
     below_0 = find_below({name: replace(claim, margin=0.0) for name, claim in claims.items()}, confidence)
-    same = [name for name in refuted if claims[name].estimate.above(-claims[name].margin)]
+    same = [name for name in refuted if lowest[name].above(-claims[name].margin)]
     worse = [name for name in refuted if name in below_0 and name not in same]
     no_gain = [name for name in refuted if name not in [*worse, *same]]
     margin = next((claim.margin for claim in claims.values()), 0.0)

@@ -18,13 +18,26 @@ OPEN: Verdict = "not enough evidence"
 class Claim:
     """A number that decides, and the margin above which it supports the claim.
 
+    others: further numbers, any of which supports the claim by itself (adjusted by Bonferroni for their number); all
+    of them must lie below the margin to refute it.
     can_support, can_refute: whether the data allow that verdict; a loss of runs may bar one of them.
     """
 
     estimate: Estimate
     margin: float
+    others: Sequence[Estimate] = ()
     can_support: bool = True
     can_refute: bool = True
+
+    def compute_p_value(self, confidence: float, *, above: bool) -> float | None:
+        """One-sided p value that no number lies above the margin, or that not all lie below it; None if unknown."""
+        p_values = [
+            one_sided_p_value(each, self.margin, confidence, above=above) for each in (self.estimate, *self.others)
+        ]
+        known = [p for p in p_values if p is not None]
+        if above:
+            return min(1.0, len(p_values) * min(known)) if known else None
+        return max(known) if len(known) == len(p_values) else None
 
 
 def judge(claim: Claim, confidence: float) -> Verdict:
@@ -40,7 +53,7 @@ def judge_all(claims: Mapping[str, Claim], confidence: float) -> Verdict:
     """
     if find_below(claims, confidence):
         return AGAINST
-    above = [claim.can_support and claim.estimate.above(claim.margin) for claim in claims.values()]
+    above = [claim.can_support and _lies_beyond(claim, confidence, above=True) for claim in claims.values()]
     return SUPPORTED if above and all(above) else OPEN
 
 
@@ -48,7 +61,7 @@ def judge_any(claims: Mapping[str, Claim], confidence: float) -> Verdict:
     """The verdict on a claim that holds if any of its numbers lies above its margin; `judge_all` mirrored."""
     if find_above(claims, confidence):
         return SUPPORTED
-    below = [claim.can_refute and claim.estimate.below(claim.margin) for claim in claims.values()]
+    below = [claim.can_refute and _lies_beyond(claim, confidence, above=False) for claim in claims.values()]
     return AGAINST if below and all(below) else OPEN
 
 
@@ -66,8 +79,11 @@ def find_above(claims: Mapping[str, Claim], confidence: float) -> list[str]:
 
 def _find_beyond(claims: Mapping[str, Claim], allowed: Sequence[str], confidence: float, *, above: bool) -> list[str]:
     """Those of the allowed numbers that lie beyond their margins; p values are adjusted over all of them."""
-    p_values = adjust_holm([
-        one_sided_p_value(claim.estimate, claim.margin, confidence, above=above) for claim in claims.values()
-    ])  # fmt: skip
+    p_values = adjust_holm([claim.compute_p_value(confidence, above=above) for claim in claims.values()])
     level = (1 - confidence) / 2
     return [name for name, p in zip(claims, p_values, strict=True) if name in allowed and p is not None and p < level]
+
+
+def _lies_beyond(claim: Claim, confidence: float, *, above: bool) -> bool:
+    p_value = claim.compute_p_value(confidence, above=above)
+    return p_value is not None and p_value < (1 - confidence) / 2

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 
 from study.analysis.questions.level_comparisons import build_claims, compare_levels
 from study.analysis.questions.useful_sentences import format_distinguished
-from study.analysis.questions.verdicts import Verdict, judge_all
+from study.analysis.questions.verdicts import AGAINST, SUPPORTED, Claim, Verdict, find_below, judge, judge_all
 from study.analysis.questions.warm_start_sentences import format_start_answer
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.paired_differences import PairedDifference
-from study.analysis.wording import format_estimate
+from study.analysis.wording import format_estimate, join_words
 from study.plan.warm_start import build_config
 
 NOT_OWN = ("permute", "shared")
@@ -48,6 +48,7 @@ def describe_starts(records: StudyRecords, differences: Mapping[str, Sequence[Pa
         return ["No run that starts from another one has finished together with the one it is compared with."]
     judged = judge_properties(differences[metric], records.margin(metric), confidence)
     parts = format_start_answer(records.reference_norm, judged)
+    parts += _describe_disagreement(differences[metric], judged, records.margin(metric), confidence)
     for reference in dict.fromkeys(item.reference for item in found):
         numbers = "; ".join(
             f"{format_estimate(item.estimate, confidence, sign=True)} against {item.other}"
@@ -71,10 +72,33 @@ def judge_properties(items: Sequence[PairedDifference], margin: float, confidenc
 
     A property without deciding comparisons has no entry.
     """
+    claims = _build_property_claims(items, margin)
+    return {what: judge_all(those, confidence) for what, those in claims.items() if those}
+
+
+def _build_property_claims(items: Sequence[PairedDifference], margin: float) -> dict[str, dict[str, Claim]]:
+    """The claims on each property, by start rule."""
     deciding = [item for item in items if item.reference in DECIDING]
     taken = {"that each layer has its own choice": NOT_OWN, "that layers mix normalizers": NO_MIX}
-    of_rules = {what: [item for item in deciding if item.other in rules] for what, rules in taken.items()}
-    return {what: judge_all(build_claims(those, margin), confidence) for what, those in of_rules.items() if those}
+    return {
+        what: build_claims([item for item in deciding if item.other in rules], margin) for what, rules in taken.items()
+    }
+
+
+def _describe_disagreement(
+    items: Sequence[PairedDifference], judged: Mapping[str, Verdict], margin: float, confidence: float
+) -> list[str]:
+    """The rules that lose something although a property does not matter, because another rule loses nothing."""
+    said = []
+    for what, claims in _build_property_claims(items, margin).items():
+        losing = [rule for rule, claim in claims.items() if judge(claim, confidence) == SUPPORTED]
+        if judged.get(what) == AGAINST and losing:
+            others = join_words(find_below(claims, confidence))
+            said.append(
+                f"Rules disagree on whether it matters {what}: {join_words(losing)} loses more than {margin:g}, "
+                f"{others} does not."
+            )
+    return said
 
 
 def _references(records: StudyRecords) -> dict[str, str]:

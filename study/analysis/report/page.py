@@ -125,13 +125,14 @@ class FactorRow:
     """A row of the table of factors.
 
     verdict: whether the factor moves the choice; None for what factors are compared with (seeds, places in a block).
-    relative: the displacement in distances between seeds.
+    relative: the displacement in distances between seeds. between: that of all levels, where there are more than ends.
     """
 
     name: str
     verdict: Verdict | None
     effect: Effect
     relative: Effect | None
+    between: Effect | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -143,7 +144,8 @@ def build_factor_rows(answer: Answer) -> list[FactorRow]:
     by_name = {(effect.measure.name, effect.comparison): effect for effect in answer.effects}
     rows = [
         FactorRow(name=effect.comparison, verdict=answer.factors[effect.comparison], effect=effect,
-                  relative=by_name.get(("effect_relative", effect.comparison)))
+                  relative=by_name.get(("effect_relative", effect.comparison)),
+                  between=by_name.get(("effect_all_levels", effect.comparison)))
         for effect in answer.effects if effect.measure.name == "effect" and effect.comparison in answer.factors
     ]  # fmt: skip
     compared = [effect for effect in answer.effects if effect.measure.name in ("effect_place", "seed_distance")]

@@ -86,13 +86,14 @@ def withhold_verdict(answer: Answer, records: StudyRecords) -> Answer:
 
 
 def mark_post_hoc(name: str, answer: Answer, records: StudyRecords) -> Answer:
-    """The answer of a study whose deciding settings were changed after there were results: it opens with that.
+    """The answer of a study whose plan was changed after there were results, in what decides: it opens with that.
 
     Among many margins and levels there is nearly always one that gives a verdict.
     """
-    planned = QUESTIONS[name].judge(records.as_planned).verdict
+    as_planned = records.as_planned
+    planned = OPEN if as_planned.is_interim else QUESTIONS[name].judge(as_planned).verdict
     changes = format_changes(records.changed_after_results)
-    note = f"Post hoc, because settings were changed after there were results ({changes}). The verdict as planned is"
+    note = f"Post hoc, because the plan was changed after there were results ({changes}). The verdict as planned is"
     return replace(answer, planned_verdict=planned, answer=f'{note} "{format_verdict(planned)}". {answer.answer}')
 
 

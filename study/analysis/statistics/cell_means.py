@@ -19,7 +19,7 @@ from study.analysis.statistics.intervals import Estimate, Floats, adjust_holm, t
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """The cell that differs most clearly from the mean of the other cells.
+    """The cell that differs most from the mean of the other cells, of those that differ clearly.
 
     cell: its row. estimate: the cell's mean minus that of the others, at a confidence adjusted for the number of cells.
     p_value: that all cells have the same mean; the smallest p value of all cells, adjusted for their number.
@@ -72,10 +72,11 @@ def estimate_contrast(grid: Floats, weights: Sequence[float] | Floats, confidenc
 
 
 def find_interaction(grid: Floats, confidence: float) -> Interaction | None:
-    """Whether cells differ in their means, and which one most clearly. grid: (cell, replicate), NaN where missing.
+    """Whether cells differ in their means, and which one most. grid: (cell, replicate), NaN where missing.
 
     Each cell is compared with the mean of the others, paired over replicates, so cells may differ in their spread.
-    Two cells are one comparison. None with fewer than two cells or without intervals.
+    Two cells are one comparison. The cell is the one with the largest difference, of those whose intervals exclude 0;
+    where none does, the one with the smallest p value. None with fewer than two cells or without intervals.
     """
     n_cells = len(grid)
     if n_cells < 2:
@@ -88,8 +89,9 @@ def find_interaction(grid: Floats, confidence: float) -> Interaction | None:
     known = {cell: p for cell, p in enumerate(p_values) if p is not None}
     if not known:
         return None
-    cell = min(known, key=lambda number: known[number])
-    return Interaction(cell=cell, estimate=contrasts[cell], p_value=known[cell])
+    clear = [cell for cell in known if contrasts[cell].excludes(0)]
+    cell = max(clear, key=lambda number: abs(contrasts[number].value or 0.0), default=min(known, key=known.__getitem__))
+    return Interaction(cell=cell, estimate=contrasts[cell], p_value=min(known.values()))
 
 
 def adjust_replicates(grid: Floats) -> Floats:

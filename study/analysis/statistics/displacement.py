@@ -76,10 +76,13 @@ def relative_displacement(moments: Moments, confidence: float, axis: int | None 
     return _estimate_root(ratios, parts, moments.noise, confidence, freedom=moments.freedom)
 
 
-def displacement_difference(first: Estimate, second: Estimate, confidence: float) -> Estimate:
+def displacement_difference(
+    first: Estimate, second: Estimate, confidence: float, correlation: float = 0.0
+) -> Estimate:  # fmt: skip
     """How much further one factor moves the choice than another, from their displacements at this confidence.
 
-    The interval combines those of the two (Zou and Donner, 2008), so it need not be symmetric.
+    The interval combines those of the two (Zou and Donner, 2008; with their correlation: Zou, 2007), so it need not be
+    symmetric. correlation: of the two estimates; a positive one is taken as 0, which makes the interval too wide.
     """
     n = min(first.n, second.n)
     if first.value is None or second.value is None:
@@ -90,13 +93,34 @@ def displacement_difference(first: Estimate, second: Estimate, confidence: float
 
     def bounds(at: float) -> tuple[float, float]:
         (low, high), (other_low, other_high) = (find_bounds(each, confidence, at) for each in parts)
-        below = np.hypot((first.value or 0.0) - low, other_high - (second.value or 0.0))
-        above = np.hypot(high - (first.value or 0.0), (second.value or 0.0) - other_low)
-        return value - float(below), value + float(above)
+        below = _join_errors((first.value or 0.0) - low, other_high - (second.value or 0.0), correlation)
+        above = _join_errors(high - (first.value or 0.0), (second.value or 0.0) - other_low, correlation)
+        return value - below, value + above
 
     low, high = bounds(confidence)
     freedom = min(each.freedom or 0.0 for each in parts)
     return Estimate(value=value, low=low, high=high, n=n, freedom=freedom, bounds=bounds)
+
+
+def correlate_displacements(first: Moments, second: Moments) -> float:
+    """The correlation of two displacements over replicates, from their values without each replicate.
+
+    0 with fewer than four, of which it would be noise.
+
+    Two factors share cells. Where a cell in which one is at its upper level and the other at its lower one is noisier
+    than others, the same noise makes one displacement larger and the other smaller.
+    """
+    places = {number: row for row, number in enumerate(second.replicates, start=1)}
+    rows = [(row, places[number]) for row, number in enumerate(first.replicates, start=1) if number in places]
+    if len(rows) < 4:
+        return 0.0
+    pairs = np.array([
+        _stabilize(_average(each.squared)[list(numbers)], _compute_scale(_average(each.seeds)[0] * each.noise, each.n))
+        for each, numbers in zip((first, second), zip(*rows, strict=True), strict=True)
+    ])  # fmt: skip
+    if any(is_identical(each) for each in pairs) or not np.isfinite(pairs).all():
+        return 0.0
+    return float(np.corrcoef(pairs)[0, 1])
 
 
 def seed_distance(moments: Moments, confidence: float) -> Estimate:
@@ -125,6 +149,11 @@ def probability_strongest(
     values = np.stack([np.einsum("drs,rs->d", products, table) for table in known.values()])
     largest = values >= values.max(axis=0) - NOTHING
     return dict(zip(known, (largest / largest.sum(axis=0)).mean(axis=1).tolist(), strict=True))
+
+
+def _join_errors(first: float, second: float, correlation: float) -> float:
+    """The error of a difference, from those of its parts."""
+    return float(np.sqrt(first**2 + second**2 - 2 * min(correlation, 0.0) * first * second))
 
 
 def _average(values: Floats, axis: int | None = None) -> Floats:

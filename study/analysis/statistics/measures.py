@@ -117,8 +117,9 @@ def _scores() -> list[Measure]:
         Measure(
             name="interaction", label="interaction of norm and cell", rule=find_interaction,
             definition="The metric of the study: the difference between two norms in one cell, minus its mean over the "
-            "other cells, paired at equal replicate, for the cell where this is clearest. The interval is adjusted for "
-            "the number of cells (Bonferroni), and p, that all cells have the same difference, by Holm.",
+            "other cells, paired at equal replicate, for the cell where this is largest, of those whose interval "
+            "excludes 0. The interval is adjusted for the number of cells (Bonferroni), and p, that all cells have the "
+            "same difference, by Holm.",
         ),
     ]  # fmt: skip
 
@@ -154,10 +155,19 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
         measure("effect_total_variation", "displacement by total variation",
                 _MOVES.format("switch weights", "Euclidean") + " Divided by the root of 2: for two members it is the "
                 "total variation, for three within 14 % of it.", displacement),
+        measure("effect_all_levels", "displacement between all levels",
+                "The displacement of a factor with numeric levels between its lowest and its highest: the mean over "
+                "all pairs of its levels (of squares).", displacement),
         measure("effect_per_doubling", "displacement per doubling",
                 "Displacement for each doubling of a factor: least squares on log2 of its levels.", displacement),
         measure("effect_difference", "difference of displacements", "One factor's displacement minus another's.",
                 displacement_difference),
+        measure("effect_difference_all_levels", "difference of displacements, all levels",
+                "The displacement between all levels of the first factor minus the other's displacement.",
+                displacement_difference),
+        measure("effect_cell", "displacement in single cells",
+                "The displacement of a factor at one combination of the other factors' levels. All intervals of a "
+                "factor together have the stated confidence (Bonferroni).", displacement),
         measure("probability_strongest", "probability of being the strongest",
                 "Share of resampled studies in which the factor has the largest displacement; replicates are resampled "
                 "jointly, by random weights.", probability_strongest),

@@ -21,6 +21,7 @@ class Moments:
     same shape. parts: the numbers (replicate, replicate, axis) whose mean over pairs of different replicates is the
     squared displacement of all replicates. noise: the variance of one replicate's contrast, as a multiple of `seeds`,
     if seeds are independent.
+    replicates: their numbers, in this order; empty where these are not known.
     fewest: the number of networks in the cell that has the fewest; None where every replicate is in every cell.
     n_contrasts, n_planned: the number of contrasts with results, and of planned ones.
     """
@@ -29,6 +30,7 @@ class Moments:
     seeds: Floats
     parts: Floats
     noise: float = 1.0
+    replicates: Sequence[int] = ()
     fewest: int | None = None
     n_contrasts: int = 1
     n_planned: int = 1
@@ -122,7 +124,7 @@ def measure_contrasts(distances: CellDistances, contrasts: Sequence[Contrast]) -
         seeds[row] = np.mean([np.einsum("iia->ia", _select(table, each)).mean(axis=0) for each in whole], axis=0)
     noise = float(np.mean([-np.trace(each.weights) for each in whole])) if whole else 1.0
     return Moments(
-        squared=squared, seeds=seeds, noise=noise, fewest=distances.count_fewest(whole),
+        squared=squared, seeds=seeds, noise=noise, replicates=replicates, fewest=distances.count_fewest(whole),
         n_contrasts=len(whole), n_planned=len(contrasts),
         parts=np.mean(parts, axis=0) if parts else np.full((len(replicates), *squared[1:].shape), np.nan),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from study.analysis.questions.verdicts import OPEN
 from study.analysis.records import StudyRecords
 from study.analysis.report.registry import QUESTIONS, answer_questions
 from study.bench.synthetic_records import SyntheticStudy, Truth
-from study.bench.verdicts.counts import Counts, Judged, build_key
+from study.bench.verdicts.counts import FACTOR_NUMBERS, Counts, Judged, build_key
 from study.bench.verdicts.scenarios import NO_EFFECT, NumberKey, Scenario
 from study.config.schema import StudyConfig
 from study.plan.analysis_plan import amend_plan, record_plan, resolve_analysis_plan
@@ -122,7 +122,7 @@ def compute_true_values(scenario: Scenario, replicates: int) -> dict[NumberKey, 
     for seed in range(FIRST_SEED_OF_TRUE_VALUES, FIRST_SEED_OF_TRUE_VALUES + STUDIES_OF_TRUE_VALUES):
         for effect in QUESTIONS[scenario.question].judge(study.draw_records(replace(truth, seed=seed))).effects:
             value = effect.estimate.value
-            if effect.measure.name == "effect" and value is not None:
+            if effect.measure.name in FACTOR_NUMBERS and value is not None:
                 squares[build_key(effect)].append(value * abs(value))
             elif effect.measure.name == "effect_difference":
                 differences.add(build_key(effect))

@@ -315,6 +315,10 @@ def _margin_scenarios() -> Iterator[Scenario]:
         )  # fmt: skip
     weaker = {"depth": 1.0, "batch_size": 1.0, "initialization": LOGIT_WEAKER_BY_MARGIN}
     yield build("initialization less by the margin", "less than depth and B by the margin", weaker, wrong=(YES, NO))
+    yield build(
+        "initialization less by the margin, noise against", "the same; noise is large in the cell of only depth",
+        weaker, replicates=8, wrong=(YES, NO), logit_noise=_large_where_depth_alone_is_high,
+    )  # fmt: skip
     above = {"depth": 0.35, "batch_size": 0.35}
     yield build("just above the margin, 16 replicates", "depth and B alone", above, replicates=16, wrong=(NO,))
     claim = {"depth": 1.0, "batch_size": 1.5}
@@ -334,6 +338,11 @@ def _level_scenarios() -> Iterator[Scenario]:
             "depth 1.7, B 1.7 from 2 to 16, initialization 1.1", {"depth": 1.7, "initialization": 1.1},
             replicates=8, wrong=(NO,), expected=YES, null_factors=[], layer_logits=_rise_with_log_batch,
         )  # fmt: skip
+    yield _build_choice_scenario(
+        "impacts", {**FACTORS, "batch_size": BATCH_LEVELS[1]}, "the claim, B between its ends",
+        "depth 1.5; B 1.5 at B = 8 alone", {}, replicates=8, wrong=(NO,), expected=YES, null_factors=["initialization"],
+        bn_logit=lambda trial: 1.5 * ((trial.config.batch_size == 8) + (trial.config.depth == 14)),
+    )  # fmt: skip
 
 
 def _tasks_scenarios() -> Iterator[Scenario]:
@@ -406,6 +415,10 @@ def _large_at_small_batch(trial: PlannedTrial) -> float:
 
 def _large_in_one_cell(trial: PlannedTrial) -> float:
     return 0.4 if trial.config.batch_size == 2 and trial.config.depth == 8 else 0.1
+
+
+def _large_where_depth_alone_is_high(trial: PlannedTrial) -> float:
+    return 0.4 if (trial.config.depth, trial.config.initialization) == (14, "he_normal") else 0.1
 
 
 def _one_in_ten(trial: PlannedTrial, accuracy: float) -> float:

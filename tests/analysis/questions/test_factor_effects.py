@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from study.analysis.questions.cell_effects import cell_rows, format_cell_effects
 from study.analysis.questions.choices import collect_choices, find_empty_cells
 from study.analysis.questions.factor_effects import ChoiceDistances, judge_factors, measure_distances
 from study.analysis.questions.factor_rows import SEEDS, effect_rows, share_rows, strongest_rows
@@ -113,6 +114,45 @@ def test_few_replicates_give_numbers_at_most(replicates: int) -> None:
     assert set(distances.claims(CONFIDENCE)) == set(FACTORS)
     assert bool(share_rows(distances.choices, CONFIDENCE)) == (replicates > 1)
     assert format_common_needs(distances.choices)[0].startswith("at least 3 replicates of every cell")
+
+
+# -------------------------------------------------------------------------- levels between the ends, and cells
+
+
+def _measure_batches(replicates: int, odd: float) -> ChoiceDistances:
+    """B has four levels, of which the third alone moves the choice."""
+    trials = _trials(replicates, tuple(product((8,), (2, 4, 8, 16), ("he", "orthogonal"))))
+    shown = trials.assign(batch_size=trials["batch_size"].map(lambda level: 16 if level == 8 else 2))
+    choices = collect_choices(_profiles(shown, 0, batch_size=odd), trials, FACTORS, NORMALIZATION)
+    return measure_distances(choices, MARGIN)
+
+
+def test_a_level_between_the_ends_can_move_the_choice_alone() -> None:
+    distances = _measure_batches(8, odd=1.5)
+    claims = distances.claims(CONFIDENCE)
+    assert not claims["batch_size"].estimate.above(MARGIN)
+    assert judge_factors(claims, CONFIDENCE) == {"batch_size": "supported", "initialization": "not supported"}
+    assert judge_all(compare_factors(distances, CONFIDENCE), CONFIDENCE) == "supported"
+    (row,) = [row for row in effect_rows(distances, CONFIDENCE) if row.measure.name == "effect_all_levels"]
+    assert row.comparison == "batch_size"
+    assert row.estimate.above(3 * MARGIN)
+
+
+def test_a_factor_that_moves_the_choice_in_one_cell_alone_is_said_to() -> None:
+    trials = _trials(6)
+    only = trials["depth"].eq(14) & trials["initialization"].eq("orthogonal")
+    shown = trials.assign(batch_size=trials["batch_size"].where(only, 2))
+    choices = collect_choices(_profiles(shown, 0, batch_size=1.5), trials, FACTORS, NORMALIZATION)
+    distances = measure_distances(choices, MARGIN)
+    rows = cell_rows(distances, CONFIDENCE)
+    assert len(rows) == 3 * 4
+    verdicts = judge_factors(distances.claims(CONFIDENCE), CONFIDENCE)
+    said = {sentence.split()[1]: sentence for sentence in format_cell_effects(rows, verdicts, MARGIN, CONFIDENCE)}
+    assert "at depth = 14 and initialization = orthogonal and by" in said["batch_size"]
+    alike = _measure(_trials(6), batch_size=1.0)
+    assert not format_cell_effects(
+        cell_rows(alike, CONFIDENCE), judge_factors(alike.claims(CONFIDENCE), CONFIDENCE), MARGIN, CONFIDENCE
+    )
 
 
 # ----------------------------------------------------------------------------------------------- missing runs

@@ -35,11 +35,11 @@ def test_a_study_with_a_cell_without_results_has_a_report(tmp_path: Path, lost: 
     assert ("over 3 of 4 cells" in answers["useful"]["answer"]) == (lost == "failed")
 
 
-def test_a_level_between_the_ends_bars_evidence_against_its_factor() -> None:
+def test_a_level_between_the_ends_can_move_the_choice() -> None:
     study = build_study(8, ("impacts",), norm=["sn"], batch_size=[2, 4, 16])
     truth = Truth(bn_logit=lambda trial: 3.0 * (trial.config.batch_size == 4))
     found = QUESTIONS["impacts"].judge(SyntheticStudy(study).draw_records(truth))
-    assert found.factors == {"batch_size": "not enough evidence"}
+    assert found.factors == {"batch_size": "supported"}
     flat = QUESTIONS["impacts"].judge(SyntheticStudy(study).draw_records(Truth(logit_noise=0.02)))
     assert flat.factors == {"batch_size": "not supported"}
 

@@ -147,6 +147,17 @@ def test_with_an_empty_cell_only_what_holds_for_every_score_counts(worst: Any, b
     assert decide([item], MARGIN, 0.95) == verdict
 
 
+def test_no_practical_difference_holds_for_every_score_of_an_empty_cell() -> None:
+    """Here only the best scores would make the norms equal; in all other cells sn is far worse."""
+    item = _difference(
+        "bn", np.zeros(5), estimate=_estimate(-0.13, -0.12), empty_cells=("B = 2",), worst=_estimate(-0.3, -0.2),
+        best=_estimate(-0.004, 0.004),
+    )  # fmt: skip
+    claims = build_claims([item], MARGIN)
+    said = open_useful("not supported", [item], claims, find_below(claims, 0.95), 0.95)
+    assert said.startswith("No, in this study: sn has no practical gain over bn (less than 0.005), although")
+
+
 def test_intervals_cover_and_the_bootstrap_less_so() -> None:
     found = [_compare(seed, {"bn": 0.01}, replicates=8)[0] for seed in range(DRAWS)]
     assert 0.91 <= np.mean([holds(item.estimate, 0.01) for item in found]) <= 0.99

@@ -67,6 +67,10 @@ def test_what_an_intervention_costs_says_what_matters(build: Build, losses: Any,
     answer = answer_useful(build(_losing(**losses)))
     assert f"With the choices of finished networks of sn, {own} and {mix}." in answer.answer
     assert "Warm starts are compared by the same rule and do not decide the verdict." in answer.rule
+    disagree = set(losses) & {"permute", "shared"} and own == NOT_OWN
+    assert ("Rules disagree on whether it matters that each layer has its own choice:" in answer.answer) == bool(
+        disagree
+    )
 
 
 def test_a_planted_loss_is_measured_against_frozen_on_all_measures(build: Build) -> None:

@@ -157,12 +157,25 @@ def test_a_verdict_after_settings_were_changed_is_marked_post_hoc(
     records = load_study_records(folder)
     answer = answer_questions(records)["useful"]
     assert answer.planned_verdict == answer.to_json()["planned_verdict"] == "not enough evidence"
-    assert answer.answer.startswith("Post hoc, because settings were changed after there were results (")
+    assert answer.answer.startswith("Post hoc, because the plan was changed after there were results (")
     assert 'The verdict as planned is "not enough evidence".' in answer.answer
     if not recorded:
         page = _text(write_report(folder))
         assert "post hoc" in page
         assert "(planned)" not in page
+
+
+def test_a_verdict_after_levels_were_taken_away_is_marked_post_hoc(tmp_path: Path) -> None:
+    """Without the norm that was better, sn is the best one."""
+    accuracies = {"sn": 0.9, "ln": 0.87, "bn": 0.95}
+    study = build_study(3, ("useful",), norm=["sn", "ln", "bn"])
+    folder = write_study(tmp_path, study, Truth(accuracy=lambda trial: accuracies[trial.config.norm]))
+    planned = answer_questions(load_study_records(folder))["useful"]
+    assert (planned.verdict, planned.planned_verdict) == ("not supported", None)
+    after = study_from_dict({**study.model_dump(mode="json"), "factors": {"norm": ["sn", "ln"]}}, "test")
+    record_study(after, folder, {"command": "test"})
+    answer = answer_questions(load_study_records(folder))["useful"]
+    assert (answer.planned_verdict, answer.answer.startswith("Post hoc")) == ("not supported", True)
 
 
 def test_settings_that_were_changed_before_there_were_results_are_the_plan(tmp_path: Path) -> None:

@@ -176,6 +176,15 @@ def test_the_interaction_test_finds_the_cell_that_differs() -> None:
     assert find_interaction(grid[:1], 0.95) is None
 
 
+def test_the_cell_that_differs_most_is_named_however_small_the_spread_of_others() -> None:
+    """By p values, an even cell beside an odd one would be named as the one that is unlike the others."""
+    grid = np.array([0.01, 0.001, 0.001, 0.001])[:, None] * _draw(5, 4, 6)
+    grid[0] += 0.8
+    found = find_interaction(grid, 0.95)
+    assert found is not None
+    assert found.cell == 0
+
+
 def test_two_cells_are_one_interaction() -> None:
     grid = _draw(4, 2, 5)
     found = find_interaction(grid, 0.95)

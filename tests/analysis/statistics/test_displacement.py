@@ -13,6 +13,7 @@ import pytest
 
 from study.analysis.statistics.contrasts import Contrast, find_contrasts, find_slope_contrasts
 from study.analysis.statistics.displacement import (
+    correlate_displacements,
     displacement,
     displacement_difference,
     probability_strongest,
@@ -413,6 +414,21 @@ def test_intervals_of_differences_cover_the_truth(replicates: int, moves: tuple[
     covered, above, below = _count(draw, moves[0] - moves[1])
     assert covered >= 0.91
     assert max(above, below) <= 0.06
+
+
+def test_intervals_of_differences_cover_where_noise_moves_two_factors_against_each_other() -> None:
+    """The only noisy cell has one factor high and the other low. Errors that are combined as if they were independent
+    gave intervals of 95 % that held the truth in 86 %."""
+    high = np.array([[0], [0], [1], [1]]) + np.array([[0], [1], [0], [1]])
+    spread = np.array([0.1, 0.1, 1.0, 0.1])[:, None, None]
+
+    def draw(random: np.random.Generator) -> Estimate:
+        points = 4.0 * high[:, None] + spread * random.standard_normal((4, 8, 1))
+        moments = [_measure(points, CROSSED, name) for name in FACTORS]
+        parts = [displacement(each, CONFIDENCE) for each in moments]
+        return displacement_difference(*parts, CONFIDENCE, correlate_displacements(*moments))
+
+    assert _count(draw, 0.0)[0] >= 0.92
 
 
 # ------------------------------------------------------------------------------------------------ differences
