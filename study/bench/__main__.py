@@ -56,6 +56,7 @@ BENCHMARKS = {
     "norms": Benchmark("speed.norms", "time and peak memory of norm layers at the layer shapes of ResNet-20 and -50"),
     "step": Benchmark("speed.step", "a training step of ResNet-20 and ResNet-18 with every norm"),
     "trial": Benchmark("speed.trial", "the harness against a bare training loop, and the fixed cost of a trial"),
+    "fuse": Benchmark("speed.fuse", "trials per hour one by one and fused, against a plain harness"),
     "scale": Benchmark("speed.scale", "plan, status and report on 100 to 10,000 synthetic records"),
     "driver": Benchmark("speed.driver", "the driver with 10,000 simulated trials (1,000 at once) that do no training"),
     "recipes": Benchmark(

@@ -21,6 +21,7 @@ from study.config.wording import format_count, format_plural
 from study.plan.analysis_plan import find_changes, format_changes, hash_plan, resolve_analysis_plan
 from study.plan.design_diagnostics import describe_balance, find_problems
 from study.plan.disk_space import check_disk_space, format_bytes
+from study.plan.fused_groups import plan_groups
 from study.plan.loading import StudyFile, read_study_file
 from study.plan.power_analysis import describe_power
 from study.plan.trials import PlannedTrial
@@ -54,12 +55,13 @@ def print_plan(
         measured, part = {name: planned for name, planned in cells.items() if name in names}, MAX_MEASURED / len(cells)
         console.print(f"{MAX_MEASURED} of these cells, chosen at random, are shown and measured:\n")
     sizes: dict[str, Any] = {}
+    groups = plan_groups(trials, study, gpu=False)  # the forecast is for this machine's CPU
     with Live(_build_plan_table(study, measured, sizes), console=console, auto_refresh=False, transient=True) as live:
         # Imports torch, so only after the first table is shown.
         from study.training.cost_estimate import estimate_bytes, measure_cell
 
         for cell, planned in measured.items():
-            sizes[cell] = measure_cell(planned[0])
+            sizes[cell] = measure_cell(planned[0], len(groups.get(planned[0].key, "1")))
             if console.is_terminal:
                 live.update(_build_plan_table(study, measured, sizes), refresh=True)
     console.print(_build_plan_table(study, measured, sizes))
@@ -76,6 +78,11 @@ def print_plan(
         console.print(f"- {problem}", soft_wrap=True)
     for line in [*describe_balance(trials), *describe_power(study, folder)]:
         console.print(line, soft_wrap=True)
+    if groups:
+        largest = max(map(len, groups.values()))
+        console.print(
+            f"{format_plural(len(groups), 'trial')} in groups of up to {largest}, each trained as one (run.fuse)"
+        )
     total = sum(sizes[trial.trial_id].seconds for trial in trials if trial.trial_id in sizes) / part
     console.print(
         f"forecast from a few steps of {'every' if part == 1 else 'each measured'} cell on this machine: "

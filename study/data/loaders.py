@@ -109,6 +109,22 @@ class TrainingLoader(ABC):
         return torch.randperm(self.sample_count, generator=generator)
 
 
+class WholeEpochs:
+    """A training loader whose batches of an epoch are one batch for Lightning: an iterator over those that are left."""
+
+    def __init__(self, loader: TrainingLoader) -> None:
+        self.loader = loader
+        self.set_epoch, self.state_dict, self.load_state_dict = (
+            loader.set_epoch, loader.state_dict, loader.load_state_dict,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        yield iter(self.loader)
+
+
 def split_evaluation(sample_count: int, batch_size: int, shard: Shard) -> list[range]:
     """The indices of the samples in each evaluation batch of a shard.
 

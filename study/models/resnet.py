@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import avg_pool2d, conv2d
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from study.config.datasets import DATASETS
@@ -167,7 +167,7 @@ class ShortcutConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(N, C, H, W) -> (N, out_channels, H / stride, W / stride), rounded up."""
         down, right = self.stride
-        return conv2d(input[:, :, ::down, ::right], weight, bias)
+        return conv2d(avg_pool2d(input, 1, (down, right)), weight, bias, groups=self.groups)
 
 
 def _build_stage(inputs: int, outputs: int, blocks: int, stride: int, norm_layer: NormLayer) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,9 @@ class Job:
     threads: CPU threads of each rank.
     wandb_runs: the names of the study's runs on W&B.
     place: name of the cluster's job or node that the trial runs on, for its record.
+    group: keys of the trials whose networks are computed as one, this one's among them; empty for a trial that is
+        trained by itself.
+    alone: whether it has a process of its own, without the others of its group; its numbers are the same.
     build_network: a function of a module that builds the network, in place of the one that the config describes; it
         also applies the start rule, if the study has one.
     """
@@ -40,8 +43,19 @@ class Job:
     devices: tuple[str, ...] = ("cpu",)
     threads: int = 1
     place: str = ""
+    group: tuple[str, ...] = ()
+    alone: bool = False
     build_network: Callable[[Job], Any] | None = None
 
     def assign(self, devices: tuple[str, ...], threads: int) -> Job:
         """Returns the job with its devices and threads."""
         return replace(self, devices=devices, threads=threads)
+
+
+def split_processes(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs of each process: those of a group share one. In the order of their first jobs."""
+    processes: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        name = (job.trial.key,) if job.alone or not job.group else job.group
+        processes.setdefault(name, []).append(job)
+    return list(processes.values())

@@ -223,7 +223,7 @@ def start_run(
     start = partial(
         wandb.init, project=tracking.project, entity=tracking.entity, name=name,
         id="-".join(filter(None, (runs.build_run_id(name), version))),
-        group=runs.group, dir=path, resume="allow",
+        group=runs.group, dir=path, resume="allow", reinit="create_new",
         settings=wandb.Settings(
             silent=True, console="off", disable_git=True, save_code=False, disable_job_creation=True,
             x_disable_stats=not tracking.system_metrics, x_disable_meta=not tracking.system_metrics,

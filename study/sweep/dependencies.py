@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from study.plan.trials import PlannedTrial
 
@@ -14,11 +14,11 @@ class DependencyQueue:
     """Queue of trials in which a trial becomes ready once the trial that it starts from is done.
 
     Attributes:
-        ready: Trials that can run now, in order.
+        ready: Trials that can run now, in order, by key.
     """
 
     def __init__(self) -> None:
-        self.ready: deque[PlannedTrial] = deque()
+        self.ready: OrderedDict[str, PlannedTrial] = OrderedDict()
         self._blocked: defaultdict[str, list[PlannedTrial]] = defaultdict(list)
         self._unstartable: list[tuple[PlannedTrial, str]] = []
         self._ended: dict[str, str] = {}
@@ -30,10 +30,15 @@ class DependencyQueue:
         if status is None:
             self._blocked[str(start)].append(trial)
         elif status == HAS_WEIGHTS:
-            self.ready.append(trial)
+            self.ready[trial.key] = trial
         else:
             self._unstartable.append((trial, f"its start trial {start} has no weights: {status}"))
             self.mark_ended(trial.key, "failed")
+
+    def pop_ready(self, others: Callable[[PlannedTrial], Collection[str]]) -> list[PlannedTrial]:
+        """Removes and returns the first ready trial, and those of `others`, given by key for it, that are ready."""
+        _, first = self.ready.popitem(last=False)
+        return [first, *(self.ready.pop(key) for key in others(first) if key in self.ready)]
 
     def mark_ended(self, key: str, status: str) -> None:
         """Releases the trials that wait for `key`; `status` is that of its result, or `failed` if it was abandoned."""

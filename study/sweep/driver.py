@@ -22,6 +22,7 @@ from study.analysis.trial_files import find_damage
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import NO_SPACE, UserError
 from study.config.schema import StudyConfig
+from study.plan.fused_groups import plan_groups
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
 from study.record.io import quarantine, read_json, write_json
@@ -31,6 +32,7 @@ from study.record.wandb_links import count_unsynced_runs, link_wandb_runs
 from study.record.wandb_names import name_runs
 from study.sweep.executors.attempts import POLL_SECONDS, AttemptHandler, AttemptLoop
 from study.sweep.executors.base import Executor
+from study.sweep.executors.resources import find_devices
 from study.sweep.listener import SweepListener
 from study.sweep.optuna.connection import check_storage, open_trial_source
 from study.sweep.retries import RetryPolicy
@@ -39,7 +41,7 @@ from study.sweep.study_file import check_folder, check_locks, write_study
 if TYPE_CHECKING:  # importing W&B is slow, and a finished study does not need it
     from study.record.wandb_server import Connection, ServerWatch
 
-SAME_FAILURE_LIMIT = 3  # if so many trials fail alike and none succeeds, the fault is not in a trial
+SAME_FAILURE_LIMIT = 3  # if so many trials, or groups, fail alike and none succeeds, the fault is not in a trial
 MIN_FREE_BYTES = 2**20  # with less than this, not even a trial's state can be written
 DETACHED = "STUDY_DETACHED"  # environment variable, set for a driver that runs in the background
 
@@ -89,9 +91,10 @@ class Driver(AttemptHandler):
     def __post_init__(self) -> None:
         self.result = SweepResult()
         self.retries = RetryPolicy(max_attempts=self.study.run.max_attempts, requeues=self.study.launch.requeues)
-        self.first_tracebacks: list[str] = []
+        self.first_tracebacks: dict[str, str] = {}  # of the first failures: one of every process
         self.successes = 0
         self.wandb_watch: ServerWatch | None = None
+        self.groups: dict[str, tuple[str, ...]] = {}  # of fused trials, by the key of each of them
 
     def run(self) -> SweepResult:
         """Runs what has no result yet. Raises `UserError` if another driver runs the study."""
@@ -130,6 +133,8 @@ class Driver(AttemptHandler):
     def _run_round(self, trials: Sequence[PlannedTrial]) -> None:
         """Runs the trials of a round that have no result, several at a time."""
         loop = AttemptLoop(self.executor, self.retries, self)
+        if self.build_network is None:
+            self.groups = plan_groups(trials, self.study, gpu=self._uses_gpus())
         missing = {trial.key: trial for trial in self._find_missing(trials, loop)}
         loop.running.update({key: missing.pop(key) for key in self.executor.reattach(missing.keys())})
         for trial in missing.values():
@@ -181,6 +186,9 @@ class Driver(AttemptHandler):
     def record_of(self, trial: PlannedTrial) -> TrialFolder:
         return self.folder.trial(trial.trial_id, trial.replicate)
 
+    def group_of(self, trial: PlannedTrial) -> Sequence[str]:
+        return self.groups.get(trial.key, ())
+
     def build_job(self, trial: PlannedTrial) -> Job:
         return Job(
             trial=replace(trial, space=self.space),
@@ -194,20 +202,24 @@ class Driver(AttemptHandler):
             start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
             data=self.data,
             build_network=self.build_network,
+            group=tuple(self.group_of(trial)),
         )
 
     def is_stopped(self) -> bool:
         return bool(self.result.stopped)
 
     def stop_on_failure(self, trial: PlannedTrial, reason: str) -> bool:
-        """Stops the study if the disk is full, or if the first trials all fail with the same traceback."""
+        """Stops the study if the disk is full, or if the first trials all fail with the same traceback.
+
+        Trials of a group count once: they have most of their settings in common.
+        """
         if reason.startswith(NO_SPACE) or shutil.disk_usage(self.folder.path).free < MIN_FREE_BYTES:
             self.result.stopped = f"{NO_SPACE} {self.folder.path}; free some space, then run the same command to resume"
             return True
         state = self.record_of(trial).read_state()
         if state.get("state") != "failed" or state.get("failures") != 1:
             return False
-        self.first_tracebacks.append(str(state.get("traceback")))
+        self.first_tracebacks[next(iter(self.group_of(trial)), trial.key)] = str(state.get("traceback"))
         if not self._all_fail_alike():
             return False
         self.result.failed[trial.key] = reason
@@ -243,8 +255,13 @@ class Driver(AttemptHandler):
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
+    def _uses_gpus(self) -> bool:
+        if self.study.launch.launcher != "local":
+            return self.study.launch.gpus > 0
+        return find_devices(self.study.run.device) != ["cpu"]
+
     def _all_fail_alike(self) -> bool:
-        tracebacks = self.first_tracebacks
+        tracebacks = self.first_tracebacks.values()
         return self.successes == 0 and len(tracebacks) >= SAME_FAILURE_LIMIT and len(set(tracebacks)) == 1
 
     def _take_lock(self) -> Any:

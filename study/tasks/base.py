@@ -5,9 +5,9 @@ A task is a subclass that defines its loss and its metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as L
 import torch
@@ -33,6 +33,37 @@ class DivergedError(Exception):
     """The training loss became NaN or Inf. This ends the trial, and is its result."""
 
 
+class Passes(Protocol):
+    """Computes the passes of a trial's network. trials: number of trials that share the work."""
+
+    trials: int
+
+    def forward(self, network: nn.Module, images: Any) -> Any: ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def finish(self) -> None:
+        """Called when the trial needs no more passes, before it waits for anything else."""
+
+
+class OwnPasses:
+    """The passes of a trial that is trained by itself."""
+
+    trials = 1
+
+    def forward(self, network: nn.Module, images: Any) -> Any:
+        return network(images)
+
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.backward(loss)
+
+    def finish(self) -> None:
+        pass
+
+
+OWN_PASSES = OwnPasses()
+
+
 class TrainingModule(L.LightningModule):
     """Trains `network` on batches of its task (study/data/batches.py).
 
@@ -46,13 +77,6 @@ class TrainingModule(L.LightningModule):
 
     main_metric: str  # the task's score
     uses_rng: bool = False  # whether a training step draws from torch's global generator
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning writes this name some thirty times per step; `nn.Module` would look for parameters in each value.
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def __init__(
         self,
@@ -88,6 +112,9 @@ class TrainingModule(L.LightningModule):
         # Metrics of the last epoch, for the recorder. `log_dict` would take ten times as long as computing them.
         self.epoch_metrics: dict[str, float] = {}
         self.recalibration_batches: Iterable[Batch] = ()
+        self.steps_taken = 0
+        self.after_step: Callable[[int], None] = lambda number: None  # gets the step's number in its epoch, from 0
+        self.passes: Passes = OWN_PASSES
 
     # --------------------------------------------------------------------------------- defined by each task
 
@@ -120,7 +147,7 @@ class TrainingModule(L.LightningModule):
 
     def forward(self, images: Any) -> Any:
         """The network's output for a batch of images."""
-        return self.network(images)
+        return self.passes.forward(self.network, images)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.network, self.config)
@@ -130,44 +157,63 @@ class TrainingModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------ training
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["global_step"] = self.steps_taken
+        # Networks that are computed as one have parts of larger tensors, which would be saved whole.
+        checkpoint["state_dict"] = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
         checkpoint["unseen"] = [torch.stack(values) for values in zip(*self.pending_losses, strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.steps_taken = checkpoint["global_step"]
         self.pending_losses = list(zip(*checkpoint["unseen"], strict=True))
 
     def on_train_start(self) -> None:
         self.pending_losses = [tuple(value.to(self.device) for value in step) for step in self.pending_losses]
         if self.group.world_size > 1 and self.pending_losses:
             # The checkpoint is of a trial on one device, so that its losses are of whole batches.
-            self._check_losses(self.global_step % self.steps_per_epoch, ProcessGroup())
+            self._check_losses(self.steps_taken % self.steps_per_epoch, ProcessGroup())
 
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader
         loader.set_epoch(self.current_epoch)
         self.pending_losses.clear()
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+    def training_step(self, batches: Iterator[Batch], batch_idx: int) -> None:
+        """Trains the steps of an epoch that are left.
+
+        For Lightning they are one batch (`WholeEpochs`): what it does around a batch takes as long as the arithmetic of
+        a small network.
+        """
+        scaled = self.config.precision == "float16"  # by Lightning's optimizer
+        optimizer: Any = self.optimizers(use_pl_optimizer=scaled)
+        schedule: Any = self.lr_schedulers()
+        for number, batch in enumerate(batches, self.steps_taken % self.steps_per_epoch):
+            if self.device.type != "cpu":
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+            self._take_step(batch, number, optimizer)
+            if not scaled:
+                self.on_before_optimizer_step(optimizer)
+            optimizer.step()
+            schedule.step()
+            self.steps_taken += 1
+            self.after_step(number)
+
+    def _take_step(self, batch: Batch, number: int, optimizer: Any) -> None:
+        """Computes the gradients of a step, the `number`-th of its epoch."""
         if self.config.dropout:  # seeded by the step, so that a resumed run draws the same numbers
             rank = (self.group.rank,) if self.group.rank else ()
-            torch.manual_seed(derive_seed("dropout", self.seed, self.global_step, *rank))
-        if batch_idx == self.steps_per_epoch - 1:  # the learning rate of an epoch's last step is recorded
-            self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            torch.manual_seed(derive_seed("dropout", self.seed, self.steps_taken, *rank))
+        if number == self.steps_per_epoch - 1:  # the learning rate of an epoch's last step is recorded
+            self.learning_rate = optimizer.param_groups[0]["lr"]
         if self.is_sparse:
-            set_radius(self.network, self.global_step / (self.steps_per_epoch * self.config.epochs))
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
+            set_radius(self.network, self.steps_taken / (self.steps_per_epoch * self.config.epochs))
         optimizer.zero_grad()
         whole = self.accumulate == 1 and not self.uses_rng  # with an RNG, each micro-batch has a seed of its own
         self.pending_losses.append(self._forward_backward(batch) if whole else self._accumulate_gradients(batch))
-        if (batch_idx + 1) % self.check_steps == 0:
-            self._check_losses(batch_idx + 1, self.group)
+        if (number + 1) % self.check_steps == 0:
+            self._check_losses(number + 1, self.group)
         if self.group.world_size > 1:
             trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
             self.group.all_reduce_mean([parameter.grad for parameter in trained if parameter.grad is not None])
-        optimizer.step()
-        schedule.step()
 
     def _forward_backward(self, batch: Batch) -> tuple[Tensor, ...]:
         """Adds the gradients of the mean loss; returns the outputs for the metrics and the loss, detached."""
@@ -176,7 +222,7 @@ class TrainingModule(L.LightningModule):
         if self.config.precision == "float16":
             self.manual_backward(mean)  # scales the loss
         else:
-            torch.autograd.backward(mean)  # the hooks of `manual_backward` take 2 % of a short step
+            self.passes.backward(mean)  # the hooks of `manual_backward` take 2 % of a short step
         return *outputs, loss.detach()
 
     def _accumulate_gradients(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -189,8 +235,8 @@ class TrainingModule(L.LightningModule):
             for layer in self.statistics_layers:
                 layer.momentum = micro_batch_momentum(self.config.norm_momentum, index, self.accumulate)
             if self.uses_rng:  # numbered over all ranks, so that the number of devices changes no draw
-                number = self.group.rank * self.accumulate + index
-                torch.manual_seed(derive_seed("part", self.seed, self.global_step, number))
+                part = self.group.rank * self.accumulate + index
+                torch.manual_seed(derive_seed("part", self.seed, self.steps_taken, part))
             steps.append(self._forward_backward(micro_batch))
         return tuple(
             torch.cat(values) if values[0].dim() else torch.stack(values).mean() for values in zip(*steps, strict=True)

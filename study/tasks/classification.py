@@ -30,7 +30,7 @@ class Classification(TrainingModule):
 
     def compute_loss(self, images: Any, targets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Cross-entropy; logits and labels for the metrics."""
-        logits = self.network(images)
+        logits = self.passes.forward(self.network, images)
         return cross_entropy(logits, targets), (logits.detach(), targets)
 
     def update_training_metrics(self, metrics: Any, outputs: Sequence[Tensor]) -> None:
@@ -38,7 +38,7 @@ class Classification(TrainingModule):
         metrics["accuracy"].update(logits.flatten(0, -2), labels.flatten())
 
     def update_evaluation_metrics(self, metrics: Any, images: Any, targets: Any) -> None:
-        logits = self(images)
+        logits = self.passes.forward(self.network, images)
         metrics["accuracy"].update(logits, targets)
         metrics["loss"].update(cross_entropy(logits.float(), targets), weight=len(targets))
 

@@ -53,7 +53,7 @@ class Detection(TrainingModule):
 
     def forward_norms(self, images: Any, targets: Any) -> None:
         # In training mode and with targets, so that the heads get sampled regions and not detected objects.
-        torch.manual_seed(derive_seed("statistics", self.seed, self.global_step))
+        torch.manual_seed(derive_seed("statistics", self.seed, self.steps_taken))
         network: Any = self.network
         modules = (network, network.rpn, network.roi_heads)
         for module in modules:

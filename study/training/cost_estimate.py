@@ -9,11 +9,13 @@ from functools import cache
 from typing import IO, Any, cast
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from study.config.datasets import DATASETS
 from study.config.schema import TrialConfig
 from study.data.batches import Batch
 from study.models import build_network, trace_geometry
+from study.models.fused import FusedNetworks
 from study.norms.kernels.dispatch import load_kernels
 from study.plan.trials import PlannedTrial
 from study.tasks import TASKS
@@ -41,8 +43,11 @@ class CellSize:
     seconds: float
 
 
-def measure_cell(trial: PlannedTrial) -> CellSize:
-    """Measures the size of a trial's network and its speed on one thread of this machine's CPU."""
+def measure_cell(trial: PlannedTrial, together: int = 1) -> CellSize:
+    """Measures the size of a trial's network and its speed on one thread of this machine's CPU.
+
+    together: number of trials that are trained as one; the times are each one's share.
+    """
     config, dataset = trial.config, DATASETS[trial.config.dataset]
     # Fields that do not change the work get one value, so that cells that differ only in these share a measurement.
     same: dict[str, object] = {"initialization": "he_normal", "logit_init": "ones", "epochs": 1, "train_samples": None,
@@ -58,7 +63,7 @@ def measure_cell(trial: PlannedTrial) -> CellSize:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        parameters, norm_layers, checkpoint, seconds = _measure(measured)
+        parameters, norm_layers, checkpoint, seconds = _measure(measured, together)
     finally:
         torch.set_num_threads(threads)
     step = seconds * config.gradient_batch / measured.gradient_batch * (dataset.image_size / side) ** 2
@@ -78,29 +83,39 @@ def estimate_bytes(trial: PlannedTrial, size: CellSize, *, checkpoint_seconds: f
 
 
 @cache
-def _measure(config: TrialConfig) -> tuple[int, int, int, float]:
+def _measure(config: TrialConfig, together: int) -> tuple[int, int, int, float]:
     """Parameters, norm layers, bytes of a checkpoint, and seconds of one training step on random images."""
     load_kernels("cpu")  # the first call on a machine compiles them, which must not be timed
-    network = build_network(config, seed=0)
+    networks = [build_network(config, seed) for seed in range(together)]
+    network = networks[0]
     norm_layers = len(trace_geometry(network))
     if config.task == "detection":
         _shrink_detector(network, config)
     module = TASKS[config.task](network, config, steps_per_epoch=1, seed=0)
     batch = _build_random_batch(config)
-    optimizer = build_optimizer(network, config)
+    optimizers = [build_optimizer(each, config) for each in networks]
+    fused = FusedNetworks(networks) if together > 1 else None
 
     def step() -> float:
         started = time.perf_counter()
-        optimizer.zero_grad()
-        torch.autograd.backward(module.compute_loss(*batch)[0])
-        optimizer.step()
-        return time.perf_counter() - started
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        if fused is None:
+            torch.autograd.backward(module.compute_loss(*batch)[0])
+        else:
+            images: Any = batch[0]
+            outputs = fused.forward(dict.fromkeys(range(together), images))
+            fused.backward({number: cross_entropy(output, batch[1]) for number, output in outputs.items()})
+        for optimizer in optimizers:
+            optimizer.step()
+        return (time.perf_counter() - started) / together
 
     times = [step()]
-    while len(times) <= STEPS and sum(times) < BUDGET_SECONDS:
+    while len(times) <= STEPS and together * sum(times) < BUDGET_SECONDS:
         times.append(step())
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return parameters, norm_layers, _count_saved_bytes([network.state_dict(), optimizer.state_dict()]), min(times)
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    return parameters, norm_layers, _count_saved_bytes([state, optimizers[0].state_dict()]), min(times)
 
 
 def _count_saved_bytes(state: object) -> int:

@@ -1,13 +1,11 @@
 """Workarounds of Lightning's behaviour, each with its reason and upstream thread; all but one use public names only.
 
 `tests/training/test_lightning_workarounds.py` fails when one of them is no longer needed. Numbers are issues and pull
-requests of Lightning-AI/pytorch-lightning. Three more workarounds are where they act:
+requests of Lightning-AI/pytorch-lightning. Two more workarounds are where they act:
 
 - Training loaders are generators that resume from a `state_dict` (study/data). Lightning creates the iterator of a
   resumed epoch before it sets the epoch (#21938), and would restart any other loader at its first batch (#18780).
 - `AveragePrecision` (study/tasks/detection.py) gathers its state in one call (Lightning-AI/torchmetrics#3336).
-- `TrainingModule.__setattr__` (study/tasks/base.py) is fast for `_current_fx_name`, a private name that Lightning sets
-  some thirty times per step.
 """
 
 from __future__ import annotations

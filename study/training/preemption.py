@@ -30,13 +30,15 @@ class StopRequest:
 
 
 @contextmanager
-def handle_signals() -> Iterator[StopRequest]:
+def handle_signals(handled: StopRequest | None = None) -> Iterator[StopRequest]:
     """Inside the context, `SIGNALS` set the flag instead of ending the process.
 
     Only the main thread can set signal handlers; in any other thread nothing changes.
+
+    handled: the flag, if the caller has set handlers itself.
     """
-    stop_request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    stop_request = handled or StopRequest()
+    if handled or threading.current_thread() is not threading.main_thread():
         yield stop_request
         return
     before = {number: signal.signal(number, stop_request.handle) for number in SIGNALS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
@@ -84,18 +85,19 @@ class Recorder(KeepSignalHandlers, LastCallback):
             trainer.should_stop = True
         self.group.broadcast(Action.STOP if self.pruned else Action.CONTINUE)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.restore()
-        self._stop_if_requested(trainer)  # no step has been taken since the checkpoint
+        pl_module.after_step = partial(self._after_step, trainer, pl_module)
+        self._stop_if_requested(pl_module)  # no step has been taken since the checkpoint
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not is_checkpoint_step(pl_module, batch_idx):
+    def _after_step(self, trainer: L.Trainer, pl_module: Any, number: int) -> None:
+        if not is_checkpoint_step(pl_module, number):
             return
         action = self.group.broadcast(Action.PREEMPT if self.stop_request.signal else Action.CONTINUE)
         if action == Action.PREEMPT or time.monotonic() >= self.due_at:
             self._save(trainer)
         if action == Action.PREEMPT:
-            self._stop(trainer)
+            self._stop(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         rows = self._add_epoch(trainer, pl_module, pl_module.epoch_metrics)
@@ -110,23 +112,23 @@ class Recorder(KeepSignalHandlers, LastCallback):
         if last or preempted or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
             self._save(trainer)
         if preempted:
-            self._stop(trainer)
+            self._stop(pl_module)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.restore()
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._stop_if_requested(trainer)
+            self._stop_if_requested(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Records a trial of no epochs, which is only validated: its metrics are those of epoch 0."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self.rows += _build_rows(0, trainer.global_step, pl_module.epoch_metrics)
+            self.rows += _build_rows(0, pl_module.steps_taken, pl_module.epoch_metrics)
             write_bytes(self.folder.metrics, _format_lines(self.rows).encode())
             self._track(0)
             self._save(trainer)
 
-    def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._stop_if_requested(trainer)  # the checkpoint of the last epoch has been written
+    def on_test_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self._stop_if_requested(pl_module)  # the checkpoint of the last epoch has been written
 
     def last_metrics(self) -> dict[str, float | None]:
         """The metrics of the last epoch."""
@@ -144,9 +146,9 @@ class Recorder(KeepSignalHandlers, LastCallback):
         """Adds the network's state after an epoch to the history; returns the epoch's metric rows."""
         epoch, weights = len(self.history), snapshot_weights(pl_module.network, self.layers, self.trial.space)
         self.history.append(weights)
-        self.steps.append(trainer.global_step)
+        self.steps.append(pl_module.steps_taken)
         means = average_network(weights, self.layers, self.trial.pool, self.trial.space)
-        rows = _build_rows(epoch, trainer.global_step, {**metrics, **means})
+        rows = _build_rows(epoch, pl_module.steps_taken, {**metrics, **means})
         self.rows += rows
         return rows
 
@@ -165,12 +167,12 @@ class Recorder(KeepSignalHandlers, LastCallback):
         self.saved_at = time.monotonic()
         self.due_at = self.saved_at + max(self.checkpoint_seconds, (self.saved_at - started) / CHECKPOINT_TIME_SHARE)
 
-    def _stop_if_requested(self, trainer: L.Trainer) -> None:
+    def _stop_if_requested(self, pl_module: Any) -> None:
         if self.stop_request.signal:
-            self._stop(trainer)
+            self._stop(pl_module)
 
-    def _stop(self, trainer: L.Trainer) -> None:
-        raise PreemptedError(str(self.stop_request.signal), trainer.global_step)
+    def _stop(self, pl_module: Any) -> None:
+        raise PreemptedError(str(self.stop_request.signal), pl_module.steps_taken)
 
 
 def _build_rows(epoch: int, step: int, values: dict[str, float]) -> list[dict[str, Any]]:

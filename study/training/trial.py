@@ -6,7 +6,6 @@ import logging
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -16,7 +15,7 @@ from torch import nn
 
 from study.config.errors import UserError
 from study.data.load import load_data
-from study.data.loaders import SplitName, TrialData
+from study.data.loaders import SplitName, TrialData, WholeEpochs
 from study.models import build_network, trace_geometry
 from study.plan.job import Job
 from study.record.checkpoint import find_newest_checkpoint, read_step
@@ -28,6 +27,7 @@ from study.record.wandb_names import build_run_config
 from study.record.wandb_run import Tracker, start_wandb_service
 from study.record.wandb_status import describe_end
 from study.tasks import TASKS, DivergedError
+from study.tasks.base import OWN_PASSES, Passes
 from study.tasks.distributed import RANK_EXIT_SECONDS, ProcessGroup, launch_ranks
 from study.training.attempts import (
     log_attempt_end,
@@ -48,36 +48,38 @@ from study.training.warm_start import FreezeSwitchWeights, start_network
 SPLITS: tuple[SplitName, ...] = ("validation", "train", "test")
 
 
-def run_job(job: Job, stop_request: StopRequest | None = None) -> None:
+def run_job(job: Job, stop_request: StopRequest | None = None, passes: Passes = OWN_PASSES) -> None:
     """Trains a trial unless it has a result. Leaves a result, or the reason why there is none, in its record.
 
     The outcome is only in the record: an error of the trial is not raised. On SIGTERM, SIGUSR1 and SIGUSR2 the trial
     writes a checkpoint after its current step, and this returns. A process that trains several trials, or that takes
     long to import this, sets the signal handlers itself and passes its `stop_request`.
+
+    passes: computes the passes of its network.
     """
     folder = TrialFolder(job.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
-    handling = nullcontext(stop_request) if stop_request else handle_signals()
     try:
-        with handling as stop_request, folder.lock().acquire(timeout=LOCK_SECONDS):
+        with handle_signals(stop_request) as stop_request, folder.lock().acquire(timeout=LOCK_SECONDS):
             if folder.read_result() is None or folder.damaged_files():
-                _run_attempt(job, folder, stop_request)
+                _run_attempt(job, folder, stop_request, passes)
     except Timeout:
         pass  # another process trains this trial, and will leave its record
 
 
-def _run_attempt(job: Job, folder: TrialFolder, stop_request: StopRequest) -> None:
+def _run_attempt(job: Job, folder: TrialFolder, stop_request: StopRequest, passes: Passes) -> None:
     attempt = folder.attempts()[0] + 1
     tracker = Tracker(folder.path, job.trial.key, job.wandb_runs, job.wandb_mode)
     step: int | None
     try:
         start_attempt(folder, job, attempt)
-        how, step = train(job, folder, attempt, stop_request=stop_request, tracker=tracker)
+        how, step = train(job, folder, attempt, stop_request=stop_request, tracker=tracker, passes=passes)
     except Exception as error:  # any error is the reason why this trial has no result; it must not end the sweep
         how, step = record_error(folder, error), getattr(error, "step", None)
         tracker.end(describe_end(None, folder.read_state()))
     log_attempt_end(folder, attempt, step, how)
     free_device_memory()  # for the next trial: this process may wait for W&B
+    passes.finish()
     if problem := tracker.close():
         logging.getLogger("study").warning("W&B: %s; the verb `sync` uploads what is missing", problem)
 
@@ -89,11 +91,12 @@ def train(
     callbacks: Sequence[L.Callback] = (),
     stop_request: StopRequest | None = None,
     tracker: Tracker | None = None,
+    passes: Passes = OWN_PASSES,
 ) -> tuple[str, int]:
     """Trains one trial to its result, from its newest checkpoint if there is one. Returns its status and its steps.
 
     callbacks: more callbacks for the Trainer of rank 0. tracker: of the trial's W&B run, which the caller closes.
-    Raises `PreemptedError` after a `stop_request`.
+    passes: computes the passes of its network. Raises `PreemptedError` after a `stop_request`.
     """
     started = time.perf_counter()
     trial, stop_request = job.trial, stop_request or StopRequest()
@@ -124,7 +127,7 @@ def train(
         tracker.start(trial.levels, build_run_config(description, environment, attempt))
         recorder = Recorder(folder, trial, layers, tracker, job.run.checkpoint_seconds, stop_request, group)
         try:
-            tested = _fit_and_test(job, group, data, network, [*callbacks, recorder], checkpoint)
+            tested = _fit_and_test(job, group, data, network, [*callbacks, recorder], checkpoint, passes)
             if recorder.pruned:
                 status, reason = "pruned", f"by the search, after epoch {len(recorder.history) - 1}"
         except DivergedError as error:
@@ -135,7 +138,7 @@ def train(
         TASKS[trial.config.task].main_metric, diverged=status == "diverged",
     )  # fmt: skip
     recorder.write_switch_weights()
-    seconds = sum_attempt_seconds(folder) + time.perf_counter() - started
+    seconds = (sum_attempt_seconds(folder) + time.perf_counter() - started) / passes.trials
     outcome = {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(seconds, 3), "attempts": attempt, "metrics": metrics,
@@ -173,6 +176,7 @@ def _fit_and_test(
     network: nn.Module,
     callbacks: list[L.Callback],
     checkpoint: Path | None,
+    passes: Passes = OWN_PASSES,
 ) -> dict[str, float]:
     """Trains `network` on this rank's share of every batch. Returns the metrics of the last epoch and of the test."""
     config, seed = job.trial.config, job.trial.seeds["data"]
@@ -182,13 +186,14 @@ def _fit_and_test(
     module = TASKS[config.task](
         network, config, steps_per_epoch=len(training), seed=seed, group=group, accumulate=_count_micro_batches(job)
     )
+    module.passes = passes
     if config.bn_statistics != "moving" or config.start_rule != "scratch":
         module.recalibration_batches = data.build_training_loader("none", share)
     validation, fitted, test = (data.build_evaluation_loader(split, share) for split in SPLITS)
     if config.start_rule == "frozen" and config.start_epoch:
         callbacks = [FreezeSwitchWeights(network, config.start_epoch), *callbacks]
     trainer = build_trainer(config, device, callbacks)
-    trainer.fit(module, training, validation, ckpt_path=checkpoint)
+    trainer.fit(module, WholeEpochs(training), validation, ckpt_path=checkpoint)
     if not config.epochs:
         trainer.validate(module, validation, verbose=False)
     module.check_weights()

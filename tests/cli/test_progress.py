@@ -51,8 +51,9 @@ def test_after_ctrl_c_the_last_line_says_how_far_it_came(study: StudyConfig, tmp
             raise KeyboardInterrupt
         return "done"
 
+    one_by_one = study.model_copy(update={"run": study.run.model_copy(update={"fuse": 1})})
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=30, color_system=None)
     with pytest.raises(KeyboardInterrupt):
-        build_driver(study, tmp_path, FakeExecutor(interrupt), console).run()
+        build_driver(one_by_one, tmp_path, FakeExecutor(interrupt), console).run()
     assert isinstance(console.file, io.StringIO)
     assert re.search(r"Stopped at [1-4] of 8 trials with a result\.\n$", console.file.getvalue())

@@ -18,7 +18,7 @@ from rich.console import Console
 from study.cli.progress import SweepProgress
 from study.config.errors import UserError
 from study.config.schema import StudyConfig
-from study.plan.job import Job
+from study.plan.job import Job, split_processes
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
@@ -34,16 +34,18 @@ class FakeExecutor:
     reason of failure.
     """
 
-    places = limit = 2
+    places = free = 2
     outlives_driver = False
 
     def __init__(self, end: End) -> None:
         self.end, self.started, self.ended, self.canceled = end, [], {}, False
+        self.processes: list[list[str]] = []  # keys of the trials of each
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         return set()
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        self.processes += [[job.trial.key for job in own] for own in split_processes(jobs)]
         for job in jobs:
             record = TrialFolder(job.folder)
             self.started.append(job.trial.key)
@@ -73,8 +75,8 @@ def done(record: TrialFolder, attempt: int) -> str:
 
 
 def drive(path: Path, end: End, *overrides: str, retry_failed: bool = False) -> tuple[SweepResult, FakeExecutor, str]:
-    """Runs a study of 8 trials; returns the result, the executor, and what was printed."""
-    study = load_study("depth_vs_batch", "smoke", ["replicates=2", "tracking.mode=disabled", *overrides])
+    """Runs a study of 8 trials, one by one; returns the result, the executor, and what was printed."""
+    study = load_study("depth_vs_batch", "smoke", ["replicates=2", "tracking.mode=disabled", "run.fuse=1", *overrides])
     executor, printed = FakeExecutor(end), io.StringIO()
     result = build_driver(study, path, executor, Console(file=printed, width=200), retry_failed).run()
     return result, executor, printed.getvalue()
@@ -235,13 +237,37 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.glob(".lock-test*"))
 
 
+# ---------------------------------------------------------------------------------------------- trials in groups
+
+
+def test_a_group_has_one_process_and_a_trial_that_was_killed_or_failed_has_its_own(tmp_path: Path) -> None:
+    def end(record: TrialFolder, attempt: int) -> str:
+        return "killed" if attempt == 1 and record.trial_id.startswith("bn") and record.replicate == 1 else "done"
+
+    result, executor, _ = drive(tmp_path, end, "run.fuse=auto", "batch_size=2", "initialization=he_normal")
+    assert result.failed == {}
+    assert [[key[:2] + key[-2:] for key in process] for process in executor.processes] == [
+        ["snr0", "snr1"], ["bnr0", "bnr1"], ["bnr1"],
+    ]  # fmt: skip
+
+
+def test_trials_of_one_group_that_fail_alike_do_not_stop_the_study(tmp_path: Path) -> None:
+    def sn_fails(record: TrialFolder, attempt: int) -> str:
+        return "MemoryError: no" if record.trial_id.startswith("sn") else "done"
+
+    result, _, _ = drive(tmp_path, sn_fails, "run.fuse=auto", "replicates=4")
+    assert (result.stopped, len(result.failed)) == ("", 8)
+    result, _, _ = drive(tmp_path / "all", lambda record, attempt: "ValueError: broken", "run.fuse=auto")
+    assert "the first 3 trials failed in the same way" in result.stopped
+
+
 # ------------------------------------------------------------------------------------------- trials run by others
 
 
 class QueueExecutor(FakeExecutor):
     """An executor whose jobs outlive the driver; the trials `queued` are in its queue from the start."""
 
-    limit = 1000
+    free = 1000
     outlives_driver = True
 
     def __init__(self, queued: Collection[str] = ()) -> None:

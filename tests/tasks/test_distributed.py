@@ -116,7 +116,7 @@ def test_a_preempted_group_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pyte
     whole = train(job(tmp_path / "whole" / "r0", *settings, devices=4))
     preempted = job(tmp_path / "preempted" / "r0", *settings, devices=4)
     for step in (3, 13, 25, 39):  # they stop after the tenth step of an epoch, after an epoch, and within the test
-        disturb(monkeypatch, preempted, "training_step", step, send_sigterm)
+        disturb(monkeypatch, preempted, "_take_step", step, send_sigterm)
     assert numbers(train(preempted)) == numbers(whole)
     attempts = read_attempts(TrialFolder(preempted.folder).attempts_log)
     assert [line["step"] for line in attempts if "how" in line] == [10, 20, 30, 40, 40]
@@ -125,8 +125,8 @@ def test_a_preempted_group_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pyte
 def test_a_trial_resumes_on_another_number_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(job(tmp_path / "whole" / "r0", "epochs=2"))
     moved = tmp_path / "moved" / "r0"
-    disturb(monkeypatch, job(moved, "epochs=2", devices=2), "training_step", 5, send_sigterm)
-    disturb(monkeypatch, job(moved, "epochs=2"), "training_step", 14, send_sigterm)
+    disturb(monkeypatch, job(moved, "epochs=2", devices=2), "_take_step", 5, send_sigterm)
+    disturb(monkeypatch, job(moved, "epochs=2"), "_take_step", 14, send_sigterm)
     check_close(whole, train(job(moved, "epochs=2", devices=2, accumulate=2)))
     steps = [line["step"] for line in read_attempts(TrialFolder(moved).attempts_log) if "how" not in line]
     assert steps == [0, 10, 15]
@@ -144,7 +144,7 @@ def test_a_group_diverges_like_one_device(tmp_path: Path) -> None:
 def test_a_group_is_pruned_like_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = job(tmp_path / "r0", "epochs=3", devices=2)
     prune = TrialFolder(work.folder).prune
-    disturb(monkeypatch, work, "training_step", 5, lambda: write_json(prune, {"epoch": 1}))
+    disturb(monkeypatch, work, "_take_step", 5, lambda: write_json(prune, {"epoch": 1}))
     folder = TrialFolder(work.folder)
     pruned = numbers(folder)
     assert (folder.read_result() or {})["epochs"] == 1

@@ -15,7 +15,7 @@ def test_a_checkpoint_within_an_epoch_has_the_keys_of_older_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = job(smoke_trial(*SHORT), tmp_path / "r0")
-    disturb(monkeypatch, work, "training_step", 3, send_sigterm)
+    disturb(monkeypatch, work, "_take_step", 3, send_sigterm)
     checkpoint = torch.load(TrialFolder(work.folder).last_checkpoint, weights_only=True)
     losses = checkpoint["unseen"]  # logits, labels and losses of the four steps since the last loss check
     assert [tuple(values.shape) for values in losses] == [(4, 16, 10), (4, 16), (4,)]

@@ -102,20 +102,6 @@ def test_our_handlers_are_set_in_training_validation_and_test_and_afterwards(rec
 # --------------------------------------------------------------------------------------------------- hooks
 
 
-def test_lightning_still_sets_a_private_attribute_many_times_per_step() -> None:
-    """Why `TrainingModule` has a `__setattr__` of its own."""
-
-    class Counting(BoringModel):
-        written = 0
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            Counting.written += name == "_current_fx_name"
-            super().__setattr__(name, value)
-
-    trainer = fit(module=Counting())
-    assert Counting.written > 15 * trainer.global_step
-
-
 def epoch_ends(base: type[L.Callback]) -> list[str]:
     """The order of the hooks at the end of an epoch of a module and a callback of this base."""
     order: list[str] = []

@@ -61,13 +61,13 @@ def test_a_trial_that_is_preempted_repeatedly_has_the_numbers_of_an_uninterrupte
     run_job(whole)
     middle = random.Random(str(overrides)).randrange(2, STEPS - 2)
     places = [
-        ("training_step", 0),  # the first step of all
-        ("training_step", middle),
+        ("_take_step", 0),  # the first step of all
+        ("_take_step", middle),
         ("validation_step", STEPS),
-        ("training_step", STEPS),  # the first of an epoch
-        ("training_step", STEPS + middle),
-        ("training_step", 2 * STEPS - 2),
-        ("training_step", 2 * STEPS - 1),  # the last of all: the trial continues to the test, and stops there
+        ("_take_step", STEPS),  # the first of an epoch
+        ("_take_step", STEPS + middle),
+        ("_take_step", 2 * STEPS - 2),
+        ("_take_step", 2 * STEPS - 1),  # the last of all: the trial continues to the test, and stops there
     ]
     for hook, step in places:
         disturb(monkeypatch, preempted, hook, step, send_sigterm)
@@ -90,7 +90,7 @@ def test_other_tasks_are_preempted_and_resume_bit_for_bit(
     )  # fmt: skip
     whole, preempted = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "preempted" / "r0")
     run_job(whole)
-    for hook, step in (("training_step", 3), ("validation_step", 6), ("training_step", 9)):
+    for hook, step in (("_take_step", 3), ("validation_step", 6), ("_take_step", 9)):
         disturb(monkeypatch, preempted, hook, step, send_sigterm)
     run_job(preempted)
     assert numbers(TrialFolder(preempted.folder)) == numbers(TrialFolder(whole.folder))
@@ -112,7 +112,7 @@ def test_a_trial_resumes_from_checkpoints_within_an_epoch_and_between_loss_check
     resumed = []
     for step in (5, 49, 50, 60, 69, 75, 121, 138):
         with pytest.raises(Killed):
-            disturb(monkeypatch, killed, "training_step", step, die)
+            disturb(monkeypatch, killed, "_take_step", step, die)
         resumed.append(read_step(TrialFolder(killed.folder).last_checkpoint))
     run_job(killed)
     assert sum(step % 70 > 0 for step in resumed) >= 6, resumed
@@ -130,7 +130,7 @@ def test_preemption_is_no_failure_and_its_reason_is_recorded(
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    disturb(monkeypatch, work, "training_step", 3, send_two_signals)
+    disturb(monkeypatch, work, "_take_step", 3, send_two_signals)
     folder = TrialFolder(work.folder)
     assert folder.status() == ("stale", f"{number.name} after step 4")
     assert folder.attempts() == (1, 0)
@@ -151,7 +151,7 @@ def test_a_signal_between_two_trials_of_a_process_is_not_lost(tmp_path: Path) ->
 def test_a_preempted_trial_closes_its_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next trial in this process would write into it."""
     work = replace(job(smoke_trial(*SHORT), tmp_path / "r0"), wandb_mode="offline")
-    disturb(monkeypatch, work, "training_step", 3, send_sigterm)
+    disturb(monkeypatch, work, "_take_step", 3, send_sigterm)
     assert list(TrialFolder(work.folder).wandb.glob("offline-run-*"))
     assert wandb.run is None
 
@@ -199,7 +199,7 @@ def test_a_full_disk_is_no_failure_and_changes_no_number(
     trial = smoke_trial(*SHORT)
     whole, full = job(trial, tmp_path / "whole" / "r0"), job(trial, tmp_path / "full" / "r0")
     run_job(whole)
-    disturb(monkeypatch, full, "training_step", 5, send_sigterm)  # leaves a checkpoint
+    disturb(monkeypatch, full, "_take_step", 5, send_sigterm)  # leaves a checkpoint
 
     def no_space(descriptor: int) -> None:
         written = os.fstat(descriptor).st_ino
@@ -229,7 +229,7 @@ def test_a_disk_too_full_for_the_reason_has_the_effect_of_a_kill(
     def fill() -> None:
         monkeypatch.setattr(io.os, "fsync", no_space)
 
-    disturb(monkeypatch, work, "training_step", 5, fill)
+    disturb(monkeypatch, work, "_take_step", 5, fill)
     assert TrialFolder(work.folder).status() == ("stale", "attempt 1 was interrupted")
 
 
@@ -247,7 +247,7 @@ def test_slurm_variables_and_a_foreign_checkpoint_change_nothing(
     monkeypatch.chdir(tmp_path)
     for place in (other.folder, tmp_path):
         torch.save(foreign, place / "hpc_ckpt_1.ckpt")
-    disturb(monkeypatch, other, "training_step", 5, send_sigterm)
+    disturb(monkeypatch, other, "_take_step", 5, send_sigterm)
     run_job(other)
     assert numbers(TrialFolder(other.folder)) == numbers(TrialFolder(whole.folder))
     assert len(read_attempts(TrialFolder(other.folder).attempts_log)) == 4
@@ -259,7 +259,7 @@ def test_checkpoints_within_an_epoch_take_a_fiftieth_of_the_time(
     """With a fake clock on which a step takes a second and a checkpoint a quarter of a second."""
     now, saved = [0.0], []
     monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    original = TrainingModule.training_step
+    original = TrainingModule._take_step
 
     def step(module: TrainingModule, *arguments: Any) -> None:
         now[0] += 1.0
@@ -267,9 +267,9 @@ def test_checkpoints_within_an_epoch_take_a_fiftieth_of_the_time(
 
     def save(trainer: L.Trainer, path: Path) -> None:
         now[0] += 0.25  # at 2 % of the time, 12.5 s between two checkpoints
-        saved.append(trainer.global_step)
+        saved.append(trainer.lightning_module.steps_taken)
 
-    monkeypatch.setattr(TrainingModule, "training_step", step)
+    monkeypatch.setattr(TrainingModule, "_take_step", step)
     monkeypatch.setattr(L.Trainer, "save_checkpoint", save)
     trial = smoke_trial("epochs=1", "chunks=1", "train_samples=140")
     work = job(trial, tmp_path / "r0")

@@ -72,7 +72,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, work: Job, hook: str, step: int, ac
     calls = []
 
     def disturbed(module: TrainingModule, *arguments: Any) -> Any:
-        if module.global_step == step and not calls:
+        if module.steps_taken == step and not calls:
             calls.append(step)
             act()
         return original(module, *arguments)

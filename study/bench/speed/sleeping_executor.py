@@ -51,13 +51,18 @@ class SleepingExecutor:
     outlives_driver = False
 
     def __init__(self, places: int, seconds: float, source: StudyFolder) -> None:
-        self.places = self.limit = places
+        self.places = places
         self.seconds, self.source = seconds, source
         self.random = random.Random(0)  # noqa: S311
         self.due: list[tuple[float, str, Path]] = []
         self.slept = self.renamed = 0.0
         self.durations: list[float] = []
         self.lags: list[float] = []
+
+    @property
+    def free(self) -> int:
+        """Number of trials that it takes now."""
+        return self.places - len(self.due)
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """None: trials do not outlive their driver."""

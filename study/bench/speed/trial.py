@@ -152,7 +152,7 @@ def _measure_fixed_cost(result: Result, scratch: Path, quick: bool, threads: int
         epochs: plan_trials(_load_laptop_study(f"epochs={epochs}", *overrides))[0] for epochs in (few, many)
     }  # fmt: skip
     modes: tuple[Mode, ...] = ("offline", "disabled")
-    _run_trial(executor, make_job(trials[few], scratch / "warm-up", threads=threads))  # starts the pool
+    _warm_up(executor, scratch / "warm-up")
     costs: dict[Mode, list[float]] = {mode: [] for mode in modes}
     for turn in range(rounds):
         for mode in modes:
@@ -168,6 +168,12 @@ def _measure_fixed_cost(result: Result, scratch: Path, quick: bool, threads: int
         cost = statistics.median(costs[mode])
         result.rows.append(_build_row(f"fixed cost of a trial in a warm pool, W&B {mode}", "seconds", cost))
         result.figures.append(Figure(f"fixed cost of a trial, W&B {mode}, seconds", cost, FIXED_BAR))
+
+
+def _warm_up(executor: LocalExecutor, folder: Path) -> None:
+    """Starts the pool of an executor, by a trial of one step."""
+    study = _load_laptop_study("norm=bn", "depth=8", "batch_size=2", "epochs=1", "epoch_steps=1", "warmup_epochs=0")
+    _run_trial(executor, make_job(plan_trials(study)[0], folder, threads=executor.threads, mode="disabled"))
 
 
 def _run_trial(executor: LocalExecutor, job: Job) -> float:
@@ -195,18 +201,20 @@ def _measure_workers(result: Result, scratch: Path, quick: bool, threads: int, d
     times: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(rounds):
         for workers in (1, 2) if turn % 2 == 0 else (2, 1):
-            times[workers].append(_run_study(study, scratch / f"workers-{workers}-{turn}", workers, threads, device))
+            executor = LocalExecutor(workers, [device], threads)
+            times[workers].append(run_study(study, scratch / f"workers-{workers}-{turn}", executor))
     ratio = statistics.median(two / one for one, two in zip(times[1], times[2], strict=True))
     name = f"two workers / one: {study.replicates} trials"
     result.rows.append(_build_row(name, f"{statistics.median(times[1]):.1f} s with one", ratio))
     result.figures.append(Figure("wall time, two workers / one", ratio, WORKERS_BAR))
 
 
-def _run_study(study: StudyConfig, folder: Path, workers: int, threads: int, device: str) -> float:
-    """Seconds of a run of the driver."""
+def run_study(study: StudyConfig, folder: Path, executor: LocalExecutor) -> float:
+    """Seconds of a run of the driver, without the start of the executor's pool."""
+    _warm_up(executor, folder.with_name(f"{folder.name}-warm-up"))
     with open(os.devnull, "w") as devnull:
         driver = Driver(
-            study=study, folder=StudyFolder(folder), executor=LocalExecutor(workers, [device], threads),
+            study=study, folder=StudyFolder(folder), executor=executor,
             environment={"host": platform.node()}, console=Console(file=devnull), command_for=lambda trial: "",
         )  # fmt: skip
         started = time.perf_counter()
@@ -224,7 +232,7 @@ def make_job(trial: PlannedTrial, folder: Path, *, threads: int, device: str = "
 
 
 def _load_laptop_study(*overrides: str) -> StudyConfig:
-    return load_study("depth_vs_batch", "laptop", ["tracking.mode=offline", *EIGHT_CHUNKS, *overrides])
+    return load_study("depth_vs_batch", "laptop", ["tracking.mode=offline", "run.fuse=1", *EIGHT_CHUNKS, *overrides])
 
 
 def _build_row(name: str, detail: str, value: float) -> dict[str, Any]:

@@ -202,7 +202,7 @@ inline A sum(int64_t n, const F& term) {
 // ------------------------------------------------------------------------------------------------ layout
 
 // In the channels-last layout, a tile is this many pixels of one sample: enough that merging tiles costs little.
-int64_t tile_pixels(Shape s) { return std::max<int64_t>(64, kTile / s.C); }
+int64_t tile_pixels(Shape s) { return std::max<int64_t>(64, kTile / s.channels_of_trial()); }
 int64_t tile_count(Shape s) { return (s.P + tile_pixels(s) - 1) / tile_pixels(s); }
 
 // Calls work(begin, end) for parts of [0, n) in torch's threads. cost: number of values that one item reads.
@@ -573,36 +573,57 @@ void compute_mixed_moments(int64_t n, const A* mean, const A* var, Shape s, cons
 // ------------------------------------------------------------------------------------------------ forward
 
 template <class A>
-MemberWeights<A> read_member_weights(const Inputs& in, const Options& o) {
+MemberWeights<A> read_member_weights(const Inputs& in, const Options& o, int64_t trial) {
   MemberWeights<A> w;
-  compute_weights(static_cast<const A*>(in.mean_switch), o, w.mean);
-  compute_weights(static_cast<const A*>(in.var_switch), o, w.var);
+  compute_weights(static_cast<const A*>(in.mean_switch) + trial * o.pool_size(), o, w.mean);
+  compute_weights(static_cast<const A*>(in.var_switch) + trial * o.pool_size(), o, w.var);
   return w;
 }
 
-template <class T, class A>
-void forward_typed(const T* x, Shape s, const Options& o, const Inputs& in, T* y, A* mean, A* batch) {
-  const auto w = read_member_weights<A>(in, o);
-  const A *gamma = static_cast<const A*>(in.weight), *beta = static_cast<const A*>(in.bias);
-  const A *running_mean = static_cast<const A*>(in.running_mean), *running_var = static_cast<const A*>(in.running_var);
-  A* var = mean + s.rows();
-  const bool uses_batch = o.has(kBn) && !running_mean;
+// The values by channel that belong to the first channel of a trial; null stays null.
+template <class A>
+const A* select_trial(const void* values, Shape s, int64_t trial) {
+  return values ? static_cast<const A*>(values) + trial * s.channels_of_trial() : nullptr;
+}
 
-  if (running_mean && w.only(kBn)) {
-    // Batch normalization in evaluation: a scale and a shift per channel, which do not need the statistics of x.
-    for (int64_t n = 0; n < s.N; ++n) std::copy(running_mean, running_mean + s.C, mean + n * s.C);
-    std::fill(var, var + s.rows(), A(0));
-  } else {
-    compute_row_moments(x, s, mean, var);
-    if (o.correction && s.P > 1)
-      for (int64_t i = 0; i < s.rows(); ++i) var[i] *= A(s.P) / A(s.P - 1);
+// The rows of one trial, (N, C of the trial), of an array (N, C). With one trial this is the array itself, else a copy,
+// because the statistics of members are computed from adjacent rows.
+template <class A>
+class TrialRows {
+ public:
+  TrialRows(A* all, Shape s, int64_t trial) : s_(s), first_(all + trial * s.channels_of_trial()) {
+    if (s.trials == 1) return;
+    copy_.resize(s.N * width());
+    for (int64_t n = 0; n < s.N; ++n) std::copy_n(first_ + n * s.C, width(), &copy_[n * width()]);
+  }
+  A* data() { return s_.trials == 1 ? first_ : copy_.data(); }
+  void write_back() const {
+    if (s_.trials == 1) return;
+    for (int64_t n = 0; n < s_.N; ++n) std::copy_n(&copy_[n * width()], width(), first_ + n * s_.C);
   }
 
+ private:
+  int64_t width() const { return s_.channels_of_trial(); }
+  Shape s_;
+  A* first_;
+  std::vector<std::remove_const_t<A>> copy_;
+};
+
+// The scale and shift of the rows of one trial, and the mean and variance that its running statistics move towards.
+// Batch normalization in evaluation needs no statistics of x: its rows have the running mean and no variance.
+template <class A>
+void compute_scale_and_shift(A* mean, A* var, Shape s, const Options& o, const MemberWeights<A>& w, const A* gamma,
+                             const A* beta, const A* running_mean, const A* running_var, A* scale, A* shift,
+                             A* batch_mean, A* batch_var) {
+  const bool uses_batch = o.has(kBn) && !running_mean;
+  if (running_mean && w.only(kBn)) {
+    for (int64_t n = 0; n < s.N; ++n) std::copy(running_mean, running_mean + s.C, mean + n * s.C);
+    std::fill(var, var + s.rows(), A(0));
+  }
   const auto moments = compute_member_moments(mean, var, s, o, w, running_mean, running_var, uses_batch);
-  std::vector<A> scale(s.rows()), shift(s.rows());
   parallel_for(s.N, 16 * s.C, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      A *__restrict a = &scale[n * s.C], *__restrict b = &shift[n * s.C];
+      A *__restrict a = scale + n * s.C, *__restrict b = shift + n * s.C;
       const A* m = mean + n * s.C;
       compute_mixed_moments(n, mean, var, s, o, w, moments, b, a);
       for (int64_t c = 0; c < s.C; ++c) {
@@ -611,40 +632,56 @@ void forward_typed(const T* x, Shape s, const Options& o, const Inputs& in, T* y
       }
     }
   });
-  normalize_rows(x, s, mean, scale.data(), shift.data(), y);
-
-  if (uses_batch) {
-    A *center = batch, *spread = center + s.C;
-    const int64_t count = s.N / o.chunks * s.P;
-    const A unbiased = o.correction == 0 && count > 1 ? A(count) / A(count - 1) : A(1);
-    for (int64_t c = 0; c < s.C; ++c) {
-      A m = 0, v = 0;
-      for (int64_t g = 0; g < o.chunks; ++g) {
-        m += moments.bn_mean[g * s.C + c];
-        v += moments.bn_var[g * s.C + c];
-      }
-      center[c] = m / A(o.chunks);
-      spread[c] = v / A(o.chunks) * unbiased;
+  if (!uses_batch) return;
+  const int64_t count = s.N / o.chunks * s.P;
+  const A unbiased = o.correction == 0 && count > 1 ? A(count) / A(count - 1) : A(1);
+  for (int64_t c = 0; c < s.C; ++c) {
+    A m = 0, v = 0;
+    for (int64_t g = 0; g < o.chunks; ++g) {
+      m += moments.bn_mean[g * s.C + c];
+      v += moments.bn_var[g * s.C + c];
     }
+    batch_mean[c] = m / A(o.chunks);
+    batch_var[c] = v / A(o.chunks) * unbiased;
   }
+}
+
+template <class T, class A>
+void forward_typed(const T* x, Shape s, const Options& o, const Inputs& in, T* y, A* mean, A* batch) {
+  A* var = mean + s.rows();
+  bool needs_rows = false;
+  for (int64_t trial = 0; trial < s.trials; ++trial)
+    needs_rows = needs_rows || !in.running_mean || !read_member_weights<A>(in, o, trial).only(kBn);
+  if (needs_rows) {
+    compute_row_moments(x, s, mean, var);
+    if (o.correction && s.P > 1)
+      for (int64_t i = 0; i < s.rows(); ++i) var[i] *= A(s.P) / A(s.P - 1);
+  }
+  std::vector<A> scale(s.rows()), shift(s.rows());
+  for (int64_t trial = 0; trial < s.trials; ++trial) {
+    TrialRows<A> means(mean, s, trial), vars(var, s, trial), scales(scale.data(), s, trial),
+        shifts(shift.data(), s, trial);
+    A* batch_mean = batch + trial * s.channels_of_trial();
+    compute_scale_and_shift(means.data(), vars.data(), s.of_trial(), o, read_member_weights<A>(in, o, trial),
+                            select_trial<A>(in.weight, s, trial), select_trial<A>(in.bias, s, trial),
+                            select_trial<A>(in.running_mean, s, trial), select_trial<A>(in.running_var, s, trial),
+                            scales.data(), shifts.data(), batch_mean, batch_mean + s.C);
+    for (const auto* rows : {&means, &vars, &scales, &shifts}) rows->write_back();
+  }
+  normalize_rows(x, s, mean, scale.data(), shift.data(), y);
 }
 
 // ------------------------------------------------------------------------------------------------ backward
 
-template <class T, class A>
-void backward_typed(const T* x, Shape s, const Options& o, const Inputs& in, const A* mean, const T* dy, T* dx,
-                 const Gradients& out) {
+// The gradients of the parameters of one trial. dm and dv first contain the sums of dy and dy * (x - mean) of its rows,
+// at the end the offset and the slope of dx; scale gets the factor of dy.
+template <class A>
+void compute_row_gradients(const A* mean, const A* var, Shape s, const Options& o, const MemberWeights<A>& w,
+                           const A* gamma, const A* running_mean, const A* running_var, A* dm, A* dv, A* scale,
+                           A* dgamma, A* dbeta, A* dmean_switch, A* dvar_switch) {
   const int64_t C = s.C, samples = s.N / o.chunks, size = C / o.groups;
-  const auto w = read_member_weights<A>(in, o);
-  const A *var = mean + s.rows(), *gamma = static_cast<const A*>(in.weight);
-  const A *running_mean = static_cast<const A*>(in.running_mean), *running_var = static_cast<const A*>(in.running_var);
   const auto moments = compute_member_moments(mean, var, s, o, w, running_mean, running_var, false);
 
-  // dm and dv first contain the sums of dy and dy * (x - mean), then the gradients of the mixed mean and variance.
-  std::vector<A> dm(s.rows()), dv(s.rows()), scale(s.rows());
-  compute_row_gradient_sums(x, dy, s, mean, dm.data(), dv.data());
-
-  A *dgamma = static_cast<A*>(out.weight), *dbeta = static_cast<A*>(out.bias);
   std::fill(dgamma, dgamma + C, A(0));
   std::fill(dbeta, dbeta + C, A(0));
   std::vector<A> mixed(C), ln_dm(s.N), ln_dv(s.N), gn_dm(s.N * o.groups), gn_dv(s.N * o.groups);
@@ -703,8 +740,8 @@ void backward_typed(const T* x, Shape s, const Options& o, const Inputs& in, con
     dw_mean[kBn] = dot(bn_dm, moments.bn_mean, o.chunks * C);
     dw_var[kBn] = dot(bn_dv, moments.bn_var, o.chunks * C);
   }
-  compute_switch_gradient(w.mean, dw_mean, o, static_cast<A*>(out.mean_switch));
-  compute_switch_gradient(w.var, dw_var, o, static_cast<A*>(out.var_switch));
+  compute_switch_gradient(w.mean, dw_mean, o, dmean_switch);
+  compute_switch_gradient(w.var, dw_var, o, dvar_switch);
 
   // From the gradients of mixed statistics to those of row statistics: then dm is the offset of dx and dv its slope.
   const A bessel = o.correction && s.P > 1 ? A(s.P) / A(s.P - 1) : A(1);
@@ -731,6 +768,25 @@ void backward_typed(const T* x, Shape s, const Options& o, const Inputs& in, con
       }
     }
   });
+}
+
+template <class T, class A>
+void backward_typed(const T* x, Shape s, const Options& o, const Inputs& in, const A* mean, const T* dy, T* dx,
+                    const Gradients& out) {
+  const A* var = mean + s.rows();
+  std::vector<A> dm(s.rows()), dv(s.rows()), scale(s.rows());
+  compute_row_gradient_sums(x, dy, s, mean, dm.data(), dv.data());
+  for (int64_t trial = 0; trial < s.trials; ++trial) {
+    const int64_t channel = trial * s.channels_of_trial(), member = trial * o.pool_size();
+    TrialRows<const A> means(mean, s, trial), vars(var, s, trial);
+    TrialRows<A> dms(dm.data(), s, trial), dvs(dv.data(), s, trial), scales(scale.data(), s, trial);
+    compute_row_gradients(means.data(), vars.data(), s.of_trial(), o, read_member_weights<A>(in, o, trial),
+                          select_trial<A>(in.weight, s, trial), select_trial<A>(in.running_mean, s, trial),
+                          select_trial<A>(in.running_var, s, trial), dms.data(), dvs.data(), scales.data(),
+                          static_cast<A*>(out.weight) + channel, static_cast<A*>(out.bias) + channel,
+                          static_cast<A*>(out.mean_switch) + member, static_cast<A*>(out.var_switch) + member);
+    for (const auto* rows : {&dms, &dvs, &scales}) rows->write_back();
+  }
   compute_input_gradient(x, dy, s, mean, scale.data(), dv.data(), dm.data(), dx);
 }
 

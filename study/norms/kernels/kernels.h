@@ -11,11 +11,15 @@ enum class Dtype { Float, Double, BFloat16, Half };
 
 // x as (N, C, P): samples, channels, pixels. A row is one channel of one sample. In the contiguous layout the pixels of
 // a row are adjacent in memory; in the channels-last layout the channels of a pixel are. With one pixel both are true.
+// Trials that are trained together have an equal number of consecutive channels each, and share nothing.
 struct Shape {
   int64_t N, C, P;
   bool channels_last;
+  int64_t trials = 1;
 
   int64_t rows() const { return N * C; }
+  int64_t channels_of_trial() const { return C / trials; }
+  Shape of_trial() const { return {N, channels_of_trial(), P, channels_last}; }
 };
 
 struct Options {
@@ -24,9 +28,15 @@ struct Options {
   bool softmax;  // whether mean_switch and var_switch are logits, to which the softmax is applied, or weights
 
   bool has(Member member) const { return members >> member & 1; }
+  int64_t pool_size() const {
+    int64_t size = 0;
+    for (int k = 0; k < kMembers; ++k) size += has(Member(k));
+    return size;
+  }
 };
 
-// x and y have the given dtype. Everything else is double if that is the dtype, else float.
+// x and y have the given dtype. Everything else is double if that is the dtype, else float. The switches have one value
+// for each member, for each trial.
 struct Inputs {
   const void *x, *mean_switch, *var_switch, *weight, *bias;
   const void *running_mean, *running_var;  // null: bn uses the statistics of the batch

@@ -53,9 +53,10 @@ Tensor with_strides_of(const Tensor& dy, const Tensor& x) {
   return dy.strides() == x.strides() ? dy : at::empty_like(x).copy_(dy);
 }
 
-switch_norm::Shape get_shape(const Tensor& x) {
+// A switch (trials, K) says that the channels are those of several trials; with (K,) there is one.
+switch_norm::Shape get_shape(const Tensor& x, const Tensor& mean_switch) {
   const int64_t N = x.size(0), C = x.size(1), P = N * C ? x.numel() / (N * C) : 0;
-  return {N, C, P, P == 1 || !x.is_contiguous()};
+  return {N, C, P, P == 1 || !x.is_contiguous(), mean_switch.dim() == 2 ? mean_switch.size(0) : 1};
 }
 
 // Values by channel and switches, whose strides may be any (expanded, or a part of another tensor), as dense tensors.
@@ -87,7 +88,7 @@ Triple forward(const Tensor& input, const Tensor& mean_switch, const Tensor& var
   const switch_norm::Options options{members, groups, chunks, correction, eps, softmax};
   const DenseParameters parameters(mean_switch, var_switch, weight, bias, running_mean, running_var);
   const Tensor x = to_dense(input);
-  const auto shape = get_shape(x);
+  const auto shape = get_shape(x, mean_switch);
   Tensor y = at::empty_like(x), stats = at::empty({2, shape.N, shape.C}, weight.options());
   Tensor batch = at::empty({2, options.has(switch_norm::kBn) && !running_mean ? shape.C : 0}, weight.options());
   switch_norm::forward(get_dtype(x), shape, options, parameters.inputs(x), y.mutable_data_ptr(),
@@ -102,8 +103,9 @@ Gradients backward(const Tensor& dy, const Tensor& input, const Tensor& stats, c
   const DenseParameters parameters(mean_switch, var_switch, weight, std::nullopt, running_mean, running_var);
   const Tensor x = to_dense(input), gradient = with_strides_of(dy, x);
   Tensor dx = at::empty_like(x), dweight = at::empty_like(weight), dbias = at::empty_like(weight);
-  Tensor dmean = at::empty_like(mean_switch), dvar = at::empty_like(var_switch);
-  switch_norm::backward(get_dtype(x), get_shape(x), {members, groups, chunks, correction, eps, softmax},
+  Tensor dmean = at::empty(mean_switch.sizes(), mean_switch.options());
+  Tensor dvar = at::empty(var_switch.sizes(), var_switch.options());
+  switch_norm::backward(get_dtype(x), get_shape(x, mean_switch), {members, groups, chunks, correction, eps, softmax},
                         parameters.inputs(x), stats.const_data_ptr(), gradient.const_data_ptr(),
                         {dx.mutable_data_ptr(), dmean.mutable_data_ptr(), dvar.mutable_data_ptr(),
                          dweight.mutable_data_ptr(), dbias.mutable_data_ptr()});

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,9 @@ def normalize(
     running: mean and variance (C,) that the bn member uses in evaluation; None to use those of the batch. The other
     arguments are those of `SwitchNorm`.
 
+    With a switch (T, K), x holds the channels of T trials one after the other, C / T of each, and every trial is
+    normalized by itself.
+
     Returns y and, if bn used the statistics of the batch, the mean and variance that running statistics move towards:
     (2, C), averages over chunks, detached. An empty x has no statistics, and the gradients of the parameters are 0.
 
@@ -42,6 +47,10 @@ def normalize(
     """
     if not x.is_floating_point():
         raise ValueError(f"input of dtype {x.dtype} is not allowed: a floating-point dtype")
+    options = {"softmax": softmax, "pool": pool, "groups": groups, "chunks": chunks, "correction": correction,
+               "eps": eps, "sync": sync}  # fmt: skip
+    if switch[0].dim() == 2:
+        return normalize_trials(normalize, x, switch, affine, running, **options)
     batch, channels = x.shape[:2]
     pixels = math.prod(x.shape[2:])
     grid = (chunks, batch // chunks, groups, channels // groups)
@@ -94,6 +103,28 @@ def normalize(
     if correction == 0:
         spread = spread * _bessel_factor(count)
     return y, torch.stack((center, spread))
+
+
+def normalize_trials(
+    normalize_one: Callable[..., tuple[Tensor, Tensor | None]],
+    x: Tensor,
+    switch: tuple[Tensor, Tensor],
+    affine: tuple[Tensor, Tensor],
+    running: tuple[Tensor, Tensor] | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Calls `normalize_one` with the channels and the switch of each trial; returns what `normalize` does."""
+    trials = len(switch[0])
+    by_channel = [each.chunk(trials) for each in (*affine, *(running or ()))]
+    results = [
+        normalize_one(
+            part, (switch[0][trial], switch[1][trial]), (by_channel[0][trial], by_channel[1][trial]),
+            (by_channel[2][trial], by_channel[3][trial]) if running else None, **options,
+        )
+        for trial, part in enumerate(x.chunk(trials, dim=1))
+    ]  # fmt: skip
+    batches = [batch for _, batch in results if batch is not None]
+    return torch.cat([y for y, _ in results], dim=1), torch.cat(batches, dim=1) if batches else None
 
 
 def update_running_statistics(running_mean: Tensor, running_var: Tensor, batch: Tensor, momentum: float) -> None:

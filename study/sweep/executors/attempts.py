@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from study.plan.job import Job
@@ -24,6 +25,10 @@ class AttemptHandler:
     def build_job(self, trial: PlannedTrial) -> Job:
         """Returns what a process needs to train the trial."""
         raise NotImplementedError
+
+    def group_of(self, trial: PlannedTrial) -> Sequence[str]:
+        """Returns the keys of the trials that are trained in one process with this one."""
+        return ()
 
     def record_of(self, trial: PlannedTrial) -> TrialFolder:
         """Returns the trial's folder."""
@@ -88,17 +93,28 @@ class AttemptLoop:
     def submit_all(self) -> None:
         """Submits every trial, and leaves the rest to an executor that outlives this process."""
         self._give_up_unstartable()
-        self._submit([*self._pop_ready(), *self.queue.pop_blocked()])
+        self._submit([*self.queue.ready.values(), *self.queue.pop_blocked()])
+        self.queue.ready.clear()
 
     def _submit(self, trials: Sequence[PlannedTrial]) -> None:
         self.running.update({trial.key: trial for trial in trials})
         if trials:
-            self.executor.submit([self.handler.build_job(trial) for trial in trials])
+            jobs = [self.handler.build_job(trial) for trial in trials]
+            self.executor.submit([replace(job, alone=job.trial.key in self.retries.kills) for job in jobs])
 
     def _pop_ready(self) -> list[PlannedTrial]:
-        """As many ready trials as the executor takes now."""
-        free = max(0, self.executor.limit - len(self.running))
-        return [self.queue.ready.popleft() for _ in range(min(free, len(self.queue.ready)))]
+        """As many ready trials as the executor starts processes for now."""
+        trials: list[PlannedTrial] = []
+        for _ in range(self.executor.free):
+            if not self.queue.ready:
+                break
+            trials += self.queue.pop_ready(self._find_company)
+        return trials
+
+    def _find_company(self, trial: PlannedTrial) -> list[str]:
+        """The trials that share a process with `trial`: none that failed or was killed, which may happen again."""
+        failed = self.retries.kills
+        return [] if trial.key in failed else [key for key in self.handler.group_of(trial) if key not in failed]
 
     def _handle_end(self, trial: PlannedTrial, ending: str) -> None:
         record = self.handler.record_of(trial)

@@ -14,20 +14,22 @@ class Executor(Protocol):
     """Runs jobs, and reports which trials have ended. Their outcome is read from their records.
 
     Attributes:
-        places: Number of trials that run at once, for estimates of time.
-        limit: Number of trials that it takes at once, running or in its queue.
+        places: Number of processes that train at once, for estimates of time.
+        free: Number of processes or jobs that it can start now, or add to its queue.
         outlives_driver: Whether jobs continue after the driver has ended.
     """
 
     places: int
-    limit: int
     outlives_driver: bool
+
+    @property
+    def free(self) -> int: ...
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """Returns those of the trials that an earlier driver submitted and that are still queued or running."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Starts jobs, or adds them to the cluster's queue."""
+        """Starts jobs, or adds them to the cluster's queue. Those of a group share a process."""
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Waits at most `seconds` for trials to end; returns their keys and how they ended."""

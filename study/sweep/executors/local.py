@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from study.config.schema import StudyConfig
-from study.plan.job import Job
+from study.plan.job import Job, split_processes
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
 from study.sweep.executors.resources import count_cores, count_places, find_devices, share_threads
@@ -32,15 +32,18 @@ def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None)
 
 @dataclass(frozen=True)
 class _Training:
-    """A trial's process and devices. result: the file that it will write; None if an older one exists."""
+    """A process and its devices. results: the file that each of its trials, by key, will write.
+
+    None for a trial with an older file, that of a damaged record.
+    """
 
     process: ForkServerProcess
     devices: tuple[str, ...]
-    result: Path | None
+    results: dict[str, Path | None]
 
 
 class LocalExecutor:
-    """Runs at most `places` trials at once, each on the devices with the fewest trials.
+    """Runs at most `places` processes at once, each on the devices with the fewest of them.
 
     A fork of a process that has imported torch, Lightning and W&B starts in a tenth of a second; a new interpreter
     takes many seconds. Every trial has a process of its own, so that one cannot affect another.
@@ -49,56 +52,71 @@ class LocalExecutor:
     outlives_driver = False
 
     def __init__(self, places: int, devices: Sequence[str], threads: int) -> None:
-        self.places = self.limit = places
+        self.places = places
         self.devices, self.threads = list(devices), threads
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when the forkserver imports torch
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["study.sweep.executors.preload"])
-        self.running: dict[str, _Training] = {}
+        self.running: list[_Training] = []
         self.finishing: list[ForkServerProcess] = []  # have a result, and upload the rest of their W&B runs
         self.not_started: dict[str, str] = {}
+
+    @property
+    def free(self) -> int:
+        """Number of processes that it can start now."""
+        return self.places - len(self.running)
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """Returns no trials: none outlives its driver."""
         return set()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Starts a process for each trial."""
-        for job in jobs:
-            devices = self._pick_devices(job.run.devices_per_trial)
-            had_result = TrialFolder(job.folder).result.exists()  # a damaged one, which is made again
-            process = self.context.Process(
-                target=_train, name=job.trial.key,
-                args=(job.assign(devices, self.threads), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        """Starts a process for each trial, or for the trials of a group."""
+        for own in split_processes(jobs):
+            devices = self._pick_devices(own[0].run.devices_per_trial)
+            keys, files = [job.trial.key for job in own], [TrialFolder(job.folder).result for job in own]
+            training = _Training(
+                self.context.Process(
+                    target=_train, name=keys[0],
+                    args=([job.assign(devices, self.threads) for job in own], os.environ.get("CUDA_VISIBLE_DEVICES")),
+                ),
+                devices,
+                {key: None if file.exists() else file for key, file in zip(keys, files, strict=True)},
             )  # fmt: skip
             with _blocked_interrupts():
                 try:
-                    process.start()
+                    training.process.start()
                 except (EOFError, ConnectionError):  # the forkserver was killed; the next start begins a new one
-                    self.not_started[job.trial.key] = "was not started, because the forkserver ended"
+                    self.not_started |= dict.fromkeys(keys, "was not started, because the forkserver ended")
                 else:
-                    result = TrialFolder(job.folder).result
-                    self.running[job.trial.key] = _Training(process, devices, None if had_result else result)
+                    self.running.append(training)
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Returns the trials whose process has ended, and its signal or exit code; empty after `seconds`.
 
-        A trial has also ended when it has a result, even if its process still uploads its W&B run. There are at most
-        `places` such processes.
+        A trial has also ended when it has a result, even if its process still trains others or uploads its W&B run.
+        There are at most `places` processes that have no other trial to train.
         """
         if self.not_started:
             not_started, self.not_started = self.not_started, {}
             return not_started
-        wait([training.process.sentinel for training in self.running.values()], timeout=seconds)
+        wait([training.process.sentinel for training in self.running], timeout=seconds)
         self.finishing = [process for process in self.finishing if process.is_alive()]
         ended: dict[str, str] = {}
-        for key, training in list(self.running.items()):
+        for training in list(self.running):
             if not training.process.is_alive():
-                ended[key] = _describe_exit(training.process.exitcode)
-                del self.running[key]
-            elif training.result and training.result.exists() and len(self.finishing) < self.places:
-                ended[key] = "has a result"
-                self.finishing.append(self.running.pop(key).process)
+                ended |= dict.fromkeys(training.results, _describe_exit(training.process.exitcode))
+                self.running.remove(training)
+                continue
+            with_result = [key for key, file in training.results.items() if file and file.exists()]
+            if len(with_result) == len(training.results):
+                if len(self.finishing) >= self.places:
+                    continue
+                self.finishing.append(training.process)
+                self.running.remove(training)
+            ended |= dict.fromkeys(with_result, "has a result")
+            for key in with_result:
+                del training.results[key]
         return ended
 
     def cancel(self) -> None:
@@ -107,7 +125,7 @@ class LocalExecutor:
 
     def close(self, grace: float = STOP_GRACE_SECONDS) -> None:
         """Sends SIGTERM to every trial, so that it stops after its step; kills what runs after `grace` seconds."""
-        trained = [training.process for training in self.running.values()]
+        trained = [training.process for training in self.running]
         processes = [*trained, *self.finishing]
         try:
             for process in trained:
@@ -128,7 +146,7 @@ class LocalExecutor:
     def _pick_devices(self, count: int) -> tuple[str, ...]:
         if self.devices == ["cpu"]:
             return ("cpu",) * count
-        load = Counter(device for training in self.running.values() for device in training.devices)
+        load = Counter(device for training in self.running for device in training.devices)
         return tuple(sorted(self.devices, key=lambda device: load[device])[:count])
 
 
@@ -148,18 +166,23 @@ def _describe_exit(exit_code: int | None) -> str:
     return f"ended with exit code {exit_code}"
 
 
-def _train(job: Job, visible_gpus: str | None) -> None:
-    """Runs in the trial's process. Writes output to a file; the terminal's signals are for the driver only."""
+def _train(jobs: Sequence[Job], visible_gpus: str | None) -> None:
+    """Runs in a process of the executor. Writes output to files; the terminal's signals are for the driver only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if visible_gpus is not None:  # the forkserver may have started before the variable was set
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
     gc.freeze()  # objects from before the fork are never freed; each collection would scan them
     threading.Thread(target=_stop_with_driver, daemon=True).start()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    from study.training.process_setup import redirect_output  # imported already, by the forkserver
+    from study.training.fused import run_fused_jobs  # imported already, by the forkserver
+    from study.training.process_setup import redirect_output
     from study.training.trial import run_job
 
+    if jobs[0].group:
+        run_fused_jobs(jobs)
+        return
+    (job,) = jobs
+    job.folder.mkdir(parents=True, exist_ok=True)
     redirect_output(TrialFolder(job.folder).log)
     run_job(job)
 

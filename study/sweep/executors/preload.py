@@ -18,7 +18,7 @@ def _preload() -> None:
 
     import torch
 
-    import study.training.trial  # noqa: F401
+    import study.training.fused  # noqa: F401
     from study.config.choice_space import NORMALIZATION
     from study.data import digits
     from study.norms.kernels import dispatch

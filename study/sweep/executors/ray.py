@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
-from study.plan.job import Job
+from study.plan.job import Job, split_processes
 from study.record.layout import StudyFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
 from study.sweep.executors.resources import check_job_resources
@@ -29,7 +29,7 @@ class RayExecutor:
     """One Ray task per trial, with `launch.cpus`, `launch.gpus` (also a fraction) and `launch.memory`."""
 
     outlives_driver = False
-    limit = 10**9  # Ray has a queue
+    free = 10**9  # Ray has a queue
 
     def __init__(self, launch: LaunchConfig, run: RunConfig) -> None:
         check_job_resources(launch, run)
@@ -38,16 +38,17 @@ class RayExecutor:
         self.places = _count_places(self.ray.cluster_resources(), launch)
         resources = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "memory": _parse_bytes(launch.memory)}
         self.train = self.ray.remote(**resources, max_retries=launch.requeues)(_train)
-        self.running: dict[Any, str] = {}
+        self.running: dict[Any, list[str]] = {}  # keys of the trials of each task
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """Returns no trials: Ray ends the tasks of a driver that has ended."""
         return set()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues a task for each trial."""
-        for job in jobs:
-            self.running[self.train.options(name=job.trial.key).remote(job, self.launch)] = job.trial.key
+        """Queues a task for each trial, or for those of a group."""
+        for own in split_processes(jobs):
+            keys = [job.trial.key for job in own]
+            self.running[self.train.options(name=keys[0]).remote(own, self.launch)] = keys
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Returns the trials whose task has ended."""
@@ -55,7 +56,9 @@ class RayExecutor:
             time.sleep(seconds)
             return {}
         ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=seconds)
-        return {self.running.pop(task): self._describe_end(task) for task in ready}
+        return {
+            key: ending for task in ready for ending in [self._describe_end(task)] for key in self.running.pop(task)
+        }
 
     def cancel(self) -> None:
         """Does the same as `close`."""
@@ -76,12 +79,12 @@ class RayExecutor:
         return "has ended"
 
 
-def _train(job: Job, launch: LaunchConfig) -> None:
-    """The task: trains a trial in a process of its own, as the other executors do."""
+def _train(jobs: Sequence[Job], launch: LaunchConfig) -> None:
+    """The task: trains a trial, or those of a group, in a process of their own, as the other executors do."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()[:8]
-    work([job], launch, place=f"ray node {node}", grace=STOP_GRACE_SECONDS)
+    work(jobs, launch, place=f"ray node {node}", grace=STOP_GRACE_SECONDS)
 
 
 def _connect(launch: LaunchConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from study.config.errors import UserError, allowed_names
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
-from study.plan.job import Job
+from study.plan.job import Job, split_processes
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
@@ -44,14 +45,14 @@ def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None)
 
 
 class SlurmExecutor:
-    """Submits all trials at once, `launch.trials_per_job` per job.
+    """Submits all trials at once, `launch.trials_per_job` per job; a group of fused trials counts as one.
 
     A job trains its trials with `worker.work`, and requeues itself when its time runs out. queue.json in the study's
     folder lists the trials of every job.
     """
 
     outlives_driver = True
-    limit = 10**9  # Slurm has a queue
+    free = 10**9  # Slurm has a queue
 
     def __init__(self, folder: StudyFolder, launch: LaunchConfig, run: RunConfig) -> None:
         check_slurm(launch, run)
@@ -75,8 +76,9 @@ class SlurmExecutor:
         by_key, largest, size = {job.trial.key: job for job in jobs}, _read_array_limit(), self.launch.trials_per_job
         for batch in topological_batches([job.trial for job in jobs]):
             after = self._find_arrays({trial.waits_for for trial in batch})
+            processes = split_processes([by_key[trial.key] for trial in batch])
             packed = [
-                [by_key[trial.key] for trial in batch[start : start + size]] for start in range(0, len(batch), size)
+                list(itertools.chain(*processes[start : start + size])) for start in range(0, len(processes), size)
             ]
             for start in range(0, len(packed), largest):
                 self._submit_array(packed[start : start + largest], after)

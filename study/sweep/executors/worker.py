@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from study.config.schema import LaunchConfig
-from study.plan.job import Job
+from study.plan.job import Job, split_processes
 from study.plan.trials import PlannedTrial
 from study.record.contents import FINISHED
 from study.record.layout import TrialFolder
@@ -30,7 +30,7 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float)
     run = jobs[0].run
     # Without GPUs of its own, a job may still see those of others.
     devices = find_devices(run.device) if launch.gpus else ["cpu"]
-    places = min(count_places(run, devices, launch.cpus), len(jobs))
+    places = min(count_places(run, devices, launch.cpus), len(split_processes(jobs)))
     executor = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
     retries = RetryPolicy(max_attempts=run.max_attempts, requeues=launch.requeues)
     with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
@@ -53,6 +53,9 @@ class _Worker(AttemptHandler):
 
     def build_job(self, trial: PlannedTrial) -> Job:
         return self.jobs[trial.key]
+
+    def group_of(self, trial: PlannedTrial) -> Sequence[str]:
+        return self.jobs[trial.key].group
 
     def record_of(self, trial: PlannedTrial) -> TrialFolder:
         return TrialFolder(self.jobs[trial.key].folder)

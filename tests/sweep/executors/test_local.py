@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from study.config.errors import UserError
+from study.plan.job import Job
 from study.plan.loading import load_study
 from study.record.io import write_json
 from study.record.layout import StudyFolder, TrialFolder
@@ -43,17 +44,17 @@ def test_more_devices_per_trial_than_there_are_is_an_error() -> None:
 
 def test_each_trial_goes_to_the_device_with_the_fewest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     executor = LocalExecutor(6, ["cuda:0", "cuda:1"], threads=1)
-    started = []
+    started: list[Job] = []
 
-    def process(*, args: tuple[object], **_: object) -> SimpleNamespace:
-        started.append(args[0])
+    def process(*, args: tuple[list[Job]], **_: object) -> SimpleNamespace:
+        started.extend(args[0])
         return SimpleNamespace(start=lambda: None)
 
     monkeypatch.setattr(executor.context, "Process", process)
     jobs = build_jobs(StudyFolder(tmp_path), 6)
     executor.submit(jobs)
     assert Counter(job.devices[0] for job in started) == {"cuda:0": 3, "cuda:1": 3}
-    del executor.running[jobs[0].trial.key]  # as after the end of a trial on the first device
+    del executor.running[0]  # as after the end of a trial on the first device
     executor.submit(jobs[:1])
     assert started[-1].devices == started[0].devices
 

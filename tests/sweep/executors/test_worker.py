@@ -32,8 +32,12 @@ class FakeLocalExecutor:
     graces: list[float]
 
     def __init__(self, places: int, devices: Sequence[str], threads: int) -> None:
-        self.places = self.limit = places
+        self.places = places
         self.ended: dict[str, str] = {}
+
+    @property
+    def free(self) -> int:
+        return self.places - len(self.ended)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

@@ -1,0 +1,160 @@
+"""Several networks of one shape computed as one: their channels lie side by side, and convolutions are grouped.
+
+Small networks leave a machine idle, because a call costs more than its arithmetic. The idea is that of HFTA (Wang et
+al., MLSys 2021). The networks keep their parameters, buffers and modes; nothing is copied but for the time of a call.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from study.models.resnet import Backbone, ShortcutConv2d, SmallResNet
+from study.norms.fused import FUSED_NORMS, FusedNorm, Share
+
+# Containers whose `forward` treats every channel alike: it neither joins nor splits, counts nor names channels.
+_CONTAINERS = (SmallResNet, ResNet, BasicBlock, Bottleneck, nn.Sequential, Backbone)
+_CHANNEL_WISE = (nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+
+
+class NotFusableError(Exception):
+    """The networks cannot be computed as one; the message says which module is the reason."""
+
+
+class FusedNetworks:
+    """Networks of one shape, which are computed as one.
+
+    Their parameters and buffers become views of larger tensors. They stay ordinary networks: they can be saved,
+    evaluated and changed in place by an optimizer. What a network computes does not depend on the others, but for the
+    order of its sums, which depends on how many there are.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        """Raises `NotFusableError`."""
+        self.networks = tuple(networks)
+        self._shared: dict[int, Tensor] = {}  # by the id of the first network's tensor
+        self._first: list[
+            tuple[Tensor, Tensor]
+        ] = []  # the first tensor of each network, and its part of the larger one
+        self._gradients: list[list[tuple[Tensor, Tensor]]] = [[] for _ in networks]  # parameters, parts of the gradient
+        self._fused = _fuse(self.networks, "", {}, self._share)
+
+    def forward(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The outputs of the networks with the given numbers, for their images (N, C, H, W)."""
+        given = next(iter(images.values()))
+        training = self.networks[next(iter(images))].training
+        for number in self._absent(images):
+            if self.networks[number].training != training:
+                self.networks[number].train(training)
+        nothing = torch.zeros_like(given)
+        outputs: Tensor = self._fused(
+            torch.cat([images.get(number, nothing) for number in range(len(self.networks))], dim=1)
+        )
+        parts = outputs.chunk(len(self.networks), dim=1)
+        return {number: parts[number] for number in images}
+
+    def backward(self, losses: Mapping[int, Tensor]) -> None:
+        """Sets the gradients of the networks with the given numbers to those of their losses."""
+        torch._foreach_zero_([shared.grad for shared in self._shared.values() if shared.grad is not None])
+        torch.autograd.backward(tuple(losses.values()))
+        for number in losses:
+            for parameter, gradient in self._gradients[number]:
+                parameter.grad = gradient
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the networks' tensors are still views, which moving a network to another device ends."""
+        return all(tensor.data_ptr() == view.data_ptr() for tensor, view in self._first)
+
+    def _absent(self, given: Collection[int]) -> list[int]:
+        return [number for number in range(len(self.networks)) if number not in given]
+
+    def _share(self, tensors: Sequence[Tensor]) -> Tensor:
+        if (shared := self._shared.get(id(tensors[0]))) is not None:
+            return shared
+        trained = {tensor.requires_grad for tensor in tensors}
+        if len(trained) > 1 or len({tensor.shape for tensor in tensors}) > 1:
+            raise NotFusableError("parameters that only some of the networks train, or of other shapes")
+        shared = torch.cat([tensor.detach() for tensor in tensors]).requires_grad_(trained.pop())
+        views = shared.detach().chunk(len(tensors))
+        for tensor, view in zip(tensors, views, strict=True):
+            tensor.data = view
+        self._first = self._first or list(zip(tensors, views, strict=True))
+        if shared.requires_grad:
+            shared.grad = torch.zeros_like(shared)
+            for gradients, *pair in zip(self._gradients, tensors, shared.grad.chunk(len(tensors)), strict=True):
+                gradients.append((pair[0], pair[1]))
+        self._shared[id(tensors[0])] = shared
+        return shared
+
+
+def _fuse(modules: Sequence[nn.Module], path: str, done: dict[int, nn.Module], share: Share) -> nn.Module:
+    first = modules[0]
+    if id(first) in done:
+        return done[id(first)]
+    kinds = {type(module) for module in modules}
+    if len(kinds) > 1:
+        raise NotFusableError(f"{path}: {' and '.join(sorted(kind.__name__ for kind in kinds))}")
+    kind = type(first)
+    if build := _LAYERS.get(kind):
+        fused = build(modules, share)
+    elif kind in _CHANNEL_WISE:
+        fused = first
+    elif kind in _CONTAINERS and not first._parameters and not first._buffers:
+        if len({tuple(module._modules) for module in modules}) > 1:
+            raise NotFusableError(f"{path}: other layers")
+        fused = copy.copy(first)
+        children = [dict(module.named_children()) for module in modules]
+        fused._modules = {
+            name: _fuse([each[name] for each in children], f"{path}.{name}".lstrip("."), done, share)
+            for name in children[0]
+        }
+    else:
+        raise NotFusableError(f"{path}: {kind.__name__} has no fused form")
+    done[id(first)] = fused
+    return fused
+
+
+class FusedConv2d(nn.Module):
+    """Takes (N, T * C, H, W), the inputs of T convolutions side by side."""
+
+    def __init__(self, layers: Sequence[nn.Conv2d], share: Share) -> None:
+        super().__init__()
+        self.shared_weight = share([layer.weight for layer in layers])
+        biases: list[Any] = [layer.bias for layer in layers]
+        self.shared_bias = None if biases[0] is None else share(biases)
+        self.convolution = copy.copy(layers[0])
+        self.convolution.groups *= len(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.convolution._conv_forward(x, self.shared_weight, self.shared_bias)
+        return y
+
+
+class FusedLinear(nn.Module):
+    """Takes (N, T * features), the inputs of T linear layers side by side."""
+
+    def __init__(self, layers: Sequence[nn.Linear], share: Share) -> None:
+        super().__init__()
+        self.trials = len(layers)
+        self.shared_weight = share([layer.weight for layer in layers])
+        self.shared_bias = share([layer.bias for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.shared_weight.view(self.trials, -1, self.shared_weight.shape[1])
+        bias = self.shared_bias.view(self.trials, 1, -1)
+        y = torch.baddbmm(bias, x.reshape(len(x), self.trials, -1).transpose(0, 1), weight.transpose(1, 2))
+        return y.transpose(0, 1).flatten(1)
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Sequence[Any], Share], nn.Module]] = {
+    nn.Conv2d: FusedConv2d,
+    ShortcutConv2d: FusedConv2d,
+    nn.Linear: FusedLinear,
+    **dict.fromkeys(FUSED_NORMS, FusedNorm),
+}

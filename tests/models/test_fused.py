@@ -1,0 +1,143 @@
+"""Networks that are computed as one: each has the outputs and gradients that it has by itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from study.config.schema import TrialConfig
+from study.models import build_network
+from study.models.fused import FusedNetworks, NotFusableError
+from study.norms import set_radius
+
+SMALL = {"depth": 8, "width": 0.5, "dataset": "digits", "batch_size": 4, "chunks": 2}
+SWITCHES = ["sn", "ssn", "sn-shared", "sn-stage", "sn-tied", "sn-uniform", "sn-random", "sn[in,bn]", "sn[in,ln,bn,gn]"]
+NORMS = ["bn", "gn", "in", "ln", *SWITCHES]
+
+
+def build(count: int, **settings: Any) -> list[nn.Module]:
+    config = TrialConfig(**{**SMALL, **settings})
+    networks = [build_network(config, seed) for seed in range(count)]
+    for seed, network in enumerate(networks):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in network.parameters():  # gammas of 0 and equal logits would hide what differs
+            parameter.data += 0.1 * torch.rand(parameter.shape, generator=generator)
+        if config.norm.startswith("ssn"):
+            set_radius(network, 0.5)
+    return networks
+
+
+def draw_images(count: int, dtype: torch.dtype = torch.float32) -> dict[int, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return {number: torch.randn(8, 1, 8, 8, generator=generator, dtype=dtype) for number in range(count)}
+
+
+def compute(networks: list[nn.Module], images: dict[int, Tensor], fused: FusedNetworks | None) -> list[list[Tensor]]:
+    """Outputs, gradients and buffers of the networks that have images."""
+    for network in networks:
+        network.zero_grad()
+    outputs = fused.forward(images) if fused else {number: networks[number](images[number]) for number in images}
+    losses = {number: output.sin().sum() for number, output in outputs.items()}
+    if fused:
+        fused.backward(losses)
+    else:
+        torch.autograd.backward(tuple(losses.values()))
+    return [
+        [outputs[number].detach().clone()]
+        + [parameter.grad.clone() for parameter in networks[number].parameters() if parameter.grad is not None]
+        + [buffer.clone() for buffer in networks[number].buffers()]
+        for number in images
+    ]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_each_network_computes_what_it_does_by_itself(norm: str, training: bool, chunks: int) -> None:
+    networks = [network.double().train(training) for network in build(3, norm=norm, chunks=chunks)]
+    images = draw_images(3, torch.float64)
+    alone = compute(copy.deepcopy(networks), images, None)
+    together = compute(networks, images, FusedNetworks(networks))
+    for one, other in zip(alone, together, strict=True):
+        assert len(one) == len(other)
+        for expected, value in zip(one, other, strict=True):
+            assert torch.allclose(value, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"depth": 14}, {"depth": 50, "width": 0.125}, {"width": 0.3}, {"gn_groups": 2}],
+)
+def test_other_networks(settings: dict[str, Any]) -> None:
+    networks = [network.double() for network in build(2, norm="sn[in,ln,bn,gn]", **settings)]
+    images = draw_images(2, torch.float64)
+    alone = compute(copy.deepcopy(networks), images, None)
+    for one, other in zip(alone, compute(networks, images, FusedNetworks(networks)), strict=True):
+        for expected, value in zip(one, other, strict=True):
+            assert torch.allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+@pytest.mark.parametrize("norm", ["sn", "bn"])
+def test_the_bits_of_a_network_do_not_depend_on_the_others(norm: str, count: int) -> None:
+    networks, images = build(count, norm=norm), draw_images(count)
+    expected = compute(networks, images, FusedNetworks(networks))
+    for number in (0, count - 1):
+        others = build(count, norm=norm, initialization="orthogonal")
+        others[number] = build(count, norm=norm)[number]
+        (value,) = compute(others, {number: images[number]}, FusedNetworks(others))
+        assert all(map(torch.equal, value, expected[number]))
+
+
+@pytest.mark.parametrize("norm", ["sn", "ssn", "bn", "gn", "in"])
+def test_a_network_that_is_not_finite_leaves_the_others_alone(norm: str) -> None:
+    networks, images = build(4, norm=norm), draw_images(4)
+    fused = FusedNetworks(networks)
+    expected = compute(networks, images, fused)
+    for parameter in networks[1].parameters():
+        parameter.data.fill_(torch.nan)
+    images[2] = images[2] * torch.inf
+    values = compute(networks, images, fused)
+    assert not values[1][0].isfinite().any()
+    parameters = 1 + len(list(networks[0].parameters()))
+    for number in (0, 3):
+        assert all(map(torch.equal, values[number][:parameters], expected[number][:parameters]))
+        assert all(value.isfinite().all() for value in values[number])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("norm", ["sn", "ssn", "bn", "gn"])
+def test_on_a_gpu_each_network_computes_what_it_does_by_itself(norm: str) -> None:
+    networks = [network.double().cuda() for network in build(3, norm=norm)]
+    images = {number: image.cuda() for number, image in draw_images(3, torch.float64).items()}
+    alone = compute(copy.deepcopy(networks), images, None)
+    for one, other in zip(alone, compute(networks, images, FusedNetworks(networks)), strict=True):
+        for expected, value in zip(one, other, strict=True):
+            assert torch.allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_networks_that_cannot_be_computed_as_one_are_named() -> None:
+    with pytest.raises(NotFusableError, match="bn1: BatchNorm2d and SwitchNorm2d"):
+        FusedNetworks([*build(1, chunks=1), *build(1, chunks=1, norm="bn")])
+    with pytest.raises(NotFusableError, match="layer1: other layers"):
+        FusedNetworks([*build(1), *build(1, depth=14)])
+    with pytest.raises(NotFusableError, match="Dropout"):
+        FusedNetworks(build(2, dropout=0.5))
+    with pytest.raises(NotFusableError, match="other shapes"):
+        FusedNetworks([*build(1), *build(1, width=1.0)])
+    networks: Any = build(2)
+    networks[1].fc.weight.requires_grad_(False)
+    with pytest.raises(NotFusableError, match="only some"):
+        FusedNetworks(networks)
+
+
+def test_a_network_that_was_moved_is_noticed() -> None:
+    networks = build(3)
+    fused = FusedNetworks(networks)
+    assert fused.is_intact
+    networks[1].double().float()  # as to another device and back
+    assert not fused.is_intact
