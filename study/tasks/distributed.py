@@ -24,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
+from study.config.signals import STOP_SIGNALS, start_forkserver
+
 LOOPBACK = "127.0.0.1"
 RANK_EXIT_SECONDS = 5.0  # how long the exit of another rank is waited for
 
@@ -87,6 +89,7 @@ def launch_ranks(devices: Sequence[str], run_rank: Callable[..., None], *argumen
         for group in others
     ]  # fmt: skip
     closing = threading.Event()
+    start_forkserver()
     for process in processes:
         process.start()
     watch = threading.Thread(target=_exit_with_any_rank, args=(processes, closing), daemon=True)
@@ -111,7 +114,7 @@ def launch_ranks(devices: Sequence[str], run_rank: Callable[..., None], *argumen
 def _run_other_rank(
     group: ProcessGroup, device: str, port: int, run_rank: Callable[..., None], arguments: tuple[object, ...]
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, *STOP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)  # a cluster signals every process of a job; rank 0 decides for all
     _exit_with_parent()
     _init_process_group(group, device, TCPStore(LOOPBACK, port, group.world_size, is_master=False))

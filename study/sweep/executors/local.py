@@ -9,14 +9,14 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from study.config.schema import StudyConfig
+from study.config.signals import start_forkserver
 from study.plan.job import Job
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
@@ -71,14 +71,14 @@ class LocalExecutor:
                 target=_train, name=job.trial.key,
                 args=(job.assign(devices, self.threads), os.environ.get("CUDA_VISIBLE_DEVICES")),
             )  # fmt: skip
-            with _blocked_interrupts():
-                try:
-                    process.start()
-                except (EOFError, ConnectionError):  # the forkserver was killed; the next start begins a new one
-                    self.not_started[job.trial.key] = "was not started, because the forkserver ended"
-                else:
-                    result = TrialFolder(job.folder).result
-                    self.running[job.trial.key] = _Training(process, devices, None if had_result else result)
+            start_forkserver()
+            try:
+                process.start()
+            except (EOFError, ConnectionError):  # the forkserver was killed; the next start begins a new one
+                self.not_started[job.trial.key] = "was not started, because the forkserver ended"
+            else:
+                result = TrialFolder(job.folder).result
+                self.running[job.trial.key] = _Training(process, devices, None if had_result else result)
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Returns the trials whose process has ended, and its signal or exit code; empty after `seconds`.
@@ -130,16 +130,6 @@ class LocalExecutor:
             return ("cpu",) * count
         load = Counter(device for training in self.running.values() for device in training.devices)
         return tuple(sorted(self.devices, key=lambda device: load[device])[:count])
-
-
-@contextmanager
-def _blocked_interrupts() -> Iterator[None]:
-    """Delays Ctrl-C, which would kill a forkserver during its imports. Processes started inside never receive it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _describe_exit(exit_code: int | None) -> str:

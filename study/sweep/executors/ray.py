@@ -16,6 +16,7 @@ from study.record.layout import StudyFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
 from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
+from study.training.preemption import handle_signals
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 
@@ -81,7 +82,8 @@ def _train(job: Job, launch: LaunchConfig) -> None:
     import ray
 
     node = ray.get_runtime_context().get_node_id()[:8]
-    work([job], launch, place=f"ray node {node}", grace=STOP_GRACE_SECONDS)
+    with handle_signals() as stop_request:
+        work([job], launch, stop_request, place=f"ray node {node}", grace=STOP_GRACE_SECONDS)
 
 
 def _connect(launch: LaunchConfig) -> Any:

@@ -6,9 +6,12 @@ import io
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr
 from typing import NamedTuple
@@ -17,16 +20,23 @@ from pydantic import TypeAdapter, ValidationError
 
 from study.config.errors import UserError, allowed_names
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
+from study.config.signals import STOP_SIGNALS
 from study.plan.job import Job
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
 from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
+from study.training.preemption import handle_signals
 
 QUEUE_POLL_SECONDS = 5.0  # between calls of squeue, one for all jobs
 COMMAND_TIMEOUT_SECONDS = 60.0
+WARNING_SHARE = 0.5  # of a job's time limit, at most; the rest is left for training
 _SUBMITTED = TypeAdapter(dict[str, list[str]])  # trials by job, in queue.json
+_BLOCK_SIGNALS = (  # starts Python with these signals blocked: they are pending until the job handles them
+    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, "
+    f"{[int(number) for number in STOP_SIGNALS]}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 GRACE_SHARE = 0.8  # share of `launch.warning_seconds` in which trials may stop by themselves
 
 
@@ -145,24 +155,32 @@ def with_dependency(launch: LaunchConfig, after: Sequence[str]) -> LaunchConfig:
 
 
 def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
-    """Runs in the job: trains its trials, and requeues the job if a signal stopped it before they were done.
+    """Runs in the job: trains its trials, and requeues the job if a signal stopped it before they were done."""
+    name, grace = _read_own_name(), GRACE_SHARE * launch.warning_seconds
+    with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
+        try:
+            work(jobs, launch, stop_request, place=f"slurm {name}", grace=grace)
+        except Exception:
+            if stop_request.signal is None:
+                raise
+            traceback.print_exc()
+        if stop_request.signal and not all(is_complete(TrialFolder(job.folder)) for job in jobs):
+            _requeue(name, launch.requeues, stop_request.signal)
 
-    Only if the job is still RUNNING, as it is at the warning before its time limit. Slurm itself requeues jobs that it
-    preempts, and jobs that a user cancels must not come back; both have another state.
+
+def _requeue(name: str, limit: int, reason: str) -> None:
+    """Requeues this job if it is still RUNNING, as it is at the warning before its time limit.
+
+    Slurm itself requeues jobs that it preempts, and jobs that a user cancels must not come back; both have another
+    state.
     """
-    name = _read_own_name()
-    grace = GRACE_SHARE * launch.warning_seconds
-    stopped = work(jobs, launch, place=f"slurm {name}", grace=grace)
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if not stopped or all(is_complete(TrialFolder(job.folder)) for job in jobs):
-        return
-    state = _call("squeue", "--noheader", "--format=%T", f"--jobs={name}").strip()
-    if state == "RUNNING" and restarts < launch.requeues:
-        print(f"{name}: requeued, {restarts + 1} of {launch.requeues} times", flush=True)
+    state = _call("squeue", "--noheader", "--format=%T", f"--jobs={name}").strip() or "no longer in the queue"
+    if state == "RUNNING" and restarts < limit:
+        print(f"{name}: requeued, {restarts + 1} of {limit} times: {reason}", flush=True)
         _call("scontrol", "requeue", name)
     else:
-        state = state or "no longer in the queue"
-        print(f"{name}: not requeued: {state}, {restarts} of {launch.requeues} times", flush=True)
+        print(f"{name}: not requeued: {state}, {restarts} of {limit} times: {reason}", flush=True)
 
 
 def _read_own_name() -> str:
@@ -199,6 +217,11 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
             raise UserError(f"launch.{key}={name}: no such partition; {allowed_names(name, sorted(limits))}")
         if minutes > limits[name]:
             raise UserError(f"{setting}: allowed in partition {name}: 1 to {limits[name]:.0f} minutes")
+    if launch.warning_seconds > 60 * minutes * WARNING_SHARE:
+        raise UserError(
+            f"launch.warning_seconds={launch.warning_seconds}: allowed with {setting}: 1 to "
+            f"{60 * minutes * WARNING_SHARE:.0f} seconds, half of the time of a job"
+        )
 
 
 def query_queue() -> dict[str, QueuedJob] | None:
@@ -241,7 +264,7 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
     import submitit
 
     folder.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)  # scripts contain `launch.setup`
-    executor = submitit.SlurmExecutor(folder=folder.jobs)
+    executor = submitit.SlurmExecutor(folder=folder.jobs, python=shlex.join([sys.executable, "-ISc", _BLOCK_SIGNALS]))
     executor.update_parameters(
         job_name=folder.path.name,
         time=launch.minutes,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,8 @@ from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder
 from study.sweep.executors import slurm as executor_module
 from study.sweep.executors.slurm import SlurmExecutor
-from tests.conftest import Command, Run
+from study.training.preemption import StopRequest
+from tests.conftest import ROOT, Command, Run
 from tests.sweep.jobs import build_job, build_jobs
 
 SETTINGS = ("tracking.mode=disabled", "norm=sn", "checkpoint_seconds=0")
@@ -161,6 +164,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
         ({"sbatch": {"partition": "lo"}}, "launch.sbatch.partition=lo: no such partition; .* nearest: low"),
         ({"sbatch": {"time": "noon"}}, "launch.sbatch.time=noon: not a time limit; allowed: MINUTES"),
         ({"sbatch": {"time": "-5"}}, "launch.sbatch.time=-5: not a time limit"),
+        ({"minutes": 1}, "launch.warning_seconds=60: allowed with launch.minutes=1: 1 to 30 seconds"),
+        ({"sbatch": {"time": "1:00"}, "warning_seconds": 31}, "allowed with launch.sbatch.time=1:00: 1 to 30 seconds"),
     ],
 )
 def test_a_job_is_checked_with_the_time_and_partition_that_slurm_will_use(
@@ -233,19 +238,36 @@ def test_a_second_driver_reattaches_to_queued_trials(fake: FakeSlurm, tmp_path: 
     assert list(executor.wait(0)) == [second.trial.key]
 
 
+def stop(jobs: Any, launch: LaunchConfig, stop_request: StopRequest, **_: Any) -> None:
+    stop_request.handle(signal.SIGUSR2)
+
+
+def stop_and_fail(*arguments: Any, **_: Any) -> None:
+    stop(*arguments)
+    raise EOFError
+
+
 @pytest.mark.parametrize(
-    ("state", "restarts", "finished", "requeued"),
+    ("state", "restarts", "work", "finished", "requeued"),
     [
-        ("RUNNING", 0, False, True),
-        ("RUNNING", 1, False, True),
-        ("RUNNING", 2, False, False),  # launch.requeues reached
-        ("COMPLETING", 0, False, False),  # preempted, which Slurm requeues itself, or cancelled
-        ("", 0, False, False),
-        ("RUNNING", 0, True, False),
+        ("RUNNING", 0, stop, False, True),
+        ("RUNNING", 1, stop, False, True),
+        ("RUNNING", 2, stop, False, False),  # launch.requeues reached
+        ("COMPLETING", 0, stop, False, False),  # preempted, which Slurm requeues itself, or cancelled
+        ("", 0, stop, False, False),
+        ("RUNNING", 0, stop, True, False),
+        ("RUNNING", 0, stop_and_fail, False, True),
+        ("RUNNING", 0, lambda *_, **__: None, False, False),  # its trial was given up
     ],
 )
 def test_an_interrupted_job_requeues_itself_up_to_a_limit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, restarts: int, finished: bool, requeued: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    state: str,
+    restarts: int,
+    work: Callable[..., None],
+    finished: bool,
+    requeued: bool,
 ) -> None:
     calls: list[tuple[str, ...]] = []
 
@@ -254,7 +276,7 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
         return f"{state}\n"
 
     monkeypatch.setattr(executor_module, "_call", call)
-    monkeypatch.setattr(executor_module, "work", lambda *_, **__: True)
+    monkeypatch.setattr(executor_module, "work", work)
     for name, value in {"ARRAY_JOB_ID": 7, "ARRAY_TASK_ID": 3, "RESTART_COUNT": restarts}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     (job,) = build_jobs(StudyFolder(tmp_path), 1)
@@ -262,6 +284,19 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
         write_json(job.folder / "result.json", RESULT)
     executor_module._run_batch([job], LaunchConfig(requeues=2))
     assert (("scontrol", "requeue", "7_3") in calls) == requeued
+
+
+def test_a_signal_that_arrives_while_a_job_starts_is_handled_later() -> None:
+    """A process that sends itself the warning before it handles any, as Slurm may during its imports."""
+    code = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "from study.training.preemption import handle_signals\n"
+        "with handle_signals() as stop_request: print(stop_request.signal)"
+    )
+    started = subprocess.run(
+        [sys.executable, "-ISc", executor_module._BLOCK_SIGNALS, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (started.stdout, started.stderr) == ("SIGUSR2\n", "")
 
 
 @pytest.mark.parametrize(
