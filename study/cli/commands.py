@@ -103,7 +103,10 @@ def run_study(options: argparse.Namespace) -> int:
     if result.best:
         console.print(result.best, soft_wrap=True)
     _print_failures(console, result)
-    return SOME_FAILED if result.failed or result.stopped else DONE
+    if result.cancelled:
+        were = format_plural(len(result.cancelled), "trial was", "trials were")
+        console.print(f"{were} cancelled; the same command submits them again.", style="yellow")
+    return SOME_FAILED if result.failed or result.cancelled or result.stopped else DONE
 
 
 def show_plan(options: argparse.Namespace) -> int:

@@ -89,7 +89,11 @@ def start(folder: Path) -> dict[str, str]:
     _start("slurmctld", "-f", str(folder / "slurm.conf"))
     for node in NODES:
         _start("slurmd", "-f", str(folder / "slurm.conf"), "-N", node)
-    wait_until(lambda: status(folder).count(f" {len(NODES)} idle") == len(PARTITIONS), 30, f"Slurm did not come up; see the logs in {folder}")
+    wait_until(
+        lambda: status(folder).count(f" {len(NODES)} idle") == len(PARTITIONS),
+        30,
+        f"Slurm did not come up; see the logs in {folder}",
+    )
     return environment(folder)
 
 

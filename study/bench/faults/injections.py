@@ -243,6 +243,13 @@ def call_slurm(study: StudyHarness, *command: str) -> AffectedTrials:
     return trials
 
 
+def cancel_job(study: StudyHarness) -> AffectedTrials:
+    """Cancels the job of one trial, which stays cancelled until the command is run again."""
+    affected = call_slurm(study, "scancel")
+    study.signal_driver(signal.SIGINT)
+    return affected
+
+
 def warn_starting_job(study: StudyHarness) -> AffectedTrials:
     """Requeues the job of one trial, and warns it of its time limit while it starts again, as a short limit would."""
     trials, job = _choose_job(study)
@@ -312,7 +319,7 @@ LOCAL: Mapping[str, Inject] = {
 }
 SLURM: Mapping[str, Inject] = {
     "kill-job": lambda study: call_slurm(study, "scancel", "--signal=KILL"),
-    "cancel-job": lambda study: call_slurm(study, "scancel"),
+    "cancel-job": cancel_job,
     "warn-job": lambda study: call_slurm(study, "scancel", "--signal=USR2"),
     "warn-starting-job": warn_starting_job,
     "term-job": lambda study: call_slurm(study, "scancel", "--signal=TERM"),

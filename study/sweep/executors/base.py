@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from study.plan.job import Job
 
+CANCELLED = "was cancelled"  # begins the end of a trial that a user has cancelled in the cluster's queue
 STOP_GRACE_SECONDS = 30.0  # for a trial to finish its step and write a checkpoint
 
 
@@ -30,7 +31,10 @@ class Executor(Protocol):
         """Starts jobs, or adds them to the cluster's queue."""
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Waits at most `seconds` for trials to end; returns their keys and how they ended."""
+        """Waits at most `seconds` for trials to end; returns their keys and how they ended, such as `CANCELLED`."""
+
+    def count_waiting(self) -> Mapping[str, int]:
+        """Returns how many trials wait in the cluster's queue, by reason."""
 
     def cancel(self) -> None:
         """Ends all jobs, also those in the queue."""

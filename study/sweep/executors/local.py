@@ -101,6 +101,10 @@ class LocalExecutor:
                 self.finishing.append(self.running.pop(key).process)
         return ended
 
+    def count_waiting(self) -> dict[str, int]:
+        """Returns nothing: the driver submits no more trials than run."""
+        return {}
+
     def cancel(self) -> None:
         """Does the same as `close`."""
         self.close()

@@ -58,6 +58,10 @@ class RayExecutor:
         ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=seconds)
         return {self.running.pop(task): self._describe_end(task) for task in ready}
 
+    def count_waiting(self) -> dict[str, int]:
+        """Returns nothing: Ray gives no reasons."""
+        return {}
+
     def cancel(self) -> None:
         """Does the same as `close`."""
         self.close()

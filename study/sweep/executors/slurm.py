@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from study.plan.job import Job
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
+from study.sweep.executors.base import CANCELLED
 from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
 from study.training.preemption import handle_signals
@@ -37,15 +39,28 @@ _BLOCK_SIGNALS = (  # starts Python with these signals blocked: they are pending
     "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, "
     f"{[int(number) for number in STOP_SIGNALS]}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
+ENDED_STATES = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+                "REVOKED", "TIMEOUT")  # fmt: skip
 GRACE_SHARE = 0.8  # share of `launch.warning_seconds` in which trials may stop by themselves
 
 
 class QueuedJob(NamedTuple):
-    """A job in Slurm's queue: its state, such as PENDING or RUNNING, the reason, and the node it runs on."""
+    """A job that Slurm knows: its state, such as PENDING or RUNNING, the reason, and the node it runs on."""
 
     state: str
     reason: str
     node: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has left the queue; Slurm still knows it for some minutes."""
+        return self.state in ENDED_STATES
+
+    def describe(self) -> str:
+        """Its state, the reason for it, and what to do about it."""
+        reason = "" if self.reason in ("None", "") else f" ({self.reason})"
+        held = re.search("held|hold", self.reason, re.IGNORECASE) and self.state == "PENDING"
+        return f"{self.state}{reason}" + ("; to let it run: `scontrol release`" if held else "")
 
 
 def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None) -> SlurmExecutor:
@@ -71,14 +86,18 @@ class SlurmExecutor:
         self.places = launch.jobs * min(launch.trials_per_job, trials_at_once)
         self.jobs: dict[str, set[str]] = {}  # job -> its trials that have not ended
         self.queue: dict[str, QueuedJob] = {}  # the latest answer of squeue
+        self.ending: set[str] = set()  # jobs that were about to end when this driver started
         self.polled = self.submitted = 0.0  # times of the latest squeue and sbatch
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """Returns the trials whose job an earlier driver submitted and that is still in Slurm's queue."""
-        jobs = {key: job for key, (job, _) in read_queue(self.folder).items() if key in keys}
-        for key, job in jobs.items():
-            self.jobs.setdefault(job, set()).add(key)
-        return set(jobs)
+        found = {key: (name, job) for key, (name, job) in read_queue(self.folder).items() if key in keys}
+        attached = {key: (name, job) for key, (name, job) in found.items() if not job.has_ended}
+        for key, (name, job) in attached.items():
+            self.jobs.setdefault(name, set()).add(key)
+            if job.state == "COMPLETING":
+                self.ending.add(name)
+        return set(attached)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Submits job arrays; trials that start from others depend on their arrays. Raises `UserError` if refused."""
@@ -93,21 +112,29 @@ class SlurmExecutor:
         self.submitted = time.monotonic()
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Returns the trials that have a result, and those whose job has left Slurm's queue."""
+        """Returns the trials that have a result, and those whose job has left Slurm's queue or was cancelled."""
         time.sleep(seconds)
         if time.monotonic() - self.polled >= QUEUE_POLL_SECONDS:
             self._poll_queue()
         ended: dict[str, str] = {}
         for name, keys in list(self.jobs.items()):
             queued = self.queue.get(name)
-            if queued is None and self.polled > self.submitted:
-                ended |= dict.fromkeys(keys, f"ended with Slurm job {name} ({self.folder.jobs}/{name}_*.out)")
+            if queued.has_ended if queued else self.polled > self.submitted:
+                ended |= dict.fromkeys(keys, self._describe_end(name, queued))
                 del self.jobs[name]
             elif queued is not None and queued.state != "PENDING":
                 finished = {key for key in keys if self._has_result(key)}
                 ended |= dict.fromkeys(finished, "has a result")
                 keys -= finished
         return ended
+
+    def count_waiting(self) -> Counter[str]:
+        """Returns how many trials wait in Slurm's queue, by the state of their jobs and the reason."""
+        waiting: Counter[str] = Counter()
+        for name, keys in self.jobs.items():
+            if name in self.queue and self.queue[name].state == "PENDING":
+                waiting[self.queue[name].describe()] += len(keys)
+        return waiting
 
     def cancel(self) -> None:
         """Cancels all jobs whose trials have not ended."""
@@ -126,6 +153,11 @@ class SlurmExecutor:
     def _find_arrays(self, keys: Collection[str | None]) -> list[str]:
         """Returns the job arrays that train any of these trials."""
         return sorted({name.partition("_")[0] for name, trials in self.jobs.items() if trials & set(keys)})
+
+    def _describe_end(self, name: str, job: QueuedJob | None) -> str:
+        if job is not None and job.state == "CANCELLED" and name not in self.ending:
+            return f"{CANCELLED} with Slurm job {name}"
+        return describe_end(self.folder, name, job)
 
     def _poll_queue(self) -> None:
         queue = query_queue()
@@ -225,9 +257,12 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
 
 
 def query_queue() -> dict[str, QueuedJob] | None:
-    """Returns the user's jobs in the queue by name, `12_3` for task 3 of array 12; None if Slurm does not answer."""
+    """Returns the user's jobs by name, `12_3` for task 3 of array 12; None if Slurm does not answer.
+
+    With those that ended in the last minutes (`MinJobAge`): their state says which ones were cancelled.
+    """
     try:
-        lines = _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N").splitlines()
+        lines = _call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N").splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     rows = (line.split("|", 3) for line in lines)
@@ -235,12 +270,23 @@ def query_queue() -> dict[str, QueuedJob] | None:
 
 
 def read_queue(folder: StudyFolder) -> dict[str, tuple[str, QueuedJob]]:
-    """Returns the name and state of a job for every trial of the study that is in Slurm's queue now."""
+    """Returns the name and state of the job of every trial that this user has submitted; empty if Slurm is silent.
+
+    A job that Slurm no longer knows has the state `COMPLETED`.
+    """
     submitted = _read_submitted(folder)
-    queue = query_queue() if submitted and shutil.which("squeue") else None
-    if not queue:
+    is_mine = bool(submitted) and folder.queue.stat().st_uid == os.geteuid()
+    queue = query_queue() if is_mine and shutil.which("squeue") else None
+    if queue is None:
         return {}
-    return {key: (job, queue[job]) for job, keys in submitted.items() if job in queue for key in keys}
+    unknown = QueuedJob("COMPLETED", "None", "")
+    return {key: (job, queue.get(job, unknown)) for job, keys in submitted.items() for key in keys}
+
+
+def describe_end(folder: StudyFolder, name: str, job: QueuedJob | None) -> str:
+    """How a job has ended, and where its output is."""
+    state = "" if job is None or job.state == "COMPLETED" else f"{job.state}, "
+    return f"ended with Slurm job {name} ({state}{folder.jobs}/{name}_*.out)"
 
 
 def _read_submitted(folder: StudyFolder) -> dict[str, list[str]]:
@@ -253,9 +299,11 @@ def _read_submitted(folder: StudyFolder) -> dict[str, list[str]]:
 
 def _write_queue(folder: StudyFolder, jobs: dict[str, list[str]]) -> None:
     """Adds jobs to the study's queue.json, and removes those that have left Slurm's queue."""
-    submitted = _read_submitted(folder)
     queue = query_queue()
-    known = {name: keys for name, keys in submitted.items() if queue is None or name in queue}
+    known = {
+        name: keys for name, keys in _read_submitted(folder).items()
+        if queue is None or (name in queue and not queue[name].has_ended)
+    }  # fmt: skip
     write_json(folder.queue, {"slurm": {**known, **jobs}})
 
 

@@ -226,6 +226,40 @@ def test_a_job_that_left_the_queue_ends_its_trials(fake: FakeSlurm, tmp_path: Pa
     assert executor.wait(0) == {}
 
 
+# What squeue of Slurm 22.05 prints; the third job is about to end.
+QUEUE = """\
+1_0|CANCELLED|None|n1
+1_1|PENDING|launch failed requeued held|
+1_2|COMPLETING|None|n1
+2_0|PENDING|JobHeldUser|
+2_1|PENDING|Priority|
+2_2|OUT_OF_MEMORY|OutOfMemory|n2
+"""
+
+
+def test_cancelled_and_held_jobs_are_told_apart_from_those_that_ended(fake: FakeSlurm, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    executor = SlurmExecutor(folder, LaunchConfig(), RunConfig())
+    jobs = build_jobs(folder, 6)
+    fake.queue = None
+    executor.submit(jobs)
+    keys = [job.trial.key for job in jobs]
+    fake.queue = QUEUE
+    assert executor.wait(0) == {
+        keys[0]: "was cancelled with Slurm job 1_0",
+        keys[5]: f"ended with Slurm job 2_2 (OUT_OF_MEMORY, {tmp_path}/jobs/2_2_*.out)",
+    }
+    assert executor.count_waiting() == {
+        "PENDING (launch failed requeued held); to let it run: `scontrol release`": 1,
+        "PENDING (JobHeldUser); to let it run: `scontrol release`": 1,
+        "PENDING (Priority)": 1,
+    }
+    later = SlurmExecutor(folder, LaunchConfig(), RunConfig())
+    assert later.reattach(keys) == {*keys[1:5]}
+    fake.queue = QUEUE.replace("COMPLETING", "CANCELLED")  # before this driver started
+    assert later.wait(0) == {keys[2]: f"ended with Slurm job 1_2 (CANCELLED, {tmp_path}/jobs/1_2_*.out)"}
+
+
 def test_a_second_driver_reattaches_to_queued_trials(fake: FakeSlurm, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     first, second = build_jobs(folder, 2)
