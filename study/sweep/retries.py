@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from study.record.layout import TrialFolder
-from study.sweep.executors.base import CANCELLED
+
+CANCELLED = "was cancelled"  # begins the end of a trial whose job a user has cancelled in the cluster's queue
 
 NextStep = Literal["done", "cancelled", "elsewhere", "retry", "give up"]
 

@@ -24,7 +24,7 @@ from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.driver import Driver, SweepResult
-from study.sweep.executors.base import CANCELLED
+from study.sweep.retries import CANCELLED
 from tests.sweep import endings
 
 End = Callable[[TrialFolder, int], str]
@@ -312,7 +312,8 @@ def test_a_trial_that_another_process_trains_is_not_submitted_again(
     (trial,) = plan_trials(study)
     record = StudyFolder(tmp_path).trial(trial.trial_id, 0)
     record.path.mkdir(parents=True)
-    lock = record.lock().acquire()
+    lock = record.lock()
+    lock.acquire()
     executor = FakeExecutor(lambda record, attempt: "killed")
     waits = []
 
@@ -320,7 +321,7 @@ def test_a_trial_that_another_process_trains_is_not_submitted_again(
         waits.append(seconds)
         if len(waits) == 5:
             endings.finish(record)
-            lock.lock.release()
+            lock.release()
         ended, executor.ended = executor.ended, {}
         return ended
 

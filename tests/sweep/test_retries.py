@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from study.record.layout import TrialFolder
-from study.sweep.executors.base import CANCELLED
-from study.sweep.retries import RetryPolicy
+from study.sweep.retries import CANCELLED, RetryPolicy
 from tests.sweep.endings import fail, finish, interrupt, kill
 
 

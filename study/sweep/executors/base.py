@@ -7,7 +7,6 @@ from typing import Protocol
 
 from study.plan.job import Job
 
-CANCELLED = "was cancelled"  # begins the end of a trial that a user has cancelled in the cluster's queue
 STOP_GRACE_SECONDS = 30.0  # for a trial to finish its step and write a checkpoint
 
 

@@ -26,9 +26,9 @@ from study.plan.job import Job
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
-from study.sweep.executors.base import CANCELLED
 from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
+from study.sweep.retries import CANCELLED
 from study.training.preemption import handle_signals
 
 QUEUE_POLL_SECONDS = 5.0  # between calls of squeue, one for all jobs
@@ -187,7 +187,11 @@ def with_dependency(launch: LaunchConfig, after: Sequence[str]) -> LaunchConfig:
 
 
 def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
-    """Runs in the job: trains its trials, and requeues the job if a signal stopped it before they were done."""
+    """Runs in the job: trains its trials, and requeues the job if a signal stopped it before they were done.
+
+    Also if another process held the lock of a trial all the time, as one may on a node that has died: it is released
+    when the file server notices, which takes 90 s for NFSv4.
+    """
     name, grace = _read_own_name(), GRACE_SHARE * launch.warning_seconds
     with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
         try:
@@ -196,8 +200,11 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
             if stop_request.signal is None:
                 raise
             traceback.print_exc()
-        if stop_request.signal and not all(is_complete(TrialFolder(job.folder)) for job in jobs):
-            _requeue(name, launch.requeues, stop_request.signal)
+        left = [record for job in jobs if not is_complete(record := TrialFolder(job.folder))]
+        locked = [record.key for record in left if record.is_locked()]
+        reason = stop_request.signal or f"locked by another process: {', '.join(locked)}"
+        if left and (stop_request.signal or locked):
+            _requeue(name, launch.requeues, reason)
 
 
 def _requeue(name: str, limit: int, reason: str) -> None:

@@ -18,7 +18,7 @@ from study.sweep.executors.resources import count_places, find_devices, share_th
 from study.sweep.retries import RetryPolicy
 from study.training.preemption import StopRequest
 
-ELSEWHERE_LIMIT_SECONDS = 60.0  # how long a job waits for a trial that another process trains
+ELSEWHERE_LIMIT_SECONDS = 120.0  # how long a job waits for a trial that another process trains
 
 
 def work(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *, place: str, grace: float) -> None:

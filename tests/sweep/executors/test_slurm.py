@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.contents import SCHEMA_VERSION
 from study.record.io import read_json, write_json
-from study.record.layout import StudyFolder
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors import slurm as executor_module
 from study.sweep.executors.slurm import SlurmExecutor
 from study.training.preemption import StopRequest
@@ -282,7 +283,7 @@ def stop_and_fail(*arguments: Any, **_: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "restarts", "work", "finished", "requeued"),
+    ("state", "restarts", "work", "finished", "requeued"),  # finished: the trial has a result
     [
         ("RUNNING", 0, stop, False, True),
         ("RUNNING", 1, stop, False, True),
@@ -292,6 +293,7 @@ def stop_and_fail(*arguments: Any, **_: Any) -> None:
         ("RUNNING", 0, stop, True, False),
         ("RUNNING", 0, stop_and_fail, False, True),
         ("RUNNING", 0, lambda *_, **__: None, False, False),  # its trial was given up
+        ("RUNNING", 0, "locked", False, True),  # by a process on a node that has died
     ],
 )
 def test_an_interrupted_job_requeues_itself_up_to_a_limit(
@@ -299,7 +301,7 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
     tmp_path: Path,
     state: str,
     restarts: int,
-    work: Callable[..., None],
+    work: Callable[..., None] | str,
     finished: bool,
     requeued: bool,
 ) -> None:
@@ -310,13 +312,14 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
         return f"{state}\n"
 
     monkeypatch.setattr(executor_module, "_call", call)
-    monkeypatch.setattr(executor_module, "work", work)
+    monkeypatch.setattr(executor_module, "work", work if callable(work) else lambda *_, **__: None)
     for name, value in {"ARRAY_JOB_ID": 7, "ARRAY_TASK_ID": 3, "RESTART_COUNT": restarts}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     (job,) = build_jobs(StudyFolder(tmp_path), 1)
     if finished:
         write_json(job.folder / "result.json", RESULT)
-    executor_module._run_batch([job], LaunchConfig(requeues=2))
+    with TrialFolder(job.folder).lock() if work == "locked" else nullcontext():
+        executor_module._run_batch([job], LaunchConfig(requeues=2))
     assert (("scontrol", "requeue", "7_3") in calls) == requeued
 
 
