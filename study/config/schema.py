@@ -501,6 +501,9 @@ class LaunchConfig(StrictModel):
     # Slurm
     partition: str | None = None
     """Slurm partition; by default that of the cluster."""
+    nodes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
+    """Nodes per Slurm job, each with `cpus`, `gpus` and `memory`. They train one trial at a time together, each with an
+    equal share of `run.devices_per_trial`."""
     minutes: Annotated[int, Field(ge=1, le=525_600)] = 60
     """Time limit of a Slurm job, in minutes; unfinished trials resume when the job is requeued."""
     trials_per_job: Annotated[int, Field(ge=1, le=10_000)] = 1

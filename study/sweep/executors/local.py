@@ -65,7 +65,7 @@ class LocalExecutor:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Starts a process for each trial."""
         for job in jobs:
-            devices = self._pick_devices(job.run.devices_per_trial)
+            devices = self._pick_devices(job.run.devices_per_trial // job.nodes) * job.nodes
             had_result = TrialFolder(job.folder).result.exists()  # a damaged one, which is made again
             process = self.context.Process(
                 target=_train, name=job.trial.key,

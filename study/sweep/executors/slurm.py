@@ -26,6 +26,7 @@ from study.plan.job import Job
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
+from study.sweep.executors.follower_node import join
 from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
 from study.sweep.retries import CANCELLED
@@ -35,6 +36,7 @@ QUEUE_POLL_SECONDS = 5.0  # between calls of squeue, one for all jobs
 COMMAND_TIMEOUT_SECONDS = 60.0
 WARNING_SHARE = 0.5  # of a job's time limit, at most; the rest is left for training
 _SUBMITTED = TypeAdapter(dict[str, list[str]])  # trials by job, in queue.json
+NODE_EXIT_SECONDS = 60
 _BLOCK_SIGNALS = (  # starts Python with these signals blocked: they are pending until the job handles them
     "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, "
     f"{[int(number) for number in STOP_SIGNALS]}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -82,7 +84,7 @@ class SlurmExecutor:
         check_slurm(launch, run)
         self.folder, self.launch = folder, launch
         trials_at_once = run.trials_per_device * int(launch.gpus) or launch.cpus // run.threads
-        trials_at_once = max(1, trials_at_once // run.devices_per_trial)
+        trials_at_once = max(1, trials_at_once // run.devices_per_trial) if launch.nodes == 1 else 1
         self.places = launch.jobs * min(launch.trials_per_job, trials_at_once)
         self.jobs: dict[str, set[str]] = {}  # job -> its trials that have not ended
         self.queue: dict[str, QueuedJob] = {}  # the latest answer of squeue
@@ -194,6 +196,9 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     """
     name, grace = _read_own_name(), GRACE_SHARE * launch.warning_seconds
     with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
+        if int(os.environ.get("SLURM_NODEID", "0")):
+            join(jobs, launch, stop_request, grace=grace)
+            return
         try:
             work(jobs, launch, stop_request, place=f"slurm {name}", grace=grace)
         except Exception:
@@ -324,6 +329,10 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
         job_name=folder.path.name,
         time=launch.minutes,
         partition=launch.partition,
+        nodes=launch.nodes,
+        ntasks_per_node=1,
+        # The nodes of a job end together: at once if one fails, and soon after the first has ended.
+        srun_args=["--kill-on-bad-exit=1", f"--wait={NODE_EXIT_SECONDS}"],
         cpus_per_task=launch.cpus,
         gpus_per_node=int(launch.gpus) or None,
         array_parallelism=launch.jobs,

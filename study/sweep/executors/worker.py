@@ -14,7 +14,7 @@ from study.record.outcome import record_failure
 from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.attempts import AttemptHandler, AttemptLoop
 from study.sweep.executors.local import LocalExecutor
-from study.sweep.executors.resources import count_places, find_devices, share_threads
+from study.sweep.executors.resources import count_places, find_job_devices, share_of_node, share_threads
 from study.sweep.retries import RetryPolicy
 from study.training.preemption import StopRequest
 
@@ -27,13 +27,12 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *
     After a `stop_request` every trial stops after its step, or is killed after `grace` seconds. The outcomes of the
     trials are in their records.
     """
-    run = jobs[0].run
-    # Without GPUs of its own, a job may still see those of others.
-    devices = find_devices(run.device) if launch.gpus else ["cpu"]
-    places = min(count_places(run, devices, launch.cpus), len(jobs))
+    run, devices = share_of_node(jobs[0].run, launch), find_job_devices(jobs[0].run, launch)
+    places = 1 if launch.nodes > 1 else min(count_places(run, devices, launch.cpus), len(jobs))
     executor = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
     retries = RetryPolicy(max_attempts=run.max_attempts, requeues=launch.requeues)
-    worker = _Worker({job.trial.key: replace(job, place=place) for job in jobs}, stop_request)
+    placed = {job.trial.key: replace(job, place=place, nodes=launch.nodes) for job in jobs}
+    worker = _Worker(placed, stop_request)
     loop = AttemptLoop(executor, retries, worker, ELSEWHERE_LIMIT_SECONDS)
     _fill(loop.queue, jobs)
     try:

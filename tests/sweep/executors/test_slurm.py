@@ -99,6 +99,22 @@ def test_a_job_out_of_time_requeues_itself_and_a_cancelled_one_does_not(
 
 
 @pytest.mark.slurm
+@pytest.mark.slow
+def test_a_trial_over_two_nodes_has_the_numbers_of_one_machine(
+    slurm: Path, run_study: Run, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
+) -> None:
+    from tests.training.test_resume import all_numbers
+
+    settings = ("batch_size=2", "chunks=2", "epochs=1", "dropout=0.2", "run.devices_per_trial=2")
+    loopback = 'launch.setup=["export MASTER_ADDR=127.0.0.1"]'  # Slurm's names of these nodes are no host names
+    done = run_study(*on_slurm(*settings, "launch.nodes=2", loopback))
+    assert done.returncode == 0, done.stderr
+    folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
+    assert len(list(folder.jobs.glob("*_log.out"))) == 2  # one per node
+    assert all_numbers(folder) == local_numbers(*SETTINGS, *settings)
+
+
+@pytest.mark.slurm
 @pytest.mark.parametrize(
     ("launch", "complaint"),
     [
@@ -165,6 +181,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
         ({"sbatch": {"partition": "lo"}}, "launch.sbatch.partition=lo: no such partition; .* nearest: low"),
         ({"sbatch": {"time": "noon"}}, "launch.sbatch.time=noon: not a time limit; allowed: MINUTES"),
         ({"sbatch": {"time": "-5"}}, "launch.sbatch.time=-5: not a time limit"),
+        ({"launcher": "slurm", "nodes": 2}, "launch.nodes=2: must divide run.devices_per_trial=1"),
         ({"minutes": 1}, "launch.warning_seconds=60: allowed with launch.minutes=1: 1 to 30 seconds"),
         ({"sbatch": {"time": "1:00"}, "warning_seconds": 31}, "allowed with launch.sbatch.time=1:00: 1 to 30 seconds"),
     ],
