@@ -489,8 +489,8 @@ class LaunchConfig(StrictModel):
 
     launcher: Launcher = "local"
     """Where trials run: on this machine, as Slurm jobs or as Ray tasks. `--launcher` sets it, too."""
-    cpus: Annotated[int, Field(ge=1, le=4096)] = 1
-    """CPU cores per job."""
+    cpus: Annotated[float, Field(gt=0, le=4096)] = 1
+    """CPU cores per job; Ray also takes a fraction of one."""
     gpus: Annotated[float, Field(ge=0, le=MAX_PROCESSES)] = 0
     """GPUs per job; Ray also takes a fraction of one."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]B?$")] | None = None

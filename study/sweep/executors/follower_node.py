@@ -13,7 +13,7 @@ from study.config.signals import STOP_SIGNALS, start_forkserver
 from study.plan.job import Job
 from study.record.layout import TrialFolder
 from study.sweep.executors.attempts import POLL_SECONDS
-from study.sweep.executors.resources import find_job_devices, share_of_node, share_threads
+from study.sweep.executors.resources import count_job_cores, find_job_devices, share_of_node, share_threads
 from study.training.preemption import StopRequest
 
 
@@ -25,7 +25,7 @@ def join(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *
     run = jobs[0].run
     local = find_job_devices(run, launch)[: run.devices_per_trial // launch.nodes]
     devices = tuple(local if local != ["cpu"] else ["cpu"] * (run.devices_per_trial // launch.nodes)) * launch.nodes
-    threads = share_threads(share_of_node(run, launch), 1, launch.cpus)
+    threads = share_threads(share_of_node(run, launch), 1, count_job_cores(launch))
     jobs = [replace(job.assign(devices, threads), nodes=launch.nodes) for job in jobs]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["study.sweep.executors.preload"])

@@ -106,7 +106,15 @@ def _connect(launch: LaunchConfig) -> Any:
     except (ConnectionError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, or name one with --set launch.address=HOST:PORT"
         raise UserError(f"--launcher ray: no cluster at {address}: {str(error).splitlines()[0]}; {hint}") from None
+    # Without it, the death of a node prints the state of its raylet, twice. Ray has no setting for this.
+    ray._private.worker.print_to_stdstream = _print_first_line
     return ray
+
+
+def _print_first_line(message: dict[str, Any], ignore_prefix: bool) -> None:
+    """Prints the first sentence of what Ray reports to a driver."""
+    for text in message["lines"]:
+        print(f"Ray: {text.splitlines()[0].partition('. ')[0]}", flush=True)
 
 
 def _check_address(address: str) -> None:

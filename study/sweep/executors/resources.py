@@ -45,6 +45,11 @@ def find_job_devices(run: RunConfig, launch: LaunchConfig) -> list[str]:
     return find_devices(run.device) if launch.gpus else ["cpu"]
 
 
+def count_job_cores(launch: LaunchConfig) -> int:
+    """Returns the number of cores of one node of a cluster's job; 1 for a fraction of one, which trials share."""
+    return max(1, int(launch.cpus))
+
+
 def share_of_node(run: RunConfig, launch: LaunchConfig) -> RunConfig:
     """Returns the settings of a trial's share of one node."""
     return run.model_copy(update={"devices_per_trial": run.devices_per_trial // launch.nodes})
@@ -66,9 +71,9 @@ def check_job_resources(launch: LaunchConfig, run: RunConfig) -> None:
             raise UserError(f"launch.gpus={launch.gpus:g}: a trial needs run.devices_per_trial={needed}")
     elif run.device == "cuda":
         raise UserError("run.device=cuda: jobs have no GPU; set launch.gpus")
-    elif needed * run.threads > launch.cpus:
+    elif needed * run.threads > count_job_cores(launch):
         raise UserError(
-            f"launch.cpus={launch.cpus}: a trial needs {needed * run.threads}: run.devices_per_trial x run.threads"
+            f"launch.cpus={launch.cpus:g}: a trial needs {needed * run.threads}: run.devices_per_trial x run.threads"
         )
 
 

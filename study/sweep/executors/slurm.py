@@ -27,7 +27,7 @@ from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
 from study.sweep.executors.follower_node import join
-from study.sweep.executors.resources import check_job_resources
+from study.sweep.executors.resources import check_job_resources, count_job_cores
 from study.sweep.executors.worker import work
 from study.sweep.retries import CANCELLED
 from study.training.preemption import handle_signals
@@ -83,7 +83,7 @@ class SlurmExecutor:
     def __init__(self, folder: StudyFolder, launch: LaunchConfig, run: RunConfig) -> None:
         check_slurm(launch, run)
         self.folder, self.launch = folder, launch
-        trials_at_once = run.trials_per_device * int(launch.gpus) or launch.cpus // run.threads
+        trials_at_once = run.trials_per_device * int(launch.gpus) or count_job_cores(launch) // run.threads
         trials_at_once = max(1, trials_at_once // run.devices_per_trial) if launch.nodes == 1 else 1
         self.places = launch.jobs * min(launch.trials_per_job, trials_at_once)
         self.jobs: dict[str, set[str]] = {}  # job -> its trials that have not ended
@@ -243,6 +243,8 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
         import submitit  # noqa: F401
     except ImportError:
         raise UserError("--launcher slurm: submitit is not installed; pip install 'normalizer-study[slurm]'") from None
+    if launch.cpus != int(launch.cpus):
+        raise UserError(f"launch.cpus={launch.cpus:g}: Slurm allocates whole cores")
     if launch.gpus != int(launch.gpus):
         raise UserError(
             f"launch.gpus={launch.gpus}: Slurm allocates whole GPUs; run.trials_per_device runs several trials on one"
@@ -333,7 +335,7 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
         ntasks_per_node=1,
         # The nodes of a job end together: at once if one fails, and soon after the first has ended.
         srun_args=["--kill-on-bad-exit=1", f"--wait={NODE_EXIT_SECONDS}"],
-        cpus_per_task=launch.cpus,
+        cpus_per_task=int(launch.cpus),
         gpus_per_node=int(launch.gpus) or None,
         array_parallelism=launch.jobs,
         signal_delay_s=launch.warning_seconds,

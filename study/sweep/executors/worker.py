@@ -14,7 +14,13 @@ from study.record.outcome import record_failure
 from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.attempts import AttemptHandler, AttemptLoop
 from study.sweep.executors.local import LocalExecutor
-from study.sweep.executors.resources import count_places, find_job_devices, share_of_node, share_threads
+from study.sweep.executors.resources import (
+    count_job_cores,
+    count_places,
+    find_job_devices,
+    share_of_node,
+    share_threads,
+)
 from study.sweep.retries import RetryPolicy
 from study.training.preemption import StopRequest
 
@@ -28,8 +34,9 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *
     trials are in their records.
     """
     run, devices = share_of_node(jobs[0].run, launch), find_job_devices(jobs[0].run, launch)
-    places = 1 if launch.nodes > 1 else min(count_places(run, devices, launch.cpus), len(jobs))
-    executor = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
+    cores = count_job_cores(launch)
+    places = 1 if launch.nodes > 1 else min(count_places(run, devices, cores), len(jobs))
+    executor = LocalExecutor(places, devices, share_threads(run, places, cores))
     retries = RetryPolicy(max_attempts=run.max_attempts, requeues=launch.requeues)
     placed = {job.trial.key: replace(job, place=place, nodes=launch.nodes) for job in jobs}
     worker = _Worker(placed, stop_request)

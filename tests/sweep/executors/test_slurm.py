@@ -181,6 +181,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
         ({"sbatch": {"partition": "lo"}}, "launch.sbatch.partition=lo: no such partition; .* nearest: low"),
         ({"sbatch": {"time": "noon"}}, "launch.sbatch.time=noon: not a time limit; allowed: MINUTES"),
         ({"sbatch": {"time": "-5"}}, "launch.sbatch.time=-5: not a time limit"),
+        ({"cpus": 0.5}, "launch.cpus=0.5: Slurm allocates whole cores"),
         ({"launcher": "slurm", "nodes": 2}, "launch.nodes=2: must divide run.devices_per_trial=1"),
         ({"minutes": 1}, "launch.warning_seconds=60: allowed with launch.minutes=1: 1 to 30 seconds"),
         ({"sbatch": {"time": "1:00"}, "warning_seconds": 31}, "allowed with launch.sbatch.time=1:00: 1 to 30 seconds"),
