@@ -31,7 +31,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from study.config.signals import STOP_SIGNALS, start_forkserver
 
 LOOPBACK = "127.0.0.1"
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # after which a rank that does not answer ends the attempt of its trial
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # after which a rank that does not answer ends the attempt of its trial
 JOIN_TIMEOUT = timedelta(seconds=20)
 RANK_EXIT_SECONDS = 5.0  # how long the exit of another rank is waited for
 

@@ -17,7 +17,7 @@ from study.sweep.executors.resources import count_job_cores, find_job_devices, s
 from study.training.preemption import StopRequest
 
 
-def join(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *, grace: float) -> None:
+def join_trials(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *, grace: float) -> None:
     """Trains this node's share of the trials, until all have a result, or Slurm ends the job with its first node.
 
     The first node decides which trial is trained, and when it stops.

@@ -26,7 +26,7 @@ from study.plan.job import Job
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
-from study.sweep.executors.follower_node import join
+from study.sweep.executors.follower_node import join_trials
 from study.sweep.executors.resources import check_job_resources, count_job_cores
 from study.sweep.executors.worker import work
 from study.sweep.retries import CANCELLED
@@ -35,8 +35,8 @@ from study.training.preemption import handle_signals
 QUEUE_POLL_SECONDS = 5.0  # between calls of squeue, one for all jobs
 COMMAND_TIMEOUT_SECONDS = 60.0
 WARNING_SHARE = 0.5  # of a job's time limit, at most; the rest is left for training
+NODE_EXIT_SECONDS = 60  # between the end of a job's first node and that of the others
 _SUBMITTED = TypeAdapter(dict[str, list[str]])  # trials by job, in queue.json
-NODE_EXIT_SECONDS = 60
 _BLOCK_SIGNALS = (  # starts Python with these signals blocked: they are pending until the job handles them
     "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, "
     f"{[int(number) for number in STOP_SIGNALS]}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -89,6 +89,7 @@ class SlurmExecutor:
         self.jobs: dict[str, set[str]] = {}  # job -> its trials that have not ended
         self.queue: dict[str, QueuedJob] = {}  # the latest answer of squeue
         self.ending: set[str] = set()  # jobs that were about to end when this driver started
+        self.waiting: Counter[str] = Counter()  # trials in the queue, by the state of their jobs and the reason
         self.polled = self.submitted = 0.0  # times of the latest squeue and sbatch
 
     def reattach(self, keys: Collection[str]) -> set[str]:
@@ -132,11 +133,7 @@ class SlurmExecutor:
 
     def count_waiting(self) -> Counter[str]:
         """Returns how many trials wait in Slurm's queue, by the state of their jobs and the reason."""
-        waiting: Counter[str] = Counter()
-        for name, keys in self.jobs.items():
-            if name in self.queue and self.queue[name].state == "PENDING":
-                waiting[self.queue[name].describe()] += len(keys)
-        return waiting
+        return self.waiting
 
     def cancel(self) -> None:
         """Cancels all jobs whose trials have not ended."""
@@ -164,7 +161,10 @@ class SlurmExecutor:
     def _poll_queue(self) -> None:
         queue = query_queue()
         if queue is not None:  # None while Slurm restarts: its jobs are not lost
-            self.queue, self.polled = queue, time.monotonic()
+            self.queue, self.polled, self.waiting = queue, time.monotonic(), Counter()
+            for name, keys in self.jobs.items():
+                if name in queue and queue[name].state == "PENDING":
+                    self.waiting[queue[name].describe()] += len(keys)
 
     def _has_result(self, key: str) -> bool:
         trial_id, _, replicate = key.rpartition("-r")
@@ -197,7 +197,7 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     name, grace = _read_own_name(), GRACE_SHARE * launch.warning_seconds
     with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
         if int(os.environ.get("SLURM_NODEID", "0")):
-            join(jobs, launch, stop_request, grace=grace)
+            join_trials(jobs, launch, stop_request, grace=grace)
             return
         try:
             work(jobs, launch, stop_request, place=f"slurm {name}", grace=grace)
