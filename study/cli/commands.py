@@ -109,7 +109,10 @@ def run_study(options: argparse.Namespace) -> int:
     _print_problems(console, "failed", result.failed)
     if result.failed:
         console.print("To run failed trials again: --retry-failed", style="red")
-    return SOME_FAILED if result.failed or result.stopped else DONE
+    if result.cancelled:
+        were = format_plural(len(result.cancelled), "trial was", "trials were")
+        console.print(f"{were} cancelled; the same command submits them again.", style="yellow")
+    return SOME_FAILED if result.failed or result.cancelled or result.stopped else DONE
 
 
 def show_plan(options: argparse.Namespace) -> int:

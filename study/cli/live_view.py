@@ -80,6 +80,12 @@ def format_time_left(seconds: float | None) -> str:
     return "" if seconds is None else f"about {format_duration(seconds)} left"
 
 
+def format_waiting(waiting: Mapping[str, int]) -> str:
+    """`in the queue: 3 trials PENDING (Priority)`; empty if none waits."""
+    parts = [f"{format_plural(count, 'trial')} {reason}" for reason, count in sorted(waiting.items())]
+    return f"in the queue: {', '.join(parts)}" if parts else ""
+
+
 def format_duration(seconds: float) -> str:
     """5700 -> '1 h 35 min'."""
     if round(seconds) < 600:
@@ -98,7 +104,7 @@ def _draw_progress(study: StudySnapshot) -> list[Text]:
         Text(f"{study.states[state]} {state}", style=STYLES.get(state, ""))
         for state in STATES if study.states.get(state)
     )  # fmt: skip
-    return [head, counts, *[Text(study.note)] * bool(study.note)]
+    return [head, counts, *map(Text, filter(None, (format_waiting(study.waiting), study.note)))]
 
 
 def _draw_problems(problems: Sequence[TrialStatus], width: int) -> list[Text]:

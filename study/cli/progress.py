@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from study.cli.live_view import LiveView, format_time_left
+from study.cli.live_view import LiveView, format_time_left, format_waiting
 from study.cli.study_observer import StudyObserver, TrialStatus
 from study.config.errors import escape_controls
 from study.config.wording import format_plural
@@ -27,6 +27,7 @@ class SweepProgress(SweepListener):
     def __init__(self, console: Console, folder: StudyFolder) -> None:
         self.console = console
         self.observer = StudyObserver(folder, first_answers=FIRST_ANSWERS)
+        self.logged: set[str] = set()  # reasons why trials wait in the cluster's queue
         self.live = Live(
             get_renderable=lambda: LiveView(self.observer.take_snapshot()),
             console=console, refresh_per_second=1, transient=True, vertical_overflow="crop",
@@ -76,6 +77,17 @@ class SweepProgress(SweepListener):
     def retrying(self, key: str, reason: str) -> None:
         self.observer.problems[key] = TrialStatus(key=key, state="trying again", reason=reason)
         self._log(f"{key}: {reason}; trying again", "yellow")
+
+    def cancelled(self, key: str, reason: str) -> None:
+        self.observer.costs.pop(key, None)
+        self.message(f"{key}: {reason}; the same command submits it again", "yellow")
+
+    def waiting(self, trials: Mapping[str, int]) -> None:
+        new = trials.keys() - self.observer.waiting.keys() - self.logged
+        self.observer.waiting = trials
+        if new:
+            self.logged |= new
+            self._log(format_waiting({reason: trials[reason] for reason in new}))
 
     def failed(self, key: str, reason: str, where: object = None, *, before: bool = False) -> None:
         self.observer.add_failed(key, reason)

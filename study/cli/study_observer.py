@@ -12,7 +12,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from study.plan.trials import PlannedTrial, count_search_trials, plan_trials
 from study.record.contents import FINISHED
 from study.record.io import open_file, read_json
 from study.record.layout import StudyFolder, TrialFolder, read_reason
-from study.sweep.executors.slurm import QueuedJob, read_queue
+from study.sweep.executors.slurm import QueuedJob, describe_end, read_queue
 
 STATES = ("done", "diverged", "pruned", "running", "submitted", "queued", "stale", "failed", "damaged", "planned")
 PROBLEM_STATES = ("failed", "damaged", "stale", "diverged")
@@ -67,7 +67,8 @@ class StudySnapshot:
 
     states: number of trials by state. seconds_left: None if unknown. note: which driver runs, or what it waits for.
     answers: the result of `compute_interim_answers`. running: at most `MAX_RUNNING` of the running trials.
-    repeated: suggestions of a search that repeat an earlier cell; `total` does not count them.
+    repeated: suggestions of a search that repeat an earlier cell; `total` does not count them. waiting: number of
+    trials that wait in the cluster's queue, by reason.
     """
 
     name: str
@@ -80,6 +81,7 @@ class StudySnapshot:
     answers_error: str = ""
     running: Sequence[RunningTrial] = ()
     repeated: int = 0
+    waiting: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def finished(self) -> int:
@@ -92,8 +94,9 @@ class StudyObserver:
 
     study: None observes the trials that are on disk. first_answers: seconds before the first interim answers.
     states: number of trials by state, without running and planned ones. running: running trials by key, or those in the
-    cluster's queue (`submitted`). costs: relative durations of the trials to do. places: trials that run at once; None:
-    as many as run now. timed: number, seconds and cost of the finished trials whose duration is known.
+    cluster's queue (`submitted`). waiting: how many of these wait in the queue, by reason. costs: relative durations of
+    the trials to do. places: trials that run at once; None: as many as run now. timed: number, seconds and cost of the
+    finished trials whose duration is known.
     """
 
     def __init__(self, folder: StudyFolder, study: StudyConfig | None = None, *, first_answers: float = 0.0) -> None:
@@ -109,6 +112,7 @@ class StudyObserver:
         self.running: Mapping[str, PlannedTrial | None] = {}
         self.submitted = False
         self.places: int | None = None
+        self.waiting: Mapping[str, int] = {}
         self.costs: dict[str, float] = {}
         self.timed = (0, 0.0, 0.0)
         self.note = self.driver = ""
@@ -126,6 +130,7 @@ class StudyObserver:
             name=self.folder.path.name, total=self.total, states=states, seconds_left=self.estimate_seconds_left(),
             note=self.note, problems=list(self.problems.values()), answers=self.answers.result,
             answers_error=self.answers.error, running=self._describe_running(running), repeated=self.repeated,
+            waiting=self.waiting,
         )  # fmt: skip
 
     @property
@@ -135,7 +140,9 @@ class StudyObserver:
 
     def estimate_seconds_left(self) -> float | None:
         """Time left, from what finished trials took; None while that is unknown."""
-        places = len(self.running) if self.places is None else self.places
+        places = len(self.running)
+        if self.places is not None:
+            places = min(self.places, max(0, places - sum(self.waiting.values()))) if self.submitted else self.places
         count, seconds, cost = self.timed
         unseen = self.total - len(self.costs) - sum(self.states[state] for state in (*FINISHED, "failed"))
         if not places or cost <= 0 or not (self.costs or unseen > 0):
@@ -154,6 +161,8 @@ class StudyObserver:
         self.trials = {record.key: self._read_status(record, queue) for record in records}
         trials = self.trials.values()
         self.states = Counter(trial.state for trial in trials if trial.state not in ("running", "planned"))
+        jobs = [queue[trial.key][1] for trial in trials if trial.state == "queued"]
+        self.waiting = Counter(job.describe() for job in jobs if job.state == "PENDING")
         self.problems = {trial.key: trial for trial in trials if trial.state in PROBLEM_STATES}
         self.running = {trial.key: self.plan.get(trial.key) for trial in trials if trial.state == "running"}
         self.costs = {trial.key: self._cost(trial) for trial in trials if trial.state not in (*FINISHED, "failed")}
@@ -205,9 +214,11 @@ class StudyObserver:
             )
         state, reason = record.status()
         if state in ("planned", "stale") and key in queue:
-            job, queued = queue[key]
-            why = "" if queued.reason == "None" else f" ({queued.reason})"
-            state, reason = "queued", f"Slurm job {job}: {queued.state}{why}" + (f"; {reason}" if reason else "")
+            name, job = queue[key]
+            if not job.has_ended:
+                state, reason = "queued", f"Slurm job {name}: {job.describe()}" + (f"; {reason}" if reason else "")
+            elif not self.driver:
+                state, reason = "stale", describe_end(self.folder, name, job) + (f"; {reason}" if reason else "")
         return TrialStatus(key=key, state=state, reason=reason)
 
     def _cost(self, trial: TrialStatus) -> float:

@@ -499,8 +499,8 @@ class LaunchConfig(StrictModel):
 
     launcher: Launcher = "local"
     """Where trials run: on this machine, as Slurm jobs or as Ray tasks. `--launcher` sets it, too."""
-    cpus: Annotated[int, Field(ge=1, le=4096)] = 1
-    """CPU cores per job."""
+    cpus: Annotated[float, Field(gt=0, le=4096)] = 1
+    """CPU cores per job; Ray also takes a fraction of one."""
     gpus: Annotated[float, Field(ge=0, le=MAX_PROCESSES)] = 0
     """GPUs per job; Ray also takes a fraction of one."""
     memory: Annotated[str, Field(pattern=_MEMORY)] | None = None
@@ -511,6 +511,9 @@ class LaunchConfig(StrictModel):
     # Slurm
     partition: str | None = None
     """Slurm partition; by default that of the cluster."""
+    nodes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
+    """Nodes per Slurm job, each with `cpus`, `gpus` and `memory`. They train one trial at a time together, each with an
+    equal share of `run.devices_per_trial`."""
     minutes: Annotated[int, Field(ge=1, le=525_600)] = 60
     """Time limit of a Slurm job, in minutes; unfinished trials resume when the job is requeued."""
     trials_per_job: Annotated[int, Field(ge=1, le=10_000)] = 1

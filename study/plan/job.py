@@ -19,7 +19,8 @@ class Job:
     command: the command line that trains the trial again.
     start: the folder of the trial, or the file of weights, that the trial starts from.
     data: fingerprints of the study's data sets, by name; one that is missing is not compared.
-    devices: the device of each rank.
+    devices: the device of each rank, node by node.
+    nodes: number of machines that train the trial together, each with the same number of devices.
     threads: CPU threads of each rank.
     wandb_runs: the names of the study's runs on W&B.
     place: name of the cluster's job or node that the trial runs on, for its record.
@@ -41,6 +42,7 @@ class Job:
     start: Path | None = None
     data: dict[str, str] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu",)
+    nodes: int = 1
     threads: int = 1
     place: str = ""
     group: tuple[str, ...] = ()

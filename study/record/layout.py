@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from study.config.errors import describe_kind
 from study.record.contents import (
     MAX_SHOWN,
@@ -22,6 +20,7 @@ from study.record.contents import (
     read_document,
 )
 from study.record.io import file_digest, read_json
+from study.record.lock import SILENT_SECONDS, OwnedLock
 
 LOCK_SECONDS = 1.0  # timeout of a driver and of a trial; longer than `status` holds a lock to see whether it is free
 
@@ -95,13 +94,13 @@ class TrialFolder:
     def key(self) -> str:
         return f"{self.trial_id}-r{self.replicate}"
 
-    def lock(self) -> FileLock:
-        """The lock of a trial while it trains. The kernel releases it when the process dies, even by SIGKILL."""
-        return FileLock(self.path / ".lock")
+    def lock(self) -> OwnedLock:
+        """The lock of a trial while it trains."""
+        return OwnedLock(self.path / ".lock")
 
     def is_locked(self) -> bool:
-        """Whether a process is training this trial."""
-        return _is_locked(self.path / ".lock")
+        """Whether a process is training this trial, or has died on a machine that has not released its lock yet."""
+        return self.lock().is_held()
 
     def read_result(self) -> dict[str, Any] | None:
         """The result of a finished trial; None where there is none, or where a file of the record has another size.
@@ -181,7 +180,11 @@ class TrialFolder:
         if state.get("state") == "failed":
             return "failed", read_reason(state)
         if self.is_locked():
-            return "running", ""
+            silent = self.lock().seconds_silent() or 0
+            job = f" ({state['job']})" if state.get("job") else ""
+            where = f"process {state.get('pid')} on {state.get('host')}{job}"
+            why = f"locked, without a sign of life from {where} for {silent / 60:.0f} min"
+            return ("stale", why) if silent > SILENT_SECONDS else ("running", "")
         if damaged:
             return "damaged", "; ".join(map(self.describe_damage, damaged))
         if state.get("state") in ("running", "interrupted"):
@@ -244,17 +247,17 @@ class StudyFolder:
         """Scripts and output of the cluster jobs."""
         return self.path / "jobs"
 
-    def lock(self) -> FileLock:
+    def lock(self) -> OwnedLock:
         """The lock that the study's only driver holds."""
-        return FileLock(self.path / ".lock")
+        return OwnedLock(self.path / ".lock")
 
     def is_locked(self) -> bool:
         """Whether a driver is running this study."""
-        return _is_locked(self.path / ".lock")
+        return self.lock().is_held()
 
-    def sync_lock(self) -> FileLock:
+    def sync_lock(self) -> OwnedLock:
         """The lock of the process that uploads the study to W&B."""
-        return FileLock(self.path / ".sync.lock")
+        return OwnedLock(self.path / ".sync.lock")
 
     def trial(self, trial_id: str, replicate: int) -> TrialFolder:
         return TrialFolder(self.path / "trials" / trial_id / f"r{replicate}")
@@ -275,18 +278,6 @@ class StudyFolder:
             is_replicate = path.name[1:].isascii() and path.name[1:].isdecimal()
             if is_replicate and path.parent.name.isprintable() and path.is_dir():  # others cannot be shown, or encoded
                 yield TrialFolder(path)
-
-
-def _is_locked(path: Path) -> bool:
-    if not path.exists():  # acquiring the lock would create the file, and the folder of a planned trial
-        return False
-    try:
-        with FileLock(path).acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a read-only file system, where no trial can run
-        return False
 
 
 def read_reason(values: dict[str, Any]) -> str:

@@ -52,6 +52,7 @@ class SweepResult:
 
     Attributes:
         failed: Trials without a result, and why.
+        cancelled: Trials whose jobs a user has cancelled; a later run submits them again.
         stopped: Why the driver stopped early; empty if it did not.
         best: What a search has found, in a line; empty for a grid.
         left: Number of trials left in a cluster's queue, for a later run to collect.
@@ -59,6 +60,7 @@ class SweepResult:
     """
 
     failed: dict[str, str] = field(default_factory=dict)
+    cancelled: list[str] = field(default_factory=list)
     stopped: str = ""
     best: str = ""
     left: int = 0
@@ -120,7 +122,7 @@ class Driver(AttemptHandler):
                 self._run_round(trials)
                 if self.result.stopped:
                     self.executor.cancel()
-                if self.result.stopped or self.result.left:
+                if self.result.stopped or self.result.left or self.result.cancelled:
                     break
         except KeyboardInterrupt:
             saving = "" if self.executor.outlives_driver else "; running trials write a checkpoint"
@@ -236,6 +238,10 @@ class Driver(AttemptHandler):
     def on_retry(self, trial: PlannedTrial, reason: str) -> None:
         self.listener.retrying(trial.key, reason)
 
+    def on_cancel(self, trial: PlannedTrial, reason: str) -> None:
+        self.result.cancelled.append(trial.key)
+        self.listener.cancelled(trial.key, reason)
+
     def on_give_up(self, trial: PlannedTrial, reason: str, *, started: bool) -> None:
         record = self.record_of(trial)
         self.result.failed[trial.key] = reason
@@ -246,6 +252,7 @@ class Driver(AttemptHandler):
     def on_poll(self, running: Mapping[str, PlannedTrial]) -> None:
         """Writes new results to the Optuna study, prunes trials of a search, and says if the W&B server fails."""
         self.trial_source.flush()
+        self.listener.waiting(self.executor.count_waiting())
         if self.wandb_watch and (line := self.wandb_watch.poll()):
             self.listener.message(line, "yellow")
         for trial in running.values():

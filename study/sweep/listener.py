@@ -47,6 +47,12 @@ class SweepListener:
     def retrying(self, key: str, reason: str) -> None:
         """A trial ended without a result and is tried again."""
 
+    def cancelled(self, key: str, reason: str) -> None:
+        """A trial's job was cancelled in the cluster's queue; this driver does not submit it again."""
+
+    def waiting(self, trials: Mapping[str, int]) -> None:
+        """So many trials wait in the cluster's queue, by reason. Called often."""
+
     def failed(self, key: str, reason: str, where: object = None, *, before: bool = False) -> None:
         """A trial is abandoned; `where` names its log. `before`: it had already failed when this driver started."""
 

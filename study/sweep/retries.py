@@ -8,7 +8,9 @@ from typing import Literal
 
 from study.record.layout import TrialFolder
 
-NextStep = Literal["done", "elsewhere", "retry", "give up"]
+CANCELLED = "was cancelled"  # begins the end of a trial whose job a user has cancelled in the cluster's queue
+
+NextStep = Literal["done", "cancelled", "elsewhere", "retry", "give up"]
 
 
 @dataclass(kw_only=True)
@@ -28,11 +30,14 @@ class RetryPolicy:
     def next_step(self, record: TrialFolder, ending: str) -> tuple[NextStep, str]:
         """Returns what follows the end of a trial's process or job, and why there is no result.
 
-        `elsewhere` means that another process holds the trial's lock, such as one that an earlier driver or another
-        node left: its record will come. `ending` describes the end, for a trial whose record gives no reason.
+        `cancelled` means that a user has cancelled its job in the cluster's queue. `elsewhere` means that another
+        process holds the trial's lock, such as one that an earlier driver or another node left: its record will come.
+        `ending` describes the end, for a trial whose record gives no reason.
         """
         if record.read_result() is not None:
             return "done", ""
+        if ending.startswith(CANCELLED):
+            return "cancelled", ending
         if record.is_locked():
             return "elsewhere", ""
         state = record.read_state()

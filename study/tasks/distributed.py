@@ -1,7 +1,8 @@
-"""Trains one trial on several devices of a machine: one process per device, connected by torch.distributed.
+"""Trains one trial on several devices: one process per device, connected by torch.distributed.
 
-Rank 0 is the trial's own process. It starts the other ranks, and they exit when it exits. When another rank dies, rank
-0 exits too, and the executor starts the trial again.
+Rank 0 is the trial's own process. It starts the other ranks of its machine, and they exit when it exits. On each other
+node of a Slurm job, a process that waits for trials starts the ranks of that node. When any rank dies, rank 0 exits
+too, and the executor starts the trial again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from study.config.signals import STOP_SIGNALS, start_forkserver
 
 LOOPBACK = "127.0.0.1"
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # after which a rank that does not answer ends the attempt of its trial
+JOIN_TIMEOUT = timedelta(seconds=20)
 RANK_EXIT_SECONDS = 5.0  # how long the exit of another rank is waited for
 
 
@@ -66,39 +74,90 @@ class ProcessGroup:
         return int(values)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Meeting:
+    """Where the ranks of an attempt meet: the address of a store, and a name that no other attempt has."""
+
+    address: str
+    port: int
+    name: str
+    is_local: bool
+
+
 @contextmanager
-def launch_ranks(devices: Sequence[str], run_rank: Callable[..., None], *arguments: object) -> Iterator[ProcessGroup]:
+def launch_ranks(
+    devices: Sequence[str], run_rank: Callable[..., None], *arguments: object, nodes: int = 1, note: str = ""
+) -> Iterator[ProcessGroup]:
     """Starts a process group with one rank per device, and gives rank 0, which is this process.
 
-    The other ranks call `run_rank(group, *arguments)`, which must be a function of a module.
+    The other ranks call `run_rank(group, *arguments)`, which must be a function of a module. Those on other nodes are
+    started by `join_ranks`, which receives the `note`.
     """
     if len(devices) == 1:
         yield ProcessGroup()
         return
-    first, *others = (ProcessGroup(rank=rank, world_size=len(devices)) for rank in range(len(devices)))
-    store = TCPStore(LOOPBACK, 0, first.world_size, is_master=True, wait_for_workers=False)
+    port = 0 if nodes == 1 else SLURMEnvironment().main_port
+    store = TCPStore(LOOPBACK, port, len(devices), is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
+    name = uuid4().hex
+    store.set("name", name)
+    store.set("note", note)
+    meeting = _Meeting(address=LOOPBACK, port=store.port, name=name, is_local=nodes == 1)
+    with _run_node(devices, range(len(devices) // nodes), meeting, store, run_rank, arguments) as group:
+        yield group
+
+
+def join_ranks(
+    devices: Sequence[str], run_rank: Callable[..., None], read_note: Callable[[str], Sequence[object]], nodes: int
+) -> bool:
+    """Runs the ranks of this node of a trial that the first node of the job trains, until it ends.
+
+    Returns False if no trial has started within `JOIN_TIMEOUT`. read_note: returns the arguments of `run_rank`.
+    """
+    here, size = SLURMEnvironment(), len(devices) // nodes
+    address = here.main_address
+    try:
+        store = TCPStore(address, here.main_port, len(devices), is_master=False, timeout=JOIN_TIMEOUT)
+        name, note = (store.get(key).decode() for key in ("name", "note"))
+    except dist.DistError:
+        return False
+    first, arguments = here.node_rank() * size, read_note(note)
+    meeting = _Meeting(address=address, port=store.port, name=name, is_local=False)
+    with _run_node(devices, range(first, first + size), meeting, store, run_rank, arguments) as group:
+        run_rank(group, *arguments)
+    return True
+
+
+@contextmanager
+def _run_node(
+    devices: Sequence[str],
+    ranks: range,
+    meeting: _Meeting,
+    store: TCPStore,
+    run_rank: Callable[..., None],
+    arguments: Sequence[object],
+) -> Iterator[ProcessGroup]:
+    """Starts the ranks of this node, and gives the first of them, which is this process."""
+    first, *others = (ProcessGroup(rank=rank, world_size=len(devices)) for rank in ranks)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([run_rank.__module__])
     processes = [
         context.Process(
-            target=_run_other_rank, args=(group, devices[group.rank], store.port, run_rank, arguments),
+            target=_run_other_rank, args=(group, devices[group.rank], meeting, run_rank, arguments),
             name=f"rank {group.rank}",
         )
         for group in others
     ]  # fmt: skip
     closing = threading.Event()
     for process in processes:
+        start_forkserver()
         process.start()
     watch = threading.Thread(target=_exit_with_any_rank, args=(processes, closing), daemon=True)
     watch.start()
     try:
-        _init_process_group(first, devices[0], store)
-        yield first
+        with _exit_if_connection_is_lost(first, processes):
+            _init_process_group(first, devices[first.rank], meeting, store)
+            yield first
         watch.join(RANK_EXIT_SECONDS)
-    except RuntimeError:  # if the cause is the death of another rank, the watching thread is about to end this process
-        if wait([process.sentinel for process in processes], timeout=RANK_EXIT_SECONDS):
-            time.sleep(RANK_EXIT_SECONDS)
-        raise
     finally:
         closing.set()
         for process in processes:
@@ -108,25 +167,55 @@ def launch_ranks(devices: Sequence[str], run_rank: Callable[..., None], *argumen
             dist.destroy_process_group()
 
 
+@contextmanager
+def _exit_if_connection_is_lost(group: ProcessGroup, others: Sequence[ForkServerProcess] = ()) -> Iterator[None]:
+    """Ends this process when another rank has died, which is no failure of the trial: it is tried again."""
+    try:
+        yield
+    except RuntimeError as error:
+        # If the cause is the death of a rank on this machine, the thread that watches it is about to end this process.
+        if others and wait([process.sentinel for process in others], timeout=RANK_EXIT_SECONDS):
+            time.sleep(RANK_EXIT_SECONDS)
+        if not is_connection_lost(error):
+            raise
+        print(f"rank {group.rank}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def is_connection_lost(error: Exception) -> bool:
+    """Whether an error says that another rank has died or does not answer."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def _run_other_rank(
-    group: ProcessGroup, device: str, port: int, run_rank: Callable[..., None], arguments: tuple[object, ...]
+    group: ProcessGroup,
+    device: str,
+    meeting: _Meeting,
+    run_rank: Callable[..., None],
+    arguments: Sequence[object],
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, *STOP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)  # a cluster signals every process of a job; rank 0 decides for all
     _exit_with_parent()
-    _init_process_group(group, device, TCPStore(LOOPBACK, port, group.world_size, is_master=False))
-    run_rank(group, *arguments)
+    with _exit_if_connection_is_lost(group):
+        store = TCPStore(meeting.address, meeting.port, group.world_size, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+        _init_process_group(group, device, meeting, store)
+        run_rank(group, *arguments)
     dist.destroy_process_group()
 
 
-def _init_process_group(group: ProcessGroup, device: str, store: Store) -> None:
-    interfaces = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interfaces[0])  # by default it resolves the host name, which can fail
+def _init_process_group(group: ProcessGroup, device: str, meeting: _Meeting, store: Store) -> None:
+    if meeting.is_local:
+        interfaces = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interfaces[0])  # by default it resolves the host name, and may fail
     backend = "gloo"
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.world_size)
+    dist.init_process_group(
+        backend, store=PrefixStore(meeting.name, store), rank=group.rank, world_size=group.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )  # fmt: skip
 
 
 def _exit_with_parent() -> None:

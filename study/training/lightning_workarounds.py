@@ -25,8 +25,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from study.config.signals import STOP_SIGNALS
 from study.record.checkpoint import write_checkpoint
-from study.training.preemption import SIGNALS
 
 
 class KeepSignalHandlers(L.Callback):
@@ -46,7 +46,7 @@ class KeepSignalHandlers(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if threading.current_thread() is threading.main_thread():  # elsewhere, nobody can set handlers
-            self.handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self.handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def restore(self, *_: Any, **__: Any) -> None:
         """Sets the handlers that `setup` found."""

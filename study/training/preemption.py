@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from study.config.signals import STOP_SIGNALS
 
 
 class PreemptedError(Exception):
@@ -31,9 +31,10 @@ class StopRequest:
 
 @contextmanager
 def handle_signals(handled: StopRequest | None = None) -> Iterator[StopRequest]:
-    """Inside the context, `SIGNALS` set the flag instead of ending the process.
+    """Inside the context, `STOP_SIGNALS` set the flag instead of ending the process.
 
-    Only the main thread can set signal handlers; in any other thread nothing changes.
+    They are unblocked, so that those that arrived while this process started are handled, too. Only the main thread can
+    set signal handlers; in any other thread nothing changes.
 
     handled: the flag, if the caller has set handlers itself.
     """
@@ -41,7 +42,8 @@ def handle_signals(handled: StopRequest | None = None) -> Iterator[StopRequest]:
     if handled or threading.current_thread() is not threading.main_thread():
         yield stop_request
         return
-    before = {number: signal.signal(number, stop_request.handle) for number in SIGNALS}
+    before = {number: signal.signal(number, stop_request.handle) for number in STOP_SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         yield stop_request
     finally:

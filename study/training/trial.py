@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import time
@@ -28,7 +29,13 @@ from study.record.wandb_run import Tracker, start_wandb_service
 from study.record.wandb_status import describe_end
 from study.tasks import TASKS, DivergedError
 from study.tasks.base import OWN_PASSES, Passes
-from study.tasks.distributed import RANK_EXIT_SECONDS, ProcessGroup, launch_ranks
+from study.tasks.distributed import (
+    RANK_EXIT_SECONDS,
+    ProcessGroup,
+    is_connection_lost,
+    join_ranks,
+    launch_ranks,
+)  # fmt: skip
 from study.training.attempts import (
     log_attempt_end,
     log_attempt_start,
@@ -121,7 +128,8 @@ def train(
         raise PreemptedError(stop_request.signal, step)
 
     status, reason, tested = "done", None, {}
-    with launch_ranks(job.devices, train_worker_rank, job, checkpoint) as group:
+    note = json.dumps([trial.key, checkpoint.name if checkpoint else "", step])
+    with launch_ranks(job.devices, train_worker_rank, job, checkpoint, nodes=job.nodes, note=note) as group:
         environment = {**describe_trial_environment(job), "data": data.fingerprint, "wandb": tracker.location}
         write_json(folder.environment, environment)
         tracker.start(trial.levels, build_run_config(description, environment, attempt))
@@ -165,8 +173,23 @@ def train_worker_rank(group: ProcessGroup, job: Job, checkpoint: Path | None) ->
     except Exception as error:
         if isinstance(error, RuntimeError):  # if the cause is the death of another rank, this process is about to end
             time.sleep(RANK_EXIT_SECONDS)
-        record_error(folder, error)
+        if not is_connection_lost(error):
+            record_error(folder, error)
         raise
+
+
+def join_trial(jobs: Sequence[Job]) -> None:
+    """Trains, on another node of a cluster's job, the ranks of the trial that its first node trains now, if any."""
+
+    def read_note(note: str) -> tuple[Job, Path | None]:
+        key, name, step = json.loads(note)
+        job = next(job for job in jobs if job.trial.key == key)
+        checkpoint = job.folder / name if name else None
+        if checkpoint is not None and read_step(checkpoint) != step:
+            raise RuntimeError(f"{checkpoint}: this node still sees an older file")
+        return job, checkpoint
+
+    join_ranks(jobs[0].devices, train_worker_rank, read_note, jobs[0].nodes)
 
 
 def _fit_and_test(

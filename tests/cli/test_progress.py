@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from study.cli.progress import SweepProgress
 from study.config.schema import StudyConfig
-from study.record.layout import TrialFolder
+from study.record.layout import StudyFolder, TrialFolder
 from tests.sweep.test_driver import FakeExecutor, build_driver
 
 
@@ -57,3 +58,14 @@ def test_after_ctrl_c_the_last_line_says_how_far_it_came(study: StudyConfig, tmp
         build_driver(one_by_one, tmp_path, FakeExecutor(interrupt), console).run()
     assert isinstance(console.file, io.StringIO)
     assert re.search(r"Stopped at [1-4] of 8 trials with a result\.\n$", console.file.getvalue())
+
+
+def test_why_trials_wait_in_the_queue_is_shown_now_and_logged_once(study: StudyConfig, tmp_path: Path) -> None:
+    output = io.StringIO()
+    progress = SweepProgress(Console(file=output, width=200), StudyFolder(tmp_path))
+    for waiting in ({"PENDING (Priority)": 3}, {"PENDING (Priority)": 2, "PENDING (PartitionDown)": 1}, {}):
+        progress.waiting(waiting)
+        assert progress.observer.take_snapshot().waiting == waiting
+    assert output.getvalue().splitlines() == [
+        "in the queue: 3 trials PENDING (Priority)", "in the queue: 1 trial PENDING (PartitionDown)"
+    ]  # fmt: skip

@@ -58,6 +58,7 @@ def test_records_give_states_problems_running_trials_and_time_left(
         (failed.key, "MemoryError"), (stale.key, "SIGTERM")
     ]  # fmt: skip
     assert observer.trials[queued.key].reason == "Slurm job 12_3: PENDING (Priority)"
+    assert snapshot.waiting == {"PENDING (Priority)": 1}
     (trial,) = snapshot.running
     assert (trial.key, trial.epoch, trial.epochs, trial.place) == (running.key, 1, 2, "node7")
     assert trial.seconds == pytest.approx(100, abs=10)
@@ -66,6 +67,24 @@ def test_records_give_states_problems_running_trials_and_time_left(
     rate = seconds / sum(costs[record.key] for record in records(folder, study, "sn"))
     left = sum(costs[record.key] for record in (stale, running, queued))
     assert snapshot.seconds_left == pytest.approx(rate * left / 1)  # one runs now
+
+
+def test_a_trial_whose_job_ended_without_a_result_is_stale_and_says_why(
+    observer: StudyObserver, folder: StudyFolder, study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never_started, interrupted, *_ = records(folder, study, "bn")
+    write_json(interrupted.state, {"state": "interrupted", "reason": "SIGTERM after step 7"})
+    jobs = {
+        never_started.key: ("12_3", QueuedJob("FAILED", "NonZeroExitCode", "n1")),
+        interrupted.key: ("12_4", QueuedJob("CANCELLED", "None", "n1")),
+        **{record.key: ("12_5", QueuedJob("COMPLETED", "None", "")) for record in records(folder, study, "sn")},
+    }
+    monkeypatch.setattr("study.cli.study_observer.read_queue", lambda folder: jobs)
+    observer.read_records()
+    assert {(problem.state, problem.reason) for problem in observer.take_snapshot().problems} == {
+        ("stale", f"ended with Slurm job 12_3 (FAILED, {folder.jobs}/12_3_*.out)"),
+        ("stale", f"ended with Slurm job 12_4 (CANCELLED, {folder.jobs}/12_4_*.out); SIGTERM after step 7"),
+    }
 
 
 def test_no_time_left_is_known_while_nothing_runs(observer: StudyObserver) -> None:
@@ -149,6 +168,11 @@ def test_of_trials_in_a_clusters_queue_those_that_started_are_described(
         snapshot = observer.take_snapshot()
         assert snapshot.running == [describe_running(started, observer.running[started.key])]
     assert snapshot.states["submitted"] == 4
+    observer.timed, observer.costs, observer.places = (4, 8.0, 4.0), dict.fromkeys(observer.running, 1.0), 2
+    observer.waiting = {"PENDING (Priority)": 3}
+    assert observer.take_snapshot().seconds_left is not None
+    observer.waiting = {"PENDING (Priority)": 3, "PENDING (JobHeldUser)": 1}
+    assert observer.take_snapshot().seconds_left is None
     assert (snapshot.running[0].place, snapshot.running[0].epoch) == ("12_3", None)
 
 

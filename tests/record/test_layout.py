@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,14 @@ def test_a_started_trial_is_running_while_its_lock_is_held_and_stale_after(tmp_p
     state, reason = folder.status()
     assert state == "stale"
     assert "attempt 2" in reason
+
+
+def test_a_locked_trial_without_a_heartbeat_is_not_called_running(tmp_path: Path) -> None:
+    """The node has died, and the file server has not released its lock; or the process is suspended."""
+    folder = TrialFolder(tmp_path / "sn" / "r3")
+    write_json(folder.state, {"state": "running", "pid": 7, "host": "node9", "job": "slurm 12_3"})
+    with folder.lock():
+        os.utime(folder.lock().owner, (time.time() - 180,) * 2)
+        assert folder.is_locked()
+        reason = "locked, without a sign of life from process 7 on node9 (slurm 12_3) for 3 min"
+        assert folder.status() == ("stale", reason)

@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def slurm(_slurm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A one-node Slurm that this process and its children use; returns its folder, with the logs."""
+    """A Slurm of two nodes that this process and its children use; returns its folder, with the logs."""
     for name, value in slurm_node.environment(_slurm_folder).items():
         monkeypatch.setenv(name, value)
     return _slurm_folder

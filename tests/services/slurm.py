@@ -1,12 +1,12 @@
-"""A one-node Slurm for tests, from Debian's packages, in a folder of its own; runs in containers, without cgroups.
+"""A Slurm of two nodes for tests, from Debian's packages, in a folder of its own; runs in containers, without cgroups.
 
     python -m tests.services.slurm start /tmp/slurm     # prints the variables to export: SLURM_CONF=...
     python -m tests.services.slurm status /tmp/slurm
     python -m tests.services.slurm stop /tmp/slurm
 
-It has its own munge and its own ports on loopback, and does not touch a Slurm that the machine may have. The node
-claims four CPUs and two GPUs, whatever the machine has, so that jobs are packed as on a cluster. There are two
-partitions: `main`, and `low`, whose jobs are requeued when a job of `main` needs their CPUs.
+It has its own munge and its own ports on loopback, and does not touch a Slurm that the machine may have. Each node is
+a slurmd on this machine that claims four CPUs and two GPUs, whatever the machine has, so that jobs are packed as on a
+cluster. There are two partitions: `main`, and `low`, whose jobs are requeued when a job of `main` needs their CPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pathlib import Path
 from tests.services.daemons import find, free_ports, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol")
-DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
+NODES, PARTITIONS = ("n1", "n2"), ("main", "low")
+DAEMONS = (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged")  # in the order in which they are stopped
 
 # cred_expire also sets how long a requeued job is held before it starts again: 120 s by default, at least 5 s. With
 # 5 s, a job starts 6 s after `scontrol requeue` or a preemption if it ends at once on SIGTERM, and 11 s after it
@@ -35,14 +36,13 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={controller}
-SlurmdPort={node}
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -61,19 +61,21 @@ ReturnToService=2
 KillWait=5
 MinJobAge=60
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 Gres=gpu:2
+{nodes}
 PartitionName=main Nodes=ALL Default=YES PriorityTier=2 PreemptMode=OFF MaxTime=60
 PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE MaxTime=10
 """
+NODE = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=8000 Gres=gpu:2"
 
 
 def start(folder: Path) -> dict[str, str]:
-    """Starts the daemons, waits until the node is idle, and returns the environment to reach it with."""
-    for name in ("state", "spool"):
+    """Starts the daemons, waits until the nodes are idle, and returns the environment to reach it with."""
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     host = socket.gethostname().partition(".")[0]
-    controller, node = free_ports(2)
-    values = {"folder": folder, "host": host, "user": getpass.getuser(), "controller": controller, "node": node}
+    controller, *ports = free_ports(1 + len(NODES))
+    nodes = "\n".join(NODE.format(node=node, host=host, port=port) for node, port in zip(NODES, ports, strict=True))
+    values = {"folder": folder, "host": host, "user": getpass.getuser(), "controller": controller, "nodes": nodes}
     (folder / "slurm.conf").write_text(CONFIG.format(**values))
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")  # any two device files
     if _version() >= (23, 11):  # from then on, cgroups are the default
@@ -85,8 +87,13 @@ def start(folder: Path) -> dict[str, str]:
              "seed-file": "munge.seed"}  # fmt: skip
     _start("munged", "--force", *(f"--{flag}={folder / name}" for flag, name in files.items()))
     _start("slurmctld", "-f", str(folder / "slurm.conf"))
-    _start("slurmd", "-f", str(folder / "slurm.conf"), "-N", host)
-    wait_until(lambda: "idle" in status(folder), 30, f"Slurm did not come up; see the logs in {folder}")
+    for node in NODES:
+        _start("slurmd", "-f", str(folder / "slurm.conf"), "-N", node)
+    wait_until(
+        lambda: status(folder).count(f" {len(NODES)} idle") == len(PARTITIONS),
+        30,
+        f"Slurm did not come up; see the logs in {folder}",
+    )
     return environment(folder)
 
 
@@ -97,7 +104,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def status(folder: Path) -> str:
     """Returns the states of the partitions as `sinfo` prints them, or its error message."""
-    done = _client(folder, "sinfo", "--noheader", "--format=%P %T")
+    done = _client(folder, "sinfo", "--noheader", "--format=%P %D %T")
     return (done.stdout or done.stderr).strip()
 
 

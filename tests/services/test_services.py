@@ -72,7 +72,7 @@ def test_slurm_starts_a_requeued_job_again_within_seconds(slurm: Path, tmp_path:
 
 @pytest.mark.slurm
 def test_slurm_requeues_a_low_job_for_one_of_the_main_partition(slurm: Path, tmp_path: Path) -> None:
-    job, output = submit(tmp_path, "--partition=low", "--cpus-per-task=4")
+    job, output = submit(tmp_path, "--partition=low", "--nodes=2", "--exclusive")
     wait_for("started 0", output)
     assert call("srun", "--cpus-per-task=4", "echo", "mine") == "mine"
     wait_for("started 1", output)

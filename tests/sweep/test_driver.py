@@ -24,6 +24,7 @@ from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.driver import Driver, SweepResult
+from study.sweep.retries import CANCELLED
 from tests.sweep import endings
 
 End = Callable[[TrialFolder, int], str]
@@ -56,6 +57,9 @@ class FakeExecutor:
     def wait(self, seconds: float) -> dict[str, str]:
         ended, self.ended = self.ended, {}
         return ended
+
+    def count_waiting(self) -> dict[str, int]:
+        return {}
 
     def cancel(self) -> None:
         self.canceled = True
@@ -313,6 +317,18 @@ def test_trials_that_an_earlier_driver_submitted_are_not_submitted_again(tmp_pat
     assert executor.started == keys[3:]
 
 
+def test_a_cancelled_trial_is_not_submitted_again_until_the_next_run(tmp_path: Path) -> None:
+    """Nor is one that starts from it."""
+    study = load_study("depth_vs_batch", "smoke", ["tracking.mode=disabled", *CHAIN])
+    executor = FakeExecutor(lambda record, attempt: "killed")
+    executor.wait = lambda seconds: {executor.started[0]: f"{CANCELLED} with Slurm job 7_0"}  # type: ignore[method-assign]
+    result = build_driver(study, tmp_path, executor).run()
+    assert (result.cancelled, len(executor.started), len(result.failed)) == (executor.started[:1], 1, 2)
+    executor = QueueExecutor()
+    assert build_driver(study, tmp_path, executor).run().failed == {}
+    assert len(executor.started) == 3
+
+
 def test_a_trial_that_another_process_trains_is_not_submitted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +338,8 @@ def test_a_trial_that_another_process_trains_is_not_submitted_again(
     (trial,) = plan_trials(study)
     record = StudyFolder(tmp_path).trial(trial.trial_id, 0)
     record.path.mkdir(parents=True)
-    lock = record.lock().acquire()
+    lock = record.lock()
+    lock.acquire()
     executor = FakeExecutor(lambda record, attempt: "killed")
     waits = []
 
@@ -330,7 +347,7 @@ def test_a_trial_that_another_process_trains_is_not_submitted_again(
         waits.append(seconds)
         if len(waits) == 5:
             endings.finish(record)
-            lock.lock.release()
+            lock.release()
         ended, executor.ended = executor.ended, {}
         return ended
 

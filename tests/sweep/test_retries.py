@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from study.record.layout import TrialFolder
-from study.sweep.retries import RetryPolicy
+from study.sweep.retries import CANCELLED, RetryPolicy
 from tests.sweep.endings import fail, finish, interrupt, kill
 
 
@@ -27,6 +27,14 @@ def test_failures_and_interruptions_have_separate_limits(
 ) -> None:
     retries, record = RetryPolicy(max_attempts=3, requeues=requeues), TrialFolder(tmp_path / "cell" / "r0")
     assert [retries.next_step(record, end(record))[0] for end in endings] == steps
+
+
+def test_a_trial_whose_job_was_cancelled_is_not_tried_again_unless_it_has_a_result(tmp_path: Path) -> None:
+    retries, record = RetryPolicy(max_attempts=3, requeues=2), TrialFolder(tmp_path / "cell" / "r0")
+    interrupt(record)
+    assert retries.next_step(record, f"{CANCELLED} with Slurm job 7")[0] == "cancelled"
+    finish(record)
+    assert retries.next_step(record, f"{CANCELLED} with Slurm job 7")[0] == "done"
 
 
 def test_a_trial_whose_lock_another_process_holds_is_neither_retried_nor_given_up(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from study.record.layout import TrialFolder
 AffectedTrials = list[TrialFolder]
 Inject = Callable[[StudyHarness], AffectedTrials]
 Corrupt = Callable[[bytes, random.Random], bytes]  # the content of a file -> its content after the fault
+START_SECONDS = 5.0  # in which a job or a driver imports what it needs, before trials train
 LOCKED_SECONDS = 10.0  # longer than SQLite waits for a lock
 FULL_DISK_SECONDS = 120.0  # time in which a run must end on a full disk
 NODE_MEMORY = 80_000_000  # bytes of a Ray node's object store
@@ -47,6 +48,19 @@ def interrupt_driver(study: StudyHarness, number: int) -> AffectedTrials:
     if code != INTERRUPTED:
         name = signal.Signals(number).name
         study.problems.append(f"{name}: exit code {code}, not {INTERRUPTED}: {study.last_line()}")
+    return _to_records(trials)
+
+
+def interrupt_starting_driver(study: StudyHarness) -> AffectedTrials:
+    """Starts a driver again, and sends SIGINT to it and its forkserver before trials train, as a terminal does."""
+    trials = study.wait_for_moment()
+    study.kill_all()
+    driver = study.ensure_driver()
+    time.sleep(study.settings.rng.uniform(0.5, START_SECONDS))
+    os.killpg(driver.pid, signal.SIGINT)
+    code, study.driver = driver.wait(study.settings.timeout), None
+    if code != INTERRUPTED:
+        study.problems.append(f"SIGINT at the start: exit code {code}, not {INTERRUPTED}: {study.last_line()}")
     return _to_records(trials)
 
 
@@ -224,10 +238,28 @@ def disconnect_wandb(study: StudyHarness) -> AffectedTrials:
 
 def call_slurm(study: StudyHarness, *command: str) -> AffectedTrials:
     """Runs a Slurm command on the job of one trial that trains."""
-    trials = study.wait_for_moment()
-    job = study.settings.rng.choice([trial for trial in trials if trial.job.startswith("slurm ")]).job
-    subprocess.run([*command, job.removeprefix("slurm ")], check=True, capture_output=True, text=True)  # noqa: S603
-    return [trial.record for trial in trials if trial.job == job]
+    trials, job = _choose_job(study)
+    _call(*command, job)
+    return trials
+
+
+def cancel_job(study: StudyHarness) -> AffectedTrials:
+    """Cancels the job of one trial, which stays cancelled until the command is run again."""
+    affected = call_slurm(study, "scancel")
+    study.signal_driver(signal.SIGINT)
+    return affected
+
+
+def warn_starting_job(study: StudyHarness) -> AffectedTrials:
+    """Requeues the job of one trial, and warns it of its time limit while it starts again, as a short limit would."""
+    trials, job = _choose_job(study)
+    states = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    _call("scontrol", "requeue", job)
+    study.wait_for(lambda: _call(*states).strip() == "PENDING", "a job is not requeued")
+    study.wait_for(lambda: _call(*states).strip() == "RUNNING", "a requeued job does not start")
+    time.sleep(study.settings.rng.uniform(0, START_SECONDS))
+    _call("scancel", "--signal=USR2", job)
+    return trials
 
 
 def detach_driver(study: StudyHarness) -> AffectedTrials:
@@ -273,6 +305,7 @@ LOCAL: Mapping[str, Inject] = {
     "kill-driver": kill_driver,
     "term-driver": partial(interrupt_driver, number=_TERM),
     "interrupt-driver": partial(interrupt_driver, number=_INT),
+    "interrupt-starting-driver": interrupt_starting_driver,
     "stop-driver": stop_driver,
     "two-drivers": start_two_drivers,
     "lock-storage": lock_storage,
@@ -286,8 +319,9 @@ LOCAL: Mapping[str, Inject] = {
 }
 SLURM: Mapping[str, Inject] = {
     "kill-job": lambda study: call_slurm(study, "scancel", "--signal=KILL"),
-    "cancel-job": lambda study: call_slurm(study, "scancel"),
+    "cancel-job": cancel_job,
     "warn-job": lambda study: call_slurm(study, "scancel", "--signal=USR2"),
+    "warn-starting-job": warn_starting_job,
     "term-job": lambda study: call_slurm(study, "scancel", "--signal=TERM"),
     "requeue-job": lambda study: call_slurm(study, "scontrol", "requeue"),
     "kill-driver": kill_driver,
@@ -315,6 +349,17 @@ def add_ray_node(cluster: Any) -> None:
 
 def _to_records(trials: list[RunningTrial]) -> AffectedTrials:
     return [trial.record for trial in trials]
+
+
+def _choose_job(study: StudyHarness) -> tuple[AffectedTrials, str]:
+    """The Slurm job of one trial that trains, and all trials that train in it."""
+    trials = study.wait_for_moment()
+    job = study.settings.rng.choice([trial for trial in trials if trial.job.startswith("slurm ")]).job
+    return [trial.record for trial in trials if trial.job == job], job.removeprefix("slurm ")
+
+
+def _call(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
 
 
 def _choose_local_trial(study: StudyHarness) -> RunningTrial:

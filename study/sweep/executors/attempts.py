@@ -51,6 +51,9 @@ class AttemptHandler:
     def on_retry(self, trial: PlannedTrial, reason: str) -> None:
         """A trial ended without a result and is tried again."""
 
+    def on_cancel(self, trial: PlannedTrial, reason: str) -> None:
+        """A user has cancelled the trial's job in the cluster's queue."""
+
     def on_give_up(self, trial: PlannedTrial, reason: str, *, started: bool) -> None:
         """A trial is not tried again; it never started if the trial that it starts from has no weights."""
 
@@ -126,6 +129,9 @@ class AttemptLoop:
             self.queue.mark_ended(trial.key, result["status"])
         elif step == "elsewhere":
             self._elsewhere[trial.key] = trial, time.monotonic()
+        elif step == "cancelled":
+            self.handler.on_cancel(trial, reason)
+            self.queue.mark_ended(trial.key, "cancelled")
         elif self.handler.stop_on_failure(trial, reason):
             return
         elif step == "retry":

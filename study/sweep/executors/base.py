@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from study.plan.job import Job
@@ -32,7 +32,10 @@ class Executor(Protocol):
         """Starts jobs, or adds them to the cluster's queue. Those of a group share a process."""
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Waits at most `seconds` for trials to end; returns their keys and how they ended."""
+        """Waits at most `seconds` for trials to end; returns their keys and how they ended, such as `CANCELLED`."""
+
+    def count_waiting(self) -> Mapping[str, int]:
+        """Returns how many trials wait in the cluster's queue, by reason."""
 
     def cancel(self) -> None:
         """Ends all jobs, also those in the queue."""

@@ -9,14 +9,14 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from study.config.schema import StudyConfig
+from study.config.signals import start_forkserver
 from study.plan.job import Job, split_processes
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
@@ -73,7 +73,8 @@ class LocalExecutor:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Starts a process for each trial, or for the trials of a group."""
         for own in split_processes(jobs):
-            devices = self._pick_devices(own[0].run.devices_per_trial)
+            nodes = own[0].nodes
+            devices = self._pick_devices(own[0].run.devices_per_trial // nodes) * nodes
             keys, files = [job.trial.key for job in own], [TrialFolder(job.folder).result for job in own]
             training = _Training(
                 self.context.Process(
@@ -83,13 +84,13 @@ class LocalExecutor:
                 devices,
                 {key: None if file.exists() else file for key, file in zip(keys, files, strict=True)},
             )  # fmt: skip
-            with _blocked_interrupts():
-                try:
-                    training.process.start()
-                except (EOFError, ConnectionError):  # the forkserver was killed; the next start begins a new one
-                    self.not_started |= dict.fromkeys(keys, "was not started, because the forkserver ended")
-                else:
-                    self.running.append(training)
+            start_forkserver()
+            try:
+                training.process.start()
+            except (EOFError, ConnectionError):  # the forkserver was killed; the next start begins a new one
+                self.not_started |= dict.fromkeys(keys, "was not started, because the forkserver ended")
+            else:
+                self.running.append(training)
 
     def wait(self, seconds: float) -> dict[str, str]:
         """Returns the trials whose process has ended, and its signal or exit code; empty after `seconds`.
@@ -118,6 +119,10 @@ class LocalExecutor:
             for key in with_result:
                 del training.results[key]
         return ended
+
+    def count_waiting(self) -> dict[str, int]:
+        """Returns nothing: the driver submits no more trials than run."""
+        return {}
 
     def cancel(self) -> None:
         """Does the same as `close`."""
@@ -148,16 +153,6 @@ class LocalExecutor:
             return ("cpu",) * count
         load = Counter(device for training in self.running for device in training.devices)
         return tuple(sorted(self.devices, key=lambda device: load[device])[:count])
-
-
-@contextmanager
-def _blocked_interrupts() -> Iterator[None]:
-    """Delays Ctrl-C, which would kill a forkserver during its imports. Processes started inside never receive it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _describe_exit(exit_code: int | None) -> str:

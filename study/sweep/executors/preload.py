@@ -6,9 +6,6 @@ Only imports and plain computations: a thread or connection opened here would be
 from __future__ import annotations
 
 import contextlib
-import sys
-
-from study.config.errors import INTERRUPTED
 
 
 def _preload() -> None:
@@ -29,7 +26,4 @@ def _preload() -> None:
     build_heat_map(torch.empty(0, 2, 1), [], ["bn"], NORMALIZATION)  # plotly imports each trace type when it is drawn
 
 
-try:
-    _preload()
-except KeyboardInterrupt:  # the driver reports it; the first run of a machine spends half a minute here
-    sys.exit(INTERRUPTED)
+_preload()

@@ -16,6 +16,7 @@ from study.record.layout import StudyFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
 from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
+from study.training.preemption import handle_signals
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 
@@ -60,6 +61,10 @@ class RayExecutor:
             key: ending for task in ready for ending in [self._describe_end(task)] for key in self.running.pop(task)
         }
 
+    def count_waiting(self) -> dict[str, int]:
+        """Returns nothing: Ray gives no reasons."""
+        return {}
+
     def cancel(self) -> None:
         """Does the same as `close`."""
         self.close()
@@ -84,7 +89,8 @@ def _train(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     import ray
 
     node = ray.get_runtime_context().get_node_id()[:8]
-    work(jobs, launch, place=f"ray node {node}", grace=STOP_GRACE_SECONDS)
+    with handle_signals() as stop_request:
+        work(jobs, launch, stop_request, place=f"ray node {node}", grace=STOP_GRACE_SECONDS)
 
 
 def _connect(launch: LaunchConfig) -> Any:
@@ -103,7 +109,15 @@ def _connect(launch: LaunchConfig) -> Any:
     except (ConnectionError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, or name one with --set launch.address=HOST:PORT"
         raise UserError(f"--launcher ray: no cluster at {address}: {str(error).splitlines()[0]}; {hint}") from None
+    # Without it, the death of a node prints the state of its raylet, twice. Ray has no setting for this.
+    ray._private.worker.print_to_stdstream = _print_first_line
     return ray
+
+
+def _print_first_line(message: dict[str, Any], ignore_prefix: bool) -> None:
+    """Prints the first sentence of what Ray reports to a driver."""
+    for text in message["lines"]:
+        print(f"Ray: {text.splitlines()[0].partition('. ')[0]}", flush=True)
 
 
 def _check_address(address: str) -> None:

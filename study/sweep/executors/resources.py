@@ -40,17 +40,40 @@ def count_places(run: RunConfig, devices: list[str], cores: int) -> int:
     return len(devices) * run.trials_per_device // run.devices_per_trial
 
 
+def find_job_devices(run: RunConfig, launch: LaunchConfig) -> list[str]:
+    """Returns the devices of one node of a cluster's job. Without GPUs of its own, it may still see those of others."""
+    return find_devices(run.device) if launch.gpus else ["cpu"]
+
+
+def count_job_cores(launch: LaunchConfig) -> int:
+    """Returns the number of cores of one node of a cluster's job; 1 for a fraction of one, which trials share."""
+    return max(1, int(launch.cpus))
+
+
+def share_of_node(run: RunConfig, launch: LaunchConfig) -> RunConfig:
+    """Returns the settings of a trial's share of one node."""
+    return run.model_copy(update={"devices_per_trial": run.devices_per_trial // launch.nodes})
+
+
 def check_job_resources(launch: LaunchConfig, run: RunConfig) -> None:
     """Raises `UserError` if a cluster's job is too small for one trial."""
+    if launch.nodes > 1 and launch.launcher != "slurm":
+        raise UserError(f"launch.nodes={launch.nodes}: only for the launcher slurm")
+    if run.devices_per_trial % launch.nodes:
+        raise UserError(
+            f"launch.nodes={launch.nodes}: must divide run.devices_per_trial={run.devices_per_trial}, the number of "
+            "devices of a trial on all nodes"
+        )
+    run = share_of_node(run, launch)
     needed = run.devices_per_trial
     if launch.gpus and run.device != "cpu":
         if needed > max(1, launch.gpus):
             raise UserError(f"launch.gpus={launch.gpus:g}: a trial needs run.devices_per_trial={needed}")
     elif run.device == "cuda":
         raise UserError("run.device=cuda: jobs have no GPU; set launch.gpus")
-    elif needed * run.threads > launch.cpus:
+    elif needed * run.threads > count_job_cores(launch):
         raise UserError(
-            f"launch.cpus={launch.cpus}: a trial needs {needed * run.threads}: run.devices_per_trial x run.threads"
+            f"launch.cpus={launch.cpus:g}: a trial needs {needed * run.threads}: run.devices_per_trial x run.threads"
         )
 
 

@@ -7,9 +7,13 @@ import itertools
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
+import traceback
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr
 from typing import NamedTuple
@@ -18,25 +22,48 @@ from pydantic import TypeAdapter, ValidationError
 
 from study.config.errors import UserError, allowed_names
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
+from study.config.signals import STOP_SIGNALS
 from study.plan.job import Job, split_processes
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.dependencies import topological_batches
-from study.sweep.executors.resources import check_job_resources
+from study.sweep.executors.follower_node import join_trials
+from study.sweep.executors.resources import check_job_resources, count_job_cores
 from study.sweep.executors.worker import work
+from study.sweep.retries import CANCELLED
+from study.training.preemption import handle_signals
 
 QUEUE_POLL_SECONDS = 5.0  # between calls of squeue, one for all jobs
 COMMAND_TIMEOUT_SECONDS = 60.0
+WARNING_SHARE = 0.5  # of a job's time limit, at most; the rest is left for training
+NODE_EXIT_SECONDS = 60  # between the end of a job's first node and that of the others
 _SUBMITTED = TypeAdapter(dict[str, list[str]])  # trials by job, in queue.json
+_BLOCK_SIGNALS = (  # starts Python with these signals blocked: they are pending until the job handles them
+    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, "
+    f"{[int(number) for number in STOP_SIGNALS]}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+ENDED_STATES = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+                "REVOKED", "TIMEOUT")  # fmt: skip
 GRACE_SHARE = 0.8  # share of `launch.warning_seconds` in which trials may stop by themselves
 
 
 class QueuedJob(NamedTuple):
-    """A job in Slurm's queue: its state, such as PENDING or RUNNING, the reason, and the node it runs on."""
+    """A job that Slurm knows: its state, such as PENDING or RUNNING, the reason, and the node it runs on."""
 
     state: str
     reason: str
     node: str
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has left the queue; Slurm still knows it for some minutes."""
+        return self.state in ENDED_STATES
+
+    def describe(self) -> str:
+        """Its state, the reason for it, and what to do about it."""
+        reason = "" if self.reason in ("None", "") else f" ({self.reason})"
+        held = re.search("held|hold", self.reason, re.IGNORECASE) and self.state == "PENDING"
+        return f"{self.state}{reason}" + ("; to let it run: `scontrol release`" if held else "")
 
 
 def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None) -> SlurmExecutor:
@@ -57,19 +84,24 @@ class SlurmExecutor:
     def __init__(self, folder: StudyFolder, launch: LaunchConfig, run: RunConfig) -> None:
         check_slurm(launch, run)
         self.folder, self.launch = folder, launch
-        trials_at_once = run.trials_per_device * int(launch.gpus) or launch.cpus // run.threads
-        trials_at_once = max(1, trials_at_once // run.devices_per_trial)
+        trials_at_once = run.trials_per_device * int(launch.gpus) or count_job_cores(launch) // run.threads
+        trials_at_once = max(1, trials_at_once // run.devices_per_trial) if launch.nodes == 1 else 1
         self.places = launch.jobs * min(launch.trials_per_job, trials_at_once)
         self.jobs: dict[str, set[str]] = {}  # job -> its trials that have not ended
         self.queue: dict[str, QueuedJob] = {}  # the latest answer of squeue
+        self.ending: set[str] = set()  # jobs that were about to end when this driver started
+        self.waiting: Counter[str] = Counter()  # trials in the queue, by the state of their jobs and the reason
         self.polled = self.submitted = 0.0  # times of the latest squeue and sbatch
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """Returns the trials whose job an earlier driver submitted and that is still in Slurm's queue."""
-        jobs = {key: job for key, (job, _) in read_queue(self.folder).items() if key in keys}
-        for key, job in jobs.items():
-            self.jobs.setdefault(job, set()).add(key)
-        return set(jobs)
+        found = {key: (name, job) for key, (name, job) in read_queue(self.folder).items() if key in keys}
+        attached = {key: (name, job) for key, (name, job) in found.items() if not job.has_ended}
+        for key, (name, job) in attached.items():
+            self.jobs.setdefault(name, set()).add(key)
+            if job.state == "COMPLETING":
+                self.ending.add(name)
+        return set(attached)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Submits job arrays; trials that start from others depend on their arrays. Raises `UserError` if refused."""
@@ -85,21 +117,25 @@ class SlurmExecutor:
         self.submitted = time.monotonic()
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Returns the trials that have a result, and those whose job has left Slurm's queue."""
+        """Returns the trials that have a result, and those whose job has left Slurm's queue or was cancelled."""
         time.sleep(seconds)
         if time.monotonic() - self.polled >= QUEUE_POLL_SECONDS:
             self._poll_queue()
         ended: dict[str, str] = {}
         for name, keys in list(self.jobs.items()):
             queued = self.queue.get(name)
-            if queued is None and self.polled > self.submitted:
-                ended |= dict.fromkeys(keys, f"ended with Slurm job {name} ({self.folder.jobs}/{name}_*.out)")
+            if queued.has_ended if queued else self.polled > self.submitted:
+                ended |= dict.fromkeys(keys, self._describe_end(name, queued))
                 del self.jobs[name]
             elif queued is not None and queued.state != "PENDING":
                 finished = {key for key in keys if self._has_result(key)}
                 ended |= dict.fromkeys(finished, "has a result")
                 keys -= finished
         return ended
+
+    def count_waiting(self) -> Counter[str]:
+        """Returns how many trials wait in Slurm's queue, by the state of their jobs and the reason."""
+        return self.waiting
 
     def cancel(self) -> None:
         """Cancels all jobs whose trials have not ended."""
@@ -119,10 +155,18 @@ class SlurmExecutor:
         """Returns the job arrays that train any of these trials."""
         return sorted({name.partition("_")[0] for name, trials in self.jobs.items() if trials & set(keys)})
 
+    def _describe_end(self, name: str, job: QueuedJob | None) -> str:
+        if job is not None and job.state == "CANCELLED" and name not in self.ending:
+            return f"{CANCELLED} with Slurm job {name}"
+        return describe_end(self.folder, name, job)
+
     def _poll_queue(self) -> None:
         queue = query_queue()
         if queue is not None:  # None while Slurm restarts: its jobs are not lost
-            self.queue, self.polled = queue, time.monotonic()
+            self.queue, self.polled, self.waiting = queue, time.monotonic(), Counter()
+            for name, keys in self.jobs.items():
+                if name in queue and queue[name].state == "PENDING":
+                    self.waiting[queue[name].describe()] += len(keys)
 
     def _has_result(self, key: str) -> bool:
         trial_id, _, replicate = key.rpartition("-r")
@@ -149,22 +193,40 @@ def with_dependency(launch: LaunchConfig, after: Sequence[str]) -> LaunchConfig:
 def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     """Runs in the job: trains its trials, and requeues the job if a signal stopped it before they were done.
 
-    Only if the job is still RUNNING, as it is at the warning before its time limit. Slurm itself requeues jobs that it
-    preempts, and jobs that a user cancels must not come back; both have another state.
+    Also if another process held the lock of a trial all the time, as one may on a node that has died: it is released
+    when the file server notices, which takes 90 s for NFSv4.
     """
-    name = _read_own_name()
-    grace = GRACE_SHARE * launch.warning_seconds
-    stopped = work(jobs, launch, place=f"slurm {name}", grace=grace)
+    name, grace = _read_own_name(), GRACE_SHARE * launch.warning_seconds
+    with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
+        if int(os.environ.get("SLURM_NODEID", "0")):
+            join_trials(jobs, launch, stop_request, grace=grace)
+            return
+        try:
+            work(jobs, launch, stop_request, place=f"slurm {name}", grace=grace)
+        except Exception:
+            if stop_request.signal is None:
+                raise
+            traceback.print_exc()
+        left = [record for job in jobs if not is_complete(record := TrialFolder(job.folder))]
+        locked = [record.key for record in left if record.is_locked()]
+        reason = stop_request.signal or f"locked by another process: {', '.join(locked)}"
+        if left and (stop_request.signal or locked):
+            _requeue(name, launch.requeues, reason)
+
+
+def _requeue(name: str, limit: int, reason: str) -> None:
+    """Requeues this job if it is still RUNNING, as it is at the warning before its time limit.
+
+    Slurm itself requeues jobs that it preempts, and jobs that a user cancels must not come back; both have another
+    state.
+    """
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if not stopped or all(is_complete(TrialFolder(job.folder)) for job in jobs):
-        return
-    state = _call("squeue", "--noheader", "--format=%T", f"--jobs={name}").strip()
-    if state == "RUNNING" and restarts < launch.requeues:
-        print(f"{name}: requeued, {restarts + 1} of {launch.requeues} times", flush=True)
+    state = _call("squeue", "--noheader", "--format=%T", f"--jobs={name}").strip() or "no longer in the queue"
+    if state == "RUNNING" and restarts < limit:
+        print(f"{name}: requeued, {restarts + 1} of {limit} times: {reason}", flush=True)
         _call("scontrol", "requeue", name)
     else:
-        state = state or "no longer in the queue"
-        print(f"{name}: not requeued: {state}, {restarts} of {launch.requeues} times", flush=True)
+        print(f"{name}: not requeued: {state}, {restarts} of {limit} times: {reason}", flush=True)
 
 
 def _read_own_name() -> str:
@@ -183,6 +245,8 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
         import submitit  # noqa: F401
     except ImportError:
         raise UserError("--launcher slurm: submitit is not installed; pip install 'normalizer-study[slurm]'") from None
+    if launch.cpus != int(launch.cpus):
+        raise UserError(f"launch.cpus={launch.cpus:g}: Slurm allocates whole cores")
     if launch.gpus != int(launch.gpus):
         raise UserError(
             f"launch.gpus={launch.gpus}: Slurm allocates whole GPUs; run.trials_per_device runs several trials on one"
@@ -201,12 +265,20 @@ def check_slurm(launch: LaunchConfig, run: RunConfig) -> None:
             raise UserError(f"launch.{key}={name}: no such partition; {allowed_names(name, sorted(limits))}")
         if minutes > limits[name]:
             raise UserError(f"{setting}: allowed in partition {name}: 1 to {limits[name]:.0f} minutes")
+    if launch.warning_seconds > 60 * minutes * WARNING_SHARE:
+        raise UserError(
+            f"launch.warning_seconds={launch.warning_seconds}: allowed with {setting}: 1 to "
+            f"{60 * minutes * WARNING_SHARE:.0f} seconds, half of the time of a job"
+        )
 
 
 def query_queue() -> dict[str, QueuedJob] | None:
-    """Returns the user's jobs in the queue by name, `12_3` for task 3 of array 12; None if Slurm does not answer."""
+    """Returns the user's jobs by name, `12_3` for task 3 of array 12; None if Slurm does not answer.
+
+    With those that ended in the last minutes (`MinJobAge`): their state says which ones were cancelled.
+    """
     try:
-        lines = _call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N").splitlines()
+        lines = _call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%N").splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
     rows = (line.split("|", 3) for line in lines)
@@ -214,12 +286,23 @@ def query_queue() -> dict[str, QueuedJob] | None:
 
 
 def read_queue(folder: StudyFolder) -> dict[str, tuple[str, QueuedJob]]:
-    """Returns the name and state of a job for every trial of the study that is in Slurm's queue now."""
+    """Returns the name and state of the job of every trial that this user has submitted; empty if Slurm is silent.
+
+    A job that Slurm no longer knows has the state `COMPLETED`.
+    """
     submitted = _read_submitted(folder)
-    queue = query_queue() if submitted and shutil.which("squeue") else None
-    if not queue:
+    is_mine = bool(submitted) and folder.queue.stat().st_uid == os.geteuid()
+    queue = query_queue() if is_mine and shutil.which("squeue") else None
+    if queue is None:
         return {}
-    return {key: (job, queue[job]) for job, keys in submitted.items() if job in queue for key in keys}
+    unknown = QueuedJob("COMPLETED", "None", "")
+    return {key: (job, queue.get(job, unknown)) for job, keys in submitted.items() for key in keys}
+
+
+def describe_end(folder: StudyFolder, name: str, job: QueuedJob | None) -> str:
+    """How a job has ended, and where its output is."""
+    state = "" if job is None or job.state == "COMPLETED" else f"{job.state}, "
+    return f"ended with Slurm job {name} ({state}{folder.jobs}/{name}_*.out)"
 
 
 def _read_submitted(folder: StudyFolder) -> dict[str, list[str]]:
@@ -232,9 +315,11 @@ def _read_submitted(folder: StudyFolder) -> dict[str, list[str]]:
 
 def _write_queue(folder: StudyFolder, jobs: dict[str, list[str]]) -> None:
     """Adds jobs to the study's queue.json, and removes those that have left Slurm's queue."""
-    submitted = _read_submitted(folder)
     queue = query_queue()
-    known = {name: keys for name, keys in submitted.items() if queue is None or name in queue}
+    known = {
+        name: keys for name, keys in _read_submitted(folder).items()
+        if queue is None or (name in queue and not queue[name].has_ended)
+    }  # fmt: skip
     write_json(folder.queue, {"slurm": {**known, **jobs}})
 
 
@@ -243,12 +328,16 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
     import submitit
 
     folder.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)  # scripts contain `launch.setup`
-    executor = submitit.SlurmExecutor(folder=folder.jobs)
+    executor = submitit.SlurmExecutor(folder=folder.jobs, python=shlex.join([sys.executable, "-ISc", _BLOCK_SIGNALS]))
     executor.update_parameters(
         job_name=folder.path.name,
         time=launch.minutes,
         partition=launch.partition,
-        cpus_per_task=launch.cpus,
+        nodes=launch.nodes,
+        ntasks_per_node=1,
+        # The nodes of a job end together: at once if one fails, and soon after the first has ended.
+        srun_args=["--kill-on-bad-exit=1", f"--wait={NODE_EXIT_SECONDS}"],
+        cpus_per_task=int(launch.cpus),
         gpus_per_node=int(launch.gpus) or None,
         array_parallelism=launch.jobs,
         signal_delay_s=launch.warning_seconds,

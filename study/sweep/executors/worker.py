@@ -14,34 +14,38 @@ from study.record.outcome import record_failure
 from study.sweep.dependencies import DependencyQueue
 from study.sweep.executors.attempts import AttemptHandler, AttemptLoop
 from study.sweep.executors.local import LocalExecutor
-from study.sweep.executors.resources import count_places, find_devices, share_threads
+from study.sweep.executors.resources import (
+    count_job_cores,
+    count_places,
+    find_job_devices,
+    share_of_node,
+    share_threads,
+)
 from study.sweep.retries import RetryPolicy
-from study.training.preemption import StopRequest, handle_signals
+from study.training.preemption import StopRequest
 
-ELSEWHERE_LIMIT_SECONDS = 60.0  # how long a job waits for a trial that another process trains
+ELSEWHERE_LIMIT_SECONDS = 120.0  # how long a job waits for a trial that another process trains
 
 
-def work(jobs: Sequence[Job], launch: LaunchConfig, *, place: str, grace: float) -> bool:
+def work(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *, place: str, grace: float) -> None:
     """Trains the trials of `jobs`, as many at once as its cores or GPUs allow, each until it is done or abandoned.
 
-    On SIGTERM, SIGUSR1 or SIGUSR2 every trial stops after its step, or is killed after `grace` seconds. Returns whether
-    such a signal ended the work. The outcomes of the trials are in their records.
+    After a `stop_request` every trial stops after its step, or is killed after `grace` seconds. The outcomes of the
+    trials are in their records.
     """
-    run = jobs[0].run
-    # Without GPUs of its own, a job may still see those of others.
-    devices = find_devices(run.device) if launch.gpus else ["cpu"]
-    places = min(count_places(run, devices, launch.cpus), len(split_processes(jobs)))
-    executor = LocalExecutor(places, devices, share_threads(run, places, launch.cpus))
+    run, devices = share_of_node(jobs[0].run, launch), find_job_devices(jobs[0].run, launch)
+    cores = count_job_cores(launch)
+    places = 1 if launch.nodes > 1 else min(count_places(run, devices, cores), len(split_processes(jobs)))
+    executor = LocalExecutor(places, devices, share_threads(run, places, cores))
     retries = RetryPolicy(max_attempts=run.max_attempts, requeues=launch.requeues)
-    with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
-        worker = _Worker({job.trial.key: replace(job, place=place) for job in jobs}, stop_request)
-        loop = AttemptLoop(executor, retries, worker, ELSEWHERE_LIMIT_SECONDS)
-        _fill(loop.queue, jobs)
-        try:
-            loop.run()
-        finally:
-            executor.close(grace)
-    return stop_request.signal is not None
+    placed = {job.trial.key: replace(job, place=place, nodes=launch.nodes) for job in jobs}
+    worker = _Worker(placed, stop_request)
+    loop = AttemptLoop(executor, retries, worker, ELSEWHERE_LIMIT_SECONDS)
+    _fill(loop.queue, jobs)
+    try:
+        loop.run()
+    finally:
+        executor.close(grace)
 
 
 @dataclass

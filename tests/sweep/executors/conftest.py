@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ def local_numbers(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         from tests.training.test_resume import all_numbers
 
         folder = StudyFolder(tmp_path / "local")
-        for trial in plan_trials(load_study("depth_vs_batch", "smoke", settings)):
-            run_job(build_job(trial, folder))
+        study = load_study("depth_vs_batch", "smoke", settings)
+        for trial in plan_trials(study):
+            job = replace(build_job(trial, folder), run=study.run)
+            run_job(job.assign(("cpu",) * study.run.devices_per_trial, threads=1))
         return all_numbers(folder)
 
     return train

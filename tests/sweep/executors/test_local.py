@@ -14,6 +14,7 @@ from study.plan.job import Job
 from study.plan.loading import load_study
 from study.record.io import write_json
 from study.record.layout import StudyFolder, TrialFolder
+from study.sweep.executors import local
 from study.sweep.executors.local import LocalExecutor
 from study.sweep.executors.resources import count_places
 from tests.sweep.jobs import build_jobs
@@ -42,6 +43,12 @@ def test_more_devices_per_trial_than_there_are_is_an_error() -> None:
         count_places(study.run, ["cuda:0", "cuda:1"], 64)
 
 
+@pytest.fixture
+def no_forkserver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "start_forkserver", lambda: None)
+
+
+@pytest.mark.usefixtures("no_forkserver")
 def test_each_trial_goes_to_the_device_with_the_fewest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     executor = LocalExecutor(6, ["cuda:0", "cuda:1"], threads=1)
     started: list[Job] = []
@@ -59,6 +66,7 @@ def test_each_trial_goes_to_the_device_with_the_fewest(monkeypatch: pytest.Monke
     assert started[-1].devices == started[0].devices
 
 
+@pytest.mark.usefixtures("no_forkserver")
 def test_a_trial_that_meets_a_dead_forkserver_ends_and_is_not_lost(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -96,6 +104,7 @@ class Finishing:
         self.alive = False
 
 
+@pytest.mark.usefixtures("no_forkserver")
 def test_a_trial_with_a_result_makes_room_for_the_next_and_is_not_disturbed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

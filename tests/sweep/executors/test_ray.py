@@ -61,6 +61,16 @@ def test_places_are_the_tasks_that_the_cluster_runs_at_once() -> None:
     cluster = {"CPU": 8.0, "GPU": 2.0, "memory": 2.0**34}
     assert executor_module._count_places(cluster, LaunchConfig(cpus=2)) == 4
     assert executor_module._count_places(cluster, LaunchConfig(gpus=0.25)) == 8
+    assert executor_module._count_places(cluster, LaunchConfig(cpus=0.5)) == 16
     assert executor_module._count_places(cluster, LaunchConfig(memory="8G")) == 2
     with pytest.raises(UserError, match="needs 16 CPU; the cluster has 8"):
         executor_module._count_places(cluster, LaunchConfig(cpus=16))
+
+
+def test_what_ray_reports_of_a_dead_node_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report = (
+        "Raylet is terminated. Termination is unexpected. Possible reasons include: (1) SIGKILL. Last 20 lines:\n"
+        "    [state-dump] DebugString() time ms: 0\n"
+    )
+    executor_module._print_first_line({"lines": [report], "pid": "raylet", "is_err": False}, False)
+    assert capsys.readouterr().out == "Ray: Raylet is terminated\n"

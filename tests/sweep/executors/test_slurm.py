@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,11 @@ from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.contents import SCHEMA_VERSION
 from study.record.io import read_json, write_json
-from study.record.layout import StudyFolder
+from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors import slurm as executor_module
 from study.sweep.executors.slurm import SlurmExecutor
-from tests.conftest import Command, Run
+from study.training.preemption import StopRequest
+from tests.conftest import ROOT, Command, Run
 from tests.sweep.jobs import build_job, build_jobs
 
 SETTINGS = ("tracking.mode=disabled", "norm=sn", "checkpoint_seconds=0")
@@ -95,6 +99,22 @@ def test_a_job_out_of_time_requeues_itself_and_a_cancelled_one_does_not(
 
 
 @pytest.mark.slurm
+@pytest.mark.slow
+def test_a_trial_over_two_nodes_has_the_numbers_of_one_machine(
+    slurm: Path, run_study: Run, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
+) -> None:
+    from tests.training.test_resume import all_numbers
+
+    settings = ("batch_size=2", "chunks=2", "epochs=1", "dropout=0.2", "run.devices_per_trial=2")
+    loopback = 'launch.setup=["export MASTER_ADDR=127.0.0.1"]'  # Slurm's names of these nodes are no host names
+    done = run_study(*on_slurm(*settings, "launch.nodes=2", loopback))
+    assert done.returncode == 0, done.stderr
+    folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
+    assert len(list(folder.jobs.glob("*_log.out"))) == 2  # one per node
+    assert all_numbers(folder) == local_numbers(*SETTINGS, *settings)
+
+
+@pytest.mark.slurm
 @pytest.mark.parametrize(
     ("launch", "complaint"),
     [
@@ -161,6 +181,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
         ({"sbatch": {"partition": "lo"}}, "launch.sbatch.partition=lo: no such partition; .* nearest: low"),
         ({"sbatch": {"time": "noon"}}, "launch.sbatch.time=noon: not a time limit; allowed: MINUTES"),
         ({"sbatch": {"time": "-5"}}, "launch.sbatch.time=-5: not a time limit"),
+        ({"cpus": 0.5}, "launch.cpus=0.5: Slurm allocates whole cores"),
+        ({"launcher": "slurm", "nodes": 2}, "launch.nodes=2: must divide run.devices_per_trial=1"),
+        ({"minutes": 1}, "launch.warning_seconds=60: allowed with launch.minutes=1: 1 to 30 seconds"),
+        ({"sbatch": {"time": "1:00"}, "warning_seconds": 31}, "allowed with launch.sbatch.time=1:00: 1 to 30 seconds"),
     ],
 )
 def test_a_job_is_checked_with_the_time_and_partition_that_slurm_will_use(
@@ -221,6 +245,40 @@ def test_a_job_that_left_the_queue_ends_its_trials(fake: FakeSlurm, tmp_path: Pa
     assert executor.wait(0) == {}
 
 
+# What squeue of Slurm 22.05 prints; the third job is about to end.
+QUEUE = """\
+1_0|CANCELLED|None|n1
+1_1|PENDING|launch failed requeued held|
+1_2|COMPLETING|None|n1
+2_0|PENDING|JobHeldUser|
+2_1|PENDING|Priority|
+2_2|OUT_OF_MEMORY|OutOfMemory|n2
+"""
+
+
+def test_cancelled_and_held_jobs_are_told_apart_from_those_that_ended(fake: FakeSlurm, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    executor = SlurmExecutor(folder, LaunchConfig(), RunConfig())
+    jobs = build_jobs(folder, 6)
+    fake.queue = None
+    executor.submit(jobs)
+    keys = [job.trial.key for job in jobs]
+    fake.queue = QUEUE
+    assert executor.wait(0) == {
+        keys[0]: "was cancelled with Slurm job 1_0",
+        keys[5]: f"ended with Slurm job 2_2 (OUT_OF_MEMORY, {tmp_path}/jobs/2_2_*.out)",
+    }
+    assert executor.count_waiting() == {
+        "PENDING (launch failed requeued held); to let it run: `scontrol release`": 1,
+        "PENDING (JobHeldUser); to let it run: `scontrol release`": 1,
+        "PENDING (Priority)": 1,
+    }
+    later = SlurmExecutor(folder, LaunchConfig(), RunConfig())
+    assert later.reattach(keys) == {*keys[1:5]}
+    fake.queue = QUEUE.replace("COMPLETING", "CANCELLED")  # before this driver started
+    assert later.wait(0) == {keys[2]: f"ended with Slurm job 1_2 (CANCELLED, {tmp_path}/jobs/1_2_*.out)"}
+
+
 def test_a_second_driver_reattaches_to_queued_trials(fake: FakeSlurm, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
     first, second = build_jobs(folder, 2)
@@ -233,19 +291,37 @@ def test_a_second_driver_reattaches_to_queued_trials(fake: FakeSlurm, tmp_path: 
     assert list(executor.wait(0)) == [second.trial.key]
 
 
+def stop(jobs: Any, launch: LaunchConfig, stop_request: StopRequest, **_: Any) -> None:
+    stop_request.handle(signal.SIGUSR2)
+
+
+def stop_and_fail(*arguments: Any, **_: Any) -> None:
+    stop(*arguments)
+    raise EOFError
+
+
 @pytest.mark.parametrize(
-    ("state", "restarts", "finished", "requeued"),
+    ("state", "restarts", "work", "finished", "requeued"),  # finished: the trial has a result
     [
-        ("RUNNING", 0, False, True),
-        ("RUNNING", 1, False, True),
-        ("RUNNING", 2, False, False),  # launch.requeues reached
-        ("COMPLETING", 0, False, False),  # preempted, which Slurm requeues itself, or cancelled
-        ("", 0, False, False),
-        ("RUNNING", 0, True, False),
+        ("RUNNING", 0, stop, False, True),
+        ("RUNNING", 1, stop, False, True),
+        ("RUNNING", 2, stop, False, False),  # launch.requeues reached
+        ("COMPLETING", 0, stop, False, False),  # preempted, which Slurm requeues itself, or cancelled
+        ("", 0, stop, False, False),
+        ("RUNNING", 0, stop, True, False),
+        ("RUNNING", 0, stop_and_fail, False, True),
+        ("RUNNING", 0, lambda *_, **__: None, False, False),  # its trial was given up
+        ("RUNNING", 0, "locked", False, True),  # by a process on a node that has died
     ],
 )
 def test_an_interrupted_job_requeues_itself_up_to_a_limit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, restarts: int, finished: bool, requeued: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    state: str,
+    restarts: int,
+    work: Callable[..., None] | str,
+    finished: bool,
+    requeued: bool,
 ) -> None:
     calls: list[tuple[str, ...]] = []
 
@@ -254,14 +330,28 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
         return f"{state}\n"
 
     monkeypatch.setattr(executor_module, "_call", call)
-    monkeypatch.setattr(executor_module, "work", lambda *_, **__: True)
+    monkeypatch.setattr(executor_module, "work", work if callable(work) else lambda *_, **__: None)
     for name, value in {"ARRAY_JOB_ID": 7, "ARRAY_TASK_ID": 3, "RESTART_COUNT": restarts}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     (job,) = build_jobs(StudyFolder(tmp_path), 1)
     if finished:
         write_json(job.folder / "result.json", RESULT)
-    executor_module._run_batch([job], LaunchConfig(requeues=2))
+    with TrialFolder(job.folder).lock() if work == "locked" else nullcontext():
+        executor_module._run_batch([job], LaunchConfig(requeues=2))
     assert (("scontrol", "requeue", "7_3") in calls) == requeued
+
+
+def test_a_signal_that_arrives_while_a_job_starts_is_handled_later() -> None:
+    """A process that sends itself the warning before it handles any, as Slurm may during its imports."""
+    code = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "from study.training.preemption import handle_signals\n"
+        "with handle_signals() as stop_request: print(stop_request.signal)"
+    )
+    started = subprocess.run(
+        [sys.executable, "-ISc", executor_module._BLOCK_SIGNALS, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (started.stdout, started.stderr) == ("SIGUSR2\n", "")
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from study.config.schema import LaunchConfig
+from study.config.signals import STOP_SIGNALS
 from study.plan.job import Job
 from study.plan.loading import load_study
 from study.plan.trials import plan_trials
 from study.record.io import read_json
 from study.record.layout import StudyFolder, TrialFolder
 from study.sweep.executors import worker
-from study.training.preemption import SIGNALS
+from study.training.preemption import StopRequest, handle_signals
 from tests.sweep.endings import fail, finish, interrupt, kill
 from tests.sweep.jobs import build_job, build_jobs
 
@@ -53,15 +54,17 @@ class FakeLocalExecutor:
         self.graces.append(grace)
 
 
-def run_worker(monkeypatch: pytest.MonkeyPatch, jobs: Sequence[Job], end: End) -> tuple[bool, Any]:
+def run_worker(monkeypatch: pytest.MonkeyPatch, jobs: Sequence[Job], end: End) -> tuple[StopRequest, Any]:
     executor: Any = type("OneExecutor", (FakeLocalExecutor,), {"end": staticmethod(end), "started": [], "graces": []})
     monkeypatch.setattr(worker, "LocalExecutor", executor)
-    return worker.work(jobs, LaunchConfig(cpus=2, requeues=1), place="slurm 7_1", grace=5.0), executor
+    with handle_signals() as stop_request:
+        worker.work(jobs, LaunchConfig(cpus=2, requeues=1), stop_request, place="slurm 7_1", grace=5.0)
+    return stop_request, executor
 
 
 def test_a_job_trains_each_of_its_trials_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stopped, executor = run_worker(monkeypatch, build_jobs(StudyFolder(tmp_path), 3), finish)
-    assert not stopped
+    stop_request, executor = run_worker(monkeypatch, build_jobs(StudyFolder(tmp_path), 3), finish)
+    assert stop_request.signal is None
     assert len(executor.started) == len(set(executor.started)) == 3
     assert {place for _, place in executor.started} == {"slurm 7_1"}
     assert executor.graces == [5.0]
@@ -69,15 +72,14 @@ def test_a_job_trains_each_of_its_trials_once(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_job_retries_a_trial_and_records_why_it_gave_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The driver may not be running, so what it would print must be in the record."""
-    stopped, executor = run_worker(monkeypatch, build_jobs(StudyFolder(tmp_path), 1), kill)
-    assert not stopped
+    _, executor = run_worker(monkeypatch, build_jobs(StudyFolder(tmp_path), 1), kill)
     assert len(executor.started) == 3
     (trial,) = StudyFolder(tmp_path).trials()
     assert trial.status() == ("failed", "its process killed by SIGKILL")
     assert trial.attempts()[1] == 0  # not a failure of the trial: the same command tries it again
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_stops_a_job_before_it_starts_more_trials(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -87,8 +89,8 @@ def test_a_signal_stops_a_job_before_it_starts_more_trials(
         os.kill(os.getpid(), number)
         return interrupt(record)
 
-    stopped, executor = run_worker(monkeypatch, build_jobs(StudyFolder(tmp_path), 3), interrupt_job)
-    assert stopped
+    stop_request, executor = run_worker(monkeypatch, build_jobs(StudyFolder(tmp_path), 3), interrupt_job)
+    assert stop_request.signal == number.name
     assert len(executor.started) == 2  # both places; the third trial never started
     assert signal.getsignal(number) is before
     states = [read_json(trial.state) for trial in StudyFolder(tmp_path).trials()]
