@@ -37,11 +37,11 @@ def quarantine_damage(folder: TrialFolder, warn: Callable[[str], None]) -> None:
         quarantine(folder.result)
 
 
-def log_attempt_start(folder: TrialFolder, job: Job, attempt: int, step: int) -> None:
-    """Appends to the attempts log that an attempt starts training at `step`."""
+def log_attempt_start(folder: TrialFolder, job: Job, attempt: int, step: int, trials: int = 1) -> None:
+    """Appends to the attempts log that an attempt starts training at `step`, as one of `trials` in its process."""
     append_line(folder.attempts_log, {
         "attempt": attempt, "pid": os.getpid(), "host": platform.node(), "job": job.place, "time": time.time(),
-        "step": step, "devices": job.devices,
+        "step": step, "devices": job.devices, "trials": trials,
     })  # fmt: skip
 
 
@@ -52,12 +52,19 @@ def log_attempt_end(folder: TrialFolder, attempt: int, step: int | None, how: st
 
 
 def sum_attempt_seconds(folder: TrialFolder) -> float:
-    """Seconds that the attempts in the log took together. One without an end (killed, or still running) adds none."""
+    """Seconds that the attempts in the log took together. One without an end (killed, or still running) adds none.
+
+    Of an attempt that shared its process with other trials, only its share counts.
+    """
     lines = [line for line in read_attempts(folder.attempts_log) if isinstance(line.get("time"), float)]
     seconds = [
-        float(end["time"] - start["time"])
+        float(end["time"] - start["time"]) / trials
         for start, end in pairwise(lines)
-        if "how" in end and "how" not in start and start.get("attempt") == end.get("attempt")
+        if "how" in end
+        and "how" not in start
+        and start.get("attempt") == end.get("attempt")
+        and isinstance(trials := start.get("trials", 1), int)
+        and trials > 0
     ]
     return sum(max(0.0, each) for each in seconds)  # a clock may have been set back
 

@@ -115,7 +115,7 @@ def train(
     # A trial of no epochs has a checkpoint for trials that start from it; it does not resume from it itself.
     checkpoint = find_newest_checkpoint(folder, trial.key, notes.append) if trial.config.epochs else None
     step = 0 if checkpoint is None else read_step(checkpoint)
-    log_attempt_start(folder, job, attempt, step)
+    log_attempt_start(folder, job, attempt, step, passes.trials)
 
     data = _load_data(job)  # before other ranks start, because it may download
     _check_fingerprint(job, data)
@@ -146,7 +146,7 @@ def train(
         TASKS[trial.config.task].main_metric, diverged=status == "diverged",
     )  # fmt: skip
     recorder.write_switch_weights()
-    seconds = (sum_attempt_seconds(folder) + time.perf_counter() - started) / passes.trials
+    seconds = sum_attempt_seconds(folder) + (time.perf_counter() - started) / passes.trials
     outcome = {
         "status": status, "reason": reason, "epochs": len(recorder.history) - 1, "steps": recorder.steps[-1],
         "seconds": round(seconds, 3), "attempts": attempt, "metrics": metrics,

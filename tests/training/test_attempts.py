@@ -33,6 +33,16 @@ def test_attempts_are_summed_as_far_as_their_ends_are_known(
     assert sum_attempt_seconds(folder) == seconds
 
 
+@pytest.mark.parametrize(("trials", "seconds"), [(1, 80), (8, 10), (0, 0), ("eight", 0)])
+def test_of_an_attempt_with_other_trials_in_its_process_a_share_counts(
+    trials: object, seconds: float, tmp_path: Path
+) -> None:
+    folder = TrialFolder(tmp_path)
+    rows = [{"attempt": 1, "time": 100.0, "trials": trials}, {"attempt": 1, "time": 180.0, "how": "interrupted"}]
+    folder.attempts_log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sum_attempt_seconds(folder) == seconds
+
+
 def test_the_seconds_of_a_resumed_trial_are_those_of_all_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
