@@ -3,7 +3,7 @@
 Each trial runs the same code as a trial alone, in a thread of its own. Only one thread runs at a time: a trial waits
 where it needs a forward or a backward pass. Once all trials wait, the passes of their networks are computed together
 (study/models/fused.py), and the trials go on, one after the other. A trial that ends, for whatever reason, leaves the
-others to go on without it; its place among the fused networks stays, so that the others keep their numbers.
+others to continue without it; its place among the fused networks stays, so that the others keep their numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -75,6 +76,17 @@ class Ending:
     """What a trial waits for once it has its result: that no other trial needs this process for passes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What trials get in place of the result of a pass that failed: each raises the error, and records it as its own.
+
+    traceback: that of the pass alone; the one of `error` grows where a trial raises it.
+    """
+
+    error: Exception
+    traceback: TracebackType | None
+
+
 Wanted = ForwardPass | BackwardPass | Ending | None
 
 
@@ -102,7 +114,7 @@ class FusedTrial:
         return self._ask(ForwardPass(network=network, images=images, modes=modes))
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of `loss`."""
+        """Sets the gradients of the trial's network to those of `loss`; passes of single networks add them."""
         self._ask(BackwardPass(loss=loss, fused=self.fused))
 
     def finish(self) -> None:
@@ -112,8 +124,8 @@ class FusedTrial:
     def _ask(self, wanted: Wanted) -> Any:
         self._wanted.put(wanted)
         answer = self._answers.get()
-        if isinstance(answer, Exception):
-            raise answer
+        if isinstance(answer, Failure):
+            raise answer.error.with_traceback(answer.traceback)
         return answer
 
     def _work(self) -> None:
@@ -134,6 +146,8 @@ class FusedTrial:
         else:
             self._answers.put(answer)
         wanted = self._wanted.get()
+        for output in (sys.stdout, sys.stderr):
+            output.flush()
         if wanted is None:
             self._thread.join()
             os.close(self.log)
@@ -142,12 +156,10 @@ class FusedTrial:
 
 @contextmanager
 def _separate_output() -> Iterator[None]:
-    """Inside the context, descriptors 1 and 2 may be replaced at any time: nothing is kept in a buffer."""
-    streams = {1: sys.stdout, 2: sys.stderr}
-    kept = {number: os.dup(number) for number in streams}
-    for stream in streams.values():
-        stream.flush()
-        stream.reconfigure(write_through=True)  # type: ignore[union-attr]
+    """Inside the context, descriptors 1 and 2 are those of the trials' logs; after it, they are as before."""
+    kept = {number: os.dup(number) for number in (1, 2)}
+    for output in (sys.stdout, sys.stderr):
+        output.flush()
     try:
         yield
     finally:
@@ -190,8 +202,8 @@ class _Hub:
             if isinstance(next(iter(passes.values())), BackwardPass):
                 return self._compute_backward(passes)
             return self._compute_forward(passes, trials)
-        except Exception as error:  # each trial records it as its own
-            return dict.fromkeys(passes, error)
+        except Exception as error:
+            return dict.fromkeys(passes, Failure(error=error, traceback=error.__traceback__))
 
     def _compute_backward(self, passes: Mapping[int, BackwardPass]) -> dict[int, Any]:
         losses = {place: each.loss for place, each in passes.items()}
@@ -224,8 +236,16 @@ class _Hub:
             spare = next(iter(networks.values()))
             try:
                 self.cache[key] = FusedNetworks(
-                    [networks.get(place) or copy.deepcopy(spare) for place in range(self.places)]
+                    [networks[place] if place in networks else _copy(spare) for place in range(self.places)]
                 )
             except NotFusableError:
                 self.cache[key] = None
         return self.cache[key]
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """A copy whose tensors have memory of their own; `deepcopy` copies all of a tensor that another is a view of."""
+    copied = copy.deepcopy(network)
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data, tensor.grad = tensor.data.clone(), None
+    return copied

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from study.config.schema import TrialConfig
 from study.models import build_network
+from study.models.fused import FusedNetworks
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
 from study.record.io import write_json
@@ -21,7 +22,7 @@ from study.record.layout import TrialFolder
 from study.tasks import TASKS, TrainingModule
 from study.tasks.base import OWN_PASSES, Passes
 from study.tasks.optimizers import build_optimizer, build_schedule
-from study.training.fused import FusedTrial, run_fused, run_fused_jobs
+from study.training.fused import FusedTrial, _copy, run_fused, run_fused_jobs
 from tests.training.trials import SHORT, STEPS, job, numbers, send_sigterm, smoke_trial
 
 FACTORS: list[list[str]] = [
@@ -133,7 +134,7 @@ def test_trials_in_a_group_have_complete_records_near_those_of_trials_alone(tmp_
         assert json.loads(record.environment.read_text())["fused"] == {"trials": 3, "place": number}
 
 
-def test_the_numbers_of_a_trial_do_not_depend_on_its_company(tmp_path: Path) -> None:
+def test_the_numbers_of_a_trial_do_not_depend_on_the_others(tmp_path: Path) -> None:
     together, alone = group(tmp_path / "together"), group(tmp_path / "alone")
     run_fused_jobs(together)
     for each in alone:
@@ -159,7 +160,7 @@ def test_a_group_that_is_stopped_resumes_bit_for_bit(
     assert list(map(numbers, records(stopped))) == list(map(numbers, records(whole)))
 
 
-def test_a_trial_that_diverges_fails_or_is_pruned_takes_nobody_along(
+def test_a_trial_that_diverges_fails_or_is_pruned_does_not_affect_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factors = [*FACTORS, ["learning_rate=1e15"], [], []]
@@ -180,6 +181,28 @@ def test_a_trial_that_diverges_fails_or_is_pruned_takes_nobody_along(
     ]  # fmt: skip
 
 
+def test_each_trial_records_a_failed_pass_as_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(FusedNetworks, "backward", fail)
+    jobs = group(tmp_path)
+    run_fused_jobs(jobs)
+    states = [record.read_state() for record in records(jobs)]
+    assert {state["reason"] for state in states} == {"RuntimeError: out of memory"}
+    assert len({state["traceback"] for state in states}) == 1
+
+
+def test_a_copy_of_a_network_has_no_memory_of_the_others() -> None:
+    config = TrialConfig(dataset="digits", depth=8, width=0.5, batch_size=2, chunks=4)
+    networks = [build_network(config, seed) for seed in range(3)]
+    FusedNetworks(networks)
+    for tensor in (*(copied := _copy(networks[1])).parameters(), *copied.buffers()):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    for name, value in networks[1].state_dict().items():
+        assert torch.equal(copied.state_dict()[name], value)
+
+
 def test_networks_that_have_no_fused_form_are_computed_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,13 +221,16 @@ def test_each_trial_has_its_own_log(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     original = TrainingModule.on_train_epoch_start
 
     def speak(module: TrainingModule) -> None:
-        for stream in (1, 2):  # not `print`, which pytest sends elsewhere
-            os.write(stream, f"seed {module.seed}\n".encode())
+        for output in (sys.stdout, sys.stderr):
+            print(f"seed {module.seed}", file=output)
         original(module)
 
-    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", speak)
     jobs = group(tmp_path)
-    run_fused_jobs(jobs)
+    with monkeypatch.context() as patch, open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err:
+        patch.setattr(sys, "stdout", out)  # buffered, as in a process whose output is a file; pytest replaces them
+        patch.setattr(sys, "stderr", err)
+        patch.setattr(TrainingModule, "on_train_epoch_start", speak)
+        run_fused_jobs(jobs)
     for each in jobs:
         lines = [line for line in TrialFolder(each.folder).log.read_text().splitlines() if line.startswith("seed")]
         assert lines == 4 * [f"seed {each.trial.seeds['data']}"]
