@@ -45,7 +45,10 @@ class FusedNetworks:
         self._fused = _fuse(self.networks, "", {}, self._share)
 
     def forward(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The outputs of the networks with the given numbers, for their images (N, C, H, W)."""
+        """The outputs (N, classes) of the networks with the given numbers, for their images (N, C, H, W).
+
+        The other networks are computed for images of zeros, which in training changes their running statistics.
+        """
         given = next(iter(images.values()))
         training = self.networks[next(iter(images))].training
         for number in self._absent(images):
@@ -116,6 +119,8 @@ def _fuse(modules: Sequence[nn.Module], path: str, done: dict[int, nn.Module], s
         }
     else:
         raise NotFusableError(f"{path}: {kind.__name__} has no fused form")
+    if not first._modules and len({module.extra_repr() for module in modules}) > 1:
+        raise NotFusableError(f"{path}: {kind.__name__} with other settings")
     done[id(first)] = fused
     return fused
 

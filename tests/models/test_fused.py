@@ -110,6 +110,7 @@ def test_a_network_that_is_not_finite_leaves_the_others_alone(norm: str) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("norm", ["sn", "ssn", "bn", "gn"])
 def test_on_a_gpu_each_network_computes_what_it_does_by_itself(norm: str) -> None:
     networks = [network.double().cuda() for network in build(3, norm=norm)]
@@ -130,6 +131,10 @@ def test_networks_that_cannot_be_computed_as_one_are_named() -> None:
     with pytest.raises(NotFusableError, match="other shapes"):
         FusedNetworks([*build(1), *build(1, width=1.0)])
     networks: Any = build(2)
+    networks[1].layer2[0].conv1.stride = (1, 1)
+    with pytest.raises(NotFusableError, match="conv1: Conv2d with other settings"):
+        FusedNetworks(networks)
+    networks = build(2)
     networks[1].fc.weight.requires_grad_(False)
     with pytest.raises(NotFusableError, match="only some"):
         FusedNetworks(networks)
