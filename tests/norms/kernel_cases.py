@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -107,17 +107,37 @@ def build(case: Case, device: str = "cpu"):
 def run_kernels(case: Case, kernels, device: str = "cpu"):
     """Returns y, batch and the gradients of x, gamma, beta and the switches, from the kernels."""
     x, dy, parameters, options = build(case, device)
-    y, stats, batch = kernels.forward(x, *parameters, *options)
-    assert y.dtype == x.dtype
-    assert y.stride() == x.stride()
-    assert stats.shape == (2, *x.shape[:2])
-    mean_switch, var_switch, weight, _, *running = parameters
+    y, stats, batch, *grads = apply_kernels(kernels, x, dy, parameters, options)
+    weight, running = parameters[2], parameters[4:]
     if case.uses_running and (case.one_hot == 2 or case.members == 4):  # x was not read
         assert torch.equal(stats, torch.stack((running[0], torch.zeros_like(weight))).unsqueeze(1).expand_as(stats))
-    grads = kernels.backward(dy, x, stats, mean_switch, var_switch, weight, *running, *options)
-    assert grads[0].dtype == x.dtype
-    assert grads[0].stride() == x.stride()
     return y, batch, *grads
+
+
+def apply_kernels(kernels, x, dy, parameters, options):
+    """Returns y, the saved statistics, batch and the gradients."""
+    y, stats, batch = kernels.forward(x, *parameters, *options)
+    mean_switch, var_switch, weight, _, *running = parameters
+    grads = kernels.backward(dy, x, stats, mean_switch, var_switch, weight, *running, *options)
+    assert stats.shape == (2, *x.shape[:2])
+    for each in (y, grads[0]):
+        assert each.dtype == x.dtype
+        assert each.stride() == x.stride()
+    return y, stats, batch, *grads
+
+
+def build_trials(case: Case, trials: int):
+    """Returns what `build` does for each trial of a group, and for all as one; every second one is not one-hot."""
+    cases = [replace(case, seed=97 * case.seed + n, one_hot=None if n % 2 else case.one_hot) for n in range(trials)]
+    single = [build(each) for each in cases]
+    xs, dys, parameters, options = zip(*single, strict=True)
+    joined = [torch.cat(each, dim=1) for each in (xs, dys)]
+    if case.channels_last:
+        joined = [each.movedim(1, -1).contiguous().movedim(-1, 1) for each in joined]
+    switches, by_channel = (list(zip(*part, strict=True)) for part in
+                            ([each[:2] for each in parameters], [each[2:] for each in parameters]))  # fmt: skip
+    together = [*map(torch.stack, switches), *(None if each[0] is None else torch.cat(each) for each in by_channel)]
+    return single, (*joined, together, options[0])
 
 
 def run_reference(case: Case, dtype: torch.dtype, device: str = "cpu"):

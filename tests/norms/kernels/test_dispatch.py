@@ -8,7 +8,8 @@ import torch
 from study.norms import SparseSwitchNorm2d, SwitchNorm2d, plain_norms
 from study.norms.kernels import dispatch, reference
 from study.norms.mixing import sparsestmax
-from tests.norms.kernel_cases import FIXED_CASES, Case, compare, draw_case, run_kernels
+from study.norms.names import NORMALIZERS
+from tests.norms.kernel_cases import FIXED_CASES, Case, apply_kernels, build_trials, compare, draw_case, run_kernels
 from tests.norms.test_numerics import LAYOUTS
 
 # opcheck causes this warning, and fails in a process where some other code has made warnings errors.
@@ -21,6 +22,7 @@ LARGE = (  # work for several threads, rows and tiles that are split, sizes that
     Case(shape=(2, 3, 70, 71), correction=1, dtype=torch.float16),
     Case(shape=(600, 70), members=6),
 )
+CASES = [*FIXED_CASES, *LARGE, *map(draw_case, range(100))]
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def kernels():
     return torch.ops.switch_norm
 
 
-@pytest.mark.parametrize("case", [*FIXED_CASES, *LARGE, *map(draw_case, range(100))], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_compute_what_the_reference_computes(kernels, case):
     compare(case, kernels)
 
@@ -41,21 +43,57 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels, case):
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(run_kernels(case, kernels))
+            results.append((*run_kernels(case, kernels), *apply_kernels(kernels, *build_trials(case, 3)[1])))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
 
 
+@pytest.mark.parametrize("trials", [2, 5])
+@pytest.mark.parametrize("case", [case for case in CASES if case.shape[1] > 1], ids=str)  # 1 channel has no layout
+def test_trials_side_by_side_have_the_bits_of_each_by_itself(kernels, case, trials):
+    single, together = build_trials(case, trials)
+    expected = zip(*(apply_kernels(kernels, *each) for each in single), strict=True)
+    names = ("y", "stats", "batch", "dx", "dweight", "dbias", "dmean_switch", "dvar_switch")
+    for name, value, parts in zip(names, apply_kernels(kernels, *together), expected, strict=True):
+        by_channel = partial(torch.cat, dim=1 if name in ("y", "dx") else -1)
+        wanted = (torch.stack if name.endswith("switch") else by_channel)(parts)
+        # Compilers contract multiplications and additions of whole and of incomplete vectors differently.
+        rounds = (name, case.dtype, case.channels_last) == ("dx", torch.bfloat16, True)
+        torch.testing.assert_close(value, wanted, rtol=2**-7 if rounds else 0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("case", [*FIXED_CASES, *map(draw_case, range(30))], ids=str)
+def test_the_reference_computes_each_trial_by_itself(case):
+    single, together = build_trials(case, 3)
+
+    def normalize(x, _, parameters, __):
+        switch, affine, running = (tuple(parameters[start : start + 2]) for start in (0, 2, 4))
+        return reference.normalize(
+            x, switch, affine, running if case.uses_running else None, softmax=case.softmax,
+            pool=tuple(name for bit, name in enumerate(NORMALIZERS) if case.members >> bit & 1),
+            groups=case.groups, chunks=case.chunks, correction=case.correction, eps=case.eps,
+        )  # fmt: skip
+
+    y, batch = normalize(*together)
+    ys, batches = zip(*(normalize(*each) for each in single), strict=True)
+    close = partial(torch.testing.assert_close, **({"rtol": 1e-3, "atol": 1e-3} if case.offset > 1 else {}))
+    close(y, torch.cat(ys, dim=1))
+    if batch is None:
+        assert batches == (None, None, None)
+    else:
+        close(batch, torch.cat(batches, dim=1))
+
+
 @checks_of_torch
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "switch"), [(torch.float32, (3,)), (torch.bfloat16, (2, 3))], ids=["one", "trials"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_operators_of_layers_pass_the_checks_of_torch(kernels, layout, dtype):
+def test_operators_of_layers_pass_the_checks_of_torch(kernels, layout, dtype, switch):
     """Among them: whether the fake operators, which compilers ask, have the strides that the operators return."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     x = LAYOUTS[layout](draw(2, 4, 3, 3)).to(dtype).requires_grad_()
-    parameters = [torch.ones(size, requires_grad=True) for size in (3, 3, 4, 4)]
+    parameters = [torch.ones(size, requires_grad=True) for size in (switch, switch, 4, 4)]
     for running in ((None, None), (torch.zeros(4), torch.ones(4))):
         options = *running, 7, 1, 1, 0, 1e-5, True
         torch.library.opcheck(kernels.forward.default, (x, *parameters, *options))
