@@ -61,7 +61,7 @@ def print_plan(
         from study.training.cost_estimate import estimate_bytes, measure_cell
 
         for cell, planned in measured.items():
-            sizes[cell] = measure_cell(planned[0], len(groups.get(planned[0].key, "1")))
+            sizes[cell] = measure_cell(planned[0], len(groups.get(planned[0].key, planned[:1])))
             if console.is_terminal:
                 live.update(_build_plan_table(study, measured, sizes), refresh=True)
     console.print(_build_plan_table(study, measured, sizes))

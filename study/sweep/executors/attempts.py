@@ -111,12 +111,12 @@ class AttemptLoop:
         for _ in range(self.executor.free):
             if not self.queue.ready:
                 break
-            trials += self.queue.pop_ready(self._find_company)
+            trials += self.queue.pop_ready(self._find_group)
         return trials
 
-    def _find_company(self, trial: PlannedTrial) -> list[str]:
-        """The trials that share a process with `trial`: none that failed or was killed, which may happen again."""
-        failed = self.retries.kills
+    def _find_group(self, trial: PlannedTrial) -> list[str]:
+        """The trials that share a process with `trial`. Those that failed or were killed are trained alone."""
+        failed = self.retries.kills.keys()
         return [] if trial.key in failed else [key for key in self.handler.group_of(trial) if key not in failed]
 
     def _handle_end(self, trial: PlannedTrial, ending: str) -> None:
