@@ -169,12 +169,15 @@ def _separate_output() -> Iterator[None]:
 
 
 def run_fused(trials: Mapping[int, FusedTrial], places: int) -> None:
-    """Runs trials to their ends, each at its place among the `places` of the fused networks."""
+    """Runs trials to their ends, each at its place among the `places` of the fused networks.
+
+    Forward passes wait until no backward pass is wanted, so that trials that resume at different steps stay together.
+    """
     hub = _Hub(places)
     answers: dict[int, Any] = dict.fromkeys(sorted(trials))
     ending = []
+    waiting: defaultdict[tuple[type, Hashable], dict[int, Any]] = defaultdict(dict)
     while answers:
-        waiting: defaultdict[Hashable, dict[int, Any]] = defaultdict(dict)
         for place, answer in answers.items():
             wanted = trials[place].resume(answer)
             if isinstance(wanted, Ending):
@@ -182,8 +185,9 @@ def run_fused(trials: Mapping[int, FusedTrial], places: int) -> None:
             elif wanted is not None:
                 waiting[type(wanted), wanted.key][place] = wanted
         answers = {}
-        for passes in waiting.values():
-            answers |= hub.compute(passes, trials)
+        backward = [key for key in waiting if key[0] is BackwardPass]
+        for key in backward or list(waiting):
+            answers |= hub.compute(waiting.pop(key), trials)
         answers = dict(sorted(answers.items()))
     for place in ending:
         trials[place].resume(None)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,28 @@ def test_each_trial_records_a_failed_pass_as_its_own(tmp_path: Path, monkeypatch
     states = [record.read_state() for record in records(jobs)]
     assert {state["reason"] for state in states} == {"RuntimeError: out of memory"}
     assert len({state["traceback"] for state in states}) == 1
+
+
+def test_trials_at_different_steps_share_their_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluates once before it trains, so that it would want a forward pass when the others want backward."""
+    built, original = [], FusedNetworks.__init__
+
+    def count(fused: FusedNetworks, networks: Sequence[Any]) -> None:
+        built.append(len(networks))
+        original(fused, networks)
+
+    def run(passes: FusedTrial, place: int) -> None:
+        images = torch.ones(8, 1, 8, 8)
+        network = build_network(TrialConfig(dataset="digits", depth=8, width=0.5, batch_size=2, chunks=4), place)
+        if place == 0:
+            with torch.no_grad():
+                passes.forward(network, images)
+        for _ in range(6):
+            passes.backward(passes.forward(network, images).sum())
+
+    monkeypatch.setattr(FusedNetworks, "__init__", count)
+    run_fused({p: FusedTrial(partial(run, place=p), tmp_path / "log", 3) for p in range(3)}, 3)
+    assert len(built) <= 4  # not one or two for every step
 
 
 def test_a_copy_of_a_network_has_no_memory_of_the_others() -> None:
