@@ -45,7 +45,7 @@ def describe_trial(job: Job, network: nn.Module, norm_layers: int, accumulate: i
 def describe_trial_environment(job: Job) -> dict[str, Any]:
     """The content of environment.json: the run's environment, this machine where it is another one, and the devices.
 
-    fused: number of trials whose networks were computed as one, and the place of this one's; None for a trial alone.
+    group: number of trials whose networks were computed as one, and the place of this one's; None for a trial alone.
     """
     names = [torch.cuda.get_device_name(device) if device.startswith("cuda") else device for device in job.devices]
     sync = job.trial.config.sync_statistics and "bn" in job.trial.pool
@@ -55,7 +55,7 @@ def describe_trial_environment(job: Job) -> dict[str, Any]:
     environment = {**job.environment, **(describe_machine() if elsewhere else {})}
     group = {"trials": len(job.group), "place": job.group.index(job.trial.key)} if job.group else None
     return {
-        **environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels, "fused": group,
+        **environment, "device": ", ".join(names), "threads": job.threads, "norm_kernels": kernels, "group": group,
     }  # fmt: skip
 
 

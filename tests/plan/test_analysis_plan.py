@@ -20,7 +20,7 @@ from study.plan.loading import load_study
 
 
 def _plan(*overrides: str) -> dict[str, Any]:
-    return resolve_analysis_plan(load_study("depth_vs_batch", "laptop", overrides))
+    return resolve_analysis_plan(load_study("depth_vs_batch", "laptop", ["replicates=4", *overrides]))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from study.plan.trials import PlannedTrial, plan_trials
 
 
 def plan(*overrides: str, gpu: bool = False, scale: str = "laptop") -> tuple[list[PlannedTrial], dict[str, Any]]:
-    study = load_study("depth_vs_batch", scale, overrides)
+    study = load_study("depth_vs_batch", scale, ["replicates=4", *overrides])
     trials = plan_trials(study)
     return trials, plan_groups(trials, study, gpu=gpu)
 

@@ -132,7 +132,7 @@ def test_trials_in_a_group_have_complete_records_near_those_of_trials_alone(tmp_
         assert not record.damaged_files()
         assert result["metrics"].keys() == single["metrics"].keys()
         assert result["metrics"]["train_loss"] == pytest.approx(single["metrics"]["train_loss"], rel=0.05)
-        assert json.loads(record.environment.read_text())["fused"] == {"trials": 3, "place": number}
+        assert json.loads(record.environment.read_text())["group"] == {"trials": 3, "place": number}
 
 
 def test_the_numbers_of_a_trial_do_not_depend_on_the_others(tmp_path: Path) -> None:
