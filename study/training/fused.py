@@ -38,7 +38,6 @@ def run_fused_jobs(jobs: Sequence[Job], stop_request: StopRequest | None = None)
     runs = {}
     with handle_signals(stop_request) as stop_request, _separate_output():
         for job in jobs:
-            job.folder.mkdir(parents=True, exist_ok=True)
             run = partial(run_job, job, stop_request)
             runs[job.group.index(job.trial.key)] = FusedTrial(run, TrialFolder(job.folder).log, len(jobs))
         run_fused(runs, len(jobs[0].group))
@@ -83,7 +82,7 @@ class FusedTrial:
 
     def __init__(self, run: Callable[[FusedTrial], None], log: Path, trials: int) -> None:
         self.trials = trials
-        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self.log = _open_log(log)
         self.fused: FusedNetworks | None = None  # of the last forward pass
         self._run = run
         self._thread: threading.Thread | None = None
@@ -140,6 +139,15 @@ class FusedTrial:
         return wanted
 
 
+def _open_log(log: Path) -> int:
+    """A descriptor of the trial's log, or of this process's errors if the trial cannot have one."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        return os.dup(2)
+
+
 @contextmanager
 def _separate_output() -> Iterator[None]:
     """Inside the context, descriptors 1 and 2 may be replaced at any time: nothing is kept in a buffer."""
@@ -194,11 +202,9 @@ class _Hub:
             return dict.fromkeys(passes, error)
 
     def _compute_backward(self, passes: Mapping[int, BackwardPass]) -> dict[int, Any]:
-        losses = {place: each.loss for place, each in passes.items()}
         if (fused := next(iter(passes.values())).fused) is None:
-            torch.autograd.backward(tuple(losses.values()))
-        else:
-            fused.backward(losses)
+            return _compute_each(passes, lambda each: each.loss.backward())
+        fused.backward({place: each.loss for place, each in passes.items()})
         return dict.fromkeys(passes)
 
     def _compute_forward(self, passes: Mapping[int, ForwardPass], trials: Mapping[int, FusedTrial]) -> dict[int, Any]:
@@ -212,7 +218,7 @@ class _Hub:
             torch.autocast(first.images.device.type, autocast, enabled=autocast is not None),
         ):
             if fused is None:
-                return {place: each.network(each.images) for place, each in passes.items()}
+                return _compute_each(passes, lambda each: each.network(each.images))
             return fused.forward({place: each.images for place, each in passes.items()})
 
     def _find_fused(self, networks: Mapping[int, nn.Module]) -> FusedNetworks | None:
@@ -229,3 +235,14 @@ class _Hub:
             except NotFusableError:
                 self.cache[key] = None
         return self.cache[key]
+
+
+def _compute_each(passes: Mapping[int, Any], compute: Callable[[Any], Any]) -> dict[int, Any]:
+    """The results of passes that cannot be computed as one, by place, or the error that ended one of them."""
+    results: dict[int, Any] = {}
+    for place, each in passes.items():
+        try:
+            results[place] = compute(each)
+        except Exception as error:
+            results[place] = error
+    return results
