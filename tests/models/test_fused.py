@@ -110,6 +110,7 @@ def test_a_network_that_is_not_finite_leaves_the_others_alone(norm: str) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("norm", ["sn", "ssn", "bn", "gn"])
 def test_on_a_gpu_each_network_computes_what_it_does_by_itself(norm: str) -> None:
     networks = [network.double().cuda() for network in build(3, norm=norm)]
