@@ -250,7 +250,7 @@ def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
 
 
 def _find_path(error: Any) -> str:
-    """The path of a setting. pydantic gives an error for each member of a union, and adds the member to its location."""
+    """The path of a setting. pydantic gives an error for each member of a union, with its name in the location."""
     return ".".join(str(part) for part in error["loc"] if str(part) in _ALL_KEYS or not isinstance(part, str))
 
 
