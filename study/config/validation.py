@@ -241,12 +241,17 @@ def _format_error(error: ValidationError, origin: dict[str, str]) -> str:
         dotted = ".".join([*parents, key])
         hint = _find_home(key) or allowed_names(key, model.model_fields, KEYS)
         return f"{find_origin(dotted, origin)}: {dotted}: unknown key; {hint}"
-    # pydantic also puts the names of union members into an error's location.
-    path = ".".join(str(part) for part in first["loc"] if str(part) in _ALL_KEYS or not isinstance(part, str))
+    path = _find_path(first)
     value = "" if first["type"] == "missing" else f" {format_value(first['input'])}:"
     is_list = path.startswith("base.") and isinstance(first["input"], list) and first["type"] != "value_error"
     hint = f"; to vary it, give levels: {path.replace('base.', 'factors.')}" if is_list else ""
-    return f"{find_origin(path, origin)}: {path}:{value} {explain_error(first)}{hint}"
+    members = dict.fromkeys(explain_error(each) for each in error.errors() if _find_path(each) == path)
+    return f"{find_origin(path, origin)}: {path}:{value} {', or '.join(members)}{hint}"
+
+
+def _find_path(error: Any) -> str:
+    """The path of a setting. pydantic gives an error for each member of a union, with its name in the location."""
+    return ".".join(str(part) for part in error["loc"] if str(part) in _ALL_KEYS or not isinstance(part, str))
 
 
 def _find_home(key: str) -> str:

@@ -20,6 +20,8 @@ from study.norms.fused import FUSED_NORMS, FusedNorm, Share
 # Containers whose `forward` treats every channel alike: it neither joins nor splits, counts nor names channels.
 _CONTAINERS = (SmallResNet, ResNet, BasicBlock, Bottleneck, nn.Sequential, Backbone)
 _CHANNEL_WISE = (nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+# What a module of a network of a user's own may do beyond its class.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class NotFusableError(Exception):
@@ -83,6 +85,8 @@ class FusedNetworks:
         trained = {tensor.requires_grad for tensor in tensors}
         if len(trained) > 1 or len({tensor.shape for tensor in tensors}) > 1:
             raise NotFusableError("parameters that only some of the networks train, or of other shapes")
+        if any(tensor._backward_hooks or not tensor.is_leaf for tensor in tensors):
+            raise NotFusableError("parameters with hooks, or that are computed from others")
         shared = torch.cat([tensor.detach() for tensor in tensors]).requires_grad_(trained.pop())
         views = shared.detach().chunk(len(tensors))
         for tensor, view in zip(tensors, views, strict=True):
@@ -100,9 +104,11 @@ def _fuse(modules: Sequence[nn.Module], path: str, done: dict[int, nn.Module], s
     first = modules[0]
     if id(first) in done:
         return done[id(first)]
-    kinds = {type(module) for module in modules}
+    kinds = {f"{type(module).__name__}({module.extra_repr()})" for module in modules}
     if len(kinds) > 1:
-        raise NotFusableError(f"{path}: {' and '.join(sorted(kind.__name__ for kind in kinds))}")
+        raise NotFusableError(f"{path}: {' and '.join(sorted(kinds))}")
+    if any(getattr(module, name, None) for module in modules for name in _HOOKS):
+        raise NotFusableError(f"{path}: a {type(first).__name__} with hooks")
     kind = type(first)
     if build := _LAYERS.get(kind):
         fused = build(modules, share)

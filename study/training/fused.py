@@ -39,7 +39,6 @@ def run_fused_jobs(jobs: Sequence[Job], stop_request: StopRequest | None = None)
     runs = {}
     with handle_signals(stop_request) as stop_request, _separate_output():
         for job in jobs:
-            job.folder.mkdir(parents=True, exist_ok=True)
             run = partial(run_job, job, stop_request)
             runs[job.group.index(job.trial.key)] = FusedTrial(run, TrialFolder(job.folder).log, len(jobs))
         run_fused(runs, len(jobs[0].group))
@@ -95,7 +94,7 @@ class FusedTrial:
 
     def __init__(self, run: Callable[[FusedTrial], None], log: Path, trials: int) -> None:
         self.trials = trials
-        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self.log = _open_log(log)
         self.fused: FusedNetworks | None = None  # of the last forward pass
         self._run = run
         self._thread: threading.Thread | None = None
@@ -154,6 +153,15 @@ class FusedTrial:
         return wanted
 
 
+def _open_log(log: Path) -> int:
+    """A descriptor of the trial's log, or of this process's errors if the trial cannot have one."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        return os.dup(2)
+
+
 @contextmanager
 def _separate_output() -> Iterator[None]:
     """Inside the context, descriptors 1 and 2 are those of the trials' logs; after it, they are as before."""
@@ -210,11 +218,9 @@ class _Hub:
             return dict.fromkeys(passes, Failure(error=error, traceback=error.__traceback__))
 
     def _compute_backward(self, passes: Mapping[int, BackwardPass]) -> dict[int, Any]:
-        losses = {place: each.loss for place, each in passes.items()}
         if (fused := next(iter(passes.values())).fused) is None:
-            torch.autograd.backward(tuple(losses.values()))
-        else:
-            fused.backward(losses)
+            return _compute_each(passes, lambda each: each.loss.backward())
+        fused.backward({place: each.loss for place, each in passes.items()})
         return dict.fromkeys(passes)
 
     def _compute_forward(self, passes: Mapping[int, ForwardPass], trials: Mapping[int, FusedTrial]) -> dict[int, Any]:
@@ -228,7 +234,7 @@ class _Hub:
             torch.autocast(first.images.device.type, autocast, enabled=autocast is not None),
         ):
             if fused is None:
-                return {place: each.network(each.images) for place, each in passes.items()}
+                return _compute_each(passes, lambda each: each.network(each.images))
             return fused.forward({place: each.images for place, each in passes.items()})
 
     def _find_fused(self, networks: Mapping[int, nn.Module]) -> FusedNetworks | None:
@@ -253,3 +259,14 @@ def _copy(network: nn.Module) -> nn.Module:
     for tensor in (*copied.parameters(), *copied.buffers()):
         tensor.data, tensor.grad = tensor.data.clone(), None
     return copied
+
+
+def _compute_each(passes: Mapping[int, Any], compute: Callable[[Any], Any]) -> dict[int, Any]:
+    """The results of passes that cannot be computed as one, by place, or the error that ended one of them."""
+    results: dict[int, Any] = {}
+    for place, each in passes.items():
+        try:
+            results[place] = compute(each)
+        except Exception as error:
+            results[place] = Failure(error=error, traceback=error.__traceback__)
+    return results

@@ -20,6 +20,8 @@ SEARCH = ["search.sampler=tpe", "search.n_trials=4", "factors.learning_rate=[0.1
     [
         (["epocs=3"], ["epocs", "nearest: epochs"]),
         (["base.epocs=3"], ["--set base.epocs=3", "base.epocs", "nearest: epochs"]),
+        (["run.fuse=65"], ["run.fuse: 65: allowed: auto, or should be less than or equal to 64"]),
+        (["run.fuse=true"], ["run.fuse: True: allowed: auto, or should be a valid integer"]),
         (["epochs=-1"], ["--set epochs=-1", "base.epochs", "-1", "greater than or equal to 0"]),
         (["epochs=true"], ["base.epochs", "integer"]),
         (["epochs=yes"], ["base.epochs", "'yes'", "integer"]),

@@ -240,6 +240,34 @@ def test_networks_that_have_no_fused_form_are_computed_one_after_the_other(
     assert [numbers(record)[1] for record in records(jobs)] == [numbers(record)[1] for record in records(alone)]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_trial_whose_folder_cannot_be_written_takes_nobody_along(tmp_path: Path) -> None:
+    jobs = group(tmp_path, "epochs=1", factors=[[], [], []])
+    jobs[0].folder.parent.mkdir(parents=True)
+    jobs[0].folder.touch()
+    TrialFolder(jobs[1].folder).log.mkdir(parents=True)
+    run_fused_jobs(jobs)
+    assert [record.status()[0] for record in records(jobs)[1:]] == ["done", "done"]
+
+
+def test_of_networks_that_have_no_fused_form_one_that_fails_takes_nobody_along(tmp_path: Path) -> None:
+    jobs = [replace(each, build_network=build_hooked) for each in group(tmp_path, "epochs=1", factors=[[], []])]
+    run_fused_jobs(jobs)
+    assert [record.status()[0] for record in records(jobs)] == ["failed", "done"]
+
+
+def build_hooked(job: Job) -> torch.nn.Module:
+    """A network of a user's own, whose forward pass fails in the first replicate once it trains."""
+
+    def fail(module: torch.nn.Module, _: Any) -> None:
+        if module.training and not job.trial.replicate:
+            raise RuntimeError("out of luck")
+
+    network = build_network(job.trial.config, 0)
+    network.register_forward_pre_hook(fail)
+    return network
+
+
 def test_each_trial_has_its_own_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = TrainingModule.on_train_epoch_start
 
