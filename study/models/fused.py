@@ -125,8 +125,6 @@ def _fuse(modules: Sequence[nn.Module], path: str, done: dict[int, nn.Module], s
         }
     else:
         raise NotFusableError(f"{path}: {kind.__name__} has no fused form")
-    if not first._modules and len({module.extra_repr() for module in modules}) > 1:
-        raise NotFusableError(f"{path}: {kind.__name__} with other settings")
     done[id(first)] = fused
     return fused
 
