@@ -59,7 +59,7 @@ def measure(*, quick: bool, threads: int | None, device: str) -> Result:
         Figure(f"fused by 8 / {PLAIN}", rates["fused by 8"] / rates[PLAIN], PLAIN_BAR, at_least=True),
     ]
     result.notes.append(
-        f"{trials} trials of {epochs} epochs ({2 * workers} and {workers} of the plain harness) in {workers} processes; "
+        f"{trials} trials of {epochs} epochs ({2 * workers} and {workers} of the plain harness), {workers} processes; "
         "without imports, the start of the pool and the report"
     )
     return result
