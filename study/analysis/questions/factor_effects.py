@@ -8,7 +8,6 @@ from functools import cached_property
 
 from study.analysis.questions.choices import Choices
 from study.analysis.questions.verdicts import Claim, Verdict, judge
-from study.analysis.statistics.contrasts import find_contrasts, find_ends
 from study.analysis.statistics.displacement import displacement, relative_displacement
 from study.analysis.statistics.distances import JENSEN_SHANNON, Distance, convert_margin
 from study.analysis.statistics.intervals import Estimate, Floats, adjust_holm, one_sided_p_value
@@ -33,11 +32,7 @@ class ChoiceDistances:
     @cached_property
     def between(self) -> dict[str, Moments]:
         """The mean over all pairs of levels, of factors with numeric levels between the ends that are compared."""
-        cells = self.choices.cells
-        return {
-            name: measure_contrasts(self.cells, find_contrasts(cells, name, all_levels=True))
-            for name in self.moments if cells[name].map(repr).nunique() > 2 and find_ends(cells[name].tolist())
-        }  # fmt: skip
+        return {name: measure_contrasts(self.cells, each) for name, each in self.choices.between.items()}
 
     def select_axis(self, axis: int) -> ChoiceDistances:
         """The same by the weights of one axis alone."""

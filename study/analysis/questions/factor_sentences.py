@@ -68,7 +68,7 @@ def format_factor_verdicts(
         f"A displacement is how far the levels of a factor lie apart, free of the noise of seeds; below "
         f"{distances.margin:g} ({UNIT}; {_describe_size(distances.margin)}) it counts as none. Where nothing moves the "
         f"choice, estimates scatter around 0, below it as often as above.",
-        *(f"What else is said of displacements compares the lowest and the highest level of {name}."
+        *(f"Unless all levels are named, a displacement compares the lowest and the highest level of {name}."
           for name in distances.between),
     ]  # fmt: skip
 

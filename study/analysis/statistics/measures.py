@@ -84,6 +84,10 @@ _LEVELS = (
     "of its levels (of squares). Layers are matched by stage and place in the block. p: one-sided, that it is no "
     "larger than the margin, Holm."
 )
+_ALL_LEVELS = (
+    "A factor with numeric levels is measured between its lowest and its highest, and again, marked `(all levels)`, "
+    "over all pairs where there are levels between them."
+)
 
 
 def _scores() -> list[Measure]:
@@ -167,17 +171,19 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
                 displacement_difference),
         measure("effect_cell", "displacement in single cells",
                 "The displacement of a factor at one combination of the other factors' levels. All intervals of a "
-                "factor together have the stated confidence (Bonferroni).", displacement),
+                f"factor together have the stated confidence (Bonferroni). {_ALL_LEVELS}", displacement),
         measure("probability_strongest", "probability of being the strongest",
                 "Share of resampled studies in which the factor has the largest displacement; replicates are resampled "
-                "jointly, by random weights.", probability_strongest),
+                "jointly, by random weights. Of a factor with numeric levels between the ends, the larger of two "
+                "numbers counts in each resampled study: the displacement between its ends, and that between all its "
+                "levels.", probability_strongest),
         measure("effect_place", "displacement between places in a block",
                 "Displacement between the places of layers inside a network (stem, first norm, second norm, shortcut), "
                 "each a mean over its layers: the mean over all pairs of places.", place_distances),
         measure("effect_layer", "displacement at one position",
                 "The displacement of the layers of one stage and place. p: one-sided, that it is no larger than 0, "
                 "adjusted for the number of positions and factors by the false discovery rate (Benjamini and "
-                "Hochberg).", displacement),
+                f"Hochberg). {_ALL_LEVELS}", displacement),
         measure("effect_heads", "displacement of heads", _MOVES.format("switch weights of a head", DISTANCE),
                 displacement),
         measure("effect_after", "displacement after transfer",
