@@ -280,7 +280,13 @@ def _trends(space: ChoiceSpace) -> list[Measure]:
         Measure(
             name="trend_batch", label="trend with B", rule=slope_weights,
             definition="Change of a switch weight, mean over layers, for each doubling of B, over cells that agree in "
-            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm.",
+            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm. It is said "
+            "to rise or to fall only where the change between the ends of B has the same sign, with p below 5 %.",
+        ),
+        Measure(
+            name="trend_batch_ends", label="change between the ends of B", rule=slope_weights,
+            definition="Change of a switch weight, mean over layers, from the smallest to the largest B, over cells "
+            "that agree in all else; shown where there are levels between the two. p: as for the trend.",
         ),
     ]  # fmt: skip
 
