@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.contrasts import Contrast, find_contrasts, find_ends
+from study.analysis.statistics.contrasts import Contrast, find_contrasts, find_ends, find_pair_contrasts
 from study.analysis.statistics.distances import Distance
 from study.analysis.statistics.intervals import Floats, Numbers, cell_numbers
 from study.analysis.statistics.profiles import Profiles
@@ -65,6 +65,12 @@ class Choices:
             name: find_contrasts(self.cells, name, all_levels=True) for name in self.contrasts
             if self.cells[name].map(repr).nunique() > 2 and find_ends(self.cells[name].tolist())
         }  # fmt: skip
+
+    @cached_property
+    def pairs(self) -> dict[str, dict[tuple[str, str], list[Contrast]]]:
+        """The same of every two levels, for factors with more than two levels that are not numbers."""
+        found = {name: find_pair_contrasts(self.cells, name) for name in self.contrasts}
+        return {name: each for name, each in found.items() if each}
 
     @cached_property
     def comparisons(self) -> dict[str, list[Contrast]]:

@@ -18,12 +18,16 @@ from study.analysis.statistics.intervals import Estimate, Floats, adjust_holm
 from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.moments import measure_contrasts
 from study.analysis.statistics.permanova import REPLICATE, RESIDUAL, permutation_p_value, variance_shares
+from study.analysis.wording import join_words
 
 SEEDS = "another seed"  # the comparison of the row that shows the distance between replicates
 
 
 def displacement_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
-    """Rows for the displacement of every factor, on which its verdict is given, and for that between all levels."""
+    """Rows for the displacement of every factor, that between all levels, and that of the two furthest apart.
+
+    The verdict on a factor is given on these numbers.
+    """
     claims = distances.claims(confidence)
     p_values = adjust_p_values(claims, confidence)
     return [
@@ -31,7 +35,10 @@ def displacement_rows(distances: ChoiceDistances, confidence: float) -> list[Eff
         for name, claim in claims.items()
     ] + [
         factor_row(distances.choices, "effect_all_levels", name, [name + ALL_LEVELS], other)
-        for name, claim in claims.items() for other in claim.others
+        for name, claim in claims.items() if name in distances.between for other in claim.others
+    ] + [
+        factor_row(distances.choices, "effect_widest_pair", f"{name}: {join_words(pair.levels)}", [name], pair.estimate)
+        for name, pair in distances.find_widest_pairs(confidence).items()
     ]  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
 
 
 def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
-    """Trends with B, over cells that agree in everything else, and the change between its ends where others are between.
+    """Trends with B, over cells that agree in everything else, and the change from its smallest to its largest level.
 
     Without the latter, a level in the middle that is unlike all others would make a trend.
     """

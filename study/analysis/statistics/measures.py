@@ -162,6 +162,10 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
         measure("effect_all_levels", "displacement between all levels",
                 "The displacement of a factor with numeric levels between its lowest and its highest: the mean over "
                 "all pairs of its levels (of squares).", displacement),
+        measure("effect_widest_pair", "displacement of the two levels furthest apart",
+                "The displacement between those two levels that lie furthest apart, of a factor with more than two "
+                "levels that are not numbers. The intervals of all its pairs together have the stated confidence "
+                "(Bonferroni).", displacement),
         measure("effect_per_doubling", "displacement per doubling",
                 "Displacement for each doubling of a factor: least squares on log2 of its levels.", displacement),
         measure("effect_difference", "difference of displacements", "One factor's displacement minus another's.",
@@ -176,7 +180,7 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
                 "Share of resampled studies in which the factor has the largest displacement; replicates are resampled "
                 "jointly, by random weights. Of a factor with numeric levels between the ends, the larger of two "
                 "numbers counts in each resampled study: the displacement between its ends, and that between all its "
-                "levels.", probability_strongest),
+                "levels. Other factors count by the mean over all pairs of their levels.", probability_strongest),
         measure("effect_place", "displacement between places in a block",
                 "Displacement between the places of layers inside a network (stem, first norm, second norm, shortcut), "
                 "each a mean over its layers: the mean over all pairs of places.", place_distances),
@@ -280,8 +284,8 @@ def _trends(space: ChoiceSpace) -> list[Measure]:
         Measure(
             name="trend_batch", label="trend with B", rule=slope_weights,
             definition="Change of a switch weight, mean over layers, for each doubling of B, over cells that agree in "
-            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm. It is said "
-            "to rise or to fall only where the change between the ends of B has the same sign, with p below 5 %.",
+            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm. It is "
+            "said to rise or to fall only where the change between the ends of B has the same sign, with p below 5 %.",
         ),
         Measure(
             name="trend_batch_ends", label="change between the ends of B", rule=slope_weights,
