@@ -48,8 +48,8 @@ def format_bounds(estimate: Estimate) -> str:
 
 
 def format_confidence(confidence: float) -> str:
-    """`95 %`."""
-    return f"{confidence * 100:g} %"
+    """`95 %`, or `98.33 %`."""
+    return f"{confidence * 100:.4g} %"
 
 
 def format_verdict(verdict: str, interim: bool = False) -> str:
@@ -79,11 +79,14 @@ def format_slug(text: str, most: int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].rstrip("-")
 
 
-def format_replicates_to_settle(estimate: Estimate, margin: float, confidence: float, *, n_refuting: int = 1) -> str:
+def format_replicates_to_settle(
+    estimate: Estimate, margin: float, confidence: float, *, n_supporting: int = 1, n_refuting: int = 1
+) -> str:  # fmt: skip
     """How many replicates would probably put the interval of a mean on one side of its margin."""
     following = compute_next_confidence(confidence)
     found = replicates_to_settle(
-        estimate, margin, confidence=confidence, confidence_next=following, n_refuting=n_refuting
+        estimate, margin, confidence=confidence, confidence_next=following, n_supporting=n_supporting,
+        n_refuting=n_refuting,
     )  # fmt: skip
     if found is None:
         probably = f"with a probability of {100 * PROBABILITY:.0f} %"

@@ -11,12 +11,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.contrasts import Contrast, find_contrasts
+from study.analysis.statistics.contrasts import Contrast, find_contrasts, find_ends, find_pair_contrasts
 from study.analysis.statistics.distances import Distance
 from study.analysis.statistics.intervals import Floats, Numbers, cell_numbers
 from study.analysis.statistics.profiles import Profiles
 from study.analysis.wording import join_words
 from study.config.choice_space import ChoiceSpace
+
+ALL_LEVELS = " (all levels)"  # follows the name of a factor where all its numeric levels are compared, not the ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,25 @@ class Choices:
         """The comparisons of cells that differ in a factor alone, for each factor that has any."""
         found = {name: find_contrasts(self.cells, name) for name in self.factors}
         return {name: each for name, each in found.items() if each}
+
+    @cached_property
+    def between(self) -> dict[str, list[Contrast]]:
+        """The same over all pairs of levels, for factors with numeric levels between the ends that are compared."""
+        return {
+            name: find_contrasts(self.cells, name, all_levels=True) for name in self.contrasts
+            if self.cells[name].map(repr).nunique() > 2 and find_ends(self.cells[name].tolist())
+        }  # fmt: skip
+
+    @cached_property
+    def pairs(self) -> dict[str, dict[tuple[str, str], list[Contrast]]]:
+        """The same of every two levels, for factors with more than two levels that are not numbers."""
+        found = {name: find_pair_contrasts(self.cells, name) for name in self.contrasts}
+        return {name: each for name, each in found.items() if each}
+
+    @cached_property
+    def comparisons(self) -> dict[str, list[Contrast]]:
+        """`contrasts` by factor, and `between` by factor and `ALL_LEVELS`."""
+        return {**self.contrasts, **{name + ALL_LEVELS: each for name, each in self.between.items()}}
 
     @cached_property
     def networks(self) -> Floats:

@@ -8,11 +8,22 @@ from functools import cached_property
 
 from study.analysis.questions.choices import Choices
 from study.analysis.questions.verdicts import Claim, Verdict, judge
-from study.analysis.statistics.contrasts import find_contrasts, find_ends
 from study.analysis.statistics.displacement import displacement, relative_displacement
 from study.analysis.statistics.distances import JENSEN_SHANNON, Distance, convert_margin
 from study.analysis.statistics.intervals import Estimate, Floats, adjust_holm, one_sided_p_value
 from study.analysis.statistics.moments import CellDistances, Moments, measure_contrasts
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidestPair:
+    """The two levels of a factor that lie furthest apart.
+
+    confidence: of the interval, such that those of all pairs of levels together have the stated one (Bonferroni).
+    """
+
+    levels: tuple[str, str]
+    estimate: Estimate
+    confidence: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +44,27 @@ class ChoiceDistances:
     @cached_property
     def between(self) -> dict[str, Moments]:
         """The mean over all pairs of levels, of factors with numeric levels between the ends that are compared."""
-        cells = self.choices.cells
+        return {name: measure_contrasts(self.cells, each) for name, each in self.choices.between.items()}
+
+    @cached_property
+    def pairs(self) -> dict[str, dict[tuple[str, str], Moments]]:
+        """Every two levels, of factors with more than two levels that are not numbers."""
         return {
-            name: measure_contrasts(self.cells, find_contrasts(cells, name, all_levels=True))
-            for name in self.moments if cells[name].map(repr).nunique() > 2 and find_ends(cells[name].tolist())
+            name: {pair: measure_contrasts(self.cells, contrasts) for pair, contrasts in each.items()}
+            for name, each in self.choices.pairs.items()
         }  # fmt: skip
+
+    def find_widest_pairs(self, confidence: float) -> dict[str, WidestPair]:
+        """The two levels of each factor of `pairs` that lie furthest apart."""
+        found = {}
+        for name, each in self.pairs.items():
+            at = 1 - (1 - confidence) / len(each)
+            measured = {pair: displacement(moments, at) for pair, moments in each.items()}
+            known = {pair: estimate for pair, estimate in measured.items() if estimate.value is not None}
+            if known:
+                widest = max(known, key=lambda pair: known[pair].value or 0.0)
+                found[name] = WidestPair(levels=widest, estimate=known[widest], confidence=at)
+        return found
 
     def select_axis(self, axis: int) -> ChoiceDistances:
         """The same by the weights of one axis alone."""
@@ -60,10 +87,15 @@ class ChoiceDistances:
 
         A contrast without results may lie anywhere: the factor can only be said to move the choice if it does even
         where the missing contrasts have no displacement, and cannot be said not to. A factor with levels between its
-        ends moves the choice if the ends lie apart, or all levels on average. A factor without any result is a claim
-        without a value, which comes last.
+        ends moves the choice if the ends lie apart, or all levels on average; one with more than two names, if its
+        levels lie apart on average, or any two of them. A factor without any result is a claim without a value, which
+        comes last.
         """
         found, measured = {}, self.estimate(confidence)
+        others = {
+            **{name: [each] for name, each in self.between.items()},
+            **{name: list(each.values()) for name, each in self.pairs.items()},
+        }
         for name in [*measured, *(name for name in self.moments if name not in measured)]:
             estimate = measured.get(name, Estimate())
             moments = self.moments[name]
@@ -71,7 +103,7 @@ class ChoiceDistances:
             low = estimate.low is not None and estimate.low * share**0.5 > self.margin
             found[name] = Claim(
                 estimate=estimate, margin=self.margin, can_support=low or share == 1, can_refute=share == 1,
-                others=[displacement(self.between[name], confidence)] if name in self.between else [],
+                others=[displacement(other, confidence) for other in others.get(name, ())],
             )  # fmt: skip
         return found
 

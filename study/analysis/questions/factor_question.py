@@ -99,7 +99,7 @@ def answer_factor_question(question: FactorQuestion, records: StudyRecords) -> A
     text = sentences.format_missing_choices(records, choices) or [
         decision.opening,
         *sentences.format_empty_cells(choices),
-        *format_cell_effects(of_cells, verdicts, distances.margin, confidence),
+        *format_cell_effects(distances, of_cells, verdicts, confidence),
         *sentences.format_factor_verdicts(records, distances, verdicts),
         *sentences.format_strongest(strongest),
         *format_seed_sources(seeds),

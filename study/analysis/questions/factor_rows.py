@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.choices import Choices
+from study.analysis.questions.choices import ALL_LEVELS, Choices
 from study.analysis.questions.factor_effects import ChoiceDistances, adjust_p_values, measure_distances, rank_estimates
 from study.analysis.statistics.contrasts import find_slope_contrasts
 from study.analysis.statistics.displacement import displacement, probability_strongest, seed_distance
@@ -18,20 +18,27 @@ from study.analysis.statistics.intervals import Estimate, Floats, adjust_holm
 from study.analysis.statistics.measures import build_measures
 from study.analysis.statistics.moments import measure_contrasts
 from study.analysis.statistics.permanova import REPLICATE, RESIDUAL, permutation_p_value, variance_shares
+from study.analysis.wording import join_words
 
 SEEDS = "another seed"  # the comparison of the row that shows the distance between replicates
 
 
 def displacement_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
-    """Rows for the displacement of every factor, on which its verdict is given, and for that between all levels."""
+    """Rows for the displacement of every factor, that between all levels, and that of the two furthest apart.
+
+    The verdict on a factor is given on these numbers.
+    """
     claims = distances.claims(confidence)
     p_values = adjust_p_values(claims, confidence)
     return [
         factor_row(distances.choices, "effect", name, [name], claim.estimate, p_values[name])
         for name, claim in claims.items()
     ] + [
-        factor_row(distances.choices, "effect_all_levels", name, [name], other)
-        for name, claim in claims.items() for other in claim.others
+        factor_row(distances.choices, "effect_all_levels", name, [name + ALL_LEVELS], other)
+        for name, claim in claims.items() if name in distances.between for other in claim.others
+    ] + [
+        factor_row(distances.choices, "effect_widest_pair", f"{name}: {join_words(pair.levels)}", [name], pair.estimate)
+        for name, pair in distances.find_widest_pairs(confidence).items()
     ]  # fmt: skip
 
 
@@ -73,7 +80,7 @@ def _seed_rows(distances: ChoiceDistances, confidence: float) -> list[Effect]:
 
 def strongest_rows(distances: ChoiceDistances) -> list[Effect]:
     """The probability of each factor that it is the strongest, from joint resampling of replicates."""
-    found = probability_strongest(distances.cells, distances.choices.contrasts)
+    found = probability_strongest(distances.cells, distances.choices.contrasts, distances.choices.between)
     n = distances.choices.n_replicates
     return [
         factor_row(distances.choices, "probability_strongest", name, [name], Estimate(value=value, n=n))
@@ -135,8 +142,11 @@ def factor_row(
     choices: Choices, measure: str, comparison: str, factors: Sequence[str], estimate: Estimate,
     p_value: float | None = None,
 ) -> Effect:  # fmt: skip
-    """A row about factors: the contrasts between cells that differ in one alone, their trials, and what is missing."""
-    contrasts = [each for name in factors for each in choices.contrasts.get(name, ())]
+    """A row about factors: the contrasts between cells that differ in one alone, their trials, and what is missing.
+
+    factors: names of `Choices.comparisons`.
+    """
+    contrasts = [each for name in factors for each in choices.comparisons.get(name, ())]
     cells = sorted({int(cell) for each in contrasts for cell in each.cells})
     planned, present = choices.rows[cells], choices.present[cells]
     has_result: NDArray[np.bool_] = np.asarray(choices.present.any(axis=1))

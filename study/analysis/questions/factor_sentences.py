@@ -8,8 +8,8 @@ import pandas as pd
 
 from study.analysis.questions.answers import Effect
 from study.analysis.questions.choices import Choices, find_empty_cells, name_cell
-from study.analysis.questions.factor_effects import ChoiceDistances
-from study.analysis.questions.verdicts import Claim, Verdict
+from study.analysis.questions.factor_effects import ChoiceDistances, WidestPair
+from study.analysis.questions.verdicts import Claim, Verdict, lies_beyond
 from study.analysis.records import StudyRecords
 from study.analysis.statistics.contrasts import find_ends
 from study.analysis.statistics.intervals import Estimate
@@ -57,8 +57,9 @@ def format_factor_verdicts(
         return []
     confidence = records.confidence
     relative, claims = distances.relative(confidence), distances.claims(confidence)
+    widest = distances.find_widest_pairs(confidence)
     found = [
-        _format_factor(records, distances, name, verdicts[name], claim, relative[name])
+        _format_factor(records, distances, name, verdicts[name], claim, relative[name], widest.get(name))
         for name, claim in claims.items() if claim.estimate.value is not None
     ]  # fmt: skip
     if any(moments.seeds_change_nothing for moments in distances.moments.values()):
@@ -68,13 +69,14 @@ def format_factor_verdicts(
         f"A displacement is how far the levels of a factor lie apart, free of the noise of seeds; below "
         f"{distances.margin:g} ({UNIT}; {_describe_size(distances.margin)}) it counts as none. Where nothing moves the "
         f"choice, estimates scatter around 0, below it as often as above.",
-        *(f"What else is said of displacements compares the lowest and the highest level of {name}."
+        *(f"Unless all levels are named, a displacement compares the lowest and the highest level of {name}."
           for name in distances.between),
     ]  # fmt: skip
 
 
 def _format_factor(
-    records: StudyRecords, distances: ChoiceDistances, name: str, verdict: Verdict, claim: Claim, relative: Estimate
+    records: StudyRecords, distances: ChoiceDistances, name: str, verdict: Verdict, claim: Claim, relative: Estimate,
+    widest: WidestPair | None,
 ) -> str:  # fmt: skip
     ends = find_ends(distances.choices.cells[name].tolist())
     levels = f" (from {ends[0]} to {ends[1]})" if ends else ""
@@ -85,10 +87,15 @@ def _format_factor(
         else ""
     )
     subject = f"{name}{levels}"
-    for other in claim.others:
-        seeds += f"; over all pairs of its levels, by {format_estimate(other, records.confidence)}"
+    if widest:
+        by = f"{by} on average over all pairs of its levels"
+        between = format_estimate(widest.estimate, widest.confidence)
+        seeds += f"; its levels {join_words(widest.levels)} are furthest apart, by {between}"
+    elif claim.others:
+        seeds += f"; over all pairs of its levels, by {format_estimate(claim.others[0], records.confidence)}"
     if verdict == "supported" and claim.others and not claim.estimate.above(claim.margin):
-        return f"Factor {name} moves the choice, though its ends may not differ{levels}: by {by}{seeds}."
+        though = "only some of its levels may differ" if widest else f"its ends may not differ{levels}"
+        return f"Factor {name} moves the choice, though {though}: by {by}{seeds}."
     return {
         "supported": f"Factor {subject} moves the choice by {by}{seeds}.",
         "not supported": f"Factor {subject} does not move the choice by more than {distances.margin:g}: {by}{seeds}.",
@@ -162,10 +169,12 @@ def format_more_replicates(numbers: Mapping[str, Claim], records: StudyRecords) 
     """How many replicates would probably put each open number on one side of its margin."""
     return [
         f"{name.replace(' - ', ' against ')}: "
-        + format_replicates_to_settle(each, claim.margin, records.confidence, n_refuting=len(numbers))
+        + format_replicates_to_settle(
+            each, claim.margin, records.confidence, n_supporting=tests, n_refuting=len(numbers)
+        )
         for name, claim in numbers.items()
-        for each in [max((claim.estimate, *claim.others), key=lambda number: number.value or 0.0)]
-        if each.freedom is not None and not each.above(claim.margin)
+        for each, tests in [max(claim.count_tests(), key=lambda number: number[0].value or 0.0)]
+        if each.freedom is not None and not lies_beyond(claim, records.confidence, above=True)
         and (claim.can_refute or not each.below(claim.margin))
     ]  # fmt: skip
 
@@ -187,7 +196,9 @@ def format_effect_rule(records: StudyRecords) -> str:
         f"{format_confidence(records.confidence)} interval lies above the margin. Evidence against: it lies below the",
         "margin. Where there are numeric levels between the ends, the mean over all pairs counts as well: one of the",
         "two above the margin supports (adjusted for two by Bonferroni), and both must lie below it for evidence",
-        "against. Otherwise: not enough evidence. At least 3 replicates are needed. A cell without any result bars a",
-        "verdict that it could change. Other distances, shares of variance and the probability of being the strongest",
-        "are shown and do not decide.",
+        "against. Where there are more than two levels that are not numbers, each pair of them counts as well: one",
+        "above the margin supports (adjusted by Bonferroni), and all must lie below it for evidence against.",
+        "Otherwise: not enough evidence. At least 3 replicates are needed. A cell without any result bars a verdict",
+        "that it could change. Other distances, shares of variance and the probability of being the strongest are",
+        "shown and do not decide.",
     ])  # fmt: skip

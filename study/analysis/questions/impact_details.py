@@ -105,7 +105,10 @@ def _find_trends_inside(records: StudyRecords, switch: pd.DataFrame, trials: pd.
 
 
 def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.DataFrame) -> Details:
-    """Trends with B, over cells that agree in everything else."""
+    """Trends with B, over cells that agree in everything else, and the change from its smallest to its largest level.
+
+    Without the latter, a level in the middle that is unlike all others would make a trend.
+    """
     confidence, table = records.confidence, network_means(switch)
     grid = build_grid(trials, table)
     if grid.cells["batch_size"].nunique() < 2:
@@ -116,11 +119,29 @@ def _find_batch_trends(records: StudyRecords, switch: pd.DataFrame, trials: pd.D
     weights = slope_weights(grid.cells, others, ["batch_size"])
     if weights is None:
         return NOTHING
-    rows = _adjust([
-        _contrast_row(records, "trend_batch", name, grid, column, weights[0], len(trials))
-        for column, name in enumerate(_name_weights(records, table))
-    ], confidence)  # fmt: skip
-    return Details(effects=rows, sentences=sentences.format_trend("B", rows, confidence))
+    rows, changes = (
+        _adjust([
+            _contrast_row(records, measure, name, grid, column, each, len(trials))
+            for column, name in enumerate(_name_weights(records, table))
+        ], confidence) if each is not None else []
+        for measure, each in (("trend_batch", weights[0]), ("trend_batch_ends", _compare_ends(grid.cells, others)))
+    )  # fmt: skip
+    return Details(effects=[*rows, *changes], sentences=sentences.format_trend("B", rows, confidence, changes))
+
+
+def _compare_ends(cells: pd.DataFrame, others: Sequence[str]) -> Floats | None:
+    """Weights of cells (cell,) whose sum with the cells' means is the change from the smallest to the largest B.
+
+    None without levels between the two, and where no cells of both agree in everything else.
+    """
+    doublings = np.log2(cells["batch_size"].to_numpy(dtype=float))
+    ends = np.isin(doublings, [doublings.min(), doublings.max()])
+    slope = slope_weights(cells[ends], others, ["batch_size"])
+    if ends.all() or slope is None:
+        return None
+    weights = np.zeros(len(cells))
+    weights[ends] = slope[0] * np.ptp(doublings)
+    return weights
 
 
 def _name_weights(records: StudyRecords, table: pd.DataFrame) -> list[str]:

@@ -36,19 +36,32 @@ def format_places(
     return f"Inside a network, the place in a block {says}: {number}{seeds}. {label} share by place: {each}."
 
 
-def format_trend(quantity: str, rows: Sequence[Effect], confidence: float) -> list[str]:
-    """Which weights rise and which fall with a quantity ("B"); the numbers are in the table."""
+def format_trend(
+    quantity: str, rows: Sequence[Effect], confidence: float, changes: Sequence[Effect] = ()
+) -> list[str]:  # fmt: skip
+    """Which weights rise and which fall with a quantity ("B"); the numbers are in the table.
+
+    changes: those between the ends of the quantity, row by row, without which a trend has no direction.
+    """
     if not rows:
         return []
     if rows[0].estimate.n < 2:
         return [f"With {quantity}, nothing can be said of trends from one replicate."]
-    ways: dict[str, list[str]] = {"rises": [], "falls": [], "shows no trend": []}
-    for row in rows:
-        shown = row.p_value is not None and row.p_value < 1 - confidence
-        way = "shows no trend" if not shown else "rises" if (row.estimate.value or 0) > 0 else "falls"
-        ways[way].append(row.comparison)
-    said = [f"{way} for {join_words(names)}" for way, names in ways.items() if names]
-    return [f"With {quantity}, the weight {join_words(said)} (a trend has an adjusted p below {1 - confidence:.2g})."]
+    names: dict[str, list[str]] = {"rises": [], "falls": [], "changes in no clear direction": [], "shows no trend": []}
+    for row, change in zip(rows, changes or rows, strict=True):
+        way, whole = (_find_way(each, confidence) for each in (row, change))
+        names[way if way in (whole, "shows no trend") else "changes in no clear direction"].append(row.comparison)
+    said = [f"{way} for {join_words(each)}" for way, each in names.items() if each]
+    rule = f"a trend has an adjusted p below {1 - confidence:.2g}" + (
+        f", and a direction where the change from the smallest to the largest {quantity} agrees" if changes else ""
+    )
+    return [f"With {quantity}, the weight {join_words(said)} ({rule})."]
+
+
+def _find_way(row: Effect, confidence: float) -> str:
+    if row.p_value is None or row.p_value >= 1 - confidence:
+        return "shows no trend"
+    return "rises" if (row.estimate.value or 0) > 0 else "falls"
 
 
 def format_trends_inside(trends: Mapping[str, Sequence[Effect]], confidence: float) -> list[str]:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from study.analysis.questions import claim_sentences as sentences
 from study.analysis.questions.answers import Answer, Judgement
+from study.analysis.questions.choices import ALL_LEVELS
 from study.analysis.questions.factor_effects import ChoiceDistances, adjust_p_values
 from study.analysis.questions.factor_question import (
     Decision,
@@ -100,8 +101,8 @@ class _Impacts(FactorQuestion):
             factor_row(distances.choices, "effect_difference", name, name.split(" - "), each.estimate, p_values[name])
             for name, each in differences.items()
         ] + [
-            factor_row(distances.choices, "effect_difference_all_levels", name, name.split(" - "), other)
-            for name, each in differences.items() for other in each.others
+            factor_row(distances.choices, "effect_difference_all_levels", name, [strong + ALL_LEVELS, weak], other)
+            for name, each in differences.items() for strong, weak in [name.split(" - ")] for other in each.others
         ]  # fmt: skip
         lost = find_below(differences, records.confidence)
         return Decision(

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from study.analysis.questions.answers import Effect
-from study.analysis.questions.choices import Choices
+from study.analysis.questions.choices import ALL_LEVELS, Choices
 from study.analysis.questions.factor_rows import factor_row
 from study.analysis.statistics.displacement import displacement, displacement_p_values
 from study.analysis.statistics.distances import JENSEN_SHANNON, Distance
@@ -19,12 +19,12 @@ from study.analysis.wording import format_number
 
 
 def layer_rows(choices: Choices, confidence: float) -> list[Effect]:
-    """The displacement of every factor at every position, factor by factor, in the order of positions.
+    """The displacement of every factor at every position, comparison by comparison, in the order of positions.
 
     p: one-sided, that it is not above 0, adjusted for all factors and positions by Benjamini and Hochberg (1995).
     """
     cells, rows = CellDistances(measure_positions(choices)), []
-    for name, contrasts in choices.contrasts.items():
+    for name, contrasts in choices.comparisons.items():
         moments = measure_contrasts(cells, contrasts)
         if not moments.n_contrasts or not choices.profiles.positions:
             continue
@@ -61,7 +61,7 @@ def format_layer_effects(rows: Sequence[Effect], factors: Sequence[str], confide
     rows: from `layer_rows`.
     """
     said = []
-    for name in factors:
+    for name in (factor + levels for factor in factors for levels in ("", ALL_LEVELS)):
         own = [row for row in rows if row.comparison.startswith(f"{name}, ") and row.p_value is not None]
         if not own:
             continue

@@ -18,8 +18,8 @@ OPEN: Verdict = "not enough evidence"
 class Claim:
     """A number that decides, and the margin above which it supports the claim.
 
-    others: further numbers, any of which supports the claim by itself (adjusted by Bonferroni for their number); all
-    of them must lie below the margin to refute it.
+    others: further numbers, any of which supports the claim by itself; all of them must lie below the margin to refute
+    it. Half of the error rate of support is that of `estimate`, the other half that of all others (Bonferroni).
     can_support, can_refute: whether the data allow that verdict; a loss of runs may bar one of them.
     """
 
@@ -31,13 +31,17 @@ class Claim:
 
     def compute_p_value(self, confidence: float, *, above: bool) -> float | None:
         """One-sided p value that no number lies above the margin, or that not all lie below it; None if unknown."""
-        p_values = [
-            one_sided_p_value(each, self.margin, confidence, above=above) for each in (self.estimate, *self.others)
-        ]
-        known = [p for p in p_values if p is not None]
+        numbers = self.count_tests()
+        p_values = [one_sided_p_value(each, self.margin, confidence, above=above) for each, _ in numbers]
+        known = [(p, tests) for p, (_, tests) in zip(p_values, numbers, strict=True) if p is not None]
         if above:
-            return min(1.0, len(p_values) * min(known)) if known else None
-        return max(known) if len(known) == len(p_values) else None
+            return min(1.0, *(tests * p for p, tests in known)) if known else None
+        return max(p for p, _ in known) if len(known) == len(p_values) else None
+
+    def count_tests(self) -> list[tuple[Estimate, int]]:
+        """All numbers, and by how many tests the p value is adjusted with which each supports the claim."""
+        halves = 2 if self.others else 1
+        return [(self.estimate, halves), *((other, halves * len(self.others)) for other in self.others)]
 
 
 def judge(claim: Claim, confidence: float) -> Verdict:
@@ -53,7 +57,7 @@ def judge_all(claims: Mapping[str, Claim], confidence: float) -> Verdict:
     """
     if find_below(claims, confidence):
         return AGAINST
-    above = [claim.can_support and _lies_beyond(claim, confidence, above=True) for claim in claims.values()]
+    above = [claim.can_support and lies_beyond(claim, confidence, above=True) for claim in claims.values()]
     return SUPPORTED if above and all(above) else OPEN
 
 
@@ -61,7 +65,7 @@ def judge_any(claims: Mapping[str, Claim], confidence: float) -> Verdict:
     """The verdict on a claim that holds if any of its numbers lies above its margin; `judge_all` mirrored."""
     if find_above(claims, confidence):
         return SUPPORTED
-    below = [claim.can_refute and _lies_beyond(claim, confidence, above=False) for claim in claims.values()]
+    below = [claim.can_refute and lies_beyond(claim, confidence, above=False) for claim in claims.values()]
     return AGAINST if below and all(below) else OPEN
 
 
@@ -84,6 +88,7 @@ def _find_beyond(claims: Mapping[str, Claim], allowed: Sequence[str], confidence
     return [name for name, p in zip(claims, p_values, strict=True) if name in allowed and p is not None and p < level]
 
 
-def _lies_beyond(claim: Claim, confidence: float, *, above: bool) -> bool:
+def lies_beyond(claim: Claim, confidence: float, *, above: bool) -> bool:
+    """Whether the numbers of a claim lie above its margin, or below it, whatever the loss of runs bars."""
     p_value = claim.compute_p_value(confidence, above=above)
     return p_value is not None and p_value < (1 - confidence) / 2

@@ -42,6 +42,8 @@ FAMILIES = {
     "effect_per_doubling": ("How far a doubling of a factor moves the choice",
                             "Slope on log2 of the levels, in Jensen-Shannon distance."),
     "effect_all_levels": ("How far all levels of a factor lie apart", "In Jensen-Shannon distance."),
+    "effect_widest_pair": ("How far apart the levels of a factor are that differ most",
+                           "In Jensen-Shannon distance; adjusted for the number of pairs of levels."),
     "effect_cell": ("How far a factor moves the choice in single cells",
                     "In Jensen-Shannon distance; adjusted for the number of cells."),
     "effect_place": ("How far places in a block lie apart",

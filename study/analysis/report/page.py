@@ -126,6 +126,7 @@ class FactorRow:
 
     verdict: whether the factor moves the choice; None for what factors are compared with (seeds, places in a block).
     relative: the displacement in distances between seeds. between: that of all levels, where there are more than ends.
+    widest: that of the two levels furthest apart, where there are more than two that are not numbers.
     """
 
     name: str
@@ -133,6 +134,7 @@ class FactorRow:
     effect: Effect
     relative: Effect | None
     between: Effect | None = None
+    widest: Effect | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -142,10 +144,12 @@ class FactorRow:
 def build_factor_rows(answer: Answer) -> list[FactorRow]:
     """The factors that an answer has a verdict on, the furthest first, then what they are compared with."""
     by_name = {(effect.measure.name, effect.comparison): effect for effect in answer.effects}
+    widest = {name.partition(":")[0]: effect for (measure, name), effect in by_name.items()
+              if measure == "effect_widest_pair"}  # fmt: skip
     rows = [
         FactorRow(name=effect.comparison, verdict=answer.factors[effect.comparison], effect=effect,
                   relative=by_name.get(("effect_relative", effect.comparison)),
-                  between=by_name.get(("effect_all_levels", effect.comparison)))
+                  between=by_name.get(("effect_all_levels", effect.comparison)), widest=widest.get(effect.comparison))
         for effect in answer.effects if effect.measure.name == "effect" and effect.comparison in answer.factors
     ]  # fmt: skip
     compared = [effect for effect in answer.effects if effect.measure.name in ("effect_place", "seed_distance")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,21 @@ def find_contrasts(cells: pd.DataFrame, factor: str, *, all_levels: bool = False
     """
     levels = cells[factor].tolist()
     ends = None if all_levels else find_ends(levels)
-    found = []
-    for rows in _group_cells(cells, factor):
-        chosen = [row for row in rows if ends is None or levels[row] in ends]
-        names = [repr(levels[row]) for row in chosen]
-        if len(set(names)) > 1:
-            found.append(Contrast(cells=np.array(chosen), weights=_pair_weights(names)))
-    return found
+    return _compare_levels(cells, factor, levels if ends is None else ends)
+
+
+def find_pair_contrasts(cells: pd.DataFrame, factor: str) -> dict[tuple[str, str], list[Contrast]]:
+    """The comparisons of every two levels of a factor with at least three names, as `find_contrasts`, by their names.
+
+    Empty for other factors. Two levels that no two cells compare are left out.
+    """
+    levels = list({repr(level): level for level in cells[factor].tolist()}.values())
+    if len(levels) < 3 or find_ends(levels):
+        return {}
+    found = {
+        (str(pair[0]), str(pair[1])): _compare_levels(cells, factor, pair) for pair in combinations(levels, 2)
+    }  # fmt: skip
+    return {names: each for names, each in found.items() if each}
 
 
 def find_slope_contrasts(cells: pd.DataFrame, factor: str) -> list[Contrast]:
@@ -66,6 +75,18 @@ def find_ends(levels: Sequence[Any]) -> tuple[Any, Any] | None:
     if any(type(level) not in (int, float) or not np.isfinite(level) for level in levels) or len(set(levels)) < 2:
         return None
     return min(levels), max(levels)
+
+
+def _compare_levels(cells: pd.DataFrame, factor: str, compared: Sequence[Any]) -> list[Contrast]:
+    """The mean over all pairs of these levels: one contrast for each group of cells that has several of them."""
+    levels, wanted = [repr(level) for level in cells[factor].tolist()], {repr(level) for level in compared}
+    found = []
+    for rows in _group_cells(cells, factor):
+        chosen = [row for row in rows if levels[row] in wanted]
+        names = [levels[row] for row in chosen]
+        if len(set(names)) > 1:
+            found.append(Contrast(cells=np.array(chosen), weights=_pair_weights(names)))
+    return found
 
 
 def _group_cells(cells: pd.DataFrame, factor: str) -> list[list[int]]:

@@ -129,26 +129,32 @@ def seed_distance(moments: Moments, confidence: float) -> Estimate:
 
 
 def probability_strongest(
-    distances: CellDistances, contrasts: Mapping[str, Sequence[Contrast]]
+    distances: CellDistances, *numbers: Mapping[str, Sequence[Contrast]]
 ) -> dict[str, float]:  # fmt: skip
     """The share of resampled studies in which each factor has the largest displacement.
 
+    numbers: contrasts by factor. Of a factor with several numbers, the largest counts, in each resampled study.
     Replicates are resampled jointly for all factors, by random weights (the Bayesian bootstrap: Rubin, 1981): with few
     replicates, drawing with replacement would often leave one replicate alone. Ties count in equal parts. A missing
     network is replaced by the mean of its cell's distances. Empty with fewer than three replicates: of two there is one
     pair, whatever its weight.
     """
-    used = distances.replicates([each for of_factor in contrasts.values() for each in of_factor])
-    tables = {name: pair_replicates(distances, each, used) for name, each in contrasts.items()}
-    known = {name: table for name, table in tables.items() if table is not None}
+    named = [pair for contrasts in numbers for pair in contrasts.items()]
+    used = distances.replicates([each for _, of_factor in named for each in of_factor])
+    tables = [(name, pair_replicates(distances, of_factor, used)) for name, of_factor in named]
+    known = [(name, table) for name, table in tables if table is not None]
     if not known or len(used) < 3:
         return {}
     weights = np.random.default_rng([7, len(used)]).dirichlet(np.ones(len(used)), RESAMPLES)
     products = weights[:, :, None] * weights[:, None, :] * (1 - np.eye(len(used)))
     products /= products.sum(axis=(1, 2), keepdims=True)
-    values = np.stack([np.einsum("drs,rs->d", products, table) for table in known.values()])
+    squares: dict[str, Floats] = {}
+    for name, table in known:
+        squared = np.einsum("drs,rs->d", products, table)
+        squares[name] = np.maximum(squares.get(name, squared), squared)
+    values = np.stack(list(squares.values()))
     largest = values >= values.max(axis=0) - NOTHING
-    return dict(zip(known, (largest / largest.sum(axis=0)).mean(axis=1).tolist(), strict=True))
+    return dict(zip(squares, (largest / largest.sum(axis=0)).mean(axis=1).tolist(), strict=True))
 
 
 def _join_errors(first: float, second: float, correlation: float) -> float:

@@ -84,6 +84,10 @@ _LEVELS = (
     "of its levels (of squares). Layers are matched by stage and place in the block. p: one-sided, that it is no "
     "larger than the margin, Holm."
 )
+_ALL_LEVELS = (
+    "A factor with numeric levels is measured between its lowest and its highest, and again, marked `(all levels)`, "
+    "over all pairs where there are levels between them."
+)
 
 
 def _scores() -> list[Measure]:
@@ -158,6 +162,10 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
         measure("effect_all_levels", "displacement between all levels",
                 "The displacement of a factor with numeric levels between its lowest and its highest: the mean over "
                 "all pairs of its levels (of squares).", displacement),
+        measure("effect_widest_pair", "displacement of the two levels furthest apart",
+                "The displacement between those two levels that lie furthest apart, of a factor with more than two "
+                "levels that are not numbers. The intervals of all its pairs together have the stated confidence "
+                "(Bonferroni).", displacement),
         measure("effect_per_doubling", "displacement per doubling",
                 "Displacement for each doubling of a factor: least squares on log2 of its levels.", displacement),
         measure("effect_difference", "difference of displacements", "One factor's displacement minus another's.",
@@ -167,17 +175,19 @@ def _effects(space: ChoiceSpace) -> list[Measure]:
                 displacement_difference),
         measure("effect_cell", "displacement in single cells",
                 "The displacement of a factor at one combination of the other factors' levels. All intervals of a "
-                "factor together have the stated confidence (Bonferroni).", displacement),
+                f"factor together have the stated confidence (Bonferroni). {_ALL_LEVELS}", displacement),
         measure("probability_strongest", "probability of being the strongest",
                 "Share of resampled studies in which the factor has the largest displacement; replicates are resampled "
-                "jointly, by random weights.", probability_strongest),
+                "jointly, by random weights. Of a factor with numeric levels between the ends, the larger of two "
+                "numbers counts in each resampled study: the displacement between its ends, and that between all its "
+                "levels. Other factors count by the mean over all pairs of their levels.", probability_strongest),
         measure("effect_place", "displacement between places in a block",
                 "Displacement between the places of layers inside a network (stem, first norm, second norm, shortcut), "
                 "each a mean over its layers: the mean over all pairs of places.", place_distances),
         measure("effect_layer", "displacement at one position",
                 "The displacement of the layers of one stage and place. p: one-sided, that it is no larger than 0, "
                 "adjusted for the number of positions and factors by the false discovery rate (Benjamini and "
-                "Hochberg).", displacement),
+                f"Hochberg). {_ALL_LEVELS}", displacement),
         measure("effect_heads", "displacement of heads", _MOVES.format("switch weights of a head", DISTANCE),
                 displacement),
         measure("effect_after", "displacement after transfer",
@@ -274,7 +284,13 @@ def _trends(space: ChoiceSpace) -> list[Measure]:
         Measure(
             name="trend_batch", label="trend with B", rule=slope_weights,
             definition="Change of a switch weight, mean over layers, for each doubling of B, over cells that agree in "
-            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm.",
+            "all else (least squares over the means of cells). p: t test over replicates that it is 0, Holm. It is "
+            "said to rise or to fall only where the change between the ends of B has the same sign, with p below 5 %.",
+        ),
+        Measure(
+            name="trend_batch_ends", label="change between the ends of B", rule=slope_weights,
+            definition="Change of a switch weight, mean over layers, from the smallest to the largest B, over cells "
+            "that agree in all else; shown where there are levels between the two. p: as for the trend.",
         ),
     ]  # fmt: skip
 

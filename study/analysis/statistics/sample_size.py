@@ -21,6 +21,7 @@ def replicates_to_settle(
     *,
     confidence: float,
     confidence_next: float,
+    n_supporting: int = 1,
     n_refuting: int = 1,
 ) -> tuple[int, float] | None:
     """The least total number of replicates that probably settles a comparison, and the probability that it does.
@@ -31,6 +32,7 @@ def replicates_to_settle(
     inverse chi-squared distributions: a flat prior), then the mean and standard deviation of the new replicates.
 
     estimate: a mean with its Student t interval at `confidence`. confidence_next: of the interval at the next look.
+    n_supporting: number of tests by which the p value is adjusted for a number above the margin.
     n_refuting: number of tests by which p values are adjusted (Holm) for a number below the margin; the first step of
     Holm, which is the hardest, is assumed.
     None without an interval, and where more than `MAX_REPLICATES` would be needed.
@@ -54,7 +56,7 @@ def replicates_to_settle(
         error_then = np.sqrt((freedom_now * spread**2 + squares_new + between) / freedom / total)
         above, below = (
             special.stdtrit(freedom, 1 - (1 - confidence_next) / 2 / n_tests) * error_then
-            for n_tests in (1, n_refuting)
+            for n_tests in (n_supporting, n_refuting)
         )
         return float(np.mean((mean - above > margin) | (mean + below < margin)))
 

@@ -12,7 +12,8 @@ from study.bench.verdicts.scenarios import NO_EFFECT, NumberKey
 
 SIGNIFICANCE = 0.05
 TESTED = ("share_of_variance", "effect_layer")  # measures whose p values are counted where `counts_p_values`
-FACTOR_NUMBERS = ("effect", "effect_all_levels")  # measures of which the larger one says whether a factor moves
+# Measures of which the largest one says whether a factor moves.
+FACTOR_NUMBERS = ("effect", "effect_all_levels", "effect_widest_pair")
 ROUNDING = 1e-9  # where seeds change nothing, an interval is a single point
 AT_MARGIN = 0.002  # a displacement this close to its margin may be called neither larger nor smaller
 

@@ -123,7 +123,8 @@ def compute_true_values(scenario: Scenario, replicates: int) -> dict[NumberKey, 
         for effect in QUESTIONS[scenario.question].judge(study.draw_records(replace(truth, seed=seed))).effects:
             value = effect.estimate.value
             if effect.measure.name in FACTOR_NUMBERS and value is not None:
-                squares[build_key(effect)].append(value * abs(value))
+                factor = effect.comparison.partition(":")[0]  # without the names of the pair that is widest
+                squares[effect.measure.name, factor].append(value * abs(value))
             elif effect.measure.name == "effect_difference":
                 differences.add(build_key(effect))
     means = {key: float(np.mean(values)) for key, values in squares.items()}

@@ -343,6 +343,13 @@ def _level_scenarios() -> Iterator[Scenario]:
         "depth 1.5; B 1.5 at B = 8 alone", {}, replicates=8, wrong=(NO,), expected=YES, null_factors=["initialization"],
         bn_logit=lambda trial: 1.5 * ((trial.config.batch_size == 8) + (trial.config.depth == 14)),
     )  # fmt: skip
+    names = ["he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "orthogonal"]
+    yield _build_choice_scenario(
+        "impacts", {"initialization": names}, "one of five names",
+        "orthogonal 0.33, more than the margin from the others; the mean over pairs is less than it", {},
+        replicates=8, wrong=(NO,), expected=YES, null_factors=[], logit_noise=0.05,
+        bn_logit=lambda trial: 0.33 * (trial.config.initialization == "orthogonal"),
+    )  # fmt: skip
 
 
 def _tasks_scenarios() -> Iterator[Scenario]:

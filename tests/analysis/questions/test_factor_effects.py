@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -12,9 +15,11 @@ from study.analysis.questions.cell_effects import cell_rows, format_cell_effects
 from study.analysis.questions.choices import collect_choices, find_empty_cells
 from study.analysis.questions.factor_effects import ChoiceDistances, judge_factors, measure_distances
 from study.analysis.questions.factor_rows import SEEDS, effect_rows, share_rows, strongest_rows
-from study.analysis.questions.factor_sentences import format_common_needs, format_empty_cells
+from study.analysis.questions.factor_sentences import format_common_needs, format_empty_cells, format_factor_verdicts
 from study.analysis.questions.impacts import compare_factors
-from study.analysis.questions.verdicts import judge_all
+from study.analysis.questions.layer_effects import format_layer_effects, layer_rows
+from study.analysis.questions.verdicts import judge, judge_all
+from study.analysis.records import StudyRecords
 from study.analysis.statistics.distances import AITCHISON, TOTAL_VARIATION
 from study.analysis.statistics.profiles import Profiles
 from study.config.choice_space import NORMALIZATION
@@ -22,6 +27,7 @@ from study.config.choice_space import NORMALIZATION
 DRAWS = 200
 CONFIDENCE = 0.95
 MARGIN = 0.05
+RECORDS = SimpleNamespace(confidence=CONFIDENCE)
 FACTORS = ("depth", "batch_size", "initialization")
 LEVELS = ((8, 14), (2, 16), ("he", "orthogonal"))
 POSITIONS = ("stage 0, stem", "stage 1, norm1", "stage 1, norm2")
@@ -119,11 +125,11 @@ def test_few_replicates_give_numbers_at_most(replicates: int) -> None:
 # -------------------------------------------------------------------------- levels between the ends, and cells
 
 
-def _measure_batches(replicates: int, odd: float) -> ChoiceDistances:
+def _measure_batches(replicates: int, odd: float, **moves: float) -> ChoiceDistances:
     """B has four levels, of which the third alone moves the choice."""
     trials = _trials(replicates, tuple(product((8,), (2, 4, 8, 16), ("he", "orthogonal"))))
     shown = trials.assign(batch_size=trials["batch_size"].map(lambda level: 16 if level == 8 else 2))
-    choices = collect_choices(_profiles(shown, 0, batch_size=odd), trials, FACTORS, NORMALIZATION)
+    choices = collect_choices(_profiles(shown, 0, batch_size=odd, **moves), trials, FACTORS, NORMALIZATION)
     return measure_distances(choices, MARGIN)
 
 
@@ -136,6 +142,56 @@ def test_a_level_between_the_ends_can_move_the_choice_alone() -> None:
     (row,) = [row for row in effect_rows(distances, CONFIDENCE) if row.measure.name == "effect_all_levels"]
     assert row.comparison == "batch_size"
     assert row.estimate.above(3 * MARGIN)
+    assert len(row.trials) == 64  # of all levels
+
+
+def test_a_level_between_the_ends_counts_beyond_the_verdict() -> None:
+    """B = 8 alone moves the choice. By its ends, B would be the weaker factor, and move no layer and no cell."""
+    distances = _measure_batches(8, odd=1.5, initialization=0.3)
+    strongest = {row.comparison: row.estimate.value or 0.0 for row in strongest_rows(distances)}
+    assert strongest["batch_size"] > 0.95
+    layers = layer_rows(distances.choices, CONFIDENCE)
+    (sentence,) = format_layer_effects(layers, ["batch_size"], CONFIDENCE)
+    assert "batch_size 0 of 3; batch_size (all levels) 3 of 3 (" in sentence
+    cells = {row.comparison: row.estimate for row in cell_rows(distances, CONFIDENCE)}
+    for cell in ("he", "orthogonal"):
+        assert cells[f"batch_size (all levels) at initialization = {cell}"].above(MARGIN)
+        assert not cells[f"batch_size at initialization = {cell}"].above(MARGIN)
+
+
+def _measure_initializations(replicates: int, odd: float, noise: float = 0.02) -> ChoiceDistances:
+    """Of ten initializations, the last alone moves the choice."""
+    names = ("he", *(f"other {number}" for number in range(8)), "orthogonal")
+    trials = _trials(replicates, tuple(product((8, 14), (2,), names)))
+    choices = collect_choices(_profiles(trials, 0, noise, initialization=odd), trials, FACTORS, NORMALIZATION)
+    return measure_distances(choices, MARGIN)
+
+
+def _describe(distances: ChoiceDistances) -> str:
+    verdicts = judge_factors(distances.claims(CONFIDENCE), CONFIDENCE)
+    return " ".join(format_factor_verdicts(cast("StudyRecords", RECORDS), distances, verdicts))
+
+
+def test_one_of_many_names_can_move_the_choice_alone() -> None:
+    distances = _measure_initializations(4, odd=0.22)
+    claims = distances.claims(CONFIDENCE)
+    assert claims["initialization"].estimate.below(MARGIN)  # the mean over all pairs dilutes it
+    assert judge_factors(claims, CONFIDENCE) == {"depth": "not supported", "initialization": "supported"}
+    (row,) = [row for row in effect_rows(distances, CONFIDENCE) if row.measure.name == "effect_widest_pair"]
+    assert row.comparison.startswith("initialization: ")
+    assert row.comparison.endswith(" and orthogonal")
+    assert row.estimate.above(MARGIN)
+    said = _describe(distances)
+    assert "Factor initialization moves the choice, though only some of its levels may differ: by 0.0" in said
+    assert f"{row.comparison.removeprefix('initialization: ')} are furthest apart, by 0." in said
+
+
+def test_many_names_are_refuted_only_by_all_pairs() -> None:
+    alike, unclear = _measure_initializations(4, odd=0.0), _measure_initializations(3, odd=0.22, noise=0.1)
+    assert judge_factors(alike.claims(CONFIDENCE), CONFIDENCE)["initialization"] == "not supported"
+    claim = unclear.claims(CONFIDENCE)["initialization"]
+    assert judge(replace(claim, others=()), CONFIDENCE) == "not supported"  # what the mean alone would have said
+    assert judge(claim, CONFIDENCE) == "not enough evidence"
 
 
 def test_a_factor_that_moves_the_choice_in_one_cell_alone_is_said_to() -> None:
@@ -147,11 +203,11 @@ def test_a_factor_that_moves_the_choice_in_one_cell_alone_is_said_to() -> None:
     rows = cell_rows(distances, CONFIDENCE)
     assert len(rows) == 3 * 4
     verdicts = judge_factors(distances.claims(CONFIDENCE), CONFIDENCE)
-    said = {sentence.split()[1]: sentence for sentence in format_cell_effects(rows, verdicts, MARGIN, CONFIDENCE)}
+    said = {sentence.split()[1]: sentence for sentence in format_cell_effects(distances, rows, verdicts, CONFIDENCE)}
     assert "at depth = 14 and initialization = orthogonal and by" in said["batch_size"]
     alike = _measure(_trials(6), batch_size=1.0)
     assert not format_cell_effects(
-        cell_rows(alike, CONFIDENCE), judge_factors(alike.claims(CONFIDENCE), CONFIDENCE), MARGIN, CONFIDENCE
+        alike, cell_rows(alike, CONFIDENCE), judge_factors(alike.claims(CONFIDENCE), CONFIDENCE), CONFIDENCE
     )
 
 

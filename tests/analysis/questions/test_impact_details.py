@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,28 @@ def test_a_share_of_b_alone(find: Any) -> None:
     assert with_b.p_value is not None
     assert with_b.p_value < 0.05
     assert sorted(with_b.trials) == records.trials.index.tolist()
+
+
+@pytest.mark.parametrize(
+    ("levels", "odd", "said"),
+    [
+        ([2, 4, 16], 4, "changes in no clear direction for bn of"),  # its slope alone falls
+        ([2, 4, 16], 16, "rises for bn of"),
+        ([2, 16], 16, "rises for bn of"),
+    ],
+    ids=["the middle", "an end", "no middle"],
+)
+def test_a_level_between_the_ends_makes_no_direction(find: Any, levels: list[int], odd: int, said: str) -> None:
+    effects, text, _ = find(lambda trial: 3.0 * (trial.config.batch_size == odd), norm=["sn"], batch_size=levels)
+    (sentence,) = re.findall(r"With B, the weight [^.]*", text)
+    assert said in sentence
+    slope = _of(effects, "trend_batch")["bn of means"]
+    assert slope.p_value is not None
+    assert slope.p_value < 0.05
+    ends = _of(effects, "trend_batch_ends")
+    assert bool(ends) == (len(levels) > 2)
+    if ends:
+        assert ends["bn of means"].estimate.excludes(0) == (odd == 16)
 
 
 def test_a_share_of_the_gradient_batch_alone(find: Any) -> None:
