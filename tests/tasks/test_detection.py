@@ -6,7 +6,8 @@ import lightning.pytorch as L
 import pytest
 import torch
 
-from study.data.in_memory import InMemoryTrainingLoader, LabeledImages
+from study.data.in_memory import InMemoryTrainingLoader
+from study.data.loaders import LabeledImages, WholeEpochs
 from study.models import build_network
 from study.tasks.detection import AveragePrecision, Detection
 from tests.models.samples import SIZE, build_config, build_images
@@ -25,7 +26,7 @@ def _loss_of_an_epoch(state: int) -> float:
         enable_model_summary=False,
     )  # fmt: skip
     torch.manual_seed(state)
-    trainer.fit(module, loader)
+    trainer.fit(module, WholeEpochs(loader))
     return module.epoch_metrics["train_loss"]
 
 
