@@ -6,8 +6,8 @@ import lightning.pytorch as L
 import pytest
 import torch
 
-from study.data.in_memory import InMemoryTrainingLoader
-from study.data.loaders import LabeledImages, WholeEpochs
+from study.data.in_memory import InMemoryTrainingLoader, LabeledImages
+from study.data.loaders import WholeEpochs
 from study.models import build_network
 from study.tasks.detection import AveragePrecision, Detection
 from tests.models.samples import SIZE, build_config, build_images
