@@ -28,6 +28,7 @@ from study.plan.trials import PlannedTrial
 from study.record.contents import FINISHED, DamagedFileError
 from study.record.io import flatten
 from study.record.layout import StudyFolder, TrialFolder
+from study.sweep.executors.resources import uses_gpus
 
 MAX_CELL = 500  # characters of a value
 MAX_CHECKED = 2000  # trials whose files `status` reads, which takes a millisecond or two for each
@@ -55,7 +56,7 @@ def print_plan(
         measured, part = {name: planned for name, planned in cells.items() if name in names}, MAX_MEASURED / len(cells)
         console.print(f"{MAX_MEASURED} of these cells, chosen at random, are shown and measured:\n")
     sizes: dict[str, Any] = {}
-    groups = plan_groups(trials, study, gpu=False)  # the forecast is for this machine's CPU
+    groups = plan_groups(trials, study, gpu=uses_gpus(study))
     with Live(_build_plan_table(study, measured, sizes), console=console, auto_refresh=False, transient=True) as live:
         # Imports torch, so only after the first table is shown.
         from study.training.cost_estimate import estimate_bytes, measure_cell

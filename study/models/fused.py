@@ -1,13 +1,13 @@
 """Several networks of one shape computed as one: their channels lie side by side, and convolutions are grouped.
 
 Small networks leave a machine idle, because a call costs more than its arithmetic. The idea is that of HFTA (Wang et
-al., MLSys 2021). The networks keep their parameters, buffers and modes; nothing is copied but for the time of a call.
+al., MLSys 2021).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,9 +40,7 @@ class FusedNetworks:
         """Raises `NotFusableError`."""
         self.networks = tuple(networks)
         self._shared: dict[int, Tensor] = {}  # by the id of the first network's tensor
-        self._first: list[
-            tuple[Tensor, Tensor]
-        ] = []  # the first tensor of each network, and its part of the larger one
+        self._first: list[tuple[Tensor, Tensor]] = []  # the first tensor of each network, its part of the larger one
         self._gradients: list[list[tuple[Tensor, Tensor]]] = [[] for _ in networks]  # parameters, parts of the gradient
         self._fused = _fuse(self.networks, "", {}, self._share)
 
@@ -53,9 +51,9 @@ class FusedNetworks:
         """
         given = next(iter(images.values()))
         training = self.networks[next(iter(images))].training
-        for number in self._absent(images):
-            if self.networks[number].training != training:
-                self.networks[number].train(training)
+        for number, network in enumerate(self.networks):
+            if number not in images and network.training != training:
+                network.train(training)
         nothing = torch.zeros_like(given)
         outputs: Tensor = self._fused(
             torch.cat([images.get(number, nothing) for number in range(len(self.networks))], dim=1)
@@ -75,9 +73,6 @@ class FusedNetworks:
     def is_intact(self) -> bool:
         """Whether the networks' tensors are still views, which moving a network to another device ends."""
         return all(tensor.data_ptr() == view.data_ptr() for tensor, view in self._first)
-
-    def _absent(self, given: Collection[int]) -> list[int]:
-        return [number for number in range(len(self.networks)) if number not in given]
 
     def _share(self, tensors: Sequence[Tensor]) -> Tensor:
         if (shared := self._shared.get(id(tensors[0]))) is not None:

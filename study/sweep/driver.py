@@ -32,7 +32,7 @@ from study.record.wandb_links import count_unsynced_runs, link_wandb_runs
 from study.record.wandb_names import name_runs
 from study.sweep.executors.attempts import POLL_SECONDS, AttemptHandler, AttemptLoop
 from study.sweep.executors.base import Executor
-from study.sweep.executors.resources import find_devices
+from study.sweep.executors.resources import uses_gpus
 from study.sweep.listener import SweepListener
 from study.sweep.optuna.connection import check_storage, open_trial_source
 from study.sweep.retries import RetryPolicy
@@ -136,7 +136,7 @@ class Driver(AttemptHandler):
         """Runs the trials of a round that have no result, several at a time."""
         loop = AttemptLoop(self.executor, self.retries, self)
         if self.build_network is None:
-            self.groups = plan_groups(trials, self.study, gpu=self._uses_gpus())
+            self.groups = plan_groups(trials, self.study, gpu=uses_gpus(self.study))
         missing = {trial.key: trial for trial in self._find_missing(trials, loop)}
         loop.running.update({key: missing.pop(key) for key in self.executor.reattach(missing.keys())})
         for trial in missing.values():
@@ -261,11 +261,6 @@ class Driver(AttemptHandler):
                 write_json(self.record_of(trial).prune, {"epoch": epoch})
 
     # --------------------------------------------------------------------------------------------------------- helpers
-
-    def _uses_gpus(self) -> bool:
-        if self.study.launch.launcher != "local":
-            return self.study.launch.gpus > 0
-        return find_devices(self.study.run.device) != ["cpu"]
 
     def _all_fail_alike(self) -> bool:
         tracebacks = self.first_tracebacks.values()

@@ -91,20 +91,23 @@ class Classifier(L.LightningModule):
             Block(8, 8, 1, chunks), Block(8, 16, 2, chunks), Block(16, 32, 2, chunks),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
         )  # fmt: skip
-        self.accuracy = nn.ModuleDict({name: MulticlassAccuracy(10, average="micro") for name in ("train_", "val")})
+        self.accuracy = nn.ModuleDict(
+            {name: MulticlassAccuracy(10, average="micro") for name in ("fit", "val", "test")}
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self._log(batch, "train_")
+        return self._log(batch, "fit")
+
+    def on_train_epoch_end(self) -> None:
         for name, parameter in self.network.named_parameters():
             if name.endswith("mean_weight"):
-                self.log(f"switch/{name}", parameter.softmax(0)[2], on_step=False, on_epoch=True)
-        return loss
+                self.log(f"switch/{name}", parameter.softmax(0)[2])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._log(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._log(batch, "val")
+        self._log(batch, "test")
 
     def configure_optimizers(self) -> Any:
         logits = [p for name, p in self.named_parameters() if name.endswith(("mean_weight", "var_weight"))]
@@ -176,5 +179,6 @@ def _train(trial: optuna.Trial, folder: Path, epochs: int, accumulate: bool, dev
         enable_progress_bar=False, enable_model_summary=False, logger=CSVLogger(folder, name=f"trial{trial.number}"),
     )  # fmt: skip
     trainer.fit(module, loaders[0], loaders[1])
+    score = float(trainer.callback_metrics["val_accuracy"])
     trainer.test(module, loaders[2], verbose=False)
-    return float(trainer.callback_metrics["val_accuracy"])
+    return score

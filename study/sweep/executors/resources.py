@@ -6,7 +6,7 @@ import os
 import shutil
 
 from study.config.errors import UserError
-from study.config.schema import LaunchConfig, RunConfig
+from study.config.schema import LaunchConfig, RunConfig, StudyConfig
 
 
 def count_cores() -> int:
@@ -27,6 +27,13 @@ def find_devices(wanted: str) -> list[str]:
     if not count and wanted == "cuda":
         raise UserError("run.device=cuda: no CUDA device is available; allowed: auto, cpu")
     return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+
+
+def uses_gpus(study: StudyConfig) -> bool:
+    """Returns whether trials of the study run on GPUs: those of this machine, or of a cluster's jobs."""
+    if study.launch.launcher != "local":
+        return study.launch.gpus > 0
+    return find_devices(study.run.device) != ["cpu"]
 
 
 def count_places(run: RunConfig, devices: list[str], cores: int) -> int:
