@@ -46,7 +46,7 @@ class LocalExecutor:
     """Runs at most `places` processes at once, each on the devices with the fewest of them.
 
     A fork of a process that has imported torch, Lightning and W&B starts in a tenth of a second; a new interpreter
-    takes many seconds. A trial has a process of its own, so that one cannot affect another, or shares it with its group.
+    takes many seconds. Every trial, or group of fused trials, has a process of its own, so that it cannot affect others.
     """
 
     outlives_driver = False
