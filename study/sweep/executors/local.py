@@ -46,7 +46,7 @@ class LocalExecutor:
     """Runs at most `places` processes at once, each on the devices with the fewest of them.
 
     A fork of a process that has imported torch, Lightning and W&B starts in a tenth of a second; a new interpreter
-    takes many seconds. Every trial, or group of fused trials, has a process of its own, so that it cannot affect others.
+    takes many seconds. Every trial, or group of fused trials, has a process of its own and cannot affect others.
     """
 
     outlives_driver = False
