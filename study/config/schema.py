@@ -30,7 +30,7 @@ MAX_EPOCHS, MAX_BATCH, MAX_RATE, MAX_PROCESSES = 100_000, 100_000, 1e30, 1024
 of processes, threads or devices."""
 _NAME, _MEMORY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", r"^\d+[KMGT]B?$"
 PATTERNS = {
-    _NAME: "letters, digits, `_`, `.` and `-`, of which the last two cannot be first",
+    _NAME: "letters, digits, `_`, `.` and `-`; it cannot begin with `.` or `-`",
     _MEMORY: "a whole number with the unit K, M, G or T",
 }
 """What texts of a limited form may be, in words."""

@@ -14,7 +14,7 @@ from study.norms.single_norms import GhostBatchNorm, _GroupNorm
 from study.norms.sparse import SparseSwitchNorm2d
 
 Share = Callable[[Sequence[Tensor]], Tensor]
-"""Moves tensors of one shape into a new one, (T * n, ...), of which they become views."""
+"""Copies T tensors of shape (n, ...) into a new one, (T * n, ...), and makes each a view of its part."""
 
 
 class FusedNorm(nn.Module):

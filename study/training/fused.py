@@ -2,8 +2,8 @@
 
 Each trial runs the same code as a trial alone, in a thread of its own. Only one thread runs at a time: a trial waits
 where it needs a forward or a backward pass. Once all trials wait, the passes of their networks are computed together
-(study/models/fused.py), and the trials go on, one after the other. A trial that ends, for whatever reason, leaves the
-others to continue without it; its place among the fused networks stays, so that the others keep their numbers.
+(study/models/fused.py), and the trials continue, one after the other. If a trial ends, for whatever reason, the others
+continue; its place among the fused networks stays, so that the others keep their numbers.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def displacement_difference(
 def correlate_displacements(first: Moments, second: Moments) -> float:
     """The correlation of two displacements over replicates, from their values without each replicate.
 
-    0 with fewer than four, of which it would be noise.
+    0 with fewer than four replicates, whose correlation would be noise.
 
     Two factors share cells. Where a cell in which one is at its upper level and the other at its lower one is noisier
     than others, the same noise makes one displacement larger and the other smaller.
