@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, get_args
 
+from rich.console import Console
 from scipy import stats
 
 from study.analysis.questions.verdicts import Verdict
@@ -36,8 +37,10 @@ def measure(*, quick: bool, threads: int | None, device: str, scenario: str | No
     """
     draws = QUICK_DRAWS if quick else DRAWS
     result = Result("verdicts")
-    for found, counts in _count_all(select_scenarios(scenario), quick, threads or 1):
+    scenarios, console = select_scenarios(scenario), Console(stderr=True, highlight=False)
+    for found, counts in _count_all(scenarios, quick, threads or 1):
         result.rows.append(_build_row(found, counts))
+        console.print(f"{len(result.rows)} of {len(scenarios)}: {found.name}")
         result.figures += [] if quick else _build_figures(found, counts)
     result.notes.append(
         f"{draws} draws of each scenario. false: share of the draws with a verdict that is wrong there, with its 95 % "
@@ -72,10 +75,10 @@ def _count_all(scenarios: Sequence[Scenario], quick: bool, processes: int) -> It
     """The counts of every scenario, in order. Other processes find scenarios by name: functions cannot be sent."""
     names = [scenario.name for scenario in scenarios]
     if processes == 1:
-        counts = [count_scenario(name, quick) for name in names]
-        return zip(scenarios, counts, strict=True)
+        yield from zip(scenarios, (count_scenario(name, quick) for name in names), strict=True)
+        return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return zip(scenarios, list(pool.map(count_scenario, names, [quick] * len(names))), strict=True)
+        yield from zip(scenarios, pool.map(count_scenario, names, [quick] * len(names)), strict=True)
 
 
 def count_scenario(name: str, quick: bool) -> Counts:
