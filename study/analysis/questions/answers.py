@@ -21,7 +21,8 @@ class Effect:
     n_pairs: pairs in the estimate. missing: number of planned pairs that are not in it, by reason. bootstrap: ends of
     the bootstrap interval. share_above: share of pairs above the measure's line, ties counting half. p_value: adjusted
     for its family. trials: rows of the trial table that the number is computed from. censored: how many of them never
-    reached the target and count as one epoch more than they had.
+    reached the target and count as one epoch more than they had. n_at_chance: how many of the pairs count with the
+    score of guessing, because every run of a norm diverged in their cell.
     """
 
     measure: Measure
@@ -36,6 +37,7 @@ class Effect:
     p_value: float | None = None
     trials: Sequence[int] = ()
     censored: int = 0
+    n_at_chance: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, rounded to 6 digits: the last bit of a sum changes no byte of `answers.json`."""
@@ -49,7 +51,7 @@ class Effect:
             "bootstrap": self.bootstrap and [round_number(end) for end in self.bootstrap],
             "share_above": round_number(self.share_above), "p_value": round_number(self.p_value),
             "trials": list(self.trials),
-            "censored": self.censored,
+            "censored": self.censored, "n_at_chance": self.n_at_chance,
         }  # fmt: skip
 
 
@@ -121,6 +123,7 @@ def difference_effect(measure: Measure, comparison: str, item: PairedDifference)
         measure=measure, comparison=comparison + item.scope, estimate=item.estimate, per_replicate=item.per_replicate,
         n_pairs=item.n_pairs, n_pairs_planned=item.n_pairs_planned, missing=item.missing, bootstrap=item.bootstrap,
         share_above=item.share_above, p_value=item.p_value, trials=item.trials, censored=item.censored,
+        n_at_chance=item.n_at_chance,
     )  # fmt: skip
 
 
@@ -130,6 +133,7 @@ def cell_effects(measure: Measure, item: PairedDifference) -> list[Effect]:
         Effect(
             measure=measure, comparison=f"{item.reference} - {item.other} at {cell.name}", estimate=cell.estimate,
             n_pairs=cell.n_pairs, n_pairs_planned=cell.n_pairs_planned, p_value=cell.p_value, trials=cell.trials,
+            n_at_chance=cell.n_at_chance,
         )
         for cell in item.cells
     ]  # fmt: skip

@@ -29,7 +29,8 @@ class CellDifference:
     """The difference in one cell, named by its levels of the factors that vary ("B = 2, depth = 8").
 
     estimate: its confidence is adjusted (Bonferroni) for the number of cells of the comparison, so all cells together
-    keep the confidence. p_value: adjusted likewise. trials: rows of the trial table.
+    keep the confidence. p_value: adjusted likewise. trials: rows of the trial table. n_at_chance: number of pairs in
+    which a level counts with chance level.
     """
 
     name: str
@@ -38,6 +39,7 @@ class CellDifference:
     n_pairs_planned: int
     p_value: float | None = None
     trials: tuple[int, ...] = ()
+    n_at_chance: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class PairedDifference:
     reference_diverged, other_diverged: number of diverged runs of either level in the planned cells.
     reference_diverged_more, other_diverged_more: whether it diverged more often than the other in any cell.
     at_chance: by level, the cells in which every run of that level diverged, so that it counts with chance level.
+    n_at_chance: number of pairs in these cells.
     without_chance: the estimate over the other cells; None where every cell at chance level has `SURE_TO_DIVERGE` runs.
     interaction: whether the difference depends on the cell; its `cell` is a number of `cells`.
     bootstrap: see `bootstrap_interval`. share_above: the share of pairs above 0, ties counting half. (Pairs, because
@@ -79,6 +82,7 @@ class PairedDifference:
     reference_diverged_more: bool = False
     other_diverged_more: bool = False
     at_chance: Mapping[object, Sequence[str]] = field(default_factory=dict)
+    n_at_chance: int = 0
     without_chance: Estimate | None = None
     interaction: Interaction | None = None
     bootstrap: tuple[float, float] | None = None
@@ -120,6 +124,8 @@ def paired_differences(
     planned = first.index.intersection(second.index)
     first, second = first.loc[planned], second.loc[planned]
     difference = first["value"] - second["value"]
+    at_chance = first["at_chance"] | second["at_chance"]
+    pairs_at_chance = at_chance[difference.notna()]
     grid = difference.unstack("replicate")
     names = _name_cells(trials[others], numbers, grid.index)
     measured = grid[grid.notna().any(axis=1)]
@@ -143,7 +149,7 @@ def paired_differences(
     return PairedDifference(
         reference=reference, other=other, estimate=estimate, per_replicate=tuple(per_replicate.tolist()),
         n_pairs=len(rows), n_pairs_planned=len(planned), n_cells=len(measured),
-        missing=causes, cells=_estimate_cells(measured, grid, rows, names, confidence),
+        missing=causes, cells=_estimate_cells(measured, grid, rows, pairs_at_chance, names, confidence),
         cells_missing={names[cell]: int(number) for cell, number in lacking.items()},
         empty_cells=tuple(names[cell] for cell in empty), worst=worst, best=best,
         reference_diverged=int(first["state"].eq(DIVERGED).sum()),
@@ -154,7 +160,8 @@ def paired_differences(
             for level, table in ((reference, first), (other, second))
             if (cells := table.index[table["at_chance"]].unique("cell").tolist())
         },
-        without_chance=_leave_out_chance(measured, first["at_chance"] | second["at_chance"], confidence),
+        n_at_chance=int(pairs_at_chance.sum()),
+        without_chance=_leave_out_chance(measured, at_chance, confidence),
         interaction=find_interaction(values, confidence),
         bootstrap=bootstrap_interval(per_replicate, confidence), p_value=compute_p_value(estimate, confidence),
         share_above=float(((np.sign(difference.dropna()) + 1) / 2).mean()) if len(rows) else None,
@@ -181,7 +188,12 @@ def _select_level(
 
 
 def _estimate_cells(
-    measured: pd.DataFrame, grid: pd.DataFrame, rows: pd.DataFrame, names: Mapping[int, str], confidence: float
+    measured: pd.DataFrame,
+    grid: pd.DataFrame,
+    rows: pd.DataFrame,
+    pairs_at_chance: pd.Series,
+    names: Mapping[int, str],
+    confidence: float,
 ) -> tuple[CellDifference, ...]:
     """The difference in every cell that has a pair; none where the plan has a single cell."""
     if len(grid) < 2:
@@ -195,6 +207,7 @@ def _estimate_cells(
             name=names[cell], estimate=estimate, n_pairs=int(measured.loc[cell].notna().sum()),
             n_pairs_planned=int(grid.shape[1]), p_value=None if p_value is None else min(1.0, p_value * len(grid)),
             trials=tuple(sorted(rows.loc[cell].to_numpy().ravel().tolist())),
+            n_at_chance=int(pairs_at_chance.loc[cell].sum()),
         ))  # fmt: skip
     return tuple(found)
 

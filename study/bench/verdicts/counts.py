@@ -74,6 +74,8 @@ class Counts:
     ) -> None:
         p_values: dict[str, list[float]] = defaultdict(list)
         for effect in effects:
+            if effect.n_at_chance:
+                continue  # it estimates a difference to the score of guessing, which was not planted
             key, low, high, measure = build_key(effect), effect.estimate.low, effect.estimate.high, effect.measure.name
             is_null = true_values[key] == NO_EFFECT if key in true_values else measure in TESTED
             if is_null and effect.p_value is not None and effect.comparison.partition(",")[0] in null:

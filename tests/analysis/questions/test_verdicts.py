@@ -191,6 +191,7 @@ def test_a_norm_that_always_diverges_in_a_cell_counts_with_chance_there(build: B
     answer = answer_useful(build(_gain(sn=0.05), diverged=_is("bn", 2, {0, 1, 2, 3, 4}), **NORMS))
     assert answer.verdict == "supported"
     assert answer.effects[0].missing == {}
+    assert answer.effects[0].n_at_chance == 5
     assert answer.effects[0].estimate.value == pytest.approx((0.95 - 0.1 + 0.05) / 2, abs=0.01)
     assert "Every run of bn diverged at B = 2, so it counts there with the score of guessing." in answer.answer
     assert "bn 5 diverged" in answer.answer

@@ -84,6 +84,7 @@ def test_a_level_that_diverged_everywhere_in_a_cell_counts_with_chance() -> None
     assert (found.n_cells, found.missing, found.other_diverged) == (3, {}, 5)
     own = trials.loc[trials.eval("norm == 'sn' and depth == 20"), "val_accuracy"].mean()
     assert found.cells[2].estimate.value == pytest.approx(own - 0.1)
+    assert (found.n_at_chance, [cell.n_at_chance for cell in found.cells]) == (5, [0, 0, 5])
     assert _compare(trials).empty_cells == ("depth = 20",)  # numbers without a chance level have no such value
 
 
