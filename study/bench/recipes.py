@@ -80,6 +80,7 @@ CANDIDATES = {
     "smoke": _build_candidates("shift"),
     "laptop": _build_candidates("shift"),
     "workstation": _build_candidates("shift_flip"),
+    "reference": _build_candidates("shift_flip"),
 }
 
 

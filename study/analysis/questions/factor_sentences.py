@@ -69,9 +69,16 @@ def format_factor_verdicts(
         f"A displacement is how far the levels of a factor lie apart, free of the noise of seeds; below "
         f"{distances.margin:g} ({UNIT}; {_describe_size(distances.margin)}) it counts as none. Where nothing moves the "
         f"choice, estimates scatter around 0, below it as often as above.",
-        *(f"Unless all levels are named, a displacement compares the lowest and the highest level of {name}."
-          for name in distances.between),
-    ]  # fmt: skip
+        *_format_ends([*distances.between]),
+    ]
+
+
+def _format_ends(names: Sequence[str]) -> list[str]:
+    """Says that displacements compare the ends of factors that have levels between them."""
+    if not names:
+        return []
+    ends = join_words([f"of {name}" for name in names])
+    return [f"Unless all levels are named, a displacement compares the lowest and the highest level {ends}."]
 
 
 def _format_factor(

@@ -3,18 +3,22 @@
 The question itself compares norms under one recipe. If that recipe suits one norm better than another, the comparison
 is of recipes. Where a study varies what matters for that (`analysis.tuned`, such as the learning rate), the level with
 the best validation score is taken for every norm in every cell, and norms are compared by their test scores. For each
-replicate the level is chosen on the other replicates.
+replicate the level is chosen on the other replicates. Where several levels are about equally good, a single replicate
+changes which one is taken, so the values of replicates are not independent: an interval from their spread alone may
+cover only 86 %. The choice is therefore repeated without each replicate (a jackknife).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from study.analysis.questions.level_comparisons import find_chance_levels
 from study.analysis.records import StudyRecords
-from study.analysis.statistics.intervals import cell_numbers
+from study.analysis.statistics.cell_means import compute_p_value
+from study.analysis.statistics.intervals import cell_numbers, jackknife_interval
 from study.analysis.statistics.paired_differences import PairedDifference, paired_differences
 
 
@@ -23,16 +27,40 @@ def compare_tuned(records: StudyRecords) -> list[PairedDifference]:
     tuned, reference = records.study.analysis.tuned, records.reference_norm
     if not tuned or reference is None:
         return []
+    trials = records.from_scratch
+    whole = _compare_best(records, trials, reference)
+    left_out = [
+        _compare_best(records, trials[trials["replicate"].ne(replicate)].reset_index(drop=True), reference)
+        for replicate in range(records.study.replicates)
+    ]
+    return [
+        _widen(item, [found.estimate.value for found in without], records.confidence)
+        for item, *without in zip(whole, *left_out, strict=True)
+    ]
+
+
+def _compare_best(records: StudyRecords, trials: pd.DataFrame, reference: str) -> list[PairedDifference]:
+    tuned = records.study.analysis.tuned
     factors = [name for name in records.study.factors if name not in tuned]
-    trials = select_best(records.from_scratch, factors, tuned, records.study.metric.replace("test", "val"))
+    chosen = select_best(trials, factors, tuned, records.study.metric.replace("test", "val"))
     return [
         paired_differences(
-            trials, factors=factors, factor="norm", reference=reference, other=norm,
+            chosen, factors=factors, factor="norm", reference=reference, other=norm,
             metric=records.study.metric.replace("val", "test"), confidence=records.confidence,
-            chance=find_chance_levels(trials),
+            chance=find_chance_levels(chosen),
         )
         for norm in records.levels("norm") if norm != reference
     ]  # fmt: skip
+
+
+def _widen(item: PairedDifference, left_out: Sequence[float | None], confidence: float) -> PairedDifference:
+    """With the jackknife's interval where that is wider. left_out: the estimate without each replicate."""
+    own, values = item.estimate, [value for value in (item.estimate.value, *left_out) if value is not None]
+    if own.low is None or len(values) <= len(left_out):
+        return item
+    wide = jackknife_interval(values, confidence)
+    estimate = wide if wide.low is not None and wide.low < own.low else own
+    return replace(item, estimate=estimate, p_value=compute_p_value(estimate, confidence), bootstrap=None)
 
 
 def select_best(trials: pd.DataFrame, factors: Sequence[str], tuned: Sequence[str], metric: str) -> pd.DataFrame:

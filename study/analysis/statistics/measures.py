@@ -104,7 +104,8 @@ def _scores() -> list[Measure]:
         ),
         _difference("tuned_difference", "difference at each norm's own best",
                     "Test score, with the tuned settings (`analysis.tuned`) chosen on validation per norm and cell, "
-                    "for each replicate on the others; where levels are equally good, 95 % intervals cover about 92 %"),
+                    "for each replicate on the others; the interval allows for the choice, and covers about 98 % "
+                    "where levels are equally good"),
         Measure(
             name=TIME, label="time to target", rule=epochs_to_target,
             definition="Epochs of training until the validation score first reaches the target, linear between "

@@ -150,7 +150,9 @@ def _build_figures(scenario: Scenario, counts: Counts) -> list[Figure]:
         name = f"{scenario.name}: intervals of {measure} of {comparison} cover"
         figures.append(Figure(f"{name}, high end", high, LEAST_COVERED, at_least=True))
         # A displacement of 0 is the lowest that there is, so intervals of it, and of differences from it, are too wide.
-        if not {*scenario.null_factors} & {*comparison.split(" - ")}:
+        # So are those of norms at the best of equal levels, and those of later looks, which have a higher confidence.
+        is_wide = {*scenario.null_factors} & {*comparison.split(" - ")} or measure == "tuned_difference"
+        if not is_wide and not scenario.looks:
             figures.append(Figure(f"{name}, low end", low, MOST_COVERED))
     return figures
 

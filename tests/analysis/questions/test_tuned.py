@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from study.analysis.questions.tuned import compare_tuned, select_best
 from study.analysis.questions.useful import answer_useful
@@ -101,3 +103,23 @@ def test_nothing_is_compared_twice_where_nothing_is_tuned(tmp_path: Path) -> Non
 def test_a_tuned_setting_must_be_a_factor() -> None:
     with pytest.raises(UserError, match="tuned"):
         build_tuned(["momentum"])
+
+
+def test_the_interval_allows_for_the_choice_among_levels_that_are_equally_good(tmp_path: Path) -> None:
+    """A jackknife that chooses again without each replicate; where one level is clearly best, it changes nothing."""
+    study = build_tuned(["learning_rate"], 4, batch_size=[2])
+    records = load_study_records(write_study(tmp_path, study, Truth(accuracy=lambda trial: 0.9, accuracy_noise=0.01)))
+    (item,) = compare_tuned(records)
+
+    def estimate(trials: pd.DataFrame) -> float:
+        best = select_best(trials, ["norm", "batch_size"], ["learning_rate"], "val_accuracy").set_index("norm")
+        return best["test_accuracy"]["sn"].mean() - best["test_accuracy"]["bn"].mean()
+
+    trials = records.trials
+    left_out = [estimate(trials[trials["replicate"] != seed].reset_index(drop=True)) for seed in range(4)]
+    error = np.sqrt(3 / 4 * np.sum((left_out - np.mean(left_out)) ** 2))
+    reach = stats.t.ppf(0.975, 3) * error
+    assert reach > 1.3 * stats.t.ppf(0.975, 3) * np.std(item.per_replicate, ddof=1) / 2
+    assert item.estimate.low == pytest.approx(estimate(trials) - reach)
+    assert item.estimate.high == pytest.approx(estimate(trials) + reach)
+    assert item.p_value == pytest.approx(2 * stats.t.sf(abs(estimate(trials)) / error, 3))
