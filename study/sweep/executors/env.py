@@ -191,5 +191,5 @@ def _find_share(run: RunConfig, here: ClusterEnvironment) -> tuple[tuple[str, ..
         return ("cpu",) * count, min(run.threads, max(1, count_cores() // count))
     if count > len(found):
         raise UserError(f"run.devices_per_trial={run.devices_per_trial}: allowed: up to {processes * len(found)}")
-    first %= len(found) - count + 1
+    first %= len(found) // count * count
     return tuple(found[first : first + count]), run.threads
