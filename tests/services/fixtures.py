@@ -107,8 +107,8 @@ def _postgres_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two Ray nodes on this machine with two CPUs each, and a pretended GPU on the second; connect to its `address`.
 
-    A test that kills a node adds one first, by `add_second_node`. The address is not 127.0.0.1, on which the nodes would
-    not find each other.
+    A test that kills a node adds one first, by `add_second_node`. The address is not 127.0.0.1, on which the nodes
+    would not find each other.
     """
     _require(request, module="ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # sends nothing

@@ -1,8 +1,8 @@
 """Runs trials in processes that were started from outside, by torchrun, srun or an operator of Kubernetes.
 
 All of them run the same command. The one of rank 0 is the driver. It trains one trial at a time, and the others train
-with it: each trains an equal share of `run.devices_per_trial`. They learn of trials through a store that
-torch.distributed opens at `env://`; the ranks of a trial meet at a port of their own.
+with it: each trains an equal share of `run.devices_per_trial`. They learn of trials from a store of the driver, and of
+its port at `env://`; the ranks of a trial meet at a port of their own.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from study.training.preemption import StopRequest, handle_signals
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-    from torch.distributed import Store  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 PROCESS_COUNTS = {"WORLD_SIZE": "torchrun", "SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun",
                   "PMI_SIZE": "mpiexec"}  # fmt: skip
 """Variables with the number of processes that a program has started together."""
-CONNECT_TIMEOUT = timedelta(minutes=30)
+CONNECT_SECONDS = 1800.0  # for all processes to start: that of rank 0 may have to check its data first
+TRY_SECONDS = 5.0  # to open the store of rank 0
 END = b""  # in place of a job: the study has ended
 
 
@@ -118,7 +119,7 @@ def follow_driver(study: StudyConfig) -> int:
 class _Messages:
     """The jobs that the driver has sent, in their order."""
 
-    def __init__(self, store: Store, stop_request: StopRequest) -> None:
+    def __init__(self, store: TCPStore, stop_request: StopRequest) -> None:
         self.store, self.stop_request, self.number = store, stop_request, 0
 
     def has_next(self) -> bool:
@@ -167,13 +168,35 @@ def find_environment() -> ClusterEnvironment:
                     "those of srun")  # fmt: skip
 
 
-def _open_store(here: ClusterEnvironment) -> Store:
-    """Opens the store of all processes; waits for that of rank 0, which may have to check its data first."""
+def _open_store(here: ClusterEnvironment) -> TCPStore:
+    """Opens a store on rank 0 and waits until all processes have opened it.
+
+    Not that of torchrun, which still holds the messages of before after a restart; there is only the port of this one.
+    Raises `UserError` if a process does not come.
+    """
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     os.environ |= {"MASTER_ADDR": here.main_address, "MASTER_PORT": str(here.main_port)}
-    processes = {"rank": here.global_rank(), "world_size": here.world_size()}
-    store: Store = next(rendezvous("env://", **processes, timeout=CONNECT_TIMEOUT))[0]
+    rank, size, deadline = here.global_rank(), here.world_size(), time.monotonic() + CONNECT_SECONDS
+    ports = next(rendezvous("env://", rank=rank, world_size=size, timeout=timedelta(seconds=CONNECT_SECONDS)))[0]
+    if not rank:
+        store = TCPStore(here.main_address, 0, is_master=True, wait_for_workers=False)
+        ports.set("port", str(store.port))
+    while rank:
+        try:
+            port = int(ports.get("port"))
+            store = TCPStore(here.main_address, port, is_master=False, timeout=timedelta(seconds=TRY_SECONDS))
+            break
+        except DistError:  # the port of a driver that has ended
+            if time.monotonic() > deadline:
+                raise
+    count = store.add("processes", 1)
+    while count < size:
+        if time.monotonic() > deadline:
+            raise UserError(f"--launcher env: {count} of {size} processes have started within {CONNECT_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+        count = store.add("processes", 0)
     return store
 
 
