@@ -229,7 +229,7 @@ def _init_process_group(group: ProcessGroup, device: str, meeting: _Meeting, sto
 def _choose_interface(rendezvous: Rendezvous | None) -> None:
     """Sets the network interface of this process's collectives: that of the rendezvous, or loopback on one machine.
 
-    Otherwise, and in all cases that name none, it is that of the user's variables, or of the host's name.
+    Without one in the rendezvous, gloo and NCCL read the user's variables, and gloo otherwise resolves the host's name.
     """
     known = [name for _, name in socket.if_nameindex()]
     if rendezvous is None:  # the host's name may not resolve
