@@ -65,7 +65,7 @@ FLAGS = {
     "--workers": _flag("run", "plan", metavar="N",
                        help="trials at once (default: one per core, or run.trials_per_device per GPU)"),
     "--launcher": _flag("run", metavar="NAME",
-                        help="where trials run: local, slurm or ray (default: local)"),
+                        help="where trials run: local, slurm, ray or env (default: local)"),
     "--storage": _flag("run", metavar="URL", help="Optuna storage (default: SQLite in the study's folder)"),
     "--retry-failed": _flag("run", action="store_true", help="run failed trials again"),
     "--detach": _flag("run", action="store_true",

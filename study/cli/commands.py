@@ -59,9 +59,16 @@ def run_study(options: argparse.Namespace) -> int:
     """Trains the trials that have no result yet, and writes the report."""
     from study.cli.progress import SweepProgress
     from study.sweep.driver import Driver
+    from study.sweep.executors import env
     from study.sweep.executors.build import build_executor
 
     study, folder = load_with_flags(options)
+    if study.launch.launcher != "env":
+        env.check_started_once()
+    elif options.detach:
+        raise UserError("--detach: not with --launcher env; whatever starts the processes also waits for them")
+    elif env.find_environment().global_rank():
+        return env.follow_driver(study)
     check_folder(study, folder, options.space)
     data = _check_runnable(study)
     if data and folder.config.exists():

@@ -29,8 +29,10 @@ MAX_EPOCHS, MAX_BATCH, MAX_RATE, MAX_PROCESSES = 100_000, 100_000, 1e30, 1024
 """Upper limits of epochs, of numbers of samples or groups, of rates, whose products float32 must hold, and of numbers
 of processes, threads or devices."""
 _NAME, _MEMORY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", r"^\d+[KMGT]B?$"
+_INTERFACE = r"^[\w.:@-]+(,[\w.:@-]+)*$"
 PATTERNS = {
     _NAME: "letters, digits, `_`, `.` and `-`; it cannot begin with `.` or `-`",
+    _INTERFACE: "the names of network interfaces, separated by commas",
     _MEMORY: "a whole number with the unit K, M, G or T",
 }
 """What texts of a limited form may be, in words."""
@@ -55,7 +57,7 @@ HEAD_ROLES: dict[Head | None, tuple[str, ...]] = {
 """The parts of a network outside its backbone that have norm layers, by head."""
 
 StartRule = Literal["scratch", "fine_tune", "argmax", "frozen", "transplant", "permute", "shared"]
-Launcher = Literal["local", "slurm", "ray"]
+Launcher = Literal["local", "slurm", "ray", "env"]
 LAUNCHERS = get_args(Launcher)
 
 
@@ -498,7 +500,8 @@ class LaunchConfig(StrictModel):
     """Where trials run, and what each job requests from a cluster. Nothing here is part of a trial's id."""
 
     launcher: Launcher = "local"
-    """Where trials run: on this machine, as Slurm jobs or as Ray tasks. `--launcher` sets it, too."""
+    """Where trials run: on this machine, as Slurm jobs, as Ray tasks, or in the processes that torchrun or srun has
+    started (`env`). `--launcher` sets it, too."""
     cpus: Annotated[float, Field(gt=0, le=4096)] = 1
     """CPU cores per job; Ray also takes a fraction of one."""
     gpus: Annotated[float, Field(ge=0, le=MAX_PROCESSES)] = 0
@@ -507,13 +510,16 @@ class LaunchConfig(StrictModel):
     """Memory per job, for example `16G`; by default the cluster decides."""
     requeues: Annotated[int, Field(ge=0, le=10_000)] = 20
     """How often a job that was preempted or has reached its time limit is resumed."""
+    nodes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
+    """Nodes per job of Slurm or Ray, each with `cpus`, `gpus` and `memory`. They train one trial at a time together,
+    each with an equal share of `run.devices_per_trial`."""
+    interface: Annotated[str, Field(pattern=_INTERFACE)] | None = None
+    """Network interface over which the nodes of a trial exchange gradients, such as `ib0`, or several: `ib0,ib1`. By
+    default that of `$GLOO_SOCKET_IFNAME` and `$NCCL_SOCKET_IFNAME`, or of the host's name."""
 
     # Slurm
     partition: str | None = None
     """Slurm partition; by default that of the cluster."""
-    nodes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] = 1
-    """Nodes per Slurm job, each with `cpus`, `gpus` and `memory`. They train one trial at a time together, each with an
-    equal share of `run.devices_per_trial`."""
     minutes: Annotated[int, Field(ge=1, le=525_600)] = 60
     """Time limit of a Slurm job, in minutes; unfinished trials resume when the job is requeued."""
     trials_per_job: Annotated[int, Field(ge=1, le=10_000)] = 1

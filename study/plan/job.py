@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from study.config.rendezvous import Rendezvous
 from study.config.schema import RunConfig
 from study.plan.trials import PlannedTrial
 from study.record.wandb_names import StudyRuns
@@ -20,7 +21,7 @@ class Job:
     start: the folder of the trial, or the file of weights, that the trial starts from.
     data: fingerprints of the study's data sets, by name; one that is missing is not compared.
     devices: the device of each rank, node by node.
-    nodes: number of machines that train the trial together, each with the same number of devices.
+    rendezvous: of the nodes that train the trial together, each with the same number of devices; None for one machine.
     threads: CPU threads of each rank.
     wandb_runs: the names of the study's runs on W&B.
     place: name of the cluster's job or node that the trial runs on, for its record.
@@ -42,12 +43,17 @@ class Job:
     start: Path | None = None
     data: dict[str, str] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu",)
-    nodes: int = 1
+    rendezvous: Rendezvous | None = None
     threads: int = 1
     place: str = ""
     group: tuple[str, ...] = ()
     alone: bool = False
     build_network: Callable[[Job], Any] | None = None
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes that train the trial together."""
+        return self.rendezvous.nodes if self.rendezvous else 1
 
     def assign(self, devices: tuple[str, ...], threads: int) -> Job:
         """Returns the job with its devices and threads."""

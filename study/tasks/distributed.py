@@ -1,8 +1,8 @@
 """Trains one trial on several devices: one process per device, connected by torch.distributed.
 
 Rank 0 is the trial's own process. It starts the other ranks of its machine, and they exit when it exits. On each other
-node of a Slurm job, a process that waits for trials starts the ranks of that node. When any rank dies, rank 0 exits
-too, and the executor starts the trial again.
+node that trains with it, a process that waits for trials starts the ranks of that node. When any rank dies, rank 0
+exits too, and the executor starts the trial again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from study.config.errors import UserError, allowed_names
+from study.config.rendezvous import Rendezvous
 from study.config.signals import STOP_SIGNALS, start_forkserver
 
 LOOPBACK = "127.0.0.1"
@@ -76,17 +77,24 @@ class ProcessGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class _Meeting:
-    """Where the ranks of an attempt meet: the address of a store, and a name that no other attempt has."""
+    """Where the ranks of an attempt meet: the address of a store, and a name that no other attempt has.
+
+    rendezvous: of the nodes of these ranks; None for one machine.
+    """
 
     address: str
     port: int
     name: str
-    is_local: bool
+    rendezvous: Rendezvous | None
 
 
 @contextmanager
 def launch_ranks(
-    devices: Sequence[str], run_rank: Callable[..., None], *arguments: object, nodes: int = 1, note: str = ""
+    devices: Sequence[str],
+    run_rank: Callable[..., None],
+    *arguments: object,
+    rendezvous: Rendezvous | None = None,
+    note: str = "",
 ) -> Iterator[ProcessGroup]:
     """Starts a process group with one rank per device, and gives rank 0, which is this process.
 
@@ -96,32 +104,34 @@ def launch_ranks(
     if len(devices) == 1:
         yield ProcessGroup()
         return
-    port = 0 if nodes == 1 else SLURMEnvironment().main_port
+    port, nodes = (rendezvous.port, rendezvous.nodes) if rendezvous else (0, 1)
     store = TCPStore(LOOPBACK, port, len(devices), is_master=True, wait_for_workers=False, timeout=COLLECTIVE_TIMEOUT)
     name = uuid4().hex
     store.set("name", name)
     store.set("note", note)
-    meeting = _Meeting(address=LOOPBACK, port=store.port, name=name, is_local=nodes == 1)
+    meeting = _Meeting(address=LOOPBACK, port=store.port, name=name, rendezvous=rendezvous)
     with _run_node(devices, range(len(devices) // nodes), meeting, store, run_rank, arguments) as group:
         yield group
 
 
 def join_ranks(
-    devices: Sequence[str], run_rank: Callable[..., None], read_note: Callable[[str], Sequence[object]], nodes: int
+    devices: Sequence[str],
+    run_rank: Callable[..., None],
+    read_note: Callable[[str], Sequence[object]],
+    rendezvous: Rendezvous,
 ) -> bool:
-    """Runs the ranks of this node of a trial that the first node of the job trains, until it ends.
+    """Runs the ranks of this node of a trial that the first node trains, until it ends.
 
     Returns False if no trial has started within `JOIN_TIMEOUT`. read_note: returns the arguments of `run_rank`.
     """
-    here, size = SLURMEnvironment(), len(devices) // nodes
-    address = here.main_address
+    address, size = rendezvous.address, len(devices) // rendezvous.nodes
     try:
-        store = TCPStore(address, here.main_port, len(devices), is_master=False, timeout=JOIN_TIMEOUT)
+        store = TCPStore(address, rendezvous.port, len(devices), is_master=False, timeout=JOIN_TIMEOUT)
         name, note = (store.get(key).decode() for key in ("name", "note"))
     except dist.DistError:
         return False
-    first, arguments = here.node_rank() * size, read_note(note)
-    meeting = _Meeting(address=address, port=store.port, name=name, is_local=False)
+    first, arguments = rendezvous.node * size, read_note(note)
+    meeting = _Meeting(address=address, port=store.port, name=name, rendezvous=rendezvous)
     with _run_node(devices, range(first, first + size), meeting, store, run_rank, arguments) as group:
         run_rank(group, *arguments)
     return True
@@ -205,9 +215,7 @@ def _run_other_rank(
 
 
 def _init_process_group(group: ProcessGroup, device: str, meeting: _Meeting, store: Store) -> None:
-    if meeting.is_local:
-        interfaces = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interfaces[0])  # by default it resolves the host name, and may fail
+    _choose_interface(meeting.rendezvous)
     backend = "gloo"
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
@@ -216,6 +224,22 @@ def _init_process_group(group: ProcessGroup, device: str, meeting: _Meeting, sto
         backend, store=PrefixStore(meeting.name, store), rank=group.rank, world_size=group.world_size,
         timeout=COLLECTIVE_TIMEOUT,
     )  # fmt: skip
+
+
+def _choose_interface(rendezvous: Rendezvous | None) -> None:
+    """Sets the network interface of this process's collectives: that of the rendezvous, or loopback on one machine.
+
+    Without one in the rendezvous, gloo and NCCL read the user's variables, and gloo otherwise resolves the host's name.
+    """
+    known = [name for _, name in socket.if_nameindex()]
+    if rendezvous is None:  # the host's name may not resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", next(name for name in known if name.startswith("lo")))
+    elif rendezvous.interface is not None:
+        for name in rendezvous.interface.split(","):
+            if name not in known:
+                raise UserError(f"launch.interface={name}: {socket.gethostname()} has none of this name; "
+                                f"{allowed_names(name, known)}")  # fmt: skip
+        os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), rendezvous.interface)
 
 
 def _exit_with_parent() -> None:

@@ -129,7 +129,7 @@ def train(
 
     status, reason, tested = "done", None, {}
     note = json.dumps([trial.key, checkpoint.name if checkpoint else "", step])
-    with launch_ranks(job.devices, train_worker_rank, job, checkpoint, nodes=job.nodes, note=note) as group:
+    with launch_ranks(job.devices, train_worker_rank, job, checkpoint, rendezvous=job.rendezvous, note=note) as group:
         environment = {**describe_trial_environment(job), "data": data.fingerprint, "wandb": tracker.location}
         write_json(folder.environment, environment)
         tracker.start(trial.levels, build_run_config(description, environment, attempt))
@@ -189,7 +189,9 @@ def join_trial(jobs: Sequence[Job]) -> None:
             raise RuntimeError(f"{checkpoint}: this node still sees an older file")
         return job, checkpoint
 
-    join_ranks(jobs[0].devices, train_worker_rank, read_note, jobs[0].nodes)
+    rendezvous = jobs[0].rendezvous
+    assert rendezvous is not None
+    join_ranks(jobs[0].devices, train_worker_rank, read_note, rendezvous)
 
 
 def _fit_and_test(

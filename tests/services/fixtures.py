@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 
+NODE_MEMORY = 80_000_000  # bytes of the object store of a Ray node; the default is a share of the machine's memory
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -106,7 +107,8 @@ def _postgres_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two Ray nodes on this machine with two CPUs each, and a pretended GPU on the second; connect to its `address`.
 
-    A test that kills a node adds one first. The address is not 127.0.0.1, on which the nodes would not find each other.
+    A test that kills a node adds one first, by `add_second_node`. The address is not 127.0.0.1, on which the nodes
+    would not find each other.
     """
     _require(request, module="ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # sends nothing
@@ -114,15 +116,19 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     from ray.cluster_utils import Cluster
 
-    memory = 80_000_000  # bytes of the object store; the default is a share of the machine's memory
-    head = {"num_cpus": 2, "resources": {"first": 1}, "object_store_memory": memory, "include_dashboard": False}
+    head = {"num_cpus": 2, "resources": {"first": 1}, "object_store_memory": NODE_MEMORY, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        cluster.add_node(num_cpus=2, num_gpus=1, resources={"second": 1}, object_store_memory=memory)
+        add_second_node(cluster)
         cluster.wait_for_nodes(timeout=60)
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def add_second_node(cluster: Cluster) -> None:
+    """Adds a Ray node with a pretended GPU."""
+    cluster.add_node(num_cpus=2, num_gpus=1, resources={"second": 1}, object_store_memory=NODE_MEMORY)
 
 
 @pytest.fixture(scope="module")  # not session: its event loop would block others in this thread

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from study.config.errors import UserError
+from study.config.rendezvous import Rendezvous
 from study.config.schema import RunConfig
 from study.plan.job import Job
 from study.plan.loading import load_study
@@ -20,6 +23,8 @@ from study.plan.trials import plan_trials
 from study.record.contents import read_metrics
 from study.record.io import read_attempts, write_json
 from study.record.layout import TrialFolder
+from study.tasks import distributed
+from study.tasks.distributed import LOOPBACK, ProcessGroup, join_ranks, launch_ranks
 from study.training.trial import run_job
 from tests.training.trials import disturb, numbers, send_sigterm
 
@@ -179,6 +184,54 @@ def test_a_killed_rank_ends_the_attempt_and_all_processes(tmp_path: Path, rank: 
     assert folder.status() == ("stale", "attempt 1 was interrupted")
     assert folder.attempts() == (1, 0)
     assert len(read_attempts(folder.attempts_log)) == 1
+
+
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+LOOPBACK_INTERFACE = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+
+
+def write_interfaces(group: ProcessGroup, folder: Path) -> None:
+    (folder / str(group.rank)).write_text(" ".join(os.environ.get(name, "") for name in INTERFACES))
+    group.broadcast(0)
+
+
+def join_second_node(rendezvous: Rendezvous, folder: Path) -> None:
+    assert join_ranks(("cpu",) * 4, write_interfaces, lambda note: [folder], rendezvous)
+
+
+def test_all_ranks_of_all_nodes_use_the_interface_of_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of two ranks, each node a process of this machine."""
+    for name in INTERFACES:
+        monkeypatch.setenv(name, "unknown")
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+    rendezvous = Rendezvous(nodes=2, node=0, address=LOOPBACK, port=port, interface=LOOPBACK_INTERFACE)
+    second = multiprocessing.get_context("forkserver").Process(
+        target=join_second_node, args=(replace(rendezvous, node=1), tmp_path)
+    )
+    second.start()
+    with launch_ranks(("cpu",) * 4, write_interfaces, tmp_path, rendezvous=rendezvous) as group:
+        write_interfaces(group, tmp_path)
+    second.join(60)
+    assert second.exitcode == 0
+    used = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert used == dict.fromkeys("0123", f"{LOOPBACK_INTERFACE} {LOOPBACK_INTERFACE}")
+
+
+def test_without_the_setting_the_variables_are_those_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in INTERFACES:
+        monkeypatch.setenv(name, "ib0")
+    for rendezvous in (None, Rendezvous(nodes=2, node=0, address=LOOPBACK, port=1)):
+        distributed._choose_interface(rendezvous)
+        assert [os.environ[name] for name in INTERFACES] == ["ib0", "ib0"]
+
+
+def test_an_interface_that_a_machine_lacks_is_an_error() -> None:
+    rendezvous = Rendezvous(nodes=2, node=0, address=LOOPBACK, port=1, interface=f"{LOOPBACK_INTERFACE},ib7")
+    with pytest.raises(UserError, match=f"launch.interface=ib7: .* allowed: .*{LOOPBACK_INTERFACE}"):
+        distributed._choose_interface(rendezvous)
 
 
 def run_in_process(work: Job) -> int | None:

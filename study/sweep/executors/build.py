@@ -12,7 +12,7 @@ from study.config.errors import UserError
 from study.config.schema import StudyConfig
 from study.record.layout import StudyFolder
 from study.sweep.executors.base import Executor
-from study.sweep.executors.resources import find_devices
+from study.sweep.executors.resources import uses_gpus
 
 
 def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None = None) -> Executor:
@@ -24,8 +24,7 @@ def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None 
     launcher = study.launch.launcher
     if launcher != "local" and workers is not None:
         raise UserError("--workers: only for the local launcher; launch.jobs limits Slurm, the cluster limits Ray")
-    on_cpu = find_devices(study.run.device) == ["cpu"] if launcher == "local" else not study.launch.gpus
-    if on_cpu and "float16" in study.list_values("precision"):  # PyTorch would silently use bfloat16
+    if not uses_gpus(study) and "float16" in study.list_values("precision"):  # PyTorch would silently use bfloat16
         raise UserError("base.precision: 'float16': needs a CUDA device; allowed here: float32, bfloat16")
     executor: Executor = import_module(f"study.sweep.executors.{launcher}").build_executor(study, folder, workers)
     return executor

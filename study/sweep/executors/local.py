@@ -165,10 +165,9 @@ def _train(jobs: Sequence[Job], visible_gpus: str | None) -> None:
     """Runs in a process of the executor. Writes output to files; the terminal's signals are for the driver only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if visible_gpus is not None:  # the forkserver may have started before the variable was set
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
+    set_visible_gpus(visible_gpus)
     gc.freeze()  # objects from before the fork are never freed; each collection would scan them
-    threading.Thread(target=_stop_with_driver, daemon=True).start()
+    threading.Thread(target=stop_with_parent, daemon=True).start()
     from study.training.fused import run_fused_jobs  # imported already, by the forkserver
     from study.training.process_setup import redirect_output
     from study.training.trial import run_job
@@ -182,11 +181,17 @@ def _train(jobs: Sequence[Job], visible_gpus: str | None) -> None:
     run_job(job)
 
 
-def _stop_with_driver() -> None:
-    """Ends this process once the driver has died; else the next driver would find cores and trial locks taken."""
-    driver = multiprocessing.parent_process()
-    assert driver is not None
-    driver.join()
+def set_visible_gpus(visible: str | None) -> None:
+    """Sets $CUDA_VISIBLE_DEVICES to that of the parent; the forkserver may have started before the variable was set."""
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+def stop_with_parent() -> None:
+    """Ends this process once its parent has died; else the next driver would find cores and trial locks taken."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)  # stops after its step
     time.sleep(STOP_GRACE_SECONDS)
     os._exit(1)

@@ -1,4 +1,7 @@
-"""Runs trials on a Ray cluster, one task each. Ray restarts a task on another node if its node dies."""
+"""Runs trials on a Ray cluster, one task each, or one on each of several nodes that train a trial together.
+
+If a node dies, Ray restarts its tasks on other nodes; the executor restarts those of a trial on several nodes.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import os
 import socket
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from study.config.errors import UserError
+from study.config.rendezvous import Rendezvous
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
 from study.plan.job import Job, split_processes
 from study.record.layout import StudyFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
+from study.sweep.executors.follower_node import join_trials
 from study.sweep.executors.resources import check_job_resources
 from study.sweep.executors.worker import work
 from study.training.preemption import handle_signals
@@ -26,8 +32,21 @@ def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None)
     return RayExecutor(study.launch, study.run)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Placement:
+    """The tasks of a process of the local executor, one per node, the first node's first.
+
+    group: Ray's placement group of several nodes; None for one. restarts: how often they may still be restarted.
+    """
+
+    jobs: Sequence[Job]
+    tasks: Sequence[Any]
+    group: Any = None
+    restarts: int = 0
+
+
 class RayExecutor:
-    """One Ray task per trial, with `launch.cpus`, `launch.gpus` (also a fraction) and `launch.memory`."""
+    """One Ray task per trial and node, with `launch.cpus`, `launch.gpus` (also a fraction) and `launch.memory`."""
 
     outlives_driver = False
     free = 10**9  # Ray has a queue
@@ -36,30 +55,41 @@ class RayExecutor:
         check_job_resources(launch, run)
         self.ray = _connect(launch)
         self.launch = launch
-        self.places = _count_places(self.ray.cluster_resources(), launch)
+        self.places = _count_places([node["Resources"] for node in self.ray.nodes() if node["Alive"]], launch)
         resources = {"num_cpus": launch.cpus, "num_gpus": launch.gpus, "memory": _parse_bytes(launch.memory)}
         self.train = self.ray.remote(**resources, max_retries=launch.requeues)(_train)
-        self.running: dict[Any, list[str]] = {}  # keys of the trials of each task
+        self.running: list[_Placement] = []
 
     def reattach(self, keys: Collection[str]) -> set[str]:
         """Returns no trials: Ray ends the tasks of a driver that has ended."""
         return set()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues a task for each trial, or for those of a group."""
-        for own in split_processes(jobs):
-            keys = [job.trial.key for job in own]
-            self.running[self.train.options(name=keys[0]).remote(own, self.launch)] = keys
+        """Queues the tasks of each trial, or of those of a group."""
+        place = self._place_on_node if self.launch.nodes == 1 else self._place_on_nodes
+        self.running += [place(own) for own in split_processes(jobs)]
 
     def wait(self, seconds: float) -> dict[str, str]:
-        """Returns the trials whose task has ended."""
+        """Returns the trials whose task has ended: that on the first node, or by an error that on any."""
         if not self.running:
             time.sleep(seconds)
             return {}
-        ready, _ = self.ray.wait(list(self.running), num_returns=len(self.running), timeout=seconds)
-        return {
-            key: ending for task in ready for ending in [self._describe_end(task)] for key in self.running.pop(task)
-        }
+        tasks = [task for placement in self.running for task in placement.tasks]
+        ready = set(self.ray.wait(tasks, num_returns=len(tasks), timeout=seconds)[0])
+        ended: dict[str, str] = {}
+        for placement in list(self.running):
+            errors = [error for task in placement.tasks if task in ready and (error := self._find_error(task))]
+            if not errors and placement.tasks[0] not in ready:
+                continue
+            self.running.remove(placement)
+            self._release(placement)
+            is_lost = any(not isinstance(error, self.ray.exceptions.RayTaskError) for error in errors)
+            if is_lost and placement.restarts:
+                self.running.append(self._place_on_nodes(placement.jobs, placement.restarts - 1))
+            else:
+                ending = f"was lost by Ray: {type(errors[0]).__name__}" if errors else "has ended"
+                ended |= dict.fromkeys((job.trial.key for job in placement.jobs), ending)
+        return ended
 
     def count_waiting(self) -> dict[str, int]:
         """Returns nothing: Ray gives no reasons."""
@@ -71,26 +101,75 @@ class RayExecutor:
 
     def close(self) -> None:
         """Cancels the tasks and disconnects. A running trial writes a checkpoint and stops."""
-        for task in self.running:
-            self.ray.cancel(task, force=False)
+        for placement in self.running:
+            self.ray.cancel(placement.tasks[0], force=False)  # it stops the other ranks, too
         self.running.clear()
         self.ray.shutdown()
 
-    def _describe_end(self, task: Any) -> str:
+    def _place_on_node(self, jobs: Sequence[Job]) -> _Placement:
+        task = self.train.options(name=jobs[0].trial.key).remote(jobs, self.launch)
+        return _Placement(jobs=jobs, tasks=[task])
+
+    def _place_on_nodes(self, jobs: Sequence[Job], restarts: int | None = None) -> _Placement:
+        """Queues a task on each of `launch.nodes` nodes. They start together, when as many nodes have room."""
+        from ray.util import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        launch = self.launch
+        bundle = {"CPU": launch.cpus, "GPU": launch.gpus, "memory": _parse_bytes(launch.memory) or 0}
+        bundle = {name: amount for name, amount in bundle.items() if amount}
+        group = placement_group([bundle] * launch.nodes, strategy="STRICT_SPREAD")
+        places = [PlacementGroupSchedulingStrategy(group, index) for index in range(launch.nodes)]
+        find = self.ray.remote(num_cpus=0, scheduling_strategy=places[0])(_find_rendezvous)
+        first = find.remote(launch)
+        options = {"name": jobs[0].trial.key, "max_retries": 0}
+        tasks = [
+            self.train.options(**options, scheduling_strategy=place).remote(jobs, launch, first, node)
+            for node, place in enumerate(places)
+        ]
+        restarts = launch.requeues if restarts is None else restarts
+        return _Placement(jobs=jobs, tasks=tasks, group=group, restarts=restarts)
+
+    def _release(self, placement: _Placement) -> None:
+        """Frees the nodes of a trial. Ray kills what still runs there: the processes that join the first node's."""
+        if placement.group is not None:
+            from ray.util import remove_placement_group
+
+            remove_placement_group(placement.group)
+
+    def _find_error(self, task: Any) -> Exception | None:
         try:
             self.ray.get(task)
         except self.ray.exceptions.RayError as error:
-            return f"was lost by Ray: {type(error).__name__}"
-        return "has ended"
+            caught: Exception = error
+            return caught
+        return None
 
 
-def _train(jobs: Sequence[Job], launch: LaunchConfig) -> None:
-    """The task: trains a trial, or those of a group, in a process of their own, as the other executors do."""
+def _train(jobs: Sequence[Job], launch: LaunchConfig, first: Rendezvous | None = None, node: int = 0) -> None:
+    """The task: trains a trial, or those of a group, in a process of their own, as the other executors do.
+
+    first: the rendezvous as the first node sees it, if there are several. node: index of this one.
+    """
     import ray
 
-    node = ray.get_runtime_context().get_node_id()[:8]
+    place = f"ray node {ray.get_runtime_context().get_node_id()[:8]}"
     with handle_signals() as stop_request:
-        work(jobs, launch, stop_request, place=f"ray node {node}", grace=STOP_GRACE_SECONDS)
+        if first is not None and node:
+            rendezvous = replace(first, node=node)
+            join_trials(jobs, launch, stop_request, grace=STOP_GRACE_SECONDS, rendezvous=rendezvous)
+        else:
+            work(jobs, launch, stop_request, place=place, grace=STOP_GRACE_SECONDS, rendezvous=first)
+
+
+def _find_rendezvous(launch: LaunchConfig) -> Rendezvous:
+    """A task on the first node of a trial: its address, and a port that is free."""
+    import ray
+
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    address = ray.util.get_node_ip_address()
+    return Rendezvous(nodes=launch.nodes, node=0, address=address, port=port, interface=launch.interface)
 
 
 def _connect(launch: LaunchConfig) -> Any:
@@ -130,13 +209,21 @@ def _check_address(address: str) -> None:
         raise UserError(f"launch.address={address}: no Ray cluster answers there: {error}") from None
 
 
-def _count_places(resources: dict[str, float], launch: LaunchConfig) -> int:
-    """Returns how many tasks the cluster runs at once. Raises `UserError` if it is too small for one."""
+def _count_places(nodes: Sequence[dict[str, float]], launch: LaunchConfig) -> int:
+    """Returns how many trials the cluster trains at once. Raises `UserError` if it is too small for one.
+
+    nodes: the resources of each node.
+    """
     wanted = {"CPU": float(launch.cpus), "GPU": launch.gpus, "memory": _parse_bytes(launch.memory) or 0}
+    wanted = {name: amount for name, amount in wanted.items() if amount}
     for name, amount in wanted.items():
-        if amount > resources.get(name, 0):
-            raise UserError(f"launch: a trial needs {amount:g} {name}; the cluster has {resources.get(name, 0):g}")
-    return int(min(resources[name] // amount for name, amount in wanted.items() if amount))
+        largest = sorted((node.get(name, 0) for node in nodes), reverse=True)
+        if len(nodes) < launch.nodes or amount > largest[launch.nodes - 1]:
+            each = f" on each of {launch.nodes} nodes" if launch.nodes > 1 else ""
+            have = " and ".join(f"{number:g}" for number in largest[:8])
+            raise UserError(f"launch: a trial needs {amount:g} {name}{each}; the cluster's nodes have {have}")
+    tasks = [int(min(node.get(name, 0) // amount for name, amount in wanted.items())) for node in nodes]
+    return sum(tasks) // launch.nodes
 
 
 def _parse_bytes(memory: str | None) -> int | None:

@@ -31,7 +31,7 @@ def find_devices(wanted: str) -> list[str]:
 
 def uses_gpus(study: StudyConfig) -> bool:
     """Returns whether trials of the study run on GPUs: those of this machine, or of a cluster's jobs."""
-    if study.launch.launcher != "local":
+    if study.launch.launcher in ("slurm", "ray"):
         return study.launch.gpus > 0
     return find_devices(study.run.device) != ["cpu"]
 
@@ -64,8 +64,6 @@ def share_of_node(run: RunConfig, launch: LaunchConfig) -> RunConfig:
 
 def check_job_resources(launch: LaunchConfig, run: RunConfig) -> None:
     """Raises `UserError` if a cluster's job is too small for one trial."""
-    if launch.nodes > 1 and launch.launcher != "slurm":
-        raise UserError(f"launch.nodes={launch.nodes}: only for the launcher slurm")
     if run.devices_per_trial % launch.nodes:
         raise UserError(
             f"launch.nodes={launch.nodes}: must divide run.devices_per_trial={run.devices_per_trial}, the number of "

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from study.config.errors import UserError, allowed_names
+from study.config.rendezvous import Rendezvous
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
 from study.config.signals import STOP_SIGNALS
 from study.plan.job import Job, split_processes
@@ -198,11 +199,12 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
     """
     name, grace = _read_own_name(), GRACE_SHARE * launch.warning_seconds
     with handle_signals() as stop_request:  # replaces submitit's handlers, which ignore SIGTERM or pickle the job
-        if int(os.environ.get("SLURM_NODEID", "0")):
-            join_trials(jobs, launch, stop_request, grace=grace)
+        rendezvous = _find_rendezvous(launch) if launch.nodes > 1 else None
+        if rendezvous and rendezvous.node:
+            join_trials(jobs, launch, stop_request, grace=grace, rendezvous=rendezvous)
             return
         try:
-            work(jobs, launch, stop_request, place=f"slurm {name}", grace=grace)
+            work(jobs, launch, stop_request, place=f"slurm {name}", grace=grace, rendezvous=rendezvous)
         except Exception:
             if stop_request.signal is None:
                 raise
@@ -212,6 +214,17 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
         reason = stop_request.signal or f"locked by another process: {', '.join(locked)}"
         if left and (stop_request.signal or locked):
             _requeue(name, launch.requeues, reason)
+
+
+def _find_rendezvous(launch: LaunchConfig) -> Rendezvous:
+    """The first node of the job and a port that follows from its number, or $MASTER_ADDR and $MASTER_PORT."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    here = SLURMEnvironment()
+    return Rendezvous(
+        nodes=launch.nodes, node=here.node_rank(), address=here.main_address, port=here.main_port,
+        interface=launch.interface,
+    )  # fmt: skip
 
 
 def _requeue(name: str, limit: int, reason: str) -> None:

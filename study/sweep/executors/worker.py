@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from study.config.rendezvous import Rendezvous
 from study.config.schema import LaunchConfig
 from study.plan.job import Job, split_processes
 from study.plan.trials import PlannedTrial
@@ -27,8 +28,18 @@ from study.training.preemption import StopRequest
 ELSEWHERE_LIMIT_SECONDS = 120.0  # how long a job waits for a trial that another process trains
 
 
-def work(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *, place: str, grace: float) -> None:
+def work(
+    jobs: Sequence[Job],
+    launch: LaunchConfig,
+    stop_request: StopRequest,
+    *,
+    place: str,
+    grace: float,
+    rendezvous: Rendezvous | None = None,
+) -> None:
     """Trains the trials of `jobs`, as many at once as its cores or GPUs allow, each until it is done or abandoned.
+
+    With a `rendezvous` it trains them one at a time, together with `follower_node.join_trials` on the other nodes.
 
     After a `stop_request` every trial stops after its step, or is killed after `grace` seconds. The outcomes of the
     trials are in their records.
@@ -38,7 +49,7 @@ def work(jobs: Sequence[Job], launch: LaunchConfig, stop_request: StopRequest, *
     places = 1 if launch.nodes > 1 else min(count_places(run, devices, cores), len(split_processes(jobs)))
     executor = LocalExecutor(places, devices, share_threads(run, places, cores))
     retries = RetryPolicy(max_attempts=run.max_attempts, requeues=launch.requeues)
-    placed = {job.trial.key: replace(job, place=place, nodes=launch.nodes) for job in jobs}
+    placed = {job.trial.key: replace(job, place=place, rendezvous=rendezvous) for job in jobs}
     worker = _Worker(placed, stop_request)
     loop = AttemptLoop(executor, retries, worker, ELSEWHERE_LIMIT_SECONDS)
     _fill(loop.queue, jobs)

@@ -31,7 +31,6 @@ def test_workers_are_the_places_of_the_local_executor(tmp_path: Path) -> None:
     [
         (["launch.launcher=slurm"], 2, "--workers: only for the local launcher"),
         (["run.device=cpu", "precision=float16"], None, "base.precision: 'float16': needs a CUDA device"),
-        (["launch.launcher=ray", "launch.nodes=2"], None, "launch.nodes=2: only for the launcher slurm"),
         (["launch.launcher=ray", "precision=float16"], None, "base.precision: 'float16': needs a CUDA device"),
     ],
 )

@@ -1,0 +1,105 @@
+"""Commands that torchrun or srun starts several times: they train each trial together, or are refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from study.config.errors import UserError
+from study.config.schema import RunConfig
+from study.record.io import read_json
+from study.record.layout import StudyFolder
+from study.sweep.executors import env
+from tests.conftest import ROOT, Command
+
+SETTINGS = ("tracking.mode=disabled", "epochs=1", "norm=sn", "batch_size=[2, 4]", "chunks=2", "dropout=0.2",
+            "run.devices_per_trial=2")  # fmt: skip
+STUDY = ("--study", "depth_vs_batch", "--scale", "smoke", *(part for each in SETTINGS for part in ("--set", each)))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests themselves may run under srun."""
+    for variable in (*env.PROCESS_COUNTS, "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.slow
+def test_a_study_under_torchrun_has_the_numbers_of_one_process(
+    tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
+) -> None:
+    from tests.training.test_resume import all_numbers
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, ROOT / "run_study.py", *STUDY, "--launcher", "env", "--out", tmp_path / "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("2/2") == 1  # one driver
+    folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
+    assert [read_json(trial.state)["attempt"] for trial in folder.trials()] == [1, 1]
+    assert all_numbers(folder) == local_numbers(*SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("variable", "program"),
+    [("WORLD_SIZE", "torchrun"), ("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")],
+)
+def test_a_command_that_was_started_several_times_is_refused(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, program: str
+) -> None:
+    monkeypatch.setenv(variable, "4")
+    refused = command(*STUDY, "--out", str(tmp_path / "runs"))
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err
+    assert f"{variable}=4: {program} has started this command 4 times; start it once" in refused.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_command_that_was_started_once_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # in a batch script, which runs once
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    env.check_started_once()
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "complaint"),
+    [
+        ({}, (), "this command was started once"),
+        ({"WORLD_SIZE": "2"}, (), "needs the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"),
+        ({"WORLD_SIZE": "2"}, ("--detach",), "--detach: not with --launcher env"),
+    ],
+)
+def test_what_the_launcher_lacks_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], flags: tuple[str],
+    complaint: str,
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refused = command(*STUDY, *flags, "--launcher", "env", "--out", str(tmp_path / "runs"))
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err
+    assert complaint in refused.err
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "share"),
+    [
+        (4, 0, ("cuda:0", "cuda:1")),
+        (4, 1, ("cuda:2", "cuda:3")),
+        (2, 1, ("cuda:0", "cuda:1")),  # srun lets each process see its own
+    ],
+)
+def test_processes_of_a_machine_share_its_gpus(
+    monkeypatch: pytest.MonkeyPatch, visible: int, local_rank: int, share: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(env, "find_devices", lambda wanted: [f"cuda:{index}" for index in range(visible)])
+    here: Any = SimpleNamespace(world_size=lambda: 4, local_rank=lambda: local_rank)
+    assert env._find_share(RunConfig(devices_per_trial=8), here)[0] == share
+    with pytest.raises(UserError, match=r"run\.devices_per_trial=6: must be a multiple of 4"):
+        env._find_share(RunConfig(devices_per_trial=6), here)
+    with pytest.raises(UserError, match=f"run.devices_per_trial=32: allowed: up to {4 * visible}"):
+        env._find_share(RunConfig(devices_per_trial=32), here)
