@@ -68,7 +68,7 @@ def run_study(options: argparse.Namespace) -> int:
     elif options.detach:
         raise UserError("--detach: not with --launcher env; whatever starts the processes also waits for them")
     elif env.find_environment().global_rank():
-        return env.follow_driver(study)
+        return env.follow_driver(study, folder)
     check_folder(study, folder, options.space)
     data = _check_runnable(study)
     if data and folder.config.exists():

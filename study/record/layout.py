@@ -247,6 +247,11 @@ class StudyFolder:
         """Scripts and output of the cluster jobs."""
         return self.path / "jobs"
 
+    @property
+    def env_key(self) -> Path:
+        """What the driver of the launcher env signs its messages with; only the folder's owner can read it."""
+        return self.jobs / "env.key"
+
     def lock(self) -> OwnedLock:
         """The lock that the study's only driver holds."""
         return OwnedLock(self.path / ".lock")

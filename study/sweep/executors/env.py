@@ -2,13 +2,16 @@
 
 All of them run the same command. The one of rank 0 is the driver. It trains one trial at a time, and the others train
 with it: each trains an equal share of `run.devices_per_trial`. They learn of trials from a store of the driver, and of
-its port at `env://`; the ranks of a trial meet at a port of their own.
+its port at `env://`; the ranks of a trial meet at a port of their own. Anyone on the network can write to a store, so
+what the driver sends is signed with a key that only the study's owner can read, in the study's folder.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import pickle
+import secrets
 import socket
 import sys
 import time
@@ -39,6 +42,8 @@ PROCESS_COUNTS = {"WORLD_SIZE": "torchrun", "SLURM_STEP_NUM_TASKS": "srun", "OMP
 CONNECT_SECONDS = 1800.0  # for all processes to start: that of rank 0 may have to check its data first
 TRY_SECONDS = 5.0  # to open the store of rank 0
 END = b""  # in place of a job: the study has ended
+DIGEST = "sha256"
+DIGEST_BYTES = 32
 
 
 def count_processes() -> tuple[int, str]:
@@ -62,19 +67,20 @@ def check_started_once() -> None:
 
 def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None) -> EnvExecutor:
     """Builds the executor of the process of rank 0."""
-    return EnvExecutor(study)
+    return EnvExecutor(study, folder)
 
 
 class EnvExecutor(LocalExecutor):
     """Trains one trial at a time, in this process's share of its ranks and in the other processes."""
 
-    def __init__(self, study: StudyConfig) -> None:
+    def __init__(self, study: StudyConfig, folder: StudyFolder) -> None:
         here = find_environment()
         self.rendezvous = Rendezvous(
             nodes=here.world_size(), node=0, address=here.main_address, port=0, interface=study.launch.interface
         )
         devices, threads = _find_share(study.run, here)
         super().__init__(1, sorted(set(devices)), threads)
+        self.key = _write_key(folder)
         self.store, self.submitted = _open_store(here), 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -92,21 +98,24 @@ class EnvExecutor(LocalExecutor):
         self._tell(END)
 
     def _tell(self, message: bytes) -> None:
-        self.store.set(str(self.submitted), message)  # type: ignore[arg-type]  # takes bytes, too
+        self.store.set(str(self.submitted), _sign(self.key, message))  # type: ignore[arg-type]  # takes bytes, too
         self.submitted += 1
 
 
-def follow_driver(study: StudyConfig) -> int:
-    """Trains this process's share of every trial until the driver ends; returns the exit code."""
+def follow_driver(study: StudyConfig, folder: StudyFolder) -> int:
+    """Trains this process's share of every trial until the driver ends; returns the exit code.
+
+    Raises `UserError` for a message that the driver of this folder has not signed.
+    """
     import torch.distributed as dist
 
     here = find_environment()
     devices, threads = _find_share(study.run, here)
     with handle_signals() as stop_request:
         try:
-            messages = _Messages(_open_store(here), stop_request)
+            messages = _Messages(_open_store(here), folder, stop_request)
             while message := messages.receive():
-                job: Job = pickle.loads(message)  # noqa: S301  # of this command's own process of rank 0
+                job: Job = pickle.loads(message)  # noqa: S301  # signed by the driver
                 assert job.rendezvous is not None
                 job = replace(job, rendezvous=replace(job.rendezvous, node=here.global_rank()))
                 _join(job.assign(devices * job.nodes, threads), messages, stop_request)
@@ -119,8 +128,8 @@ def follow_driver(study: StudyConfig) -> int:
 class _Messages:
     """The jobs that the driver has sent, in their order."""
 
-    def __init__(self, store: TCPStore, stop_request: StopRequest) -> None:
-        self.store, self.stop_request, self.number = store, stop_request, 0
+    def __init__(self, store: TCPStore, folder: StudyFolder, stop_request: StopRequest) -> None:
+        self.store, self.folder, self.stop_request, self.number = store, folder, stop_request, 0
 
     def has_next(self) -> bool:
         """Whether `receive` returns at once."""
@@ -133,7 +142,36 @@ class _Messages:
         if self.stop_request.signal:
             return END
         self.number += 1
-        return self.store.get(str(self.number - 1))
+        return _check_signature(self.folder, self.store.get(str(self.number - 1)))
+
+
+def _write_key(folder: StudyFolder) -> bytes:
+    """Writes a new key into the study's folder, which all processes share; only its owner can read it."""
+    key = secrets.token_bytes(DIGEST_BYTES)
+    folder.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.env_key.unlink(missing_ok=True)
+    with open(folder.env_key, "xb", opener=lambda name, flags: os.open(name, flags, mode=0o600)) as file:
+        file.write(key)
+    return key
+
+
+def _sign(key: bytes, message: bytes) -> bytes:
+    return hmac.digest(key, message, DIGEST) + message
+
+
+def _check_signature(folder: StudyFolder, signed: bytes) -> bytes:
+    """Returns the message without its signature."""
+    try:
+        key = folder.env_key.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"--launcher env: {folder.env_key}: {error.strerror}; all processes need the same folder"
+        ) from None
+    message = signed[DIGEST_BYTES:]
+    if not hmac.compare_digest(signed, _sign(key, message)):
+        raise UserError("--launcher env: a message that the driver of this folder has not signed; all processes need "
+                        "the same folder")  # fmt: skip
+    return message
 
 
 def _join(job: Job, messages: _Messages, stop_request: StopRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,3 +104,21 @@ def test_processes_of_a_machine_share_its_gpus(
         env._find_share(RunConfig(devices_per_trial=6), here)
     with pytest.raises(UserError, match=f"run.devices_per_trial=32: allowed: up to {4 * visible}"):
         env._find_share(RunConfig(devices_per_trial=32), here)
+
+
+def test_only_messages_that_the_driver_signed_are_read(tmp_path: Path) -> None:
+    """They are pickles, and anyone on the network can write to a store."""
+    folder = StudyFolder(tmp_path / "study")
+    key = env._write_key(folder)
+    assert stat.S_IMODE(folder.env_key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.jobs.stat().st_mode) == 0o700
+    assert env._check_signature(folder, env._sign(key, b"a job")) == b"a job"
+    assert env._check_signature(folder, env._sign(key, env.END)) == env.END
+    for forged in (b"", b"a job", bytes(32) + b"a job", env._sign(key, b"a job") + b"!", env._sign(b"other", b"a job")):
+        with pytest.raises(UserError, match="has not signed"):
+            env._check_signature(folder, forged)
+    env._write_key(folder)
+    with pytest.raises(UserError, match="has not signed"):  # of a driver that has ended
+        env._check_signature(folder, env._sign(key, b"a job"))
+    with pytest.raises(UserError, match="all processes need the same folder"):
+        env._check_signature(StudyFolder(tmp_path / "another"), env._sign(key, b"a job"))

@@ -1,0 +1,33 @@
+"""The packed records of docs/results give the answers and the tables of results.md, byte for byte."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+
+from study.analysis.report.report import write_report
+from study.record.layout import StudyFolder
+from tests.conftest import ROOT
+
+PAGE, PACKED = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+STUDIES = [archive.name.removesuffix(".tar.xz") for archive in sorted(PACKED.glob("*.tar.xz"))]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_records_give_the_same_answers(study: str, tmp_path: Path) -> None:
+    shutil.unpack_archive(PACKED / f"{study}.tar.xz", tmp_path)
+    folder = StudyFolder(tmp_path / study)
+    write_report(folder)
+    assert (folder.report / "answers.json").read_bytes() == (PACKED / f"{study}.json").read_bytes()
+
+
+def test_tables_are_up_to_date(tmp_path: Path) -> None:
+    page = shutil.copy(PAGE, tmp_path)
+    runpy.run_path(str(ROOT / "docs" / "results.py"))["write_tables"](page)
+    assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8").count("not run yet") == 4 - len(
+        {"distinct", "depth_vs_batch", "impacts", "tasks"} & {*STUDIES}
+    )
