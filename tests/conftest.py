@@ -72,8 +72,10 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 def run_study(tmp_path: Path) -> Run:
     """Runs the command line in a process of its own, with results under `tmp_path/runs`."""
 
-    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "run_study.py"), *arguments, "--out", str(tmp_path / "runs")]
+    def run(
+        *arguments: str, timeout: float = 300, out: str = str(tmp_path / "runs")
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "run_study.py"), *arguments, "--out", out]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=tmp_path)
 
     return run

@@ -176,7 +176,8 @@ class StudyObserver:
         for key, trial in self.trials.items():
             if trial.state in (*FINISHED, "failed", "stale"):
                 state, reason = read_checked_state(self.record(key), recorded, self.plan.get(key))
-                self.trials[key] = replace(trial, state=state, reason=reason)
+                if trial.state != "stale" or state not in ("stale", "planned"):  # no record says how its job ended
+                    self.trials[key] = replace(trial, state=state, reason=reason)
 
     def add_finished(self, key: str, status: str, seconds: float) -> None:
         """Counts a trial that has finished now."""

@@ -22,6 +22,7 @@ from study.analysis.trial_files import find_damage
 from study.config.choice_space import NORMALIZATION, ChoiceSpace
 from study.config.errors import NO_SPACE, UserError
 from study.config.schema import StudyConfig
+from study.config.wording import format_plural
 from study.plan.fused_groups import plan_groups
 from study.plan.job import Job
 from study.plan.trials import PlannedTrial
@@ -192,16 +193,17 @@ class Driver(AttemptHandler):
         return self.groups.get(trial.key, ())
 
     def build_job(self, trial: PlannedTrial) -> Job:
+        folder = StudyFolder(self.folder.path.absolute())  # processes of a cluster may run in another folder
         return Job(
             trial=replace(trial, space=self.space),
-            folder=self.record_of(trial).path,
+            folder=folder.trial(trial.trial_id, trial.replicate).path,
             study=self.study.name,
             run=self.study.run,
             wandb_mode=self._wandb.mode,
             wandb_runs=name_runs(self.study, self.study_id, self._wandb.project_url),
             environment=self.environment,
             command=self.command_for(trial),
-            start=trial.source.locate(trial.replicate, self.folder) if trial.source else None,
+            start=trial.source.locate(trial.replicate, folder) if trial.source else None,
             data=self.data,
             build_network=self.build_network,
             group=tuple(self.group_of(trial)),
@@ -295,8 +297,8 @@ class Driver(AttemptHandler):
     def _print_start(self) -> None:
         ctrl_c = "leaves submitted jobs in the queue" if self.executor.outlives_driver else "stops the study"
         self.console.print(
-            f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, up to {self.executor.places} "
-            f"trials at once. Ctrl-C {ctrl_c}; run the same command to resume."
+            f"{self.study.title}\n{self.folder.path}: {self.study.scale} scale, up to "
+            f"{format_plural(self.executor.places, 'trial')} at once. Ctrl-C {ctrl_c}; run the same command to resume."
         )
 
     @cached_property

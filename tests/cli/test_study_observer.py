@@ -12,7 +12,7 @@ import pytest
 from study.bench.synthetic_records import Truth, write_study, write_trial
 from study.cli.study_observer import StudyObserver, describe_running, read_last_epoch
 from study.config.schema import StudyConfig
-from study.plan.loading import load_study
+from study.plan.loading import load_study, read_study_file
 from study.plan.trials import plan_trials
 from study.record.io import read_json, write_json
 from study.record.layout import StudyFolder, TrialFolder
@@ -81,7 +81,8 @@ def test_a_trial_whose_job_ended_without_a_result_is_stale_and_says_why(
     }
     monkeypatch.setattr("study.cli.study_observer.read_queue", lambda folder: jobs)
     observer.read_records()
-    assert {(problem.state, problem.reason) for problem in observer.take_snapshot().problems} == {
+    observer.check_contents(read_study_file(folder.config))  # as `status` does
+    assert {(trial.state, trial.reason) for trial in observer.trials.values() if trial.state == "stale"} == {
         ("stale", f"ended with Slurm job 12_3 (FAILED, {folder.jobs}/12_3_*.out)"),
         ("stale", f"ended with Slurm job 12_4 (CANCELLED, {folder.jobs}/12_4_*.out); SIGTERM after step 7"),
     }

@@ -5,7 +5,9 @@ If a node dies, Ray restarts its tasks on other nodes; the executor restarts tho
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Collection, Sequence
@@ -107,7 +109,7 @@ class RayExecutor:
         self.ray.shutdown()
 
     def _place_on_node(self, jobs: Sequence[Job]) -> _Placement:
-        task = self.train.options(name=jobs[0].trial.key).remote(jobs, self.launch)
+        task = self.train.options(name=jobs[0].trial.key).remote(jobs, self.launch, os.getcwd())
         return _Placement(jobs=jobs, tasks=[task])
 
     def _place_on_nodes(self, jobs: Sequence[Job], restarts: int | None = None) -> _Placement:
@@ -124,7 +126,7 @@ class RayExecutor:
         first = find.remote(launch)
         options = {"name": jobs[0].trial.key, "max_retries": 0}
         tasks = [
-            self.train.options(**options, scheduling_strategy=place).remote(jobs, launch, first, node)
+            self.train.options(**options, scheduling_strategy=place).remote(jobs, launch, os.getcwd(), first, node)
             for node, place in enumerate(places)
         ]
         restarts = launch.requeues if restarts is None else restarts
@@ -146,13 +148,18 @@ class RayExecutor:
         return None
 
 
-def _train(jobs: Sequence[Job], launch: LaunchConfig, first: Rendezvous | None = None, node: int = 0) -> None:
+def _train(
+    jobs: Sequence[Job], launch: LaunchConfig, folder: str, first: Rendezvous | None = None, node: int = 0
+) -> None:
     """The task: trains a trial, or those of a group, in a process of their own, as the other executors do.
 
+    folder: working directory of the driver, which relative paths of data sets start from; Ray's is that of `ray start`.
     first: the rendezvous as the first node sees it, if there are several. node: index of this one.
     """
     import ray
 
+    with contextlib.suppress(OSError):  # a node may lack it where all paths are absolute
+        os.chdir(folder)
     place = f"ray node {ray.get_runtime_context().get_node_id()[:8]}"
     with handle_signals() as stop_request:
         if first is not None and node:
@@ -183,11 +190,13 @@ def _connect(launch: LaunchConfig) -> Any:
     address = launch.address or os.environ.get("RAY_ADDRESS") or "auto"
     if address != "auto":
         _check_address(address)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         hint = "start one with `ray start --head`, or name one with --set launch.address=HOST:PORT"
         raise UserError(f"--launcher ray: no cluster at {address}: {str(error).splitlines()[0]}; {hint}") from None
+    signal.signal(signal.SIGTERM, on_terminate)  # Ray's handler prints a stack trace and lets no trial stop in order
     # Without it, the death of a node prints the state of its raylet, twice. Ray has no setting for this.
     ray._private.worker.print_to_stdstream = _print_first_line
     return ray

@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,6 +46,7 @@ _BLOCK_SIGNALS = (  # starts Python with these signals blocked: they are pending
 )
 ENDED_STATES = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
                 "REVOKED", "TIMEOUT")  # fmt: skip
+KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS")  # which Slurm to use, also from within a job
 GRACE_SHARE = 0.8  # share of `launch.warning_seconds` in which trials may stop by themselves
 
 
@@ -64,7 +66,7 @@ class QueuedJob(NamedTuple):
         """Its state, the reason for it, and what to do about it."""
         reason = "" if self.reason in ("None", "") else f" ({self.reason})"
         held = re.search("held|hold", self.reason, re.IGNORECASE) and self.state == "PENDING"
-        return f"{self.state}{reason}" + ("; to let it run: `scontrol release`" if held else "")
+        return f"{self.state}{reason}" + ("; to let it run: `scontrol release JOB`" if held else "")
 
 
 def build_executor(study: StudyConfig, folder: StudyFolder, workers: int | None) -> SlurmExecutor:
@@ -217,10 +219,18 @@ def _run_batch(jobs: Sequence[Job], launch: LaunchConfig) -> None:
 
 
 def _find_rendezvous(launch: LaunchConfig) -> Rendezvous:
-    """The first node of the job and a port that follows from its number, or $MASTER_ADDR and $MASTER_PORT."""
+    """The first node of the job and a port that follows from its number, or $MASTER_ADDR and $MASTER_PORT.
+
+    Raises `RuntimeError` for a name that has no address here; torch would look for it for half an hour.
+    """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     here = SLURMEnvironment()
+    try:
+        socket.getaddrinfo(here.main_address, here.main_port)
+    except OSError as error:
+        hint = "--set 'launch.setup=[\"export MASTER_ADDR=...\"]'"
+        raise RuntimeError(f"launch.nodes: no address of {here.main_address}: {error}; give one: {hint}") from None
     return Rendezvous(
         nodes=launch.nodes, node=here.node_rank(), address=here.main_address, port=here.main_port,
         interface=launch.interface,
@@ -239,7 +249,7 @@ def _requeue(name: str, limit: int, reason: str) -> None:
         print(f"{name}: requeued, {restarts + 1} of {limit} times: {reason}", flush=True)
         _call("scontrol", "requeue", name)
     else:
-        print(f"{name}: not requeued: {state}, {restarts} of {limit} times: {reason}", flush=True)
+        print(f"{name}: not requeued by itself: {state}, {restarts} of {limit} times: {reason}", flush=True)
 
 
 def _read_own_name() -> str:
@@ -362,12 +372,27 @@ def _submit(batches: Sequence[Sequence[Job]], folder: StudyFolder, launch: Launc
         additional_parameters={"requeue": True, **({"mem": launch.memory} if launch.memory else {}), **launch.sbatch},
     )
     try:
-        with redirect_stderr(io.StringIO()):  # submitit repeats sbatch's message there
+        with redirect_stderr(io.StringIO()), _without_job_variables():  # submitit repeats sbatch's message there
             jobs = executor.map_array(_run_batch, batches, [launch] * len(batches))
     except submitit.core.utils.FailedJobError as error:
         reason = next((line for line in str(error).splitlines() if "error" in line.lower()), str(error).splitlines()[0])
         raise UserError(f"launch: Slurm refuses the jobs: {reason.strip()}") from None
     return [job.job_id for job in jobs]
+
+
+@contextmanager
+def _without_job_variables() -> Iterator[None]:
+    """Hides the variables of the Slurm job that this driver runs in, if any.
+
+    sbatch would pass them on: srun would refuse SLURM_MEM_PER_NODE beside the SLURM_MEM_PER_CPU of the new job, and the
+    new job would count the requeues of the driver's job as its own.
+    """
+    names = [name for name in os.environ if name.startswith(("SLURM", "SRUN_")) and name not in KEPT_VARIABLES]
+    hidden = {name: os.environ.pop(name) for name in names} if "SLURM_JOB_ID" in os.environ else {}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _read_array_limit() -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,7 +40,7 @@ def test_a_study_on_two_nodes_has_the_numbers_of_a_local_one(
 ) -> None:
     from tests.training.test_resume import all_numbers
 
-    done = run_study(*on_ray(ray_cluster.address, "launch.cpus=2"))  # a node has two
+    done = run_study(*on_ray(ray_cluster.address, "launch.cpus=2"), out="runs")  # a node has two
     assert done.returncode == 0, done.stdout + done.stderr
     assert "up to 2 trials at once" in done.stdout
     folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
@@ -87,6 +89,17 @@ def test_places_are_the_trials_that_the_cluster_trains_at_once() -> None:
     ):
         with pytest.raises(UserError, match=complaint):
             executor_module._count_places(cluster, launch)
+
+
+def test_ray_does_not_replace_the_drivers_signal_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(
+        init=lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        _private=SimpleNamespace(worker=SimpleNamespace()),
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    before = signal.getsignal(signal.SIGTERM)
+    executor_module._connect(LaunchConfig())
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_ray_reports_of_a_dead_node_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,10 +52,13 @@ def call(*command: str) -> str:
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_detached_study_is_collected_later_and_has_the_numbers_of_a_local_one(
-    slurm: Path, run_study: Run, command: Command, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]]
-) -> None:
+    slurm: Path, run_study: Run, command: Command, tmp_path: Path, local_numbers: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     from tests.training.test_resume import all_numbers
 
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_CPU": "100"}.items():  # as in a job of the driver's own,
+        monkeypatch.setenv(name, value)  # with which srun refuses `launch.memory` in the jobs that it submits
     queued = run_study(*on_slurm("epochs=1", "launch.trials_per_job=2"), "--detach")
     assert queued.returncode == 0, queued.stderr
     assert "2 trials are queued" in queued.stdout
@@ -269,8 +272,8 @@ def test_cancelled_and_held_jobs_are_told_apart_from_those_that_ended(fake: Fake
         keys[5]: f"ended with Slurm job 2_2 (OUT_OF_MEMORY, {tmp_path}/jobs/2_2_*.out)",
     }
     assert executor.count_waiting() == {
-        "PENDING (launch failed requeued held); to let it run: `scontrol release`": 1,
-        "PENDING (JobHeldUser); to let it run: `scontrol release`": 1,
+        "PENDING (launch failed requeued held); to let it run: `scontrol release JOB`": 1,
+        "PENDING (JobHeldUser); to let it run: `scontrol release JOB`": 1,
         "PENDING (Priority)": 1,
     }
     later = SlurmExecutor(folder, LaunchConfig(), RunConfig())
@@ -339,6 +342,13 @@ def test_an_interrupted_job_requeues_itself_up_to_a_limit(
     with TrialFolder(job.folder).lock() if work == "locked" else nullcontext():
         executor_module._run_batch([job], LaunchConfig(requeues=2))
     assert (("scontrol", "requeue", "7_3") in calls) == requeued
+
+
+def test_a_first_node_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_NODEID": "1", "SLURM_JOB_ID": "7", "MASTER_ADDR": "n1.invalid"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match=r"launch.nodes: no address of n1.invalid: .*MASTER_ADDR="):
+        executor_module._find_rendezvous(LaunchConfig(nodes=2))
 
 
 def test_a_signal_that_arrives_while_a_job_starts_is_handled_later() -> None:
