@@ -14,11 +14,13 @@ import pickle
 import secrets
 import socket
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from study.config.errors import DONE, INTERRUPTED, SOME_FAILED, UserError
 from study.config.rendezvous import Rendezvous
@@ -40,8 +42,13 @@ PROCESS_COUNTS = {"WORLD_SIZE": "torchrun", "SLURM_STEP_NUM_TASKS": "srun", "OMP
                   "PMI_SIZE": "mpiexec"}  # fmt: skip
 """Variables with the number of processes that a program has started together."""
 CONNECT_SECONDS = 1800.0  # for all processes to start: that of rank 0 may have to check its data first
-TRY_SECONDS = 5.0  # to open the store of rank 0
+QUIET_SECONDS = 30.0  # without a line about what a process waits for
+TRY_SECONDS = 5.0  # to reach a store
+ANSWER_SECONDS = 60.0  # for a store to answer
+BEAT_SECONDS = 5.0  # between the signs of life of a process
+MISSED_POLLS = 240  # of the driver, without a sign of life of a process: two minutes. Not a time: all may be suspended
 END = b""  # in place of a job: the study has ended
+Found = TypeVar("Found")
 DIGEST = "sha256"
 DIGEST_BYTES = 32
 
@@ -80,17 +87,30 @@ class EnvExecutor(LocalExecutor):
         )
         devices, threads = _find_share(study.run, here)
         super().__init__(1, sorted(set(devices)), threads)
-        self.key = _write_key(folder)
+        self.folder, self.key = folder, b""
         self.store, self.submitted = _open_store(here), 0
+        self.beats = dict.fromkeys(range(1, here.world_size()), (0, 0))  # by rank: their number, polls since the last
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Starts the process of a trial, here and in the other processes."""
         (job,) = jobs
+        self.key = self.key or _write_key(self.folder)  # now that the driver has the folder for itself
         with socket.create_server(("", 0)) as server:
             port = server.getsockname()[1]
         job = replace(job, rendezvous=replace(self.rendezvous, port=port))
-        self._tell(pickle.dumps(job))
+        self._tell(_sign(self.key, pickle.dumps(job)))
         super().submit([job])
+
+    def wait(self, seconds: float) -> dict[str, str]:
+        """Waits as on one machine. Raises `UserError` if another process has ended."""
+        for rank, (number, missed) in self.beats.items():
+            latest = self.store.add(f"beats of {rank}", 0)
+            self.beats[rank] = latest, 0 if latest > number else missed + 1
+            if missed >= MISSED_POLLS:
+                raise UserError(
+                    f"--launcher env: process {rank} has ended or does not answer. Run the same command to resume."
+                )
+        return super().wait(seconds)
 
     def close(self, grace: float = STOP_GRACE_SECONDS) -> None:
         """Stops the trial after its step, and ends the other processes."""
@@ -98,7 +118,7 @@ class EnvExecutor(LocalExecutor):
         self._tell(END)
 
     def _tell(self, message: bytes) -> None:
-        self.store.set(str(self.submitted), _sign(self.key, message))  # type: ignore[arg-type]  # takes bytes, too
+        self.store.set(str(self.submitted), message)  # type: ignore[arg-type]  # takes bytes, too
         self.submitted += 1
 
 
@@ -110,18 +130,21 @@ def follow_driver(study: StudyConfig, folder: StudyFolder) -> int:
     import torch.distributed as dist
 
     here = find_environment()
-    devices, threads = _find_share(study.run, here)
-    with handle_signals() as stop_request:
-        try:
-            messages = _Messages(_open_store(here), folder, stop_request)
+    _find_share(study.run, here)  # rank 0 would refuse it, too
+    try:
+        store = _open_store(here)
+        threading.Thread(target=_beat, args=(store, here.global_rank()), daemon=True).start()
+        with handle_signals() as stop_request:
+            messages = _Messages(store, folder, stop_request)
             while message := messages.receive():
                 job: Job = pickle.loads(message)  # noqa: S301  # signed by the driver
                 assert job.rendezvous is not None
                 job = replace(job, rendezvous=replace(job.rendezvous, node=here.global_rank()))
+                devices, threads = _find_share(job.run, here)  # of rank 0's settings
                 _join(job.assign(devices * job.nodes, threads), messages, stop_request)
-        except dist.DistError:
-            print(f"process {here.global_rank()}: the process of rank 0 has ended or does not answer", file=sys.stderr)
-            return SOME_FAILED
+    except dist.DistError:
+        print(f"process {here.global_rank()}: the process of rank 0 has ended or does not answer", file=sys.stderr)
+        return SOME_FAILED
     return INTERRUPTED if stop_request.signal else DONE
 
 
@@ -142,7 +165,8 @@ class _Messages:
         if self.stop_request.signal:
             return END
         self.number += 1
-        return _check_signature(self.folder, self.store.get(str(self.number - 1)))
+        message = self.store.get(str(self.number - 1))
+        return message and _check_signature(self.folder, message)  # not `END`: a driver without a trial has no key
 
 
 def _write_key(folder: StudyFolder) -> bytes:
@@ -213,29 +237,63 @@ def _open_store(here: ClusterEnvironment) -> TCPStore:
     Raises `UserError` if a process does not come.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
-    from torch.distributed.rendezvous import rendezvous
 
-    os.environ |= {"MASTER_ADDR": here.main_address, "MASTER_PORT": str(here.main_port)}
-    rank, size, deadline = here.global_rank(), here.world_size(), time.monotonic() + CONNECT_SECONDS
-    ports = next(rendezvous("env://", rank=rank, world_size=size, timeout=timedelta(seconds=CONNECT_SECONDS)))[0]
-    if not rank:
-        store = TCPStore(here.main_address, 0, is_master=True, wait_for_workers=False)
-        ports.set("port", str(store.port))
-    while rank:
+    address, port, size = here.main_address, here.main_port, here.world_size()
+    is_driver, is_torchrun = not here.global_rank(), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if is_driver and not is_torchrun:
         try:
-            port = int(ports.get("port"))
-            store = TCPStore(here.main_address, port, is_master=False, timeout=timedelta(seconds=TRY_SECONDS))
-            break
-        except DistError:  # the port of a driver that has ended
-            if time.monotonic() > deadline:
-                raise
-    count = store.add("processes", 1)
-    while count < size:
-        if time.monotonic() > deadline:
-            raise UserError(f"--launcher env: {count} of {size} processes have started within {CONNECT_SECONDS:.0f} s")
-        time.sleep(POLL_SECONDS)
-        count = store.add("processes", 0)
+            ports = TCPStore(address, port, is_master=True, wait_for_workers=False)
+        except DistError:
+            raise UserError(f"--launcher env: cannot listen on port {port} of {address}; another program may use it: "
+                            "set another MASTER_PORT") from None  # fmt: skip
+    else:
+        ports = _wait_for(lambda: _connect(address, port), f"{address}, port {port}, does not answer")
+    if is_driver:
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        ports.set("port", str(store.port))
+    else:  # the port may still be that of a driver that has ended
+        store = _wait_for(
+            lambda: _connect(address, int(ports.get("port"))) if ports.check(["port"]) else None,
+            f"the process of rank 0 on {address} does not answer",
+        )
+    store.add("processes", 1)
+    _wait_for(lambda: store.add("processes", 0) >= size or None, f"not all of the {size} processes have started")
     return store
+
+
+def _wait_for(find: Callable[[], Found | None], problem: str) -> Found:
+    """Calls a function until it returns a value, and returns that. Waits in Python: torch would handle no signals."""
+    started, is_told = time.monotonic(), False
+    while (found := find()) is None:
+        waited = time.monotonic() - started
+        if waited > CONNECT_SECONDS:
+            raise UserError(f"--launcher env: {problem} after {CONNECT_SECONDS:.0f} s")
+        if waited > QUIET_SECONDS and not is_told:
+            is_told = True
+            print(f"--launcher env: {problem} yet; waiting for at most {CONNECT_SECONDS / 60:.0f} min", file=sys.stderr)
+        time.sleep(POLL_SECONDS)
+    return found
+
+
+def _connect(address: str, port: int) -> TCPStore | None:
+    """Opens the store of another process; None if nothing answers there."""
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+    try:
+        socket.create_connection((address, port), timeout=TRY_SECONDS).close()  # torch would print its failures
+        return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=ANSWER_SECONDS))
+    except (OSError, DistError):
+        return None
+
+
+def _beat(store: TCPStore, rank: int) -> None:
+    """Shows the driver that this process lives, until the driver ends."""
+    from torch.distributed import DistError
+
+    with suppress(DistError):
+        while True:
+            store.add(f"beats of {rank}", 1)
+            time.sleep(BEAT_SECONDS)
 
 
 def _find_share(run: RunConfig, here: ClusterEnvironment) -> tuple[tuple[str, ...], int]:

@@ -159,7 +159,9 @@ class SlurmExecutor:
         return sorted({name.partition("_")[0] for name, trials in self.jobs.items() if trials & set(keys)})
 
     def _describe_end(self, name: str, job: QueuedJob | None) -> str:
-        if job is not None and job.state == "CANCELLED" and name not in self.ending:
+        """Slurm forgets a task of an array that is cancelled before it starts, and has thus no log."""
+        is_cancelled = job.state == "CANCELLED" if job else not any(self.folder.jobs.glob(f"{name}_*log.out"))
+        if is_cancelled and name not in self.ending:
             return f"{CANCELLED} with Slurm job {name}"
         return describe_end(self.folder, name, job)
 

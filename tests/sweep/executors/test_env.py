@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import stat
 import subprocess
 import sys
@@ -13,11 +15,12 @@ from typing import Any
 import pytest
 
 from study.config.errors import UserError
-from study.config.schema import RunConfig
+from study.config.schema import LaunchConfig, RunConfig
 from study.record.io import read_json
 from study.record.layout import StudyFolder
 from study.sweep.executors import env
 from tests.conftest import ROOT, Command
+from tests.services.daemons import free_ports
 
 SETTINGS = ("tracking.mode=disabled", "epochs=1", "norm=sn", "batch_size=[2, 4]", "chunks=2", "dropout=0.2",
             "run.devices_per_trial=2")  # fmt: skip
@@ -84,6 +87,62 @@ def test_what_the_launcher_lacks_is_one_line(
     refused = command(*STUDY, *flags, "--launcher", "env", "--out", str(tmp_path / "runs"))
     assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err
     assert complaint in refused.err
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of rank 0 of 2, of which no other process exists."""
+    (port,) = free_ports(1)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(("rank", "problem"), [("0", "not all of the 2 processes have started"), ("1", "port")])
+def test_a_process_says_that_it_waits_for_the_others(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, two_processes: None, rank: str, problem: str
+) -> None:
+    """And then gives up. It leaves the key of a driver that trains this study alone."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(env, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(env, "CONNECT_SECONDS", 1.0)
+    folder = StudyFolder(tmp_path / "runs" / "depth_vs_batch")
+    key = env._write_key(folder)
+    refused = command(*STUDY, "--launcher", "env", "--out", str(tmp_path / "runs"))
+    waiting, error = refused.err.splitlines()
+    assert problem in waiting
+    assert "yet; waiting" in waiting
+    assert refused.code == 2
+    assert error.startswith("error: --launcher env:")
+    assert problem in error
+    assert folder.env_key.read_bytes() == key
+
+
+def test_a_port_that_is_in_use_is_one_line(command: Command, tmp_path: Path, two_processes: None) -> None:
+    """Two commands in one job of Slurm derive the same port."""
+    port = int(os.environ["MASTER_PORT"])
+    with socket.create_server(("", port)):
+        refused = command(*STUDY, "--launcher", "env", "--out", str(tmp_path / "runs"))
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err
+    assert f"cannot listen on port {port}" in refused.err
+
+
+def test_the_driver_ends_after_another_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, two_processes: None
+) -> None:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr(env, "_open_store", lambda here: store)
+    monkeypatch.setattr(env, "MISSED_POLLS", 2)
+    study: Any = SimpleNamespace(run=RunConfig(devices_per_trial=2), launch=LaunchConfig())
+    executor = env.EnvExecutor(study, StudyFolder(tmp_path / "study"))
+    for _ in range(4):
+        store.add("beats of 1", 1)
+        assert executor.wait(0) == {}
+    executor.wait(0)
+    executor.wait(0)
+    with pytest.raises(UserError, match="process 1 has ended or does not answer"):
+        executor.wait(0)
 
 
 @pytest.mark.parametrize(

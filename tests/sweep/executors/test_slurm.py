@@ -237,6 +237,9 @@ def test_a_job_that_left_the_queue_ends_its_trials(fake: FakeSlurm, tmp_path: Pa
     assert executor.wait(0) == {}
     fake.queue = None  # Slurm does not answer: that ends no trial
     assert executor.wait(0) == {}
+    log = folder.jobs / "1_0_0_log.out"
+    log.parent.mkdir()
+    log.touch()
     fake.queue = "1_1|PENDING|Resources|\n"
     assert executor.wait(0) == {first.trial.key: f"ended with Slurm job 1_0 ({tmp_path}/jobs/1_0_*.out)"}
     fake.queue = "1_1|RUNNING|None|node1\n"
@@ -276,6 +279,9 @@ def test_cancelled_and_held_jobs_are_told_apart_from_those_that_ended(fake: Fake
         "PENDING (JobHeldUser); to let it run: `scontrol release JOB`": 1,
         "PENDING (Priority)": 1,
     }
+    fake.queue = QUEUE.replace("2_1|PENDING|Priority|\n", "")  # a task of an array that never started
+    assert executor.wait(0) == {keys[4]: "was cancelled with Slurm job 2_1"}
+    fake.queue = QUEUE
     later = SlurmExecutor(folder, LaunchConfig(), RunConfig())
     assert later.reattach(keys) == {*keys[1:5]}
     fake.queue = QUEUE.replace("COMPLETING", "CANCELLED")  # before this driver started
