@@ -344,10 +344,11 @@ def _level_scenarios() -> Iterator[Scenario]:
         bn_logit=lambda trial: 1.5 * ((trial.config.batch_size == 8) + (trial.config.depth == 14)),
     )  # fmt: skip
     names = ["he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "orthogonal"]
+    # Not expected to be found: so little above the margin, the largest of ten pairs is found in 0.68 of the draws.
     yield _build_choice_scenario(
         "impacts", {"initialization": names}, "one of five names",
         "orthogonal 0.33, more than the margin from the others; the mean over pairs is less than it", {},
-        replicates=8, wrong=(NO,), expected=YES, null_factors=[], logit_noise=0.05,
+        replicates=8, wrong=(NO,), null_factors=[], logit_noise=0.05,
         bn_logit=lambda trial: 0.33 * (trial.config.initialization == "orthogonal"),
     )  # fmt: skip
 
