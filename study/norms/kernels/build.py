@@ -18,7 +18,9 @@ from filelock import FileLock  # torch requires it, too
 HEADER = Path(__file__).with_name("kernels.h")
 # operators.cpp needs no -O3: its compilation time is spent on torch's headers.
 SOURCES = {Path(__file__).with_name("kernels.cpp"): "-O3", Path(__file__).with_name("operators.cpp"): "-O1"}
-FLAGS = ("-std=c++20", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+# Without -ffp-contract=off, compilers contract multiplications and additions of whole vectors and of the rest unlike,
+# so that the last bit of a channel would depend on how many channels, and trials, lie beside it.
+FLAGS = ("-std=c++20", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 UNMAPPED_USER = 65534
 _logger = logging.getLogger(__name__)
 
