@@ -24,6 +24,25 @@ def test_records_give_the_same_answers(study: str, tmp_path: Path) -> None:
     assert (folder.report / "answers.json").read_bytes() == (PACKED / f"{study}.json").read_bytes()
 
 
+def test_packing_a_study_keeps_all_that_its_report_needs(tmp_path: Path) -> None:
+    """The committed small study: packed twice to the same bytes, unpacked to the same answers, and shown in a table."""
+    shutil.unpack_archive(ROOT / "tests" / "analysis" / "small_study" / "records.zip", tmp_path / "runs")
+    results = runpy.run_path(str(ROOT / "docs" / "results.py"))
+    packed = results["pack"].__globals__["PACKED"] = tmp_path / "packed"
+    archives = []
+    for _ in range(2):
+        results["pack"](tmp_path / "runs" / "small")
+        archives.append((packed / "small.tar.xz").read_bytes())
+    assert archives[0] == archives[1]
+    shutil.unpack_archive(packed / "small.tar.xz", tmp_path / "unpacked")
+    folder = StudyFolder(tmp_path / "unpacked" / "small")
+    write_report(folder)
+    assert (folder.report / "answers.json").read_bytes() == (packed / "small.json").read_bytes()
+    assert "| displacement of the choice | batch_size | +0.241 (0.226 to 0.256) | 4 |" in results["_effects_table"](
+        "small"
+    )
+
+
 def test_tables_are_up_to_date(tmp_path: Path) -> None:
     page = Path(shutil.copy(PAGE, tmp_path))
     runpy.run_path(str(ROOT / "docs" / "results.py"))["write_tables"](page)

@@ -55,10 +55,10 @@ def _compare_best(records: StudyRecords, trials: pd.DataFrame, reference: str) -
 
 def _widen(item: PairedDifference, left_out: Sequence[float | None], confidence: float) -> PairedDifference:
     """With the jackknife's interval where that is wider. left_out: the estimate without each replicate."""
-    own, values = item.estimate, [value for value in (item.estimate.value, *left_out) if value is not None]
-    if own.low is None or len(values) <= len(left_out):
+    own, known = item.estimate, [value for value in left_out if value is not None]
+    if own.value is None or own.low is None or len(known) < len(left_out):
         return item
-    wide = jackknife_interval(values, confidence)
+    wide = jackknife_interval([own.value, *known], confidence)
     estimate = wide if wide.low is not None and wide.low < own.low else own
     return replace(item, estimate=estimate, p_value=compute_p_value(estimate, confidence), bootstrap=None)
 

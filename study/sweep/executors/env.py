@@ -3,7 +3,7 @@
 All of them run the same command. The one of rank 0 is the driver. It trains one trial at a time, and the others train
 with it: each trains an equal share of `run.devices_per_trial`. They learn of trials from a store of the driver, and of
 its port at `env://`; the ranks of a trial meet at a port of their own. Anyone on the network can write to a store, so
-what the driver sends is signed with a key that only the study's owner can read, in the study's folder.
+the jobs in it are signed with a key that only the study's owner can read, in the study's folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from study.sweep.executors.attempts import POLL_SECONDS
 from study.sweep.executors.base import STOP_GRACE_SECONDS
 from study.sweep.executors.follower_node import end_joining, start_joining
 from study.sweep.executors.local import LocalExecutor
-from study.sweep.executors.resources import count_cores, find_devices
+from study.sweep.executors.resources import count_cores, find_devices, find_free_port
 from study.training.preemption import StopRequest, handle_signals
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ ANSWER_SECONDS = 60.0  # for a store to answer
 BEAT_SECONDS = 5.0  # between the signs of life of a process
 MISSED_POLLS = 240  # of the driver, without a sign of life of a process: two minutes. Not a time: all may be suspended
 END = b""  # in place of a job: the study has ended
+DIGEST, DIGEST_BYTES = "sha256", 32  # of signatures
 Found = TypeVar("Found")
-DIGEST = "sha256"
-DIGEST_BYTES = 32
 
 
 def count_processes() -> tuple[int, str]:
@@ -95,9 +94,7 @@ class EnvExecutor(LocalExecutor):
         """Starts the process of a trial, here and in the other processes."""
         (job,) = jobs
         self.key = self.key or _write_key(self.folder)  # now that the driver has the folder for itself
-        with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
-        job = replace(job, rendezvous=replace(self.rendezvous, port=port))
+        job = replace(job, rendezvous=replace(self.rendezvous, port=find_free_port()))
         self._tell(_sign(self.key, pickle.dumps(job)))
         super().submit([job])
 
@@ -199,7 +196,7 @@ def _check_signature(folder: StudyFolder, signed: bytes) -> bytes:
 
 
 def _join(job: Job, messages: _Messages, stop_request: StopRequest) -> None:
-    """Joins every attempt of a trial on rank 0 until the driver goes on to another one."""
+    """Joins every attempt of a trial that rank 0 makes, until the driver sends another trial or ends."""
     while not messages.has_next():
         process = start_joining([job])
         try:
@@ -224,8 +221,10 @@ def find_environment() -> ClusterEnvironment:
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         try:
             return SLURMEnvironment()
-        except RuntimeError as error:
-            raise UserError(f"--launcher env: {' '.join(str(error).split())}") from None
+        except RuntimeError:  # Lightning does not know how the tasks are spread over nodes
+            raise UserError(
+                "--launcher env: start srun with --nodes and --ntasks-per-node, not with --ntasks"
+            ) from None
     raise UserError("--launcher env: needs the variables RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of torchrun, or "
                     "those of srun")  # fmt: skip
 
@@ -233,7 +232,7 @@ def find_environment() -> ClusterEnvironment:
 def _open_store(here: ClusterEnvironment) -> TCPStore:
     """Opens a store on rank 0 and waits until all processes have opened it.
 
-    Not that of torchrun, which still holds the messages of before after a restart; there is only the port of this one.
+    The store of torchrun outlives a restart and would still hold old messages, so it holds only the port of this one.
     Raises `UserError` if a process does not come.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]

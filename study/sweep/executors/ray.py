@@ -22,7 +22,7 @@ from study.plan.job import Job, split_processes
 from study.record.layout import StudyFolder
 from study.sweep.executors.base import STOP_GRACE_SECONDS
 from study.sweep.executors.follower_node import join_trials
-from study.sweep.executors.resources import check_job_resources
+from study.sweep.executors.resources import check_job_resources, find_free_port
 from study.sweep.executors.worker import work
 from study.training.preemption import handle_signals
 
@@ -173,9 +173,7 @@ def _find_rendezvous(launch: LaunchConfig) -> Rendezvous:
     """A task on the first node of a trial: its address, and a port that is free."""
     import ray
 
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
-    address = ray.util.get_node_ip_address()
+    address, port = ray.util.get_node_ip_address(), find_free_port()
     return Rendezvous(nodes=launch.nodes, node=0, address=address, port=port, interface=launch.interface)
 
 

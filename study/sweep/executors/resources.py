@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 
 from study.config.errors import UserError
 from study.config.schema import LaunchConfig, RunConfig, StudyConfig
@@ -27,6 +28,13 @@ def find_devices(wanted: str) -> list[str]:
     if not count and wanted == "cuda":
         raise UserError("run.device=cuda: no CUDA device is available; allowed: auto, cpu")
     return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+
+
+def find_free_port() -> int:
+    """Returns a port of this machine on which no program listens."""
+    with socket.create_server(("", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 def uses_gpus(study: StudyConfig) -> bool:

@@ -91,7 +91,7 @@ def test_what_the_launcher_lacks_is_one_line(
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables of rank 0 of 2, of which no other process exists."""
+    """The variables of rank 0 of two processes; the other one is never started."""
     (port,) = free_ports(1)
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
