@@ -1,7 +1,8 @@
 """Packs the studies of results.md and writes its tables: `python docs/results.py runs/reference`.
 
-The records of a study go to results/STUDY.tar.xz and its answers to results/STUDY.json. A table stands in results.md
-between the lines `<!-- table: NAME -->` and `<!-- end -->`; it is computed from what is packed, and from nothing else.
+The records of a study go to results/STUDY.tar.xz, its answers to results/STUDY.json and some of its report's figures to
+results/STUDY-FIGURE.svg, which needs Chrome or Chromium. A table stands in results.md between the lines
+`<!-- table: NAME -->` and `<!-- end -->`; it is computed from what is packed, and from nothing else.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from study.analysis.records import load_study_records
 from study.analysis.report.report import Report
@@ -37,6 +42,17 @@ SHOWN = (
     "effect_difference", "effect_place", "bn_share", "share_slope",
 )  # fmt: skip
 WORDS = {"not supported": "evidence against"}
+FIGURES = {
+    "depth_vs_batch": (
+        "how-far-each-factor-moves-the-choice",
+        "how-much-of-each-normalizer-the-networks-use-by-batch-size",
+        "what-the-layers-chose-from-input-to-output-by-batch-size",
+    ),
+    "distinct": ("differences-between-the-switch-norm-and-each-other-norm",),
+    "impacts": ("how-far-each-factor-moves-the-choice",),
+    "tasks": ("what-the-networks-chose-by-task",),
+}
+"""Names of the figures of a report, without their numbers, that results.md shows."""
 PUBLISHED = {
     2: (0.30, 0.55, 0.14),
     4: (0.25, 0.48, 0.26),
@@ -45,10 +61,19 @@ PUBLISHED = {
     32: (0.16, 0.25, 0.58),
 }
 """Weights of in, ln and bn in ResNet-50 on ImageNet by B, eight GPUs: read off figure 2 of the authors' blog."""
+PUBLISHED_STAGES = {
+    (2, "mean"): ((0.22, 0.75, 0.03), (0.35, 0.35, 0.30), (0.26, 0.25, 0.48), (0.16, 0.28, 0.57), (0.12, 0.75, 0.13)),
+    (2, "var"): ((0.07, 0.91, 0.03), (0.72, 0.15, 0.14), (0.40, 0.34, 0.26), (0.20, 0.62, 0.18), (0.41, 0.58, 0.01)),
+    (32, "mean"): ((0.16, 0.65, 0.17), (0.15, 0.29, 0.56), (0.22, 0.27, 0.51), (0.16, 0.24, 0.60), (0.09, 0.49, 0.42)),
+    (32, "var"): ((0.13, 0.21, 0.66), (0.26, 0.16, 0.58), (0.37, 0.21, 0.41), (0.25, 0.33, 0.41), (0.02, 0.85, 0.13)),
+}
+"""The same by block, from the first to the last, of means and of variances: read off figure 3 of the blog."""
+PARTS = (("stem", 0, (0,)), ("first stage", 1, (1,)), ("middle stages", 2, (2, 3)), ("last stage", 3, (4,)))
+"""Parts of a network, our stage, and the blocks of `PUBLISHED_STAGES`."""
 
 
 def pack(study: Path) -> None:
-    """Packs the records that a report is computed from, without checkpoints and logs, and the answers of its report.
+    """Packs the records that a report is computed from, without checkpoints and logs, its answers and some figures.
 
     The same records give the same bytes.
     """
@@ -63,13 +88,21 @@ def pack(study: Path) -> None:
             member = tarfile.TarInfo(str(Path(study.name) / file.relative_to(study)))
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    Report(folder).write()
-    (PACKED / f"{study.name}.json").write_bytes((folder.report / "answers.json").read_bytes())
+    report = Report(folder)
+    report.write()
+    shutil.copy(folder.report / "answers.json", PACKED / f"{study.name}.json")
+    if isinstance(images := report.export(), str):
+        print(images)
+        return
+    for name in FIGURES.get(study.name, ()):
+        (image,) = (image for image in images if re.fullmatch(rf"\d+-{name}\.svg", image.name))
+        shutil.copy(image, PACKED / f"{study.name}-{name}.svg")
 
 
 def write_tables(page: Path) -> None:
     """Writes every table of the page again."""
-    tables = {"claims": _claims_table(), "choices": _choices_table()}
+    tables = {"runs": _runs_table(), "claims": _claims_table()}
+    tables |= {"choices": _choices_table(), "stages": _stages_table()}
     tables |= {study: _effects_table(study) for study in STUDIES}
 
     def replace(found: re.Match[str]) -> str:
@@ -106,6 +139,25 @@ def _effects_table(study: str) -> str:
     return rows
 
 
+def _runs_table() -> str:
+    """How the trials of each study ended, what they took, and what they ran on."""
+    rows = "| study | begun | trials | diverged | failed | hours of one core | version of this program | torch |\n"
+    rows += "|---|---|--:|--:|--:|--:|---|---|\n"
+    for study in STUDIES:
+        with _unpack(study) as folder:
+            if folder is None:
+                continue
+            trials = load_study_records(folder).trials
+            run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["provenance"]
+        ended = [(trials["state"] == state).sum() for state in ("diverged", "failed")]
+        cells = (
+            f"`{study}`", run["created"][:10], len(trials), *ended, f"{trials['seconds'].sum() / 3600:.1f}",
+            run["commit"][:8], run["versions"]["torch"],
+        )  # fmt: skip
+        rows += f"| {' | '.join(map(str, cells))} |\n"
+    return rows
+
+
 def _choices_table() -> str:
     """What finished networks of the study depth_vs_batch chose by B, beside published networks."""
     head = "| B | networks | in | ln | bn | bn of means | bn of variances | published: in | ln | bn |\n"
@@ -119,16 +171,42 @@ def _choices_table() -> str:
     return rows
 
 
+def _stages_table() -> str:
+    """The same by stage, for means and for variances."""
+    rows = "| B | part | of | here: in | ln | bn | published: in | ln | bn |\n|--:|---|---|--:|--:|--:|--:|--:|--:|\n"
+    for batch_size, weights in _read_choices():
+        means = weights.groupby(["statistic", "stage", "normalizer"])["weight"].mean()
+        for (part, stage, blocks), (statistic, of) in product(PARTS, (("mean", "means"), ("var", "variances"))):
+            if (published := PUBLISHED_STAGES.get((batch_size, statistic))) is None:
+                continue
+            here = [means[statistic, stage, name] for name in ("in", "ln", "bn")]
+            there = [sum(values) / len(blocks) for values in zip(*(published[block] for block in blocks), strict=True)]
+            cells = " | ".join(f"{value:.2f}" for value in (*here, *there))
+            rows += f"| {batch_size} | {part} | {of} | {cells} |\n"
+    return rows
+
+
 def _read_choices() -> Iterator[tuple[int, pd.DataFrame]]:
-    archive = PACKED / "depth_vs_batch.tar.xz"
+    """The switch weights of the networks sn of the study depth_vs_batch, by B."""
+    with _unpack("depth_vs_batch") as folder:
+        if folder is None:
+            return
+        records = load_study_records(folder)
+    trials = records.trials[records.trials["norm"].eq("sn")]
+    yield from records.switch.merge(trials[["key", "batch_size"]], on="key").groupby("batch_size")
+
+
+@contextmanager
+def _unpack(study: str) -> Iterator[StudyFolder | None]:
+    """The folder of a packed study, for as long as the context lasts; None if it is not packed."""
+    archive = PACKED / f"{study}.tar.xz"
     if not archive.exists():
+        yield None
         return
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
-        records = load_study_records(StudyFolder(Path(folder) / "depth_vs_batch"))
-    trials = records.trials[records.trials["norm"].eq("sn")]
-    yield from records.switch.merge(trials[["key", "batch_size"]], on="key").groupby("batch_size")
+        yield StudyFolder(Path(folder) / study)
 
 
 def _read_answers(study: str) -> dict[str, Any]:
