@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from study.record.environment import describe_environment
+from study.record.environment import describe_environment, read_processor_name
 
 
 @dataclass
@@ -77,18 +76,8 @@ def format_machine() -> str:
     """Processor, number of cores and, where there is one, the accelerator."""
     import torch
 
-    name = f"{_read_processor_name()}, {os.cpu_count()} cores"
+    name = f"{read_processor_name()}, {os.cpu_count()} cores"
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
-
-
-def _read_processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _build_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -41,14 +41,29 @@ def describe_environment(command: str) -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns what can differ between the nodes of a cluster: versions, Python, platform, host, cores."""
+    """Returns what can differ between the nodes of a cluster: versions, Python, platform, host, processor, cores.
+
+    Other processors round differently, so that a trial has other bits on them.
+    """
     return {
         "versions": {name: package_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
+        "processor": read_processor_name(),
         "cpus": os.cpu_count(),
     }
+
+
+def read_processor_name() -> str:
+    """Returns the name of the processor's model, or of its architecture where the system does not say more."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def program_name() -> str:

@@ -96,6 +96,7 @@ def test_records_hold_command_versions_and_device(trained: Trained) -> None:
     assert written["study"]["base"]["epochs"] == 2
     assert "--study depth_vs_batch" in written["provenance"]["command"]
     assert written["provenance"]["versions"]["torch"]
+    assert written["provenance"]["processor"]
     environment = json.loads(find_trial(folder, "sn", 2).environment.read_text())
     assert (environment["device"], environment["threads"], environment["norm_kernels"]) == ("cpu", 1, "fused")
     assert environment["wandb"] == {
