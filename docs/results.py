@@ -38,7 +38,7 @@ CLAIMS = (  # of the paper's abstract, and the study and question that answer ea
     ("Tasks and data sets differ in what they choose", "tasks", "tasks"),
 )
 SHOWN = (
-    "val_accuracy", "train_loss", "generalization_gap", "cell_difference", "distinctness", "effect", "seed_distance",
+    "val_accuracy", "train_loss", "generalization_gap", "distinctness", "effect", "seed_distance",
     "effect_difference", "effect_place", "bn_share", "share_slope",
 )  # fmt: skip
 WORDS = {"not supported": "evidence against"}
