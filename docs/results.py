@@ -14,7 +14,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -53,6 +53,8 @@ FIGURES = {
     "tasks": ("what-the-networks-chose-by-task",),
 }
 """Names of the figures of a report, without their numbers, that results.md shows."""
+SCORES = {"depth_vs_batch": ("norm", "depth"), "distinct": ("norm", "start_rule")}
+"""Factors by which results.md shows the test accuracies of a study, each at every B."""
 PUBLISHED = {
     2: (0.30, 0.55, 0.14),
     4: (0.25, 0.48, 0.26),
@@ -102,8 +104,9 @@ def pack(study: Path) -> None:
 def write_tables(page: Path) -> None:
     """Writes every table of the page again."""
     tables = {"runs": _runs_table(), "claims": _claims_table()}
-    tables |= {"choices": _choices_table(), "stages": _stages_table()}
+    tables |= {"layers": _layers_table(), "choices": _choices_table(), "stages": _stages_table()}
     tables |= {study: _effects_table(study) for study in STUDIES}
+    tables |= {f"{study}_scores": _scores_table(study, factors) for study, factors in SCORES.items()}
 
     def replace(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n{tables[found[1]]}<!-- end -->"
@@ -155,6 +158,33 @@ def _runs_table() -> str:
             run["commit"][:8], run["versions"]["torch"],
         )  # fmt: skip
         rows += f"| {' | '.join(map(str, cells))} |\n"
+    return rows
+
+
+def _layers_table() -> str:
+    """How far each factor of the study depth_vs_batch moves the layers at each place of a stage."""
+    factors = ("batch_size", "depth", "initialization")
+    rows = f"| layers | {' | '.join(factors)} |\n|---|{'---|' * len(factors)}\n"
+    cells: dict[str, dict[str, str]] = {}
+    for effect in _select(_read_answers("depth_vs_batch").get("impacts", {"effects": []}), "effect_layer"):
+        factor, _, place = effect["comparison"].partition(", ")
+        cells.setdefault(place, {})[factor] = _format(effect)
+    for place, by_factor in cells.items():
+        rows += f"| {place} | {' | '.join(by_factor[factor] for factor in factors)} |\n"
+    return rows
+
+
+def _scores_table(study: str, factors: Sequence[str]) -> str:
+    """The mean test accuracy over replicates and all other factors; a run that diverged has none."""
+    with _unpack(study) as folder:
+        if folder is None:
+            return "Not run yet.\n"
+        trials = load_study_records(folder).trials
+    means = trials.pivot_table("test_accuracy", list(factors), "batch_size", sort=False)
+    rows = f"| {' | '.join(factors)} | {' | '.join(f'B = {level}' for level in means)} |\n"
+    rows += f"|{'---|' * len(factors)}{'--:|' * len(means.columns)}\n"
+    for levels, values in means.iterrows():
+        rows += f"| {' | '.join(map(str, levels))} | {' | '.join(f'{value:.3f}' for value in values)} |\n"
     return rows
 
 
