@@ -48,7 +48,7 @@ FIGURES = {
         "how-much-of-each-normalizer-the-networks-use-by-batch-size",
         "what-the-layers-chose-from-input-to-output-by-batch-size",
     ),
-    "distinct": ("differences-between-the-switch-norm-and-each-other-norm",),
+    "distinct": ("differences-between-the-switch-norm-and-each-other-norm-and",),
     "impacts": ("how-far-each-factor-moves-the-choice",),
     "tasks": ("what-the-networks-chose-by-task",),
 }
@@ -97,8 +97,10 @@ def pack(study: Path) -> None:
         print(images)
         return
     for name in FIGURES.get(study.name, ()):
-        (image,) = (image for image in images if re.fullmatch(rf"\d+-{name}\.svg", image.name))
-        shutil.copy(image, PACKED / f"{study.name}-{name}.svg")
+        found = [image for image in images if re.fullmatch(rf"\d+-{name}\.svg", image.name)]
+        if not found:
+            sys.exit(f"{images[0].parent}: no figure {name}")
+        shutil.copy(found[0], PACKED / f"{study.name}-{name}.svg")
 
 
 def write_tables(page: Path) -> None:
