@@ -126,7 +126,10 @@ def _claims_table() -> str:
             verdict = _format_verdict(answer)
             deciding = ("val_accuracy",) if question == "useful" else ("effect_difference", "effect")
             measure = next((name for name in deciding if _select(answer, name)), "")
-            effects = "; ".join(f"{effect['comparison']} {_format(effect)}" for effect in _select(answer, measure))
+            effects = "; ".join(
+                f"{effect['comparison']} {_format(effect)}" for effect in _select(answer, measure)
+                if question != "useful" or _decides(effect["comparison"])
+            )  # fmt: skip
         rows += f"| {claim} | {verdict} | {effects} | `{study}` |\n"
     return rows
 
@@ -248,6 +251,12 @@ def _read_answers(study: str) -> dict[str, Any]:
 
 def _select(answer: dict[str, Any], measure: str) -> list[dict[str, Any]]:
     return [effect for effect in answer["effects"] if effect["measure"] == measure]
+
+
+def _decides(comparison: str) -> bool:
+    """Whether sn is compared with a norm whose layers do not choose; the rule of the question names them."""
+    norm, _, other = comparison.partition(" - ")
+    return norm == "sn" and other not in ("ssn", "sn-tied")
 
 
 def _format_verdict(answer: dict[str, Any]) -> str:
