@@ -15,15 +15,14 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from study.analysis.records import load_study_records
+from study.analysis.records import StudyRecords, load_study_records
 from study.analysis.report.report import Report
 from study.analysis.statistics.measures import build_measures
 from study.record.layout import StudyFolder
@@ -50,7 +49,7 @@ FIGURES = {
     ),
     "distinct": ("differences-between-the-switch-norm-and-each-other-norm-and",),
     "impacts": ("how-far-each-factor-moves-the-choice",),
-    "tasks": ("what-the-networks-chose-by-task",),
+    "tasks": ("what-the-networks-chose-by-task-and-data-set",),
 }
 """Names of the figures of a report, without their numbers, that results.md shows."""
 SCORES = {"depth_vs_batch": ("norm", "depth"), "distinct": ("norm", "start_rule")}
@@ -93,14 +92,20 @@ def pack(study: Path) -> None:
     report = Report(folder)
     report.write()
     shutil.copy(folder.report / "answers.json", PACKED / f"{study.name}.json")
-    if isinstance(images := report.export(), str):
+    if study.name in FIGURES:
+        _copy_figures(report.export(), study.name)
+
+
+def _copy_figures(images: Sequence[Path] | str, study: str) -> None:
+    """Copies the figures of a study that results.md shows. `images`: all of its report, or why there are none."""
+    if isinstance(images, str):
         print(images)
         return
-    for name in FIGURES.get(study.name, ()):
+    for name in FIGURES[study]:
         found = [image for image in images if re.fullmatch(rf"\d+-{name}\.svg", image.name)]
         if not found:
             sys.exit(f"{images[0].parent}: no figure {name}")
-        shutil.copy(found[0], PACKED / f"{study.name}-{name}.svg")
+        shutil.copy(found[0], PACKED / f"{study}-{name}.svg")
 
 
 def write_tables(page: Path) -> None:
@@ -152,11 +157,9 @@ def _runs_table() -> str:
     rows = "| study | begun | trials | diverged | failed | hours of one core | version of this program | torch |\n"
     rows += "|---|---|--:|--:|--:|--:|---|---|\n"
     for study in STUDIES:
-        with _unpack(study) as folder:
-            if folder is None:
-                continue
-            trials = load_study_records(folder).trials
-            run = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["provenance"]
+        if (records := _load_records(study)) is None:
+            continue
+        trials, run = records.trials, records.provenance
         ended = [(trials["state"] == state).sum() for state in ("diverged", "failed")]
         cells = (
             f"`{study}`", run["created"][:10], len(trials), *ended, f"{trials['seconds'].sum() / 3600:.1f}",
@@ -181,11 +184,9 @@ def _layers_table() -> str:
 
 def _scores_table(study: str, factors: Sequence[str]) -> str:
     """The mean test accuracy over replicates and all other factors; a run that diverged has none."""
-    with _unpack(study) as folder:
-        if folder is None:
-            return "Not run yet.\n"
-        trials = load_study_records(folder).trials
-    means = trials.pivot_table("test_accuracy", list(factors), "batch_size", sort=False)
+    if (records := _load_records(study)) is None:
+        return "Not run yet.\n"
+    means = records.trials.pivot_table("test_accuracy", list(factors), "batch_size", sort=False)
     rows = f"| {' | '.join(factors)} | {' | '.join(f'B = {level}' for level in means)} |\n"
     rows += f"|{'---|' * len(factors)}{'--:|' * len(means.columns)}\n"
     for levels, values in means.iterrows():
@@ -223,25 +224,22 @@ def _stages_table() -> str:
 
 def _read_choices() -> Iterator[tuple[int, pd.DataFrame]]:
     """The switch weights of the networks sn of the study depth_vs_batch, by B."""
-    with _unpack("depth_vs_batch") as folder:
-        if folder is None:
-            return
-        records = load_study_records(folder)
+    if (records := _load_records("depth_vs_batch")) is None:
+        return
     trials = records.trials[records.trials["norm"].eq("sn")]
     yield from records.switch.merge(trials[["key", "batch_size"]], on="key").groupby("batch_size")
 
 
-@contextmanager
-def _unpack(study: str) -> Iterator[StudyFolder | None]:
-    """The folder of a packed study, for as long as the context lasts; None if it is not packed."""
+@cache
+def _load_records(study: str) -> StudyRecords | None:
+    """The records of a packed study; None if it is not packed."""
     archive = PACKED / f"{study}.tar.xz"
     if not archive.exists():
-        yield None
-        return
+        return None
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
-        yield StudyFolder(Path(folder) / study)
+        return load_study_records(StudyFolder(Path(folder) / study))
 
 
 def _read_answers(study: str) -> dict[str, Any]:
