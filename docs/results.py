@@ -1,4 +1,4 @@
-"""Packs the studies of results.md and writes its tables: `python docs/results.py runs/reference`.
+"""Packs the studies of results.md and writes its tables: `python docs/results.py runs`.
 
 The records of a study go to results/STUDY.tar.xz, its answers to results/STUDY.json and some of its report's figures to
 results/STUDY-FIGURE.svg, which needs Chrome or Chromium. A table stands in results.md between the lines
@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -22,7 +23,8 @@ from typing import Any
 
 import pandas as pd
 
-from study.analysis.records import StudyRecords, load_study_records
+from study.analysis.records import StudyRecords, load_study_records, read_study
+from study.analysis.report.registry import answer_questions
 from study.analysis.report.report import Report
 from study.analysis.statistics.measures import build_measures
 from study.record.layout import StudyFolder
@@ -30,6 +32,9 @@ from study.record.layout import StudyFolder
 DOCS = Path(__file__).parent
 PACKED = DOCS / "results"
 STUDIES = ("depth_vs_batch", "distinct", "impacts", "batch_axes", "tasks")
+LONGER = "longer_runs"
+FOLDERS = {**{study: f"reference/{study}" for study in STUDIES}, LONGER: "reference-long/depth_vs_batch"}
+"""Where the commands of results.md put each study, by the name that it has here."""
 CLAIMS = (  # of the paper's abstract, and the study and question that answer each
     ("Distinct normalizers improve learning and generalization", "distinct", "useful"),
     ("Depth and batch size matter more for the choice than initialization", "depth_vs_batch", "impacts"),
@@ -37,7 +42,7 @@ CLAIMS = (  # of the paper's abstract, and the study and question that answer ea
     ("Tasks and data sets differ in what they choose", "tasks", "tasks"),
 )
 SHOWN = (
-    "val_accuracy", "train_loss", "generalization_gap", "distinctness", "effect", "seed_distance",
+    "val_accuracy", "train_loss", "generalization_gap", "distinctness", "effect", "effect_widest_pair", "seed_distance",
     "effect_difference", "effect_place", "bn_share", "share_slope",
 )  # fmt: skip
 WORDS = {"not supported": "evidence against"}
@@ -52,8 +57,16 @@ FIGURES = {
     "tasks": ("what-the-networks-chose-by-task-and-data-set",),
 }
 """Names of the figures of a report, without their numbers, that results.md shows."""
-SCORES = {"depth_vs_batch": ("norm", "depth"), "distinct": ("norm", "start_rule")}
-"""Factors by which results.md shows the test accuracies of a study, each at every B."""
+SCORES = {
+    "depth_vs_batch": ("norm", "depth"),
+    "distinct": ("norm", "start_rule"),
+    "impacts": ("depth", "initialization", "decay", "solver"),
+    "batch_axes": ("fixed_gradient_batch",),
+    "tasks": ("setting",),
+}
+"""Factors by which results.md shows the test scores of a study, each at every B."""
+LONGER_CELLS = {"depth": [8], "batch_size": [2, 32], "initialization": ["he_normal"]}
+"""The cells of depth_vs_batch that the longer runs repeat."""
 PUBLISHED = {
     2: (0.30, 0.55, 0.14),
     4: (0.25, 0.48, 0.26),
@@ -73,7 +86,7 @@ PARTS = (("stem", 0, (0,)), ("first stage", 1, (1,)), ("middle stages", 2, (2, 3
 """Parts of a network, our stage, and the blocks of `PUBLISHED_STAGES`."""
 
 
-def pack(study: Path) -> None:
+def pack(study: Path, name: str) -> None:
     """Packs the records that a report is computed from, without checkpoints and logs, its answers and some figures.
 
     The same records give the same bytes.
@@ -83,17 +96,17 @@ def pack(study: Path) -> None:
     for trial in folder.trials():
         files += [trial.trial, trial.result, trial.environment, trial.metrics, trial.switch_weights, trial.state]
     PACKED.mkdir(exist_ok=True)
-    with tarfile.open(PACKED / f"{study.name}.tar.xz", "w:xz", preset=9) as archive:
+    with tarfile.open(PACKED / f"{name}.tar.xz", "w:xz", preset=9) as archive:
         for file in sorted(file for file in files if file.exists()):
             data = file.read_bytes()
-            member = tarfile.TarInfo(str(Path(study.name) / file.relative_to(study)))
+            member = tarfile.TarInfo(str(Path(name) / file.relative_to(study)))
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     report = Report(folder)
     report.write()
-    shutil.copy(folder.report / "answers.json", PACKED / f"{study.name}.json")
-    if study.name in FIGURES:
-        _copy_figures(report.export(), study.name)
+    shutil.copy(folder.report / "answers.json", PACKED / f"{name}.json")
+    if name in FIGURES:
+        _copy_figures(report.export(), name)
 
 
 def _copy_figures(images: Sequence[Path] | str, study: str) -> None:
@@ -114,6 +127,7 @@ def write_tables(page: Path) -> None:
     tables |= {"layers": _layers_table(), "choices": _choices_table(), "stages": _stages_table()}
     tables |= {study: _effects_table(study) for study in STUDIES}
     tables |= {f"{study}_scores": _scores_table(study, factors) for study, factors in SCORES.items()}
+    tables |= {"longer_effects": _longer_effects_table(), "longer_choices": _longer_choices_table()}
 
     def replace(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n{tables[found[1]]}<!-- end -->"
@@ -156,7 +170,7 @@ def _runs_table() -> str:
     """How the trials of each study ended, what they took, and what they ran on."""
     rows = "| study | begun | trials | diverged | failed | hours of one core | version of this program | torch |\n"
     rows += "|---|---|--:|--:|--:|--:|---|---|\n"
-    for study in STUDIES:
+    for study in FOLDERS:
         if (records := _load_records(study)) is None:
             continue
         trials, run = records.trials, records.provenance
@@ -183,14 +197,15 @@ def _layers_table() -> str:
 
 
 def _scores_table(study: str, factors: Sequence[str]) -> str:
-    """The mean test accuracy over replicates and all other factors; a run that diverged has none."""
+    """The mean test score over replicates and all other factors; a run that diverged has none."""
     if (records := _load_records(study)) is None:
         return "Not run yet.\n"
-    means = records.trials.pivot_table("test_accuracy", list(factors), "batch_size", sort=False)
+    means = records.trials.pivot_table("test_score", list(factors), "batch_size", sort=False)
     rows = f"| {' | '.join(factors)} | {' | '.join(f'B = {level}' for level in means)} |\n"
     rows += f"|{'---|' * len(factors)}{'--:|' * len(means.columns)}\n"
     for levels, values in means.iterrows():
-        rows += f"| {' | '.join(map(str, levels))} | {' | '.join(f'{value:.3f}' for value in values)} |\n"
+        names = levels if isinstance(levels, tuple) else (levels,)
+        rows += f"| {' | '.join(map(str, names))} | {' | '.join(f'{value:.3f}' for value in values)} |\n"
     return rows
 
 
@@ -230,16 +245,60 @@ def _read_choices() -> Iterator[tuple[int, pd.DataFrame]]:
     yield from records.switch.merge(trials[["key", "batch_size"]], on="key").groupby("batch_size")
 
 
+def _longer_effects_table() -> str:
+    """What the longer runs say, beside the runs of depth_vs_batch in the same cells."""
+    runs = _load_longer_runs()
+    if not runs:
+        return "Not run yet.\n"
+    heads = [f"{steps} steps, n = {records.trials['replicate'].nunique()}" for steps, records in runs.items()]
+    cells: dict[tuple[str, str], list[str]] = {}
+    for records in runs.values():
+        effects = [effect.to_json() for answer in answer_questions(records).values() for effect in answer.effects]
+        for effect in effects:
+            if effect["measure"] in SHOWN:
+                row = (records.measures[effect["measure"]].label, effect["comparison"])
+                cells.setdefault(row, []).append(_format(effect))
+    rows = f"| | | {' | '.join(heads)} |\n|---|---|---|---|\n"
+    return rows + "".join(f"| {' | '.join((*row, *values))} |\n" for row, values in cells.items())
+
+
+def _longer_choices_table() -> str:
+    """Accuracies and choices of the longer runs, beside those of depth_vs_batch in the same cells."""
+    runs = _load_longer_runs()
+    if not runs:
+        return "Not run yet.\n"
+    rows = "| norm | B | steps | training images right | test accuracy | in | ln | bn |\n"
+    rows += "|---|--:|--:|--:|--:|--:|--:|--:|\n"
+    for norm, batch_size, steps in product(("sn", "bn"), (2, 32), runs):
+        trials, switch = runs[steps].trials, runs[steps].switch
+        trials = trials[trials["norm"].eq(norm) & trials["batch_size"].eq(batch_size)]
+        means = switch[switch["key"].isin(trials["key"])].groupby("normalizer")["weight"].mean()
+        chosen = [f"{means[name]:.2f}" if norm == "sn" else "" for name in ("in", "ln", "bn")]
+        scores = [f"{trials[name].mean():.3f}" for name in ("fit_accuracy", "test_accuracy")]
+        rows += f"| {norm} | {batch_size} | {steps} | {' | '.join((*scores, *chosen))} |\n"
+    return rows
+
+
+def _load_longer_runs() -> dict[str, StudyRecords]:
+    """The longer runs, and those of depth_vs_batch in the same cells, by number of steps; empty if not packed."""
+    shorter, longer = _load_records("depth_vs_batch", cells=True), _load_records(LONGER)
+    return {"1,000": shorter, "10,000": longer} if shorter and longer else {}
+
+
 @cache
-def _load_records(study: str) -> StudyRecords | None:
-    """The records of a packed study; None if it is not packed."""
+def _load_records(study: str, cells: bool = False) -> StudyRecords | None:
+    """The records of a packed study, or of its cells that the longer runs repeat; None if it is not packed."""
     archive = PACKED / f"{study}.tar.xz"
     if not archive.exists():
         return None
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
-        return load_study_records(StudyFolder(Path(folder) / study))
+        unpacked = StudyFolder(Path(folder) / study)
+        if not cells:
+            return load_study_records(unpacked)
+        records = load_study_records(unpacked, runs={"factors": {**read_study(unpacked).study.factors, **LONGER_CELLS}})
+        return replace(records, plan=None)  # which is that of all cells
 
 
 def _read_answers(study: str) -> dict[str, Any]:
@@ -270,7 +329,7 @@ def _format(effect: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        for name in STUDIES:
-            if StudyFolder(Path(argument) / name).config.exists():
-                pack(Path(argument) / name)
+        for name, folder in FOLDERS.items():
+            if StudyFolder(Path(argument) / folder).config.exists():
+                pack(Path(argument) / folder, name)
     write_tables(DOCS / "results.md")

@@ -31,15 +31,15 @@ def test_packing_a_study_keeps_all_that_its_report_needs(tmp_path: Path) -> None
     packed = results["pack"].__globals__["PACKED"] = tmp_path / "packed"
     archives = []
     for _ in range(2):
-        results["pack"](tmp_path / "runs" / "small")
-        archives.append((packed / "small.tar.xz").read_bytes())
+        results["pack"](tmp_path / "runs" / "small", "packed")
+        archives.append((packed / "packed.tar.xz").read_bytes())
     assert archives[0] == archives[1]
-    shutil.unpack_archive(packed / "small.tar.xz", tmp_path / "unpacked")
-    folder = StudyFolder(tmp_path / "unpacked" / "small")
+    shutil.unpack_archive(packed / "packed.tar.xz", tmp_path / "unpacked")
+    folder = StudyFolder(tmp_path / "unpacked" / "packed")
     write_report(folder)
-    assert (folder.report / "answers.json").read_bytes() == (packed / "small.json").read_bytes()
+    assert (folder.report / "answers.json").read_bytes() == (packed / "packed.json").read_bytes()
     assert "| displacement of the choice | batch_size | +0.241 (0.226 to 0.256) | 4 |" in results["_effects_table"](
-        "small"
+        "packed"
     )
 
 
