@@ -493,7 +493,8 @@ class RunConfig(StrictModel):
     """Number of parts in which a device processes its share of a gradient batch, to save memory."""
     fuse: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
     """Number of trials with networks of one shape that a process trains as one; 1 trains each by itself. `auto` takes
-    up to 8 where networks and batches are so small that it is faster on a CPU."""
+    up to 8 where networks and batches are so small that it is faster on a CPU. Detectors, and trials with dropout or in
+    float16, are always trained by themselves."""
 
 
 class LaunchConfig(StrictModel):

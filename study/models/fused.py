@@ -13,12 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import Conv2dNormActivation
 
 from study.models.resnet import Backbone, ShortcutConv2d, SmallResNet
+from study.models.segmentation import AtrousPyramid, SegmentationNetwork
 from study.norms.fused import FUSED_NORMS, FusedNorm, Share
 
-# Containers whose `forward` treats every channel alike: it neither joins nor splits, counts nor names channels.
-_CONTAINERS = (SmallResNet, ResNet, BasicBlock, Bottleneck, nn.Sequential, Backbone)
+# Containers whose `forward` treats every channel alike: it neither joins nor splits, counts nor names channels. Only
+# `AtrousPyramid` joins some, and is told how many networks there are.
+_CONTAINERS = (
+    SmallResNet, ResNet, BasicBlock, Bottleneck, nn.Sequential, nn.ModuleList, Backbone, SegmentationNetwork,
+    AtrousPyramid, Conv2dNormActivation,
+)  # fmt: skip
 _CHANNEL_WISE = (nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
 # What a module of a network of a user's own may do beyond its class.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -44,21 +50,23 @@ class FusedNetworks:
         self._gradients: list[list[tuple[Tensor, Tensor]]] = [[] for _ in networks]  # parameters, parts of the gradient
         self._fused = _fuse(self.networks, "", {}, self._share)
 
-    def forward(self, images: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The outputs (N, classes) of the networks with the given numbers, for their images (N, C, H, W).
+    def forward(self, images: Mapping[int, Tensor]) -> dict[int, Any]:
+        """The outputs of the networks with the given numbers, for their images (N, C, H, W).
 
-        The other networks are computed for images of zeros, which in training changes their running statistics.
+        An output is a tensor (N, classes, ...), or a tuple of such tensors and None. The other networks are computed
+        for images of zeros, which in training changes their running statistics.
         """
         given = next(iter(images.values()))
         training = self.networks[next(iter(images))].training
         for number, network in enumerate(self.networks):
             if number not in images and network.training != training:
                 network.train(training)
+        self._fused.training = training
         nothing = torch.zeros_like(given)
-        outputs: Tensor = self._fused(
+        outputs: Any = self._fused(
             torch.cat([images.get(number, nothing) for number in range(len(self.networks))], dim=1)
         )
-        parts = outputs.chunk(len(self.networks), dim=1)
+        parts = _split(outputs, len(self.networks))
         return {number: parts[number] for number in images}
 
     def backward(self, losses: Mapping[int, Tensor]) -> None:
@@ -95,6 +103,13 @@ class FusedNetworks:
         return shared
 
 
+def _split(outputs: Any, count: int) -> Sequence[Any]:
+    """The output of each of `count` networks."""
+    if isinstance(outputs, tuple):
+        return list(zip(*(_split(output, count) for output in outputs), strict=True))
+    return [None] * count if outputs is None else outputs.chunk(count, dim=1)
+
+
 def _fuse(modules: Sequence[nn.Module], path: str, done: dict[int, nn.Module], share: Share) -> nn.Module:
     first = modules[0]
     if id(first) in done:
@@ -118,6 +133,8 @@ def _fuse(modules: Sequence[nn.Module], path: str, done: dict[int, nn.Module], s
             name: _fuse([each[name] for each in children], f"{path}.{name}".lstrip("."), done, share)
             for name in children[0]
         }
+        if isinstance(fused, AtrousPyramid):
+            fused.networks = len(modules)
     else:
         raise NotFusableError(f"{path}: {kind.__name__} has no fused form")
     done[id(first)] = fused

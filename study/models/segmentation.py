@@ -86,6 +86,9 @@ def _add_classifier(channels: int, config: TrialConfig, layers: dict[str, nn.Mod
 class AtrousPyramid(nn.Module):
     """Atrous spatial pyramid pooling: concatenates a 1x1 convolution, three dilated ones and the global average."""
 
+    networks = 1
+    """Number of networks whose channels lie side by side (study/models/fused.py)."""
+
     def __init__(self, inputs: int, channels: int, rates: tuple[int, ...], norm_layer: NormLayer | None) -> None:
         super().__init__()
         self.point = Conv2dNormActivation(inputs, channels, 1, norm_layer=norm_layer)
@@ -99,7 +102,10 @@ class AtrousPyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, (2 + rates) * channels, H, W)."""
         point = self.point(x)
-        return torch.cat([point, *(branch(x) for branch in self.atrous), self.pool(x).expand_as(point)], 1)
+        branches = [point, *(branch(x) for branch in self.atrous), self.pool(x).expand_as(point)]
+        if self.networks == 1:
+            return torch.cat(branches, 1)
+        return torch.cat([branch.unflatten(1, (self.networks, -1)) for branch in branches], 2).flatten(1, 2)
 
 
 def _resize_logits(logits: Tensor, images: Tensor) -> Tensor:

@@ -49,11 +49,11 @@ def plan_groups(trials: Sequence[PlannedTrial], study: StudyConfig, *, gpu: bool
 def can_be_fused(config: TrialConfig) -> bool:
     """Whether the trial's networks can be computed as one with others.
 
-    Detectors and segmentation networks have modules without a fused form, dropout draws from one global generator, and
-    float16 scales every loss by itself. Choices that are fixed during training change which parameters are trained.
+    Detectors sample boxes image by image, dropout draws from one global generator, and float16 scales every loss by
+    itself. Choices that are fixed during training change which parameters are trained.
     """
     return (
-        config.task == "classification"
+        config.task in ("classification", "segmentation")
         and not config.dropout
         and config.precision != "float16"
         and not (config.start_rule == "frozen" and config.start_epoch)

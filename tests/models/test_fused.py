@@ -31,16 +31,20 @@ def build(count: int, **settings: Any) -> list[nn.Module]:
     return networks
 
 
-def draw_images(count: int, dtype: torch.dtype = torch.float32) -> dict[int, Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return {number: torch.randn(8, 1, 8, 8, generator=generator, dtype=dtype) for number in range(count)}
+def draw_images(count: int, dtype: torch.dtype = torch.float32, channels: int = 1, size: int = 8) -> dict[int, Tensor]:
+    shape, generator = (8, channels, size, size), torch.Generator().manual_seed(7)
+    return {number: torch.randn(*shape, generator=generator, dtype=dtype) for number in range(count)}
 
 
 def compute(networks: list[nn.Module], images: dict[int, Tensor], fused: FusedNetworks | None) -> list[list[Tensor]]:
     """Outputs, gradients and buffers of the networks that have images."""
     for network in networks:
         network.zero_grad()
-    outputs = fused.forward(images) if fused else {number: networks[number](images[number]) for number in images}
+    found = fused.forward(images) if fused else {number: networks[number](images[number]) for number in images}
+    outputs = {
+        number: torch.stack([each for each in output if each is not None]) if isinstance(output, tuple) else output
+        for number, output in found.items()
+    }
     losses = {number: output.sin().sum() for number, output in outputs.items()}
     if fused:
         fused.backward(losses)
@@ -48,7 +52,11 @@ def compute(networks: list[nn.Module], images: dict[int, Tensor], fused: FusedNe
         torch.autograd.backward(tuple(losses.values()))
     return [
         [outputs[number].detach().clone()]
-        + [parameter.grad.clone() for parameter in networks[number].parameters() if parameter.grad is not None]
+        + [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+            for parameter in networks[number].parameters()
+            if parameter.requires_grad
+        ]
         + [buffer.clone() for buffer in networks[number].buffers()]
         for number in images
     ]
@@ -77,6 +85,29 @@ def test_other_networks(settings: dict[str, Any]) -> None:
     images = draw_images(2, torch.float64)
     alone = compute(copy.deepcopy(networks), images, None)
     for one, other in zip(alone, compute(networks, images, FusedNetworks(networks)), strict=True):
+        for expected, value in zip(one, other, strict=True):
+            assert torch.allclose(value, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"deep_supervision": 0.4, "decoder_norm": "none"},
+        {"head": "deeplabv3", "output_stride": 2, "freeze_stages": 2},
+        {"head": "deeplabv3", "deep_supervision": 0.4, "depth": 14},
+    ],
+)
+def test_segmentation_networks(settings: dict[str, Any], training: bool) -> None:
+    networks = [
+        network.double().train(training) for network in build(3, task="segmentation", dataset="scenes", **settings)
+    ]
+    images = draw_images(3, torch.float64, channels=3, size=16)
+    alone = compute(copy.deepcopy(networks), images, None)
+    assert alone[0][0].shape[0] == (2 if training and "deep_supervision" in settings else 1)
+    for one, other in zip(alone, compute(networks, images, FusedNetworks(networks)), strict=True):
+        assert len(one) == len(other)
         for expected, value in zip(one, other, strict=True):
             assert torch.allclose(value, expected, rtol=1e-9, atol=1e-11)
 

@@ -51,6 +51,9 @@ def test_more_replicates_leave_full_groups_as_they_are() -> None:
         (["precision=float16"], {}),
         (["fixed_gradient_batch=256"], {}),  # a step keeps a core busy
         (["fixed_gradient_batch=256", "run.fuse=8"], {8: 8}),
+        (["task=segmentation", "dataset=scenes"], {}),
+        (["task=segmentation", "dataset=scenes", "run.fuse=8"], {8: 8}),
+        (["task=detection", "dataset=scenes", "fixed_gradient_batch=null", "run.fuse=8"], {}),
         (["factors.learning_rate=[0.1, 0.2]", "run.fuse=16"], {16: 8}),
         (["factors.decay=[cosine, step]", "factors.solver=[sgd, adamw]", "run.fuse=64"], {32: 8}),
     ],

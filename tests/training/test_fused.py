@@ -135,8 +135,15 @@ def test_trials_in_a_group_have_complete_records_near_those_of_trials_alone(tmp_
         assert json.loads(record.environment.read_text())["group"] == {"trials": 3, "place": number}
 
 
-def test_the_numbers_of_a_trial_do_not_depend_on_the_others(tmp_path: Path) -> None:
-    together, alone = group(tmp_path / "together"), group(tmp_path / "alone")
+SCENES = ["task=segmentation", "dataset=scenes", "deep_supervision=0.4", "epochs=1", "train_samples=64"]
+
+
+@pytest.mark.parametrize("overrides", [[], SCENES], ids=["classification", "segmentation"])
+def test_the_numbers_of_a_trial_do_not_depend_on_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    together, alone = group(tmp_path / "together", *overrides), group(tmp_path / "alone", *overrides)
+    monkeypatch.setattr("study.training.fused._compute_each", None)  # so that no pass is of single networks
     run_fused_jobs(together)
     for each in alone:
         run_fused_jobs([each])
