@@ -127,7 +127,11 @@ def write_tables(page: Path) -> None:
     tables |= {"layers": _layers_table(), "choices": _choices_table(), "stages": _stages_table()}
     tables |= {study: _effects_table(study) for study in STUDIES}
     tables |= {f"{study}_scores": _scores_table(study, factors) for study, factors in SCORES.items()}
-    tables |= {"longer_effects": _longer_effects_table(), "longer_choices": _longer_choices_table()}
+    tables |= {
+        "bn_share": _bn_share_table(),
+        "longer_effects": _longer_effects_table(),
+        "longer_choices": _longer_choices_table(),
+    }
 
     def replace(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n{tables[found[1]]}<!-- end -->"
@@ -206,6 +210,19 @@ def _scores_table(study: str, factors: Sequence[str]) -> str:
     for levels, values in means.iterrows():
         names = levels if isinstance(levels, tuple) else (levels,)
         rows += f"| {' | '.join(map(str, names))} | {' | '.join(f'{value:.3f}' for value in values)} |\n"
+    return rows
+
+
+def _bn_share_table() -> str:
+    """The weight of batch statistics in the study batch_axes, by B and G x B."""
+    if (records := _load_records("batch_axes")) is None:
+        return "Not run yet.\n"
+    axes = ["fixed_gradient_batch", "batch_size"]
+    weights = records.switch[records.switch["normalizer"].eq("bn")].merge(records.trials[["key", *axes]], on="key")
+    means = weights.pivot_table("weight", *axes)
+    rows = f"| G x B | {' | '.join(f'B = {level}' for level in means)} |\n|--:|{'--:|' * len(means.columns)}\n"
+    for level, values in means.iterrows():
+        rows += f"| {level} | {' | '.join(f'{value:.2f}' for value in values)} |\n"
     return rows
 
 
