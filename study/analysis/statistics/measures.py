@@ -221,7 +221,7 @@ def _shares(space: ChoiceSpace) -> list[Measure]:
         *(
             Measure(
                 name=f"share_slope{suffix}", label=f"{label} share of {words} per doubling", rule=slope_weights,
-                definition=slope.format(member, words),
+                definition=slope.format(member, words), headline=not suffix,
             )
             for suffix, words in weights.items()
         ),

@@ -48,6 +48,7 @@ def test_a_share_of_b_alone(find: Any) -> None:
     effects, text, records = find(lambda trial: 0.4 * np.log2(trial.config.batch_size), **AXES)
     assert "BN share, B against G x B: it rises with B and not with G x B." in text
     slopes = _of(effects, "share_slope")
+    assert all(effect.measure.headline for effect in slopes.values())  # they answer the question of `batch_axes`
     assert slopes["B at equal G x B"].estimate.above(0.03)
     assert holds(slopes["G x B at equal B"].estimate, 0)
     with_b = _of(effects, "trend_batch")["bn of variances"]
