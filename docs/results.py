@@ -65,6 +65,12 @@ SCORES = {
     "tasks": ("setting",),
 }
 """Factors by which results.md shows the test scores of a study, each at every B."""
+MOVES = {
+    "depth_vs_batch": {"depth": 8, "batch_size": 2, "initialization": "he_normal"},
+    "impacts": {"decay": "cosine", "solver": "sgd"},
+    "tasks": {"setting": "scenes-classification"},
+}
+"""Factors by whose levels results.md shows how far layers moved, and the level whose direction the others' have."""
 LONGER_CELLS = {"depth": [8], "batch_size": [2, 32], "initialization": ["he_normal"]}
 """The cells of depth_vs_batch that the longer runs repeat."""
 PUBLISHED = {
@@ -127,11 +133,8 @@ def write_tables(page: Path) -> None:
     tables |= {"layers": _layers_table(), "choices": _choices_table(), "stages": _stages_table()}
     tables |= {study: _effects_table(study) for study in STUDIES}
     tables |= {f"{study}_scores": _scores_table(study, factors) for study, factors in SCORES.items()}
-    tables |= {
-        "bn_share": _bn_share_table(),
-        "longer_effects": _longer_effects_table(),
-        "longer_choices": _longer_choices_table(),
-    }
+    tables |= {"bn_share": _bn_share_table(), "moves": _moves_table(), "tasks_choices": _tasks_choices_table()}
+    tables |= {"longer_effects": _longer_effects_table(), "longer_choices": _longer_choices_table()}
 
     def replace(found: re.Match[str]) -> str:
         return f"<!-- table: {found[1]} -->\n{tables[found[1]]}<!-- end -->"
@@ -151,7 +154,7 @@ def _claims_table() -> str:
             measure = next((name for name in deciding if _select(answer, name)), "")
             effects = "; ".join(
                 f"{effect['comparison']} {_format(effect)}" for effect in _select(answer, measure)
-                if question != "useful" or _decides(effect["comparison"])
+                if _decides(question, effect["comparison"])
             )  # fmt: skip
         rows += f"| {claim} | {verdict} | {effects} | `{study}` |\n"
     return rows
@@ -262,6 +265,44 @@ def _read_choices() -> Iterator[tuple[int, pd.DataFrame]]:
     yield from records.switch.merge(trials[["key", "batch_size"]], on="key").groupby("batch_size")
 
 
+def _moves_table() -> str:
+    """How far the layers of sn moved from the equal weights with which they began, and in which direction.
+
+    A direction is that of the mean weights of a level in the first block of every stage, minus equal weights.
+    """
+    rows = "| study | factor | level | distance | direction |\n|---|---|---|--:|--:|\n"
+    for study, factors in MOVES.items():
+        if (records := _load_records(study)) is None:
+            continue
+        for factor, reference in factors.items():
+            trials = records.balanced_subset(records.trials[records.trials["norm"].eq("sn")], factor)
+            weights = records.switch.merge(trials[["key", factor]], on="key")
+            weights["moved"] = weights["weight"] - 1 / 3
+            weights["distance"] = weights["moved"].abs() / 2
+            distances = weights.groupby([factor, "key", "layer", "statistic"])["distance"].sum().groupby(factor).mean()
+            first = weights.groupby(["key", "stage", "place"])["layer_index"].transform("min")
+            in_first_block = weights[weights["layer_index"].eq(first)]
+            means = in_first_block.pivot_table("moved", ["stage", "place", "statistic", "normalizer"], factor)
+            directions = means / means.pow(2).sum().pow(0.5)
+            for level in trials[factor].unique():
+                cosine = directions[level] @ directions[reference]
+                rows += f"| `{study}` | {factor} | {level} | {distances[level]:.2f} | {cosine:.2f} |\n"
+    return rows
+
+
+def _tasks_choices_table() -> str:
+    """What backbones and heads of the study tasks chose, by setting and B."""
+    if (records := _load_records("tasks")) is None:
+        return "Not run yet.\n"
+    trials, weights = records.trials[["key", "setting", "batch_size"]], pd.concat([records.switch, records.heads])
+    means = weights.merge(trials, on="key").groupby(["setting", "role", "batch_size", "normalizer"], sort=False)
+    rows = "| setting | layers of | B | in | ln | bn |\n|---|---|--:|--:|--:|--:|\n"
+    for (setting, role, batch_size), values in means["weight"].mean().unstack().iterrows():
+        cells = " | ".join(f"{values[name]:.2f}" for name in ("in", "ln", "bn"))
+        rows += f"| {setting} | {role} | {batch_size} | {cells} |\n"
+    return rows
+
+
 def _longer_effects_table() -> str:
     """What the longer runs say, beside the runs of depth_vs_batch in the same cells."""
     runs = _load_longer_runs()
@@ -327,10 +368,12 @@ def _select(answer: dict[str, Any], measure: str) -> list[dict[str, Any]]:
     return [effect for effect in answer["effects"] if effect["measure"] == measure]
 
 
-def _decides(comparison: str) -> bool:
-    """Whether sn is compared with a norm whose layers do not choose; the rule of the question names them."""
+def _decides(question: str, comparison: str) -> bool:
+    """Whether a comparison decides a question, by the rule that the report states."""
     norm, _, other = comparison.partition(" - ")
-    return norm == "sn" and other not in ("ssn", "sn-tied")
+    if question == "useful":  # sn against norms whose layers do not choose
+        return norm == "sn" and other not in ("ssn", "sn-tied")
+    return question != "tasks" or comparison in ("task", "dataset")
 
 
 def _format_verdict(answer: dict[str, Any]) -> str:
