@@ -14,7 +14,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -67,11 +67,11 @@ SCORES = {
 """Factors by which results.md shows the test scores of a study, each at every B."""
 MOVES = {
     "depth_vs_batch": {"depth": 8, "batch_size": 2, "initialization": "he_normal"},
-    "impacts": {"decay": "cosine", "solver": "sgd"},
+    "impacts": {"depth": 8, "batch_size": 2, "decay": "cosine", "solver": "sgd"},
     "tasks": {"setting": "scenes-classification"},
 }
 """Factors by whose levels results.md shows how far layers moved, and the level whose direction the others' have."""
-LONGER_CELLS = {"depth": [8], "batch_size": [2, 32], "initialization": ["he_normal"]}
+LONGER_CELLS = {"depth": (8,), "batch_size": (2, 32), "initialization": ("he_normal",)}
 """The cells of depth_vs_batch that the longer runs repeat."""
 PUBLISHED = {
     2: (0.30, 0.55, 0.14),
@@ -134,6 +134,12 @@ def write_tables(page: Path) -> None:
     tables |= {study: _effects_table(study) for study in STUDIES}
     tables |= {f"{study}_scores": _scores_table(study, factors) for study, factors in SCORES.items()}
     tables |= {"bn_share": _bn_share_table(), "moves": _moves_table(), "tasks_choices": _tasks_choices_table()}
+    by_depth = ("effect", "seed_distance", "bn_share", "val_accuracy")
+    tables |= {
+        "matching": _matching_table(),
+        "by_depth": _parts_table("depth_vs_batch", "depth", (8, 14, 20), by_depth),
+    }
+    tables["by_batch"] = _parts_table("distinct", "batch_size", (2, 16), ("val_accuracy", "train_loss"), "sn - ")
     tables |= {"longer_effects": _longer_effects_table(), "longer_choices": _longer_choices_table()}
 
     def replace(found: re.Match[str]) -> str:
@@ -303,32 +309,56 @@ def _tasks_choices_table() -> str:
     return rows
 
 
+def _matching_table() -> str:
+    """The displacements of the study depth_vs_batch by what layers of networks of other depths are compared with."""
+    analyses = _read_answers("depth_vs_batch")["impacts"]["robustness"]
+    chosen = {"distance": "Jensen-Shannon", "statistic": "both", "moment": "last epoch"}
+    factors = ("batch_size", "depth", "initialization")
+    rows = f"| layers are matched by | {' | '.join(factors)} |\n|---|{'--:|' * len(factors)}\n"
+    for analysis in analyses:
+        if chosen.items() <= analysis["choices"].items():
+            values = " | ".join(f"{analysis['estimates'][factor]:.3f}" for factor in factors)
+            rows += f"| {analysis['choices']['alignment']} | {values} |\n"
+    return rows
+
+
+def _parts_table(study: str, factor: str, levels: Sequence[Any], measures: Sequence[str], norm: str = "") -> str:
+    """Effects in the part of a study at each level of a factor. norm: shows only comparisons of this norm."""
+    runs = {f"{factor} {level}": _load_records(study, (factor, (level,))) for level in levels}
+    return _compare(runs, measures, norm)
+
+
 def _longer_effects_table() -> str:
     """What the longer runs say, beside the runs of depth_vs_batch in the same cells."""
-    runs = _load_longer_runs()
-    if not runs:
-        return "Not run yet.\n"
-    heads = [f"{steps} steps, n = {records.trials['replicate'].nunique()}" for steps, records in runs.items()]
-    cells: dict[tuple[str, str], list[str]] = {}
-    for records in runs.values():
+    return _compare(_load_longer_runs(), SHOWN)
+
+
+def _compare(runs: Mapping[str, StudyRecords | None], measures: Sequence[str], norm: str = "") -> str:
+    """The effects of several sets of runs, one column each."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for name, records in runs.items():
+        if records is None:
+            return "Not run yet.\n"
         effects = [effect.to_json() for answer in answer_questions(records).values() for effect in answer.effects]
         for effect in effects:
-            if effect["measure"] in SHOWN:
+            if effect["measure"] in measures and effect["comparison"].startswith(norm):
                 row = (records.measures[effect["measure"]].label, effect["comparison"])
-                cells.setdefault(row, []).append(_format(effect))
-    rows = f"| | | {' | '.join(heads)} |\n|---|---|---|---|\n"
-    return rows + "".join(f"| {' | '.join((*row, *values))} |\n" for row, values in cells.items())
+                cells.setdefault(row, {})[name] = _format(effect)
+    rows = f"| | | {' | '.join(runs)} |\n|---|---|{'---|' * len(runs)}\n"
+    for row, values in cells.items():
+        rows += f"| {' | '.join((*row, *(values.get(name, '') for name in runs)))} |\n"
+    return rows
 
 
 def _longer_choices_table() -> str:
     """Accuracies and choices of the longer runs, beside those of depth_vs_batch in the same cells."""
     runs = _load_longer_runs()
-    if not runs:
-        return "Not run yet.\n"
     rows = "| norm | B | steps | training images right | test accuracy | in | ln | bn |\n"
     rows += "|---|--:|--:|--:|--:|--:|--:|--:|\n"
-    for norm, batch_size, steps in product(("sn", "bn"), (2, 32), runs):
-        trials, switch = runs[steps].trials, runs[steps].switch
+    for norm, batch_size, (steps, records) in product(("sn", "bn"), (2, 32), runs.items()):
+        if records is None:
+            return "Not run yet.\n"
+        trials, switch = records.trials, records.switch
         trials = trials[trials["norm"].eq(norm) & trials["batch_size"].eq(batch_size)]
         means = switch[switch["key"].isin(trials["key"])].groupby("normalizer")["weight"].mean()
         chosen = [f"{means[name]:.2f}" if norm == "sn" else "" for name in ("in", "ln", "bn")]
@@ -337,15 +367,15 @@ def _longer_choices_table() -> str:
     return rows
 
 
-def _load_longer_runs() -> dict[str, StudyRecords]:
-    """The longer runs, and those of depth_vs_batch in the same cells, by number of steps; empty if not packed."""
-    shorter, longer = _load_records("depth_vs_batch", cells=True), _load_records(LONGER)
-    return {"1,000": shorter, "10,000": longer} if shorter and longer else {}
+def _load_longer_runs() -> dict[str, StudyRecords | None]:
+    """The longer runs, and those of depth_vs_batch in the same cells, by number of steps and replicates."""
+    shorter = _load_records("depth_vs_batch", *LONGER_CELLS.items())
+    return {"1,000 steps, n = 8": shorter, "10,000 steps, n = 4": _load_records(LONGER)}
 
 
 @cache
-def _load_records(study: str, cells: bool = False) -> StudyRecords | None:
-    """The records of a packed study, or of its cells that the longer runs repeat; None if it is not packed."""
+def _load_records(study: str, *levels: tuple[str, tuple[Any, ...]]) -> StudyRecords | None:
+    """The records of a packed study, or of its part at some levels of its factors; None if it is not packed."""
     archive = PACKED / f"{study}.tar.xz"
     if not archive.exists():
         return None
@@ -353,10 +383,11 @@ def _load_records(study: str, cells: bool = False) -> StudyRecords | None:
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
         unpacked = StudyFolder(Path(folder) / study)
-        if not cells:
+        if not levels:
             return load_study_records(unpacked)
-        records = load_study_records(unpacked, runs={"factors": {**read_study(unpacked).study.factors, **LONGER_CELLS}})
-        return replace(records, plan=None)  # which is that of all cells
+        factors = read_study(unpacked).study.factors | {factor: list(values) for factor, values in levels}
+        part = load_study_records(unpacked, runs={"factors": factors})
+        return replace(part, plan=None)  # the plan is that of the whole study
 
 
 def _read_answers(study: str) -> dict[str, Any]:

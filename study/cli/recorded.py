@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import shlex
 from pathlib import Path
 
@@ -50,8 +51,16 @@ def find_run_folder(options: argparse.Namespace) -> StudyFolder:
         if not is_study_file(options.study) and options.study not in names:
             raise UserError(describe_unknown("study", options.study, names))
         here = f"; in {options.out}: {', '.join(sorted(existing))}" if existing else ""
-        raise UserError(f"{folder.path}: no study has been run here; run it first: --study {options.study}{here}")
+        hint = _find_elsewhere(folder) or f"run it first: --study {options.study}{here}"
+        raise UserError(f"{folder.path}: no study has been run here; {hint}")
     return folder
+
+
+def _find_elsewhere(folder: StudyFolder) -> str:
+    """Where a study of the same name lies: in a folder inside the one that `--out` names, or beside it."""
+    out, pattern = folder.path.parent, f"*/{glob.escape(folder.path.name)}/study.yaml"
+    found = sorted({path.parent.parent for place in (out, out.parent) for path in place.glob(pattern)})
+    return f"there is one in {found[0]}: --out {shlex.quote(str(found[0]))}" if found else ""
 
 
 def find_compared_folders(options: argparse.Namespace, folder: StudyFolder) -> list[StudyFolder]:

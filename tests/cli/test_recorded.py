@@ -83,9 +83,21 @@ def test_status_says_that_trials_on_disk_are_no_longer_planned(mine: Path, comma
 def test_verbs_that_read_results_say_where_there_are_none(verb: str, mine: Path, command: Command) -> None:
     done = command(verb, "--study", str(mine), "--out", "rusn")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    expected = "no such folder" if verb == "status" else "no study has been run here; run it first: --study mine.yaml"
+    expected = "no such folder" if verb == "status" else "no study has been run here; there is one in runs: --out runs"
     assert expected in done.err
     assert not Path("rusn").exists()
+
+
+@pytest.mark.bad_input
+def test_a_folder_above_that_of_the_results_gets_the_flag_that_names_it(mine: Path, command: Command) -> None:
+    Path("runs").rename("other")
+    Path("runs").mkdir()
+    Path("other").rename("runs/other")
+    done = command("report", "--study", str(mine))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.endswith("there is one in runs/other: --out runs/other\n")
+    shutil.rmtree("runs")
+    assert "run it first: --study mine.yaml" in command("report", "--study", str(mine)).err
 
 
 @pytest.mark.bad_input
