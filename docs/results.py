@@ -353,7 +353,7 @@ def _compare(runs: Mapping[str, StudyRecords | None], measures: Sequence[str], n
 def _longer_choices_table() -> str:
     """Accuracies and choices of the longer runs, beside those of depth_vs_batch in the same cells."""
     runs = _load_longer_runs()
-    rows = "| norm | B | steps | training images right | test accuracy | in | ln | bn |\n"
+    rows = "| norm | B | runs | training images right | test accuracy | in | ln | bn |\n"
     rows += "|---|--:|--:|--:|--:|--:|--:|--:|\n"
     for norm, batch_size, (steps, records) in product(("sn", "bn"), (2, 32), runs.items()):
         if records is None:
