@@ -413,8 +413,9 @@ def _format_verdict(answer: dict[str, Any]) -> str:
 
 
 def _format(effect: dict[str, Any]) -> str:
-    """`+0.012 (0.004 to 0.020)`."""
-    value = f"{effect['estimate']:+.3f}"
+    """`+0.012 (0.004 to 0.020)`; only differences and trends have a sign."""
+    signed = build_measures()[effect["measure"]].is_signed
+    value = f"{effect['estimate']:{'+' if signed else ''}.3f}"
     return value if effect["interval"] is None else "{} ({:.3f} to {:.3f})".format(value, *effect["interval"])
 
 

@@ -38,7 +38,7 @@ def test_packing_a_study_keeps_all_that_its_report_needs(tmp_path: Path) -> None
     folder = StudyFolder(tmp_path / "unpacked" / "packed")
     write_report(folder)
     assert (folder.report / "answers.json").read_bytes() == (packed / "packed.json").read_bytes()
-    assert "| displacement of the choice | batch_size | +0.241 (0.226 to 0.256) | 4 |" in results["_effects_table"](
+    assert "| displacement of the choice | batch_size | 0.241 (0.226 to 0.256) | 4 |" in results["_effects_table"](
         "packed"
     )
 
