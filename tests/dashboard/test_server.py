@@ -148,6 +148,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Troubled]:
         wait_for(lambda: trial.attempts()[0] > attempts)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.communicate()
+        wait_for(lambda: not trial.is_locked())  # a thread may hold a killed process for seconds
         study.run("sync")
         killed = copy.deepcopy(study.find_run(trial))
 
