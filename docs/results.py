@@ -70,7 +70,7 @@ MOVES = {
     "impacts": {"depth": 8, "batch_size": 2, "decay": "cosine", "solver": "sgd"},
     "tasks": {"setting": "scenes-classification"},
 }
-"""Factors by whose levels results.md shows how far layers moved, and the level whose direction the others' have."""
+"""Factors by whose levels results.md shows how far layers moved, and the level that directions are compared with."""
 LONGER_CELLS = {"depth": (8,), "batch_size": (2, 32), "initialization": ("he_normal",)}
 """The cells of depth_vs_batch that the longer runs repeat."""
 PUBLISHED = {
@@ -152,24 +152,19 @@ def write_tables(page: Path) -> None:
 def _claims_table() -> str:
     rows = "| claim | here | what decides | study |\n|---|---|---|---|\n"
     for claim, study, question in CLAIMS:
-        answer = _read_answers(study).get(question)
-        verdict, effects = "not run yet", ""
-        if answer:
-            verdict = _format_verdict(answer)
-            deciding = ("val_accuracy",) if question == "useful" else ("effect_difference", "effect")
-            measure = next((name for name in deciding if _select(answer, name)), "")
-            effects = "; ".join(
-                f"{effect['comparison']} {_format(effect)}" for effect in _select(answer, measure)
-                if _decides(question, effect["comparison"])
-            )  # fmt: skip
-        rows += f"| {claim} | {verdict} | {effects} | `{study}` |\n"
+        answer = _read_answers(study)[question]
+        deciding = ("val_accuracy",) if question == "useful" else ("effect_difference", "effect")
+        measure = next(name for name in deciding if _select(answer, name))
+        effects = "; ".join(
+            f"{effect['comparison']} {_format(effect)}" for effect in _select(answer, measure)
+            if _decides(question, effect["comparison"])
+        )  # fmt: skip
+        rows += f"| {claim} | {_format_verdict(answer)} | {effects} | `{study}` |\n"
     return rows
 
 
 def _effects_table(study: str) -> str:
     answers, measures = _read_answers(study), build_measures()
-    if not answers:
-        return "Not run yet.\n"
     rows = "| | | value (95 % interval) | n |\n|---|---|---|--:|\n"
     for answer in answers.values():
         rows += f"| **{answer['title']}** | | **{_format_verdict(answer)}** | |\n"
@@ -184,8 +179,7 @@ def _runs_table() -> str:
     rows = "| study | begun | trials | diverged | failed | hours of one core | version of this program | torch |\n"
     rows += "|---|---|--:|--:|--:|--:|---|---|\n"
     for study in FOLDERS:
-        if (records := _load_records(study)) is None:
-            continue
+        records = _load_records(study)
         trials, run = records.trials, records.provenance
         ended = [(trials["state"] == state).sum() for state in ("diverged", "failed")]
         cells = (
@@ -201,7 +195,7 @@ def _layers_table() -> str:
     factors = ("batch_size", "depth", "initialization")
     rows = f"| layers | {' | '.join(factors)} |\n|---|{'---|' * len(factors)}\n"
     cells: dict[str, dict[str, str]] = {}
-    for effect in _select(_read_answers("depth_vs_batch").get("impacts", {"effects": []}), "effect_layer"):
+    for effect in _select(_read_answers("depth_vs_batch")["impacts"], "effect_layer"):
         factor, _, place = effect["comparison"].partition(", ")
         cells.setdefault(place, {})[factor] = _format(effect)
     for place, by_factor in cells.items():
@@ -211,8 +205,7 @@ def _layers_table() -> str:
 
 def _scores_table(study: str, factors: Sequence[str]) -> str:
     """The mean test score over replicates and all other factors; a run that diverged has none."""
-    if (records := _load_records(study)) is None:
-        return "Not run yet.\n"
+    records = _load_records(study)
     means = records.trials.pivot_table("test_score", list(factors), "batch_size", sort=False)
     rows = f"| {' | '.join(factors)} | {' | '.join(f'B = {level}' for level in means)} |\n"
     rows += f"|{'---|' * len(factors)}{'--:|' * len(means.columns)}\n"
@@ -224,8 +217,7 @@ def _scores_table(study: str, factors: Sequence[str]) -> str:
 
 def _bn_share_table() -> str:
     """The weight of batch statistics in the study batch_axes, by B and G x B."""
-    if (records := _load_records("batch_axes")) is None:
-        return "Not run yet.\n"
+    records = _load_records("batch_axes")
     axes = ["fixed_gradient_batch", "batch_size"]
     weights = records.switch[records.switch["normalizer"].eq("bn")].merge(records.trials[["key", *axes]], on="key")
     means = weights.pivot_table("weight", *axes)
@@ -265,8 +257,7 @@ def _stages_table() -> str:
 
 def _read_choices() -> Iterator[tuple[int, pd.DataFrame]]:
     """The switch weights of the networks sn of the study depth_vs_batch, by B."""
-    if (records := _load_records("depth_vs_batch")) is None:
-        return
+    records = _load_records("depth_vs_batch")
     trials = records.trials[records.trials["norm"].eq("sn")]
     yield from records.switch.merge(trials[["key", "batch_size"]], on="key").groupby("batch_size")
 
@@ -278,8 +269,7 @@ def _moves_table() -> str:
     """
     rows = "| study | factor | level | distance | direction |\n|---|---|---|--:|--:|\n"
     for study, factors in MOVES.items():
-        if (records := _load_records(study)) is None:
-            continue
+        records = _load_records(study)
         for factor, reference in factors.items():
             trials = records.balanced_subset(records.trials[records.trials["norm"].eq("sn")], factor)
             weights = records.switch.merge(trials[["key", factor]], on="key")
@@ -298,8 +288,7 @@ def _moves_table() -> str:
 
 def _tasks_choices_table() -> str:
     """What backbones and heads of the study tasks chose, by setting and B."""
-    if (records := _load_records("tasks")) is None:
-        return "Not run yet.\n"
+    records = _load_records("tasks")
     trials, weights = records.trials[["key", "setting", "batch_size"]], pd.concat([records.switch, records.heads])
     means = weights.merge(trials, on="key").groupby(["setting", "role", "batch_size", "normalizer"], sort=False)
     rows = "| setting | layers of | B | in | ln | bn |\n|---|---|--:|--:|--:|--:|\n"
@@ -333,12 +322,10 @@ def _longer_effects_table() -> str:
     return _compare(_load_longer_runs(), SHOWN)
 
 
-def _compare(runs: Mapping[str, StudyRecords | None], measures: Sequence[str], norm: str = "") -> str:
+def _compare(runs: Mapping[str, StudyRecords], measures: Sequence[str], norm: str = "") -> str:
     """The effects of several sets of runs, one column each."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for name, records in runs.items():
-        if records is None:
-            return "Not run yet.\n"
         effects = [effect.to_json() for answer in answer_questions(records).values() for effect in answer.effects]
         for effect in effects:
             if effect["measure"] in measures and effect["comparison"].startswith(norm):
@@ -356,8 +343,6 @@ def _longer_choices_table() -> str:
     rows = "| norm | B | runs | training images right | test accuracy | in | ln | bn |\n"
     rows += "|---|--:|--:|--:|--:|--:|--:|--:|\n"
     for norm, batch_size, (steps, records) in product(("sn", "bn"), (2, 32), runs.items()):
-        if records is None:
-            return "Not run yet.\n"
         trials, switch = records.trials, records.switch
         trials = trials[trials["norm"].eq(norm) & trials["batch_size"].eq(batch_size)]
         means = switch[switch["key"].isin(trials["key"])].groupby("normalizer")["weight"].mean()
@@ -367,20 +352,17 @@ def _longer_choices_table() -> str:
     return rows
 
 
-def _load_longer_runs() -> dict[str, StudyRecords | None]:
+def _load_longer_runs() -> dict[str, StudyRecords]:
     """The longer runs, and those of depth_vs_batch in the same cells, by number of steps and replicates."""
-    shorter = _load_records("depth_vs_batch", *LONGER_CELLS.items())
-    return {"1,000 steps, n = 8": shorter, "10,000 steps, n = 4": _load_records(LONGER)}
+    runs = {"1,000": _load_records("depth_vs_batch", *LONGER_CELLS.items()), "10,000": _load_records(LONGER)}
+    return {f"{steps} steps, n = {each.trials['replicate'].nunique()}": each for steps, each in runs.items()}
 
 
 @cache
-def _load_records(study: str, *levels: tuple[str, tuple[Any, ...]]) -> StudyRecords | None:
-    """The records of a packed study, or of its part at some levels of its factors; None if it is not packed."""
-    archive = PACKED / f"{study}.tar.xz"
-    if not archive.exists():
-        return None
+def _load_records(study: str, *levels: tuple[str, tuple[Any, ...]]) -> StudyRecords:
+    """The records of a packed study, or of its part at some levels of its factors."""
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(archive) as packed:
+        with tarfile.open(PACKED / f"{study}.tar.xz") as packed:
             packed.extractall(folder, filter="data")
         unpacked = StudyFolder(Path(folder) / study)
         if not levels:
@@ -391,8 +373,8 @@ def _load_records(study: str, *levels: tuple[str, tuple[Any, ...]]) -> StudyReco
 
 
 def _read_answers(study: str) -> dict[str, Any]:
-    file = PACKED / f"{study}.json"
-    return json.loads(file.read_text(encoding="utf-8"))["questions"] if file.exists() else {}
+    questions: dict[str, Any] = json.loads((PACKED / f"{study}.json").read_text(encoding="utf-8"))["questions"]
+    return questions
 
 
 def _select(answer: dict[str, Any], measure: str) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ class FusedNetworks:
         for number, network in enumerate(self.networks):
             if number not in images and network.training != training:
                 network.train(training)
-        self._fused.training = training
+        self._fused.training = training  # the fused network is a copy, and its forward pass may ask for the mode
         nothing = torch.zeros_like(given)
         outputs: Any = self._fused(
             torch.cat([images.get(number, nothing) for number in range(len(self.networks))], dim=1)
